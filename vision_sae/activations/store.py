@@ -1,0 +1,140 @@
+"""Reading an ActivationStore. FORMAT.md beside this file is normative."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.files import MANIFEST, published, read_json, verify_files
+from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+
+FORMAT = "vision_sae.activation_store"
+VERSION = 1
+
+SHARDS = "shards"
+IMAGES = "images.jsonl"
+SKIPPED = "skipped.jsonl"
+EMBEDDING = "embedding.npy"
+THUMBNAILS = "thumbnails.bin"
+THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
+
+
+class ImageRecord(NamedTuple):
+    """One stored image."""
+
+    id: str
+    width: int
+    """Width of the original picture in pixels."""
+    height: int
+    """Height of the original picture in pixels."""
+    caption: str
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
+    """Stored values (float16, or bfloat16 seen as uint16) -> a tensor of that precision."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+class ActivationStore:
+    """Site vectors on disk, with where each came from.
+
+    Opening reads the manifest alone; arrays are memory-mapped when asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = published(path)
+        if not (self.path / MANIFEST).is_file():
+            raise NotFoundError(
+                f"{path} is not a finished ActivationStore; run `vision-sae harvest` (again: it "
+                "resumes)",
+                field="store",
+            )
+        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
+            raise CorruptArtifactError(
+                f"{path} has format {self.manifest.get('format')} version "
+                f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
+                "harvest again"
+            )
+        self.dtype: str = self.manifest["dtype"]
+        self.grid = PatchGrid(**self.manifest["grid"])
+        self.preprocessing = Preprocessing(**self.manifest["preprocessing"])
+        self.shards = [self.path / SHARDS / shard["name"] for shard in self.manifest["shards"]]
+
+    def verify(self) -> None:
+        """Check every file against the manifest; raises `CorruptArtifactError` with its name."""
+        verify_files(self.path, self.manifest["files"])
+
+    @property
+    def sites(self) -> dict[str, int]:
+        """{site: D}"""
+        return {name: site["dim"] for name, site in self.manifest["sites"].items()}
+
+    def site(self, name: str | None) -> str:
+        """``name``, or the only site of the store when ``name`` is None."""
+        if name is None and len(self.sites) == 1:
+            return next(iter(self.sites))
+        if name not in self.sites:
+            raise InvalidInputError(
+                f"the store has no site {name!r}; choose one of {', '.join(self.sites)}",
+                field="site",
+            )
+        return name
+
+    @property
+    def rows(self) -> int:
+        """Number of patches of all images."""
+        return int(self.manifest["images"]) * self.grid.patches
+
+    @cached_property
+    def images(self) -> list[ImageRecord]:
+        """The stored images in row order."""
+        return [
+            ImageRecord(row["id"], row["width"], row["height"], row["caption"])
+            for shard in self.shards
+            for row in read_jsonl(shard / IMAGES)
+        ]
+
+    def geometry(self, image: int) -> Geometry:
+        """How image number ``image`` was resized and cropped."""
+        record = self.images[image]
+        return self.preprocessing.geometry(record.width, record.height)
+
+    def arrays(self, site: str) -> Iterator[Tensor]:
+        """Mapped tensors (images, patches, D) of one site, shard by shard."""
+        for shard in self.shards:
+            yield to_tensor(np.load(shard / f"{site}.npy", mmap_mode="c"), self.dtype)
+
+    def batches(self, site: str, batch_size: int) -> Iterator[Tensor]:
+        """All patches in row order: float32 tensors (<= batch_size, D)."""
+        for array in self.arrays(site):
+            yield from (rows.float() for rows in array.flatten(0, 1).split(batch_size))
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float32]:
+        """Pooled embeddings (images, E)."""
+        parts = [np.load(shard / EMBEDDING) for shard in self.shards]
+        return np.concatenate(parts).astype(np.float32)
+
+    def thumbnails(self) -> Iterator[bytes]:
+        """The JPEG thumbnails of all images in row order."""
+        for shard in self.shards:
+            offsets = np.load(shard / THUMBNAIL_OFFSETS)
+            data = (shard / THUMBNAILS).read_bytes()
+            yield from (data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True))

@@ -1,0 +1,151 @@
+"""ActivationStore + Dictionary -> Bundle, in one encode pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import vision_sae
+from vision_sae.activations.store import ActivationStore
+from vision_sae.bundles import bundle as layout
+from vision_sae.bundles import codes as codes_module
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
+from vision_sae.bundles.exemplars import exemplars
+from vision_sae.bundles.patch_index import build_index, normalised, save_index
+from vision_sae.bundles.statistics import statistics
+from vision_sae.config import BuildConfig
+from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.metrics import MetricsAccumulator
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import MismatchError
+from vision_sae.files import publishing
+
+_BATCH = 4096
+
+
+def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
+    """Refuse, by name, a dictionary that was not trained on this model, site and preprocessing."""
+    ours, theirs = store.manifest["model"], dictionary["model"]
+    for key in ("weights_sha256", "preprocessing", "grid"):
+        if ours[key] != theirs[key]:
+            raise MismatchError(
+                f"the store's model has {key} {ours[key]}, the dictionary was trained on a model "
+                f"with {theirs[key]}; use a store and a dictionary of the same model",
+                field=key,
+            )
+    if dictionary["site"] not in store.sites:
+        raise MismatchError(
+            f"the dictionary belongs to site {dictionary['site']}, the store holds "
+            f"{', '.join(store.sites)}; harvest that site",
+            field="site",
+        )
+
+
+def _encode(
+    store: ActivationStore, site: str, dictionary: Dictionary, *, progress: bool
+) -> tuple[SparseRows, MetricsAccumulator]:
+    """The one pass: codes of every patch, and the metrics."""
+    builder = CodesBuilder()
+    metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
+    with (
+        torch.inference_mode(),
+        tqdm(total=store.rows, desc="encode", unit="patch", disable=not progress) as bar,
+    ):
+        for vectors in store.batches(site, _BATCH):
+            codes = dictionary.encode(vectors)
+            metrics.add(vectors, dictionary.decode(codes), codes)
+            builder.add(codes)
+            bar.update(len(vectors))
+    return builder.by_patch(), metrics
+
+
+def _normalised_batches(
+    store: ActivationStore, site: str, centre: Tensor
+) -> Iterator[NDArray[np.float32]]:
+    for vectors in store.batches(site, _BATCH):
+        yield normalised(vectors.numpy(), centre.numpy())
+
+
+def _write_pictures(store: ActivationStore, staging: Path) -> None:
+    records = [json.dumps(record._asdict(), sort_keys=True) + "\n" for record in store.images]
+    (staging / layout.IMAGES).write_text("".join(records))
+    offsets = [0]
+    with (staging / layout.THUMBNAILS).open("wb") as file:
+        for thumbnail in store.thumbnails():
+            offsets.append(offsets[-1] + file.write(thumbnail))
+    np.save(staging / layout.THUMBNAIL_OFFSETS, np.array(offsets), allow_pickle=False)
+    np.save(staging / layout.EMBEDDINGS, store.embeddings, allow_pickle=False)
+
+
+def build(
+    store: ActivationStore,
+    dictionary_directory: Path,
+    directory: Path,
+    config: BuildConfig,
+    *,
+    progress: bool = True,
+) -> Bundle:
+    """Encode every patch of ``store`` once and publish a `Bundle` at ``directory``.
+
+    Raises `MismatchError` when store and dictionary do not belong together and
+    `RecallTooLowError` when the patch index misses its floor; nothing is published then.
+    """
+    dictionary, trained = load_dictionary(dictionary_directory)
+    check_match(store, trained)
+    site = trained["site"]
+    with publishing(directory) as (staging, manifest):
+        (staging / layout.DICTIONARY).mkdir()
+        described = dictionary.save(staging / layout.DICTIONARY)
+        _write_pictures(store, staging)
+
+        codes, metrics = _encode(store, site, dictionary, progress=progress)
+        postings = by_feature(codes, dictionary.width)
+        codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
+        codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
+
+        stats = statistics(postings)
+        save_file(stats._asdict(), staging / layout.STATISTICS)
+        thresholds = np.array(
+            [
+                np.quantile(values, config.mask_quantile) if len(values) else 0.0
+                for _, values in map(postings.row, range(dictionary.width))
+            ],
+            dtype=np.float32,
+        )
+        chosen = exemplars(
+            postings, store.grid.patches, thresholds, config.exemplars, config.quantile_exemplars
+        )
+        save_file(chosen._asdict(), staging / layout.EXEMPLARS)
+
+        index, report = build_index(
+            _normalised_batches(store, site, dictionary.bias),
+            dictionary.dim,
+            store.rows,
+            floor=config.recall_floor,
+        )
+        save_index(index, staging / layout.PATCH_INDEX)
+        manifest |= {
+            "format": layout.FORMAT,
+            "version": layout.VERSION,
+            "code_version": vision_sae.__version__,
+            "model": store.manifest["model"],
+            "site": site,
+            "dictionary": described,
+            "training": trained["training"],
+            "data_sha256": store.manifest["data_sha256"],
+            "images": len(store.images),
+            "metrics": trained["metrics"] | {"build": metrics.result()._asdict()},
+            "patch_index": report._asdict(),
+            "build": config.model_dump(mode="json"),
+        }
+    return Bundle(directory)

@@ -1,0 +1,184 @@
+"""Reading a Bundle. FORMAT.md beside this file is normative."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from vision_sae.activations.store import ImageRecord, read_jsonl
+from vision_sae.bundles import codes as codes_module
+from vision_sae.bundles.codes import SparseRows
+from vision_sae.bundles.exemplars import Exemplars
+from vision_sae.bundles.patch_index import load_index
+from vision_sae.bundles.statistics import Statistics
+from vision_sae.dictionaries.artifact import read_weights
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import CorruptArtifactError, FeatureNotFoundError, NotFoundError
+from vision_sae.files import MANIFEST, open_staging, publish, published, read_json, verify_files
+from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+
+FORMAT = "vision_sae.bundle"
+VERSION = 1
+
+DICTIONARY = "dictionary"
+IMAGES = "images.jsonl"
+THUMBNAILS = "thumbnails.bin"
+THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
+EMBEDDINGS = "embeddings.npy"
+CODES, CODES_COLUMN = "codes", "indices"
+POSTINGS, POSTINGS_COLUMN = "postings", "patches"
+STATISTICS = "statistics.safetensors"
+EXEMPLARS = "exemplars.safetensors"
+PATCH_INDEX = "patches.faiss"
+DESCRIPTIONS = "descriptions.jsonl"
+
+
+class Exemplar(NamedTuple):
+    """One image in which a feature fires."""
+
+    patch: int
+    """Row of its strongest patch in the whole data set."""
+    image: int
+    """Number of the image."""
+    activation: float
+    mask: NDArray[np.bool_]
+    """Patches of the image above the feature's mask threshold (rows, cols)."""
+
+
+class Bundle:
+    """A published bundle. Opening checks every file against the manifest; arrays are mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = published(path)
+        if not (self.path / MANIFEST).is_file():
+            raise NotFoundError(
+                f"{path} is not a published bundle; run `vision-sae build`", field="bundle"
+            )
+        self.name = path.name
+        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
+            raise CorruptArtifactError(f"{path} is not a {FORMAT} of version {VERSION}")
+        verify_files(self.path, self.manifest["files"])
+        self.site: str = self.manifest["site"]
+        self.grid = PatchGrid(**self.manifest["model"]["grid"])
+        self.preprocessing = Preprocessing(**self.manifest["model"]["preprocessing"])
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        """The dictionary itself."""
+        return read_weights(self.path / DICTIONARY, self.manifest["dictionary"])
+
+    @cached_property
+    def images(self) -> list[ImageRecord]:
+        """The images in row order."""
+        return [
+            ImageRecord(row["id"], row["width"], row["height"], row["caption"])
+            for row in read_jsonl(self.path / IMAGES)
+        ]
+
+    @cached_property
+    def embeddings(self) -> NDArray[np.float32]:
+        """Pooled embeddings (images, E)."""
+        return np.asarray(np.load(self.path / EMBEDDINGS))
+
+    @cached_property
+    def codes(self) -> SparseRows:
+        """patch -> (features, activations)."""
+        return codes_module.load(self.path / CODES, CODES_COLUMN)
+
+    @cached_property
+    def postings(self) -> SparseRows:
+        """feature -> (patches, activations), strongest first."""
+        return codes_module.load(self.path / POSTINGS, POSTINGS_COLUMN)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Statistics of every feature."""
+        return Statistics(**load_file(self.path / STATISTICS))
+
+    @cached_property
+    def _exemplars(self) -> Exemplars:
+        return Exemplars(**load_file(self.path / EXEMPLARS))
+
+    @cached_property
+    def patch_index(self) -> Any:
+        """The mapped FAISS index over centred, unit-norm site vectors."""
+        return load_index(self.path / PATCH_INDEX)
+
+    @cached_property
+    def descriptions(self) -> dict[int, dict[str, Any]]:
+        """{feature: description}; empty before `describe`."""
+        path = self.path / DESCRIPTIONS
+        return {row["feature"]: row for row in read_jsonl(path)} if path.is_file() else {}
+
+    @cached_property
+    def _thumbnail_offsets(self) -> NDArray[np.int64]:
+        return np.asarray(np.load(self.path / THUMBNAIL_OFFSETS))
+
+    @cached_property
+    def _thumbnails(self) -> NDArray[np.uint8]:
+        return np.memmap(self.path / THUMBNAILS, dtype=np.uint8, mode="r")
+
+    def thumbnail(self, image: int) -> bytes:
+        """JPEG thumbnail of an image."""
+        start, stop = self._thumbnail_offsets[image : image + 2]
+        return self._thumbnails[start:stop].tobytes()
+
+    def check_feature(self, feature: int) -> None:
+        """Raise `FeatureNotFoundError` for an index outside the dictionary."""
+        width = self.dictionary.width
+        if not 0 <= feature < width:
+            raise FeatureNotFoundError(
+                f"dictionary {self.name} has features 0 to {width - 1}, not {feature}",
+                field="feature",
+            )
+
+    def geometry(self, image: int) -> Geometry:
+        """How image number ``image`` was resized and cropped."""
+        record = self.images[image]
+        return self.preprocessing.geometry(record.width, record.height)
+
+    def box(self, patch: int) -> tuple[float, float, float, float]:
+        """The box of a patch (row of the data set) in its original picture's pixels."""
+        image, position = divmod(patch, self.grid.patches)
+        x0, y0, x1, y1 = self.grid.boxes(self.geometry(image))[position].tolist()
+        return x0, y0, x1, y1
+
+    def exemplars(self, feature: int) -> tuple[list[Exemplar], list[Exemplar]]:
+        """(strongest, spread over the quantiles), each strongest first."""
+        self.check_feature(feature)
+        stored, top = self._exemplars, int(self.manifest["build"]["exemplars"])
+        bits = np.unpackbits(stored.mask[feature], axis=1, count=self.grid.patches)
+        found = [
+            Exemplar(
+                int(patch),
+                int(patch) // self.grid.patches,
+                float(stored.activation[feature, slot]),
+                bits[slot].reshape(self.grid.rows, self.grid.cols).astype(np.bool_),
+            )
+            for slot, patch in enumerate(stored.patch[feature])
+            if patch >= 0
+        ]
+        return found[:top], found[top:]
+
+
+def add_descriptions(
+    bundle: Bundle, path: Path, rows: list[dict[str, Any]], manifest: dict[str, Any]
+) -> Bundle:
+    """Publish the bundle anew with descriptions; unchanged files are shared by hard links."""
+    staging = open_staging(path)
+    for name in bundle.manifest["files"]:
+        if name != DESCRIPTIONS:
+            (staging / name).parent.mkdir(exist_ok=True)
+            os.link(bundle.path / name, staging / name)
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    (staging / DESCRIPTIONS).write_text(text)
+    publish(path, bundle.manifest | manifest)
+    return Bundle(path)

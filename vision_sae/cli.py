@@ -1,0 +1,170 @@
+"""The command ``vision-sae``: harvest, train, build, describe, serve, demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+import vision_sae
+from vision_sae.errors import VisionSaeError
+
+app = typer.Typer(
+    help="Find, explain and steer what the insides of a vision model mean.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Configuration = Annotated[
+    Path | None, typer.Option("--config", help="YAML file; flags and environment override it.")
+]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors we raise on purpose become one line and exit status 2; others keep their trace."""
+    try:
+        yield
+    except VisionSaeError as error:
+        typer.secho(f"vision-sae: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _command(function: Callable[P, R]) -> Callable[P, R]:
+    """Register a command whose deliberate errors are shown as one line."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _clear_errors():
+            return function(*args, **kwargs)
+
+    return app.command()(run)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Find, explain and steer what the insides of a vision model mean."""
+    if version:
+        typer.echo(vision_sae.__version__)
+        raise typer.Exit
+
+
+@_command
+def harvest(
+    images: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    store: Annotated[Path, typer.Argument(help="Directory of the ActivationStore to make.")],
+    model: Annotated[str | None, typer.Option(help="Model name or path.")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Site to capture; may be repeated.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or bfloat16 on disk.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many pictures.")] = None,
+    config: Configuration = None,
+) -> None:
+    """Run a model over pictures and store the vectors of its sites. Resumes after a stop."""
+    from vision_sae.activations.harvest import harvest as run
+    from vision_sae.activations.store import SKIPPED, read_jsonl
+    from vision_sae.config import load_config
+    from vision_sae.models.registry import load_model
+    from vision_sae.pictures.folder import image_folder
+
+    settings = load_config(
+        config,
+        harvest={
+            "model": model,
+            "sites": tuple(site) if site else None,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "limit": limit,
+        },
+    ).harvest
+    made = run(load_model(settings.model), image_folder(images), store, settings)
+    typer.echo(
+        f"{store}: {made.manifest['images']} images, {made.rows} patches, "
+        f"sites {', '.join(made.sites)}"
+    )
+    skipped = [row for shard in made.shards for row in read_jsonl(shard / SKIPPED)]
+    for row in skipped:
+        typer.secho(f"skipped {row['id']}: {row['error']}", fg="yellow", err=True)
+
+
+@_command
+def train(
+    store: Annotated[Path, typer.Argument(help="ActivationStore to train on.")],
+    dictionary: Annotated[Path, typer.Argument(help="Directory of the dictionary to make.")],
+    heldout: Annotated[
+        Path | None, typer.Option(help="ActivationStore to measure the result on.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
+    expansion: Annotated[int | None, typer.Option(help="Features per dimension.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Active features per patch.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches per step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    config: Configuration = None,
+) -> None:
+    """Train a TopK sparse autoencoder. Resumes after a stop."""
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.config import load_config
+    from vision_sae.dictionaries.pipeline import train_dictionary
+
+    settings = load_config(
+        config,
+        train={
+            "site": site,
+            "expansion": expansion,
+            "k": k,
+            "steps": steps,
+            "batch_size": batch_size,
+            "seed": seed,
+        },
+    ).train
+    evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
+    metrics = train_dictionary(ActivationStore(store), dictionary, settings, evaluation)
+    for name, values in metrics.items():
+        shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
+        typer.echo(f"{name}: {shown}")
+
+
+@_command
+def build(
+    store: Annotated[Path, typer.Argument(help="ActivationStore to encode.")],
+    dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to publish.")],
+    config: Configuration = None,
+) -> None:
+    """Encode every patch and publish a bundle: codes, statistics, exemplars, patch index."""
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.bundles.build import build as run
+    from vision_sae.config import load_config
+
+    made = run(ActivationStore(store), dictionary, bundle, load_config(config).build)
+    index = made.manifest["patch_index"]
+    typer.echo(
+        f"{bundle}: {index['rows']} patches in {index['type']}, "
+        f"recall@10 {index['recall_at_10']:.3f}, "
+        f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
+    )
+
+
+@_command
+def describe(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to describe.")],
+    config: Configuration = None,
+) -> None:
+    """Label every feature of a bundle, or abstain, with the evidence."""
+    from vision_sae.config import load_config
+    from vision_sae.descriptions.describe import describe_bundle
+
+    made = describe_bundle(bundle, load_config(config).describe)
+    summary: dict[str, Any] = made.manifest["describe"]
+    typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")

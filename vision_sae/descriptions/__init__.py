@@ -1,0 +1,1 @@
+"""Natural-language descriptions of features, scored, with their evidence."""

@@ -1,0 +1,1 @@
+"""Dictionaries: what encodes a site vector into sparse feature activations and back."""

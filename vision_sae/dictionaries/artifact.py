@@ -1,0 +1,79 @@
+"""A trained dictionary as a published directory: weights, and a manifest of what it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import vision_sae
+from vision_sae.activations.store import ActivationStore
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.metrics import Metrics
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import CorruptArtifactError, NotFoundError
+from vision_sae.files import MANIFEST, published, publishing, read_json, verify_files
+
+FORMAT = "vision_sae.dictionary"
+VERSION = 1
+
+_ARCHITECTURES: dict[str, type[TopKSae]] = {TopKSae.architecture: TopKSae}
+
+
+def read_weights(directory: Path, config: dict[str, Any]) -> Dictionary:
+    """The dictionary whose weights lie in ``directory``, as ``config`` describes it."""
+    architecture = config["architecture"]
+    if architecture not in _ARCHITECTURES:
+        raise CorruptArtifactError(
+            f"{directory} holds a dictionary of architecture {architecture!r}; this version knows "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+    return _ARCHITECTURES[architecture].load(directory, config)
+
+
+def provenance(store: ActivationStore, site: str, config: TrainConfig) -> dict[str, Any]:
+    """What a dictionary trained on ``store`` belongs to."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "code_version": vision_sae.__version__,
+        "model": store.manifest["model"],
+        "site": site,
+        "data_sha256": store.manifest["data_sha256"],
+        "training": config.model_dump(mode="json"),
+    }
+
+
+def save_dictionary(
+    directory: Path,
+    dictionary: Dictionary,
+    belongs_to: dict[str, Any],
+    metrics: dict[str, Metrics],
+) -> None:
+    """Publish a dictionary with `provenance` and its metrics by data set name."""
+    with publishing(directory) as (staging, manifest):
+        manifest |= belongs_to
+        manifest["dictionary"] = dictionary.save(staging)
+        manifest["metrics"] = {name: m._asdict() for name, m in metrics.items()}
+
+
+def read_dictionary_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a published dictionary; raises when there is none."""
+    place = published(directory)
+    if not (place / MANIFEST).is_file():
+        raise NotFoundError(
+            f"{directory} is not a finished dictionary; run `vision-sae train` (again: it resumes)",
+            field="dictionary",
+        )
+    manifest: dict[str, Any] = read_json(place / MANIFEST)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
+    return manifest
+
+
+def load_dictionary(directory: Path) -> tuple[Dictionary, dict[str, Any]]:
+    """Load a published dictionary and its manifest, after checking every file's hash."""
+    manifest = read_dictionary_manifest(directory)
+    place = published(directory)
+    verify_files(place, manifest["files"])
+    return read_weights(place, manifest["dictionary"]), manifest

@@ -1,0 +1,79 @@
+"""The one catalogue of errors.
+
+Each error says what was wrong, where, and what to do. ``reason`` is the stable, machine-readable
+name that gRPC answers carry as ``google.rpc.ErrorInfo.reason``; ``field`` names the input at fault.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VisionSaeError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidInputError(VisionSaeError, ValueError):
+    """A value given by the caller cannot be used."""
+
+    reason = "INVALID_INPUT"
+
+
+class InvalidImageError(InvalidInputError):
+    """The bytes are not a picture we accept."""
+
+    reason = "INVALID_IMAGE"
+
+
+class ImageTooLargeError(InvalidInputError):
+    """The picture has more bytes or pixels than the limit."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class NotFoundError(VisionSaeError, LookupError):
+    """A named thing does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class FeatureNotFoundError(NotFoundError):
+    """The feature index is outside the dictionary."""
+
+    reason = "FEATURE_NOT_FOUND"
+
+
+class CorruptArtifactError(VisionSaeError):
+    """A file does not have the content its manifest names."""
+
+    reason = "CORRUPT_ARTIFACT"
+
+
+class MismatchError(VisionSaeError):
+    """Two artifacts do not belong together (model, site, preprocessing, dictionary)."""
+
+    reason = "ARTIFACT_MISMATCH"
+
+
+class MissingDependencyError(VisionSaeError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    reason = "MISSING_DEPENDENCY"
+
+
+class OverloadedError(VisionSaeError):
+    """The server has no place left for this request; try again later."""
+
+    reason = "OVERLOADED"
+
+
+class RecallTooLowError(VisionSaeError):
+    """A patch index fell under its recall floor and is not published."""
+
+    reason = "RECALL_TOO_LOW"

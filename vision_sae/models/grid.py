@@ -1,0 +1,145 @@
+"""From patches of the model's input back to pixel boxes of the ORIGINAL picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an original picture was resized and cropped into the model's input.
+
+    A point of the input lies in the original at ``((x + left) / scale_x, (y + top) / scale_y)``.
+    """
+
+    width: int
+    """Width of the original picture in pixels."""
+    height: int
+    """Height of the original picture in pixels."""
+    scale_x: float
+    """Resized width over original width."""
+    scale_y: float
+    """Resized height over original height."""
+    left: int
+    """Columns cut off (negative: padded) at the left of the resized picture."""
+    top: int
+    """Rows cut off (negative: padded) at the top of the resized picture."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop and normalise: the numbers that timm's evaluation transform uses.
+
+    ``crop_mode`` "center" scales the picture to cover ``(height, width) / crop_pct`` and cuts the
+    centre; "squash" resizes both sides independently.
+    """
+
+    height: int
+    width: int
+    crop_pct: float = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_mode: Literal["center", "squash"] = "center"
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) of a picture after resizing and before cropping."""
+        target_h = int(self.height / self.crop_pct)
+        target_w = int(self.width / self.crop_pct)
+        if self.crop_mode == "squash":
+            return target_h, target_w
+        if target_h == target_w:  # torchvision's Resize(int) truncates the longer side
+            if width <= height:
+                return int(target_w * height / width), target_w
+            return target_h, int(target_h * width / height)
+        ratio = min(width / target_w, height / target_h)
+        return round(height / ratio), round(width / ratio)
+
+    def geometry(self, width: int, height: int) -> Geometry:
+        """The geometry of a picture of this size."""
+        resized_h, resized_w = self.resized(width, height)
+        return Geometry(
+            width=width,
+            height=height,
+            scale_x=resized_w / width,
+            scale_y=resized_h / height,
+            left=round((resized_w - self.width) / 2.0),
+            top=round((resized_h - self.height) / 2.0),
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """RGB picture -> normalised float32 tensor (3, height, width)."""
+        size = self.resized(*image.size)
+        mode = v2.InterpolationMode(self.interpolation)
+        resized = tvf.resize(image, list(size), interpolation=mode, antialias=True)
+        cropped = tvf.center_crop(resized, [self.height, self.width])
+        pixels = torch.from_numpy(np.array(cropped, dtype=np.uint8)).permute(2, 0, 1)
+        scaled = pixels.to(torch.float32) / 255
+        return tvf.normalize(scaled, list(self.mean), list(self.std))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as bound into manifests."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Which tokens of a site are patches, and where they lie.
+
+    Tokens come as ``special`` prefix tokens (CLS, registers) followed by ``rows * cols`` patches
+    in row-major order.
+    """
+
+    rows: int
+    cols: int
+    special: int
+    """Number of leading tokens that are not patches (CLS and registers)."""
+    patch_height: int
+    """Height of a patch in pixels of the model's input."""
+    patch_width: int
+    """Width of a patch in pixels of the model's input."""
+
+    @property
+    def patches(self) -> int:
+        """Patches per image, ``rows * cols``."""
+        return self.rows * self.cols
+
+    def boxes(self, geometry: Geometry) -> NDArray[np.float32]:
+        """Boxes[patches, 4] of all patches as (x0, y0, x1, y1), half open, in original pixels.
+
+        Boxes are clipped to the picture: a patch wholly in padding has an empty box.
+        """
+        row, col = np.divmod(np.arange(self.patches), self.cols)
+        x = np.stack([col, col + 1]) * self.patch_width + geometry.left
+        y = np.stack([row, row + 1]) * self.patch_height + geometry.top
+        x0, x1 = np.clip(x / geometry.scale_x, 0, geometry.width)
+        y0, y1 = np.clip(y / geometry.scale_y, 0, geometry.height)
+        return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+
+    def inside(
+        self, box: tuple[float, float, float, float], geometry: Geometry
+    ) -> NDArray[np.bool_]:
+        """Mask[patches] of the patches whose centre lies in ``box`` (original pixels).
+
+        A box too small to hold a centre selects the one patch nearest to its own centre.
+        """
+        boxes = self.boxes(geometry)
+        centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+        x0, y0, x1, y1 = box
+        mask = (centre_x >= x0) & (centre_x < x1) & (centre_y >= y0) & (centre_y < y1)
+        if not mask.any():
+            distance = (centre_x - (x0 + x1) / 2) ** 2 + (centre_y - (y0 + y1) / 2) ** 2
+            mask[np.argmin(distance)] = True
+        return np.asarray(mask, dtype=np.bool_)
+
+    def to_json(self) -> dict[str, int]:
+        """The fields, as bound into manifests."""
+        return asdict(self)

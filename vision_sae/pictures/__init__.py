@@ -1,0 +1,1 @@
+"""Pictures: safe decoding of untrusted bytes, and folders of captioned images."""

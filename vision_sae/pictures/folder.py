@@ -1,0 +1,71 @@
+"""A folder of pictures, with captions from a sidecar where there is one.
+
+The sidecar is ``captions.jsonl`` (objects with ``file`` and ``caption``) or ``captions.csv`` (the
+same two columns) in the folder itself; ``file`` is relative to the folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.pictures.decode import decode_image
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+CAPTIONS_JSONL = "captions.jsonl"
+CAPTIONS_CSV = "captions.csv"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file of a folder."""
+
+    id: str
+    """Path relative to the folder, with forward slashes."""
+    path: Path
+    caption: str = ""
+
+    def load(self) -> Image.Image:
+        """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``."""
+        return decode_image(self.path.read_bytes())
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
+    try:
+        if jsonl.is_file():
+            lines = [json.loads(line) for line in jsonl.read_text().splitlines() if line.strip()]
+            return {line["file"]: line["caption"] for line in lines}
+        if table.is_file():
+            with table.open(newline="") as file:
+                return {row["file"]: row["caption"] for row in csv.DictReader(file)}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InvalidInputError(
+            f"the captions beside {folder} cannot be read ({error!r}); every line needs "
+            "`file` and `caption`",
+            field="images",
+        ) from error
+    return {}
+
+
+def image_folder(folder: Path) -> list[Picture]:
+    """Every picture below ``folder``, sorted by id. Files are not opened yet.
+
+    Raises `NotFoundError` when there is none.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder} is not a directory; give a folder of pictures",
+                            field="images")
+    captions = _captions(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file", field="images")
+    ids = [path.relative_to(folder).as_posix() for path in files]
+    return [
+        Picture(id, path, captions.get(id, "")) for id, path in zip(ids, files, strict=True)
+    ]
