@@ -73,7 +73,7 @@ def _decode(picture: Picture, model: Model, side: int) -> _Decoded | _Refused:
         image = picture.load()
     except (InvalidInputError, OSError) as error:
         return _Refused(picture.id, str(error))
-    record = ImageRecord(picture.id, image.width, image.height, picture.caption)
+    record = ImageRecord(picture.id, image.width, image.height, picture.caption, picture.tags)
     return _Decoded(record, model.preprocess(image), _thumbnail(image, side))
 
 
@@ -92,7 +92,7 @@ def _plan(model: Model, pictures: Sequence[Picture], config: HarvestConfig) -> d
             content = hashlib.sha256(picture.path.read_bytes()).hexdigest()
         except OSError:
             content = "unreadable"
-        digest.update(json.dumps([picture.id, picture.caption, content]).encode())
+        digest.update(json.dumps([picture.id, picture.caption, picture.tags, content]).encode())
     sites = {name: asdict(model.sites[name]) for name in config.sites if name in model.sites}
     with model.capture(config.sites):
         pass  # refuses unknown sites before any work is done

@@ -37,11 +37,18 @@ class ImageRecord(NamedTuple):
     height: int
     """Height of the original picture in pixels."""
     caption: str
+    tags: tuple[str, ...]
+    """Further words that go with the picture."""
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All objects of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_images(path: Path) -> list[ImageRecord]:
+    """The image records of one ``images.jsonl``."""
+    return [ImageRecord(**(row | {"tags": tuple(row["tags"])})) for row in read_jsonl(path)]
 
 
 def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
@@ -105,11 +112,7 @@ class ActivationStore:
     @cached_property
     def images(self) -> list[ImageRecord]:
         """The stored images in row order."""
-        return [
-            ImageRecord(row["id"], row["width"], row["height"], row["caption"])
-            for shard in self.shards
-            for row in read_jsonl(shard / IMAGES)
-        ]
+        return [record for shard in self.shards for record in read_images(shard / IMAGES)]
 
     def geometry(self, image: int) -> Geometry:
         """How image number ``image`` was resized and cropped."""

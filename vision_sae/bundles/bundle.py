@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from vision_sae.activations.store import ImageRecord, read_jsonl
+from vision_sae.activations.store import ImageRecord, read_images, read_jsonl
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
@@ -78,10 +78,7 @@ class Bundle:
     @cached_property
     def images(self) -> list[ImageRecord]:
         """The images in row order."""
-        return [
-            ImageRecord(row["id"], row["width"], row["height"], row["caption"])
-            for row in read_jsonl(self.path / IMAGES)
-        ]
+        return read_images(self.path / IMAGES)
 
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:

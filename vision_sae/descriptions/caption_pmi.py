@@ -4,12 +4,14 @@ For a feature, the exemplar images are compared with all images. A word that n_e
 captions and n of all N captions hold has the pointwise mutual information
 ``log((n_e + a) / (E + 2 a)) - log((n + a) / (N + 2 a))`` (additive smoothing a), and the one-sided
 Fisher exact p-value of drawing that many by chance, corrected over all words by Benjamini and
-Hochberg. Words that stay significant make the label; without any the describer abstains.
+Hochberg. Words of fewer than `_FEWEST_CAPTIONS` captions are not tried: they could never be
+significant and would only weaken the others. Words that stay significant make the label; without any the describer abstains.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -29,6 +31,8 @@ _FUNCTION_WORDS = frozenset(
 _SMOOTHING = 0.5
 _FEWEST_IMAGES = 5
 """Exemplar images below which no label is tried."""
+_FEWEST_CAPTIONS = 4
+"""Captions that must hold a word before it is tried."""
 
 
 def words(caption: str) -> frozenset[str]:
@@ -40,11 +44,12 @@ def words(caption: str) -> frozenset[str]:
 def _vocabulary(captions: tuple[str, ...]) -> tuple[list[str], NDArray[np.bool_]]:
     """(words, which image holds which word (N, V))"""
     per_image = [words(caption) for caption in captions]
-    vocabulary = sorted(frozenset().union(*per_image))
+    occurrences = Counter(word for found in per_image for word in found)
+    vocabulary = sorted(w for w, count in occurrences.items() if count >= _FEWEST_CAPTIONS)
     column = {word: i for i, word in enumerate(vocabulary)}
     present = np.zeros((len(captions), len(vocabulary)), dtype=np.bool_)
     for row, found in enumerate(per_image):
-        present[row, [column[word] for word in found]] = True
+        present[row, [column[word] for word in found if word in column]] = True
     return vocabulary, present
 
 
@@ -59,7 +64,7 @@ class CaptionPmi:
 
     def describe(self, bundle: Bundle, features: Iterable[int]) -> Iterator[Description]:
         """Descriptions of ``features`` in order."""
-        captions = tuple(record.caption for record in bundle.images)
+        captions = tuple(" ".join((r.caption, *r.tags)) for r in bundle.images)
         vocabulary, present = _vocabulary(captions)
         everywhere = present.sum(axis=0)
         for feature in features:

@@ -1,7 +1,8 @@
 """A folder of pictures, with captions from a sidecar where there is one.
 
-The sidecar is ``captions.jsonl`` (objects with ``file`` and ``caption``) or ``captions.csv`` (the
-same two columns) in the folder itself; ``file`` is relative to the folder.
+The sidecar is ``captions.jsonl`` (objects with ``file``, ``caption`` and optionally a list of
+``tags``) or ``captions.csv`` (columns ``file`` and ``caption``) in the folder itself; ``file`` is
+relative to the folder.
 """
 
 from __future__ import annotations
@@ -29,21 +30,26 @@ class Picture:
     """Path relative to the folder, with forward slashes."""
     path: Path
     caption: str = ""
+    tags: tuple[str, ...] = ()
+    """Further words that go with the picture, for example its category."""
 
     def load(self) -> Image.Image:
         """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``."""
         return decode_image(self.path.read_bytes())
 
 
-def _captions(folder: Path) -> dict[str, str]:
+def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{file: (caption, tags)}"""
     jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
     try:
         if jsonl.is_file():
             lines = [json.loads(line) for line in jsonl.read_text().splitlines() if line.strip()]
-            return {line["file"]: line["caption"] for line in lines}
+            return {
+                line["file"]: (line["caption"], tuple(line.get("tags", ()))) for line in lines
+            }
         if table.is_file():
             with table.open(newline="") as file:
-                return {row["file"]: row["caption"] for row in csv.DictReader(file)}
+                return {row["file"]: (row["caption"], ()) for row in csv.DictReader(file)}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InvalidInputError(
             f"the captions beside {folder} cannot be read ({error!r}); every line needs "
@@ -67,5 +73,5 @@ def image_folder(folder: Path) -> list[Picture]:
         raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file", field="images")
     ids = [path.relative_to(folder).as_posix() for path in files]
     return [
-        Picture(id, path, captions.get(id, "")) for id, path in zip(ids, files, strict=True)
+        Picture(id, path, *captions.get(id, ("", ()))) for id, path in zip(ids, files, strict=True)
     ]

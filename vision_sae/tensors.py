@@ -1,0 +1,66 @@
+"""NumPy arrays <-> ``vision_sae.v1.Tensor``: little-endian bytes in C order. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_sae.errors import InvalidInputError
+from vision_sae.v1 import tensor_pb2
+
+_DTYPES = {
+    tensor_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.D_TYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.D_TYPE_FLOAT64: np.dtype("<f8"),
+    tensor_pb2.D_TYPE_UINT8: np.dtype("u1"),
+    tensor_pb2.D_TYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.D_TYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.D_TYPE_BOOL: np.dtype("?"),
+}
+_ENUMS = {dtype: enum for enum, dtype in _DTYPES.items()}
+
+
+def to_proto(
+    array: NDArray[Any], *, scale: float | None = None, offset: float | None = None
+) -> tensor_pb2.Tensor:
+    """Pack an array of any shape; raises `InvalidInputError` for a dtype the contract lacks."""
+    little = np.asarray(array)
+    little = little.astype(little.dtype.newbyteorder("<"), copy=False)
+    if little.dtype not in _ENUMS:
+        raise InvalidInputError(f"a Tensor cannot hold dtype {array.dtype}", field="tensor")
+    return tensor_pb2.Tensor(
+        dtype=_ENUMS[little.dtype],
+        shape=little.shape,
+        data=little.tobytes(),
+        scale=scale,
+        offset=offset,
+    )
+
+
+def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
+    """Unpack a tensor; quantised ones (with ``scale`` or ``offset``) come back as float32.
+
+    Raises `InvalidInputError` when the bytes do not fit dtype and shape.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise InvalidInputError(
+            f"a Tensor of dtype {tensor_pb2.DType.Name(tensor.dtype)} cannot be read; send "
+            "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
+            field="tensor.dtype",
+        )
+    dtype = _DTYPES[tensor.dtype]
+    expected = math.prod(tensor.shape) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise InvalidInputError(
+            f"a Tensor of shape {list(tensor.shape)} and {dtype} has {expected} bytes, "
+            f"not {len(tensor.data)}",
+            field="tensor.data",
+        )
+    array = np.frombuffer(tensor.data, dtype=dtype).reshape(tuple(tensor.shape))
+    if tensor.HasField("scale") or tensor.HasField("offset"):
+        scale = tensor.scale if tensor.HasField("scale") else 1.0
+        return array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset)
+    return array
