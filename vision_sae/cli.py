@@ -168,3 +168,23 @@ def describe(
     made = describe_bundle(bundle, load_config(config).describe)
     summary: dict[str, Any] = made.manifest["describe"]
     typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")
+
+
+@_command
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
+    host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 chooses one.")] = None,
+    allow_insecure_bind: Annotated[
+        bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
+    ] = False,
+    config: Configuration = None,
+) -> None:
+    """Serve bundles over gRPC until SIGTERM or Ctrl-C."""
+    import asyncio
+
+    from vision_sae.config import load_config
+    from vision_sae_server.app import run
+
+    settings = load_config(config, serve={"host": host, "port": port}).serve
+    asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))

@@ -67,6 +67,12 @@ class MissingDependencyError(VisionSaeError, ImportError):
     reason = "MISSING_DEPENDENCY"
 
 
+class NotServedError(VisionSaeError):
+    """The contract has this, this version of the server does not do it yet."""
+
+    reason = "NOT_SERVED"
+
+
 class OverloadedError(VisionSaeError):
     """The server has no place left for this request; try again later."""
 

@@ -31,6 +31,8 @@ from vision_sae.errors import MismatchError
 from vision_sae.files import publishing
 
 _BATCH = 4096
+_UNUSUAL = 0.01
+"""Pictures explained worse than this share of the data set are called unusual."""
 
 
 def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
@@ -52,9 +54,10 @@ def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
 
 
 def _encode(
-    store: ActivationStore, site: str, dictionary: Dictionary, *, progress: bool
-) -> tuple[SparseRows, MetricsAccumulator]:
-    """The one pass: codes of every patch, and the metrics."""
+    store: ActivationStore, site: str, dictionary: Dictionary, mean: Tensor, *, progress: bool
+) -> tuple[SparseRows, MetricsAccumulator, NDArray[np.float64]]:
+    """The one pass: codes of every patch, the metrics, and each image's explained variance."""
+    errors, variances = [], []
     builder = CodesBuilder()
     metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
     with (
@@ -63,10 +66,25 @@ def _encode(
     ):
         for vectors in store.batches(site, _BATCH):
             codes = dictionary.encode(vectors)
-            metrics.add(vectors, dictionary.decode(codes), codes)
+            x_hat = dictionary.decode(codes)
+            metrics.add(vectors, x_hat, codes)
+            errors.append((vectors - x_hat).double().square().sum(1))
+            variances.append((vectors - mean).double().square().sum(1))
             builder.add(codes)
             bar.update(len(vectors))
-    return builder.by_patch(), metrics
+    per_image = [
+        torch.cat(rows).reshape(-1, store.grid.patches).sum(1) for rows in (errors, variances)
+    ]
+    explained = 1 - per_image[0] / per_image[1].clamp_min(1e-12)
+    return builder.by_patch(), metrics, explained.numpy()
+
+
+def _site_mean(store: ActivationStore, site: str) -> Tensor:
+    """Mean site vector of the whole store (D)."""
+    total = torch.zeros(store.sites[site], dtype=torch.float64)
+    for vectors in store.batches(site, _BATCH):
+        total += vectors.sum(0, dtype=torch.float64)
+    return (total / store.rows).float()
 
 
 def _normalised_batches(
@@ -108,7 +126,9 @@ def build(
         described = dictionary.save(staging / layout.DICTIONARY)
         _write_pictures(store, staging)
 
-        codes, metrics = _encode(store, site, dictionary, progress=progress)
+        mean = _site_mean(store, site)
+        np.save(staging / layout.SITE_MEAN, mean.numpy(), allow_pickle=False)
+        codes, metrics, explained = _encode(store, site, dictionary, mean, progress=progress)
         postings = by_feature(codes, dictionary.width)
         codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
         codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
@@ -128,7 +148,7 @@ def build(
         save_file(chosen._asdict(), staging / layout.EXEMPLARS)
 
         index, report = build_index(
-            _normalised_batches(store, site, dictionary.bias),
+            _normalised_batches(store, site, mean),
             dictionary.dim,
             store.rows,
             floor=config.recall_floor,
@@ -145,6 +165,7 @@ def build(
             "data_sha256": store.manifest["data_sha256"],
             "images": len(store.images),
             "metrics": trained["metrics"] | {"build": metrics.result()._asdict()},
+            "usual_explained_variance": float(np.quantile(explained, _UNUSUAL)),
             "patch_index": report._asdict(),
             "build": config.model_dump(mode="json"),
         }

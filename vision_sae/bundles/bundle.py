@@ -21,7 +21,15 @@ from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.artifact import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import CorruptArtifactError, FeatureNotFoundError, NotFoundError
-from vision_sae.files import MANIFEST, open_staging, publish, published, read_json, verify_files
+from vision_sae.files import (
+    MANIFEST,
+    open_staging,
+    publish,
+    published,
+    read_json,
+    sha256_file,
+    verify_files,
+)
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 
 FORMAT = "vision_sae.bundle"
@@ -32,6 +40,7 @@ IMAGES = "images.jsonl"
 THUMBNAILS = "thumbnails.bin"
 THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 EMBEDDINGS = "embeddings.npy"
+SITE_MEAN = "site_mean.npy"
 CODES, CODES_COLUMN = "codes", "indices"
 POSTINGS, POSTINGS_COLUMN = "postings", "patches"
 STATISTICS = "statistics.safetensors"
@@ -86,6 +95,11 @@ class Bundle:
         return np.asarray(np.load(self.path / EMBEDDINGS))
 
     @cached_property
+    def site_mean(self) -> NDArray[np.float32]:
+        """Mean site vector of the data set (D)."""
+        return np.asarray(np.load(self.path / SITE_MEAN))
+
+    @cached_property
     def codes(self) -> SparseRows:
         """patch -> (features, activations)."""
         return codes_module.load(self.path / CODES, CODES_COLUMN)
@@ -99,6 +113,21 @@ class Bundle:
     def statistics(self) -> Statistics:
         """Statistics of every feature."""
         return Statistics(**load_file(self.path / STATISTICS))
+
+    @cached_property
+    def image_counts(self) -> NDArray[np.int64]:
+        """Images in which each feature fires (F)."""
+        postings = self.postings
+        feature = np.repeat(np.arange(len(postings.indptr) - 1), np.diff(postings.indptr))
+        pairs = feature * len(self.images) + postings.indices // self.grid.patches
+        return np.bincount(
+            np.unique(pairs) // len(self.images), minlength=len(postings.indptr) - 1
+        )
+
+    @cached_property
+    def manifest_sha256(self) -> str:
+        """Hex SHA-256 of the manifest's bytes: the identity of the whole bundle."""
+        return sha256_file(self.path / MANIFEST)
 
     @cached_property
     def _exemplars(self) -> Exemplars:

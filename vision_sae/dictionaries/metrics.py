@@ -17,6 +17,12 @@ DENSE_RATE = 0.1
 """A feature that fires on more than this share of patches is dense."""
 
 
+def explained_variance(vectors: Tensor, reconstructions: Tensor, mean: Tensor) -> float:
+    """``1 - sum |x - x_hat|^2 / sum |x - mean|^2`` for (N, D) rows and a given mean (D)."""
+    error = (vectors - reconstructions).double().square().sum()
+    return float(1 - error / (vectors - mean).double().square().sum().clamp_min(1e-12))
+
+
 class Metrics(NamedTuple):
     """How well a dictionary reconstructs, and how sparsely."""
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vision_sae.v1 import exemplar_pb2 as vision__sae_dot_v1_dot_exemplar__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvision_sae/v1/description.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cvision_sae/v1/exemplar.proto\"\xe1\x01\n\x05Score\x12*\n\x06metric\x18\x01 \x01(\x0e\x32\x1a.vision_sae.v1.ScoreMetric\x12\r\n\x05value\x18\x02 \x01(\x02\x12\x12\n\x05lower\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\x05\x12\x14\n\x07\x63ontrol\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x30\n\tnegatives\x18\x07 \x01(\x0e\x32\x1d.vision_sae.v1.ScoreNegativesB\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_control\"\xbf\x04\n\x0b\x44\x65scription\x12m\n\x04name\x18\x01 \x01(\tB_\xbaH\\rZ2X^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})/description$\x12\x1b\n\x04text\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03H\x00\x88\x01\x01\x12\x11\n\tabstained\x18\x03 \x01(\x08\x12#\n\x11\x61\x62stention_reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x30\n\x06origin\x18\x05 \x01(\x0e\x32 .vision_sae.v1.DescriptionOrigin\x12\x11\n\tdescriber\x18\x06 \x01(\t\x12\x19\n\x11\x64\x65scriber_version\x18\x07 \x01(\t\x12$\n\x06scores\x18\x08 \x03(\x0b\x32\x14.vision_sae.v1.Score\x12)\n\x08\x65vidence\x18\t \x03(\x0b\x32\x17.vision_sae.v1.Exemplar\x12\x0e\n\x06\x61uthor\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x04\x65tag\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x07history\x18\r \x03(\x0b\x32\x1a.vision_sae.v1.Description\x12,\n\ncandidates\x18\x0e \x03(\x0b\x32\x18.vision_sae.v1.CandidateB\x07\n\x05_text\"(\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02*\xd1\x02\n\x0bScoreMetric\x12\x1c\n\x18SCORE_METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10SCORE_METRIC_PMI\x10\x01\x12\x1e\n\x1aSCORE_METRIC_DETECTION_AUC\x10\x02\x12,\n(SCORE_METRIC_DETECTION_BALANCED_ACCURACY\x10\x03\x12\x1c\n\x18SCORE_METRIC_FUZZING_AUC\x10\x04\x12#\n\x1fSCORE_METRIC_SIMULATION_PEARSON\x10\x05\x12\"\n\x1eSCORE_METRIC_INTRUDER_ACCURACY\x10\x06\x12\x19\n\x15SCORE_METRIC_COSY_AUC\x10\x07\x12%\n!SCORE_METRIC_COSY_MEAN_DIFFERENCE\x10\x08\x12\x17\n\x13SCORE_METRIC_CAUSAL\x10\t*g\n\x0eScoreNegatives\x12\x1f\n\x1bSCORE_NEGATIVES_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCORE_NEGATIVES_RANDOM\x10\x01\x12\x18\n\x14SCORE_NEGATIVES_HARD\x10\x02*\x99\x01\n\x11\x44\x65scriptionOrigin\x12\"\n\x1e\x44\x45SCRIPTION_ORIGIN_UNSPECIFIED\x10\x00\x12 \n\x1c\x44\x45SCRIPTION_ORIGIN_DESCRIBER\x10\x01\x12\x1d\n\x19\x44\x45SCRIPTION_ORIGIN_PERSON\x10\x02\x12\x1f\n\x1b\x44\x45SCRIPTION_ORIGIN_IMPORTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvision_sae/v1/description.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cvision_sae/v1/exemplar.proto\"\xe1\x01\n\x05Score\x12*\n\x06metric\x18\x01 \x01(\x0e\x32\x1a.vision_sae.v1.ScoreMetric\x12\r\n\x05value\x18\x02 \x01(\x02\x12\x12\n\x05lower\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\x05\x12\x14\n\x07\x63ontrol\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x30\n\tnegatives\x18\x07 \x01(\x0e\x32\x1d.vision_sae.v1.ScoreNegativesB\x08\n\x06_lowerB\x08\n\x06_upperB\n\n\x08_control\"\xb5\x05\n\x0b\x44\x65scription\x12\xe2\x01\n\x04name\x18\x01 \x01(\tB\xd3\x01\xbaH\xcf\x01\xba\x01\xcb\x01\n\x10\x64\x65scription.name\x12Ma description is named dictionaries/{dictionary}/features/{index}/description\x1ahthis.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})/description$\')\x12\x1b\n\x04text\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03H\x00\x88\x01\x01\x12\x11\n\tabstained\x18\x03 \x01(\x08\x12#\n\x11\x61\x62stention_reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x30\n\x06origin\x18\x05 \x01(\x0e\x32 .vision_sae.v1.DescriptionOrigin\x12\x11\n\tdescriber\x18\x06 \x01(\t\x12\x19\n\x11\x64\x65scriber_version\x18\x07 \x01(\t\x12$\n\x06scores\x18\x08 \x03(\x0b\x32\x14.vision_sae.v1.Score\x12)\n\x08\x65vidence\x18\t \x03(\x0b\x32\x17.vision_sae.v1.Exemplar\x12\x0e\n\x06\x61uthor\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x04\x65tag\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x07history\x18\r \x03(\x0b\x32\x1a.vision_sae.v1.Description\x12,\n\ncandidates\x18\x0e \x03(\x0b\x32\x18.vision_sae.v1.CandidateB\x07\n\x05_text\"(\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02*\xd1\x02\n\x0bScoreMetric\x12\x1c\n\x18SCORE_METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10SCORE_METRIC_PMI\x10\x01\x12\x1e\n\x1aSCORE_METRIC_DETECTION_AUC\x10\x02\x12,\n(SCORE_METRIC_DETECTION_BALANCED_ACCURACY\x10\x03\x12\x1c\n\x18SCORE_METRIC_FUZZING_AUC\x10\x04\x12#\n\x1fSCORE_METRIC_SIMULATION_PEARSON\x10\x05\x12\"\n\x1eSCORE_METRIC_INTRUDER_ACCURACY\x10\x06\x12\x19\n\x15SCORE_METRIC_COSY_AUC\x10\x07\x12%\n!SCORE_METRIC_COSY_MEAN_DIFFERENCE\x10\x08\x12\x17\n\x13SCORE_METRIC_CAUSAL\x10\t*g\n\x0eScoreNegatives\x12\x1f\n\x1bSCORE_NEGATIVES_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCORE_NEGATIVES_RANDOM\x10\x01\x12\x18\n\x14SCORE_NEGATIVES_HARD\x10\x02*\x99\x01\n\x11\x44\x65scriptionOrigin\x12\"\n\x1e\x44\x45SCRIPTION_ORIGIN_UNSPECIFIED\x10\x00\x12 \n\x1c\x44\x45SCRIPTION_ORIGIN_DESCRIBER\x10\x01\x12\x1d\n\x19\x44\x45SCRIPTION_ORIGIN_PERSON\x10\x02\x12\x1f\n\x1b\x44\x45SCRIPTION_ORIGIN_IMPORTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vision_sae.v1.description_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIPTION'].fields_by_name['name']._loaded_options = None
-  _globals['_DESCRIPTION'].fields_by_name['name']._serialized_options = b'\272H\\rZ2X^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})/description$'
+  _globals['_DESCRIPTION'].fields_by_name['name']._serialized_options = b'\272H\317\001\272\001\313\001\n\020description.name\022Ma description is named dictionaries/{dictionary}/features/{index}/description\032hthis.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})/description$\')'
   _globals['_DESCRIPTION'].fields_by_name['text']._loaded_options = None
   _globals['_DESCRIPTION'].fields_by_name['text']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_DESCRIPTION'].fields_by_name['abstention_reason']._loaded_options = None
   _globals['_DESCRIPTION'].fields_by_name['abstention_reason']._serialized_options = b'\272H\005r\003\030\364\003'
   _globals['_DESCRIPTION'].fields_by_name['etag']._loaded_options = None
   _globals['_DESCRIPTION'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_SCOREMETRIC']._serialized_start=991
-  _globals['_SCOREMETRIC']._serialized_end=1328
-  _globals['_SCORENEGATIVES']._serialized_start=1330
-  _globals['_SCORENEGATIVES']._serialized_end=1433
-  _globals['_DESCRIPTIONORIGIN']._serialized_start=1436
-  _globals['_DESCRIPTIONORIGIN']._serialized_end=1589
+  _globals['_SCOREMETRIC']._serialized_start=1109
+  _globals['_SCOREMETRIC']._serialized_end=1446
+  _globals['_SCORENEGATIVES']._serialized_start=1448
+  _globals['_SCORENEGATIVES']._serialized_end=1551
+  _globals['_DESCRIPTIONORIGIN']._serialized_start=1554
+  _globals['_DESCRIPTIONORIGIN']._serialized_end=1707
   _globals['_SCORE']._serialized_start=143
   _globals['_SCORE']._serialized_end=368
   _globals['_DESCRIPTION']._serialized_start=371
-  _globals['_DESCRIPTION']._serialized_end=946
-  _globals['_CANDIDATE']._serialized_start=948
-  _globals['_CANDIDATE']._serialized_end=988
+  _globals['_DESCRIPTION']._serialized_end=1064
+  _globals['_CANDIDATE']._serialized_start=1066
+  _globals['_CANDIDATE']._serialized_end=1106
 # @@protoc_insertion_point(module_scope)

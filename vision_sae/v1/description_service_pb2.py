@@ -29,7 +29,7 @@ from vision_sae.v1 import exemplar_pb2 as vision__sae_dot_v1_dot_exemplar__pb2
 from vision_sae.v1 import feature_pb2 as vision__sae_dot_v1_dot_feature__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'vision_sae/v1/description_service.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fvision_sae/v1/description.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/feature.proto\"\x91\x03\n\x16\x44\x65scribeFeatureRequest\x12\x64\n\x07\x66\x65\x61ture\x18\x01 \x01(\tBS\xbaHPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\x12\x38\n\tdescriber\x18\x02 \x01(\tB%\xbaH\"r\x1d\x32\x1b^[a-z0-9][a-z0-9._-]{0,63}$\xd8\x01\x01\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12@\n\x07metrics\x18\x04 \x03(\x0e\x32\x1a.vision_sae.v1.ScoreMetricB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x04view\x18\x05 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x06 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\x12\x1f\n\nrequest_id\x18\x07 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"^\n\x17\x44\x65scribeFeatureResponse\x12/\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.Description\x12\x12\n\nfrom_store\x18\x02 \x01(\x08\"\xd4\x02\n\x17ScoreDescriptionRequest\x12\x64\n\x07\x66\x65\x61ture\x18\x01 \x01(\tBS\xbaHPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\x12\x18\n\x04text\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12@\n\x07metrics\x18\x03 \x03(\x0e\x32\x1a.vision_sae.v1.ScoreMetricB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\tnegatives\x18\x04 \x03(\x0e\x32\x1d.vision_sae.v1.ScoreNegativesB\x13\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\"\n\x0bsample_size\x18\x05 \x01(\x05\x42\r\xbaH\n\x1a\x05\x18\xe8\x07(\x05\xd8\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\"@\n\x18ScoreDescriptionResponse\x12$\n\x06scores\x18\x01 \x03(\x0b\x32\x14.vision_sae.v1.Score\"\xa5\x01\n\x18UpdateDescriptionRequest\x12\x37\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.DescriptionB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"L\n\x19UpdateDescriptionResponse\x12/\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.Description2\xc3\x02\n\x12\x44\x65scriptionService\x12`\n\x0f\x44\x65scribeFeature\x12%.vision_sae.v1.DescribeFeatureRequest\x1a&.vision_sae.v1.DescribeFeatureResponse\x12\x63\n\x10ScoreDescription\x12&.vision_sae.v1.ScoreDescriptionRequest\x1a\'.vision_sae.v1.ScoreDescriptionResponse\x12\x66\n\x11UpdateDescription\x12\'.vision_sae.v1.UpdateDescriptionRequest\x1a(.vision_sae.v1.UpdateDescriptionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'vision_sae/v1/description_service.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fvision_sae/v1/description.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/feature.proto\"\xc8\x04\n\x16\x44\x65scribeFeatureRequest\x12\xc5\x01\n\x07\x66\x65\x61ture\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12\x8c\x01\n\tdescriber\x18\x02 \x01(\tBy\xbaHv\xba\x01p\n\x0e\x64\x65scriber.name\x12\x31GetServerInfo lists the describers of this server\x1a+this.matches(\'^[a-z0-9][a-z0-9._-]{0,63}$\')\xd8\x01\x01\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12@\n\x07metrics\x18\x04 \x03(\x0e\x32\x1a.vision_sae.v1.ScoreMetricB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x04view\x18\x05 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x06 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\x12\x1f\n\nrequest_id\x18\x07 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"^\n\x17\x44\x65scribeFeatureResponse\x12/\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.Description\x12\x12\n\nfrom_store\x18\x02 \x01(\x08\"\xb6\x03\n\x17ScoreDescriptionRequest\x12\xc5\x01\n\x07\x66\x65\x61ture\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12\x18\n\x04text\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12@\n\x07metrics\x18\x03 \x03(\x0e\x32\x1a.vision_sae.v1.ScoreMetricB\x13\xbaH\x10\x92\x01\r\x10\x10\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\tnegatives\x18\x04 \x03(\x0e\x32\x1d.vision_sae.v1.ScoreNegativesB\x13\xbaH\x10\x92\x01\r\x10\x02\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\"\n\x0bsample_size\x18\x05 \x01(\x05\x42\r\xbaH\n\x1a\x05\x18\xe8\x07(\x05\xd8\x01\x01\x12\x0c\n\x04seed\x18\x06 \x01(\x04\"@\n\x18ScoreDescriptionResponse\x12$\n\x06scores\x18\x01 \x03(\x0b\x32\x14.vision_sae.v1.Score\"\xa5\x01\n\x18UpdateDescriptionRequest\x12\x37\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.DescriptionB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"L\n\x19UpdateDescriptionResponse\x12/\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.Description2\xc3\x02\n\x12\x44\x65scriptionService\x12`\n\x0f\x44\x65scribeFeature\x12%.vision_sae.v1.DescribeFeatureRequest\x1a&.vision_sae.v1.DescribeFeatureResponse\x12\x63\n\x10ScoreDescription\x12&.vision_sae.v1.ScoreDescriptionRequest\x1a\'.vision_sae.v1.ScoreDescriptionResponse\x12\x66\n\x11UpdateDescription\x12\'.vision_sae.v1.UpdateDescriptionRequest\x1a(.vision_sae.v1.UpdateDescriptionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vision_sae.v1.description_s
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['feature']._loaded_options = None
-  _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['feature']._serialized_options = b'\272HPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$'
+  _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['feature']._serialized_options = b'\272H\257\001\272\001\253\001\n\014feature.name\022=a feature is named dictionaries/{dictionary}/features/{index}\032\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')'
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['describer']._loaded_options = None
-  _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['describer']._serialized_options = b'\272H\"r\0352\033^[a-z0-9][a-z0-9._-]{0,63}$\330\001\001'
+  _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['describer']._serialized_options = b'\272Hv\272\001p\n\016describer.name\0221GetServerInfo lists the describers of this server\032+this.matches(\'^[a-z0-9][a-z0-9._-]{0,63}$\')\330\001\001'
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['metrics']._loaded_options = None
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['metrics']._serialized_options = b'\272H\020\222\001\r\020\020\030\001\"\007\202\001\004\020\001 \000'
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['view']._loaded_options = None
@@ -47,7 +47,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DESCRIBEFEATUREREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['feature']._loaded_options = None
-  _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['feature']._serialized_options = b'\272HPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$'
+  _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['feature']._serialized_options = b'\272H\257\001\272\001\253\001\n\014feature.name\022=a feature is named dictionaries/{dictionary}/features/{index}\032\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')'
   _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['text']._loaded_options = None
   _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['text']._serialized_options = b'\272H\007r\005\020\001\030\364\003'
   _globals['_SCOREDESCRIPTIONREQUEST'].fields_by_name['metrics']._loaded_options = None
@@ -61,17 +61,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEDESCRIPTIONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEDESCRIPTIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_DESCRIBEFEATUREREQUEST']._serialized_start=214
-  _globals['_DESCRIBEFEATUREREQUEST']._serialized_end=615
-  _globals['_DESCRIBEFEATURERESPONSE']._serialized_start=617
-  _globals['_DESCRIBEFEATURERESPONSE']._serialized_end=711
-  _globals['_SCOREDESCRIPTIONREQUEST']._serialized_start=714
-  _globals['_SCOREDESCRIPTIONREQUEST']._serialized_end=1054
-  _globals['_SCOREDESCRIPTIONRESPONSE']._serialized_start=1056
-  _globals['_SCOREDESCRIPTIONRESPONSE']._serialized_end=1120
-  _globals['_UPDATEDESCRIPTIONREQUEST']._serialized_start=1123
-  _globals['_UPDATEDESCRIPTIONREQUEST']._serialized_end=1288
-  _globals['_UPDATEDESCRIPTIONRESPONSE']._serialized_start=1290
-  _globals['_UPDATEDESCRIPTIONRESPONSE']._serialized_end=1366
-  _globals['_DESCRIPTIONSERVICE']._serialized_start=1369
-  _globals['_DESCRIPTIONSERVICE']._serialized_end=1692
+  _globals['_DESCRIBEFEATUREREQUEST']._serialized_end=798
+  _globals['_DESCRIBEFEATURERESPONSE']._serialized_start=800
+  _globals['_DESCRIBEFEATURERESPONSE']._serialized_end=894
+  _globals['_SCOREDESCRIPTIONREQUEST']._serialized_start=897
+  _globals['_SCOREDESCRIPTIONREQUEST']._serialized_end=1335
+  _globals['_SCOREDESCRIPTIONRESPONSE']._serialized_start=1337
+  _globals['_SCOREDESCRIPTIONRESPONSE']._serialized_end=1401
+  _globals['_UPDATEDESCRIPTIONREQUEST']._serialized_start=1404
+  _globals['_UPDATEDESCRIPTIONREQUEST']._serialized_end=1569
+  _globals['_UPDATEDESCRIPTIONRESPONSE']._serialized_start=1571
+  _globals['_UPDATEDESCRIPTIONRESPONSE']._serialized_end=1647
+  _globals['_DESCRIPTIONSERVICE']._serialized_start=1650
+  _globals['_DESCRIPTIONSERVICE']._serialized_end=1973
 # @@protoc_insertion_point(module_scope)

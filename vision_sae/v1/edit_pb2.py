@@ -27,7 +27,7 @@ from vision_sae.v1 import image_pb2 as vision__sae_dot_v1_dot_image__pb2
 from vision_sae.v1 import tensor_pb2 as vision__sae_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vision_sae/v1/edit.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19vision_sae/v1/image.proto\x1a\x1avision_sae/v1/tensor.proto\"1\n\x08PatchSet\x12%\n\x07indices\x18\x01 \x03(\x05\x42\x14\xbaH\x11\x92\x01\x0e\x08\x01\x10\x80\x80\x01\x18\x01\"\x04\x1a\x02(\x00\"/\n\x06OwnMap\x12%\n\x0cmin_quantile\x18\x01 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00\"\xc0\x01\n\x05Where\x12\'\n\x06region\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.RegionH\x00\x12*\n\x07patches\x18\x02 \x01(\x0b\x32\x17.vision_sae.v1.PatchSetH\x00\x12(\n\x07own_map\x18\x03 \x01(\x0b\x32\x15.vision_sae.v1.OwnMapH\x00\x12(\n\x07weights\x18\x04 \x01(\x0b\x32\x15.vision_sae.v1.TensorH\x00\x42\x0e\n\x05place\x12\x05\xbaH\x02\x08\x01\"H\n\tStepRange\x12\x16\n\x05\x66irst\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1a\n\x04last\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x42\x07\n\x05_last\"6\n\x10StrengthSchedule\x12\"\n\x07\x66\x61\x63tors\x18\x01 \x03(\x02\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\xe8\x07\"\x04\n\x02@\x01\"u\n\x04When\x12)\n\x05steps\x18\x01 \x01(\x0b\x32\x18.vision_sae.v1.StepRangeH\x00\x12\x33\n\x08schedule\x18\x02 \x01(\x0b\x32\x1f.vision_sae.v1.StrengthScheduleH\x00\x42\r\n\x04time\x12\x05\xbaH\x02\x08\x01\"\x96\x04\n\x04\x45\x64it\x12\x64\n\x07\x66\x65\x61ture\x18\x01 \x01(\tBS\xbaHPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\x12;\n\toperation\x18\x02 \x01(\x0e\x32\x1c.vision_sae.v1.EditOperationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12%\n\x05value\x18\x03 \x01(\x02\x42\x11\xbaH\x0e\n\x0c\x1d\x00@\x1c\x46-\x00@\x1c\xc6@\x01H\x00\x88\x01\x01\x12/\n\x04unit\x18\x04 \x01(\x0e\x32\x17.vision_sae.v1.EditUnitB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x05where\x18\x05 \x01(\x0b\x32\x14.vision_sae.v1.Where\x12!\n\x04when\x18\x06 \x01(\x0b\x32\x13.vision_sae.v1.When\x12<\n\rguidance_half\x18\x07 \x01(\x0e\x32\x1b.vision_sae.v1.GuidanceHalfB\x08\xbaH\x05\x82\x01\x02\x10\x01:\x82\x01\xbaH\x7f\x1a}\n\nedit.value\x12\x45value is required, except for EDIT_OPERATION_ABLATE, which takes none\x1a(has(this.value) != (this.operation == 1)B\x08\n\x06_value*\xb2\x01\n\rEditOperation\x12\x1e\n\x1a\x45\x44IT_OPERATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45\x44IT_OPERATION_ABLATE\x10\x01\x12\x16\n\x12\x45\x44IT_OPERATION_ADD\x10\x02\x12\x18\n\x14\x45\x44IT_OPERATION_SCALE\x10\x03\x12\x18\n\x14\x45\x44IT_OPERATION_CLAMP\x10\x04\x12\x1a\n\x16\x45\x44IT_OPERATION_REPLACE\x10\x05*W\n\x08\x45\x64itUnit\x12\x19\n\x15\x45\x44IT_UNIT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45\x44IT_UNIT_MEAN_ACTIVATION\x10\x01\x12\x11\n\rEDIT_UNIT_RAW\x10\x02*\x7f\n\x0cGuidanceHalf\x12\x1d\n\x19GUIDANCE_HALF_UNSPECIFIED\x10\x00\x12\x1d\n\x19GUIDANCE_HALF_CONDITIONAL\x10\x01\x12\x16\n\x12GUIDANCE_HALF_BOTH\x10\x02\x12\x19\n\x15GUIDANCE_HALF_OPPOSED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vision_sae/v1/edit.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19vision_sae/v1/image.proto\x1a\x1avision_sae/v1/tensor.proto\"1\n\x08PatchSet\x12%\n\x07indices\x18\x01 \x03(\x05\x42\x14\xbaH\x11\x92\x01\x0e\x08\x01\x10\x80\x80\x01\x18\x01\"\x04\x1a\x02(\x00\"/\n\x06OwnMap\x12%\n\x0cmin_quantile\x18\x01 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00\"\xc0\x01\n\x05Where\x12\'\n\x06region\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.RegionH\x00\x12*\n\x07patches\x18\x02 \x01(\x0b\x32\x17.vision_sae.v1.PatchSetH\x00\x12(\n\x07own_map\x18\x03 \x01(\x0b\x32\x15.vision_sae.v1.OwnMapH\x00\x12(\n\x07weights\x18\x04 \x01(\x0b\x32\x15.vision_sae.v1.TensorH\x00\x42\x0e\n\x05place\x12\x05\xbaH\x02\x08\x01\"H\n\tStepRange\x12\x16\n\x05\x66irst\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1a\n\x04last\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x42\x07\n\x05_last\"6\n\x10StrengthSchedule\x12\"\n\x07\x66\x61\x63tors\x18\x01 \x03(\x02\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\xe8\x07\"\x04\n\x02@\x01\"u\n\x04When\x12)\n\x05steps\x18\x01 \x01(\x0b\x32\x18.vision_sae.v1.StepRangeH\x00\x12\x33\n\x08schedule\x18\x02 \x01(\x0b\x32\x1f.vision_sae.v1.StrengthScheduleH\x00\x42\r\n\x04time\x12\x05\xbaH\x02\x08\x01\"\xf8\x04\n\x04\x45\x64it\x12\xc5\x01\n\x07\x66\x65\x61ture\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12;\n\toperation\x18\x02 \x01(\x0e\x32\x1c.vision_sae.v1.EditOperationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12%\n\x05value\x18\x03 \x01(\x02\x42\x11\xbaH\x0e\n\x0c\x1d\x00@\x1c\x46-\x00@\x1c\xc6@\x01H\x00\x88\x01\x01\x12/\n\x04unit\x18\x04 \x01(\x0e\x32\x17.vision_sae.v1.EditUnitB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12#\n\x05where\x18\x05 \x01(\x0b\x32\x14.vision_sae.v1.Where\x12!\n\x04when\x18\x06 \x01(\x0b\x32\x13.vision_sae.v1.When\x12<\n\rguidance_half\x18\x07 \x01(\x0e\x32\x1b.vision_sae.v1.GuidanceHalfB\x08\xbaH\x05\x82\x01\x02\x10\x01:\x82\x01\xbaH\x7f\x1a}\n\nedit.value\x12\x45value is required, except for EDIT_OPERATION_ABLATE, which takes none\x1a(has(this.value) != (this.operation == 1)B\x08\n\x06_value*\xb2\x01\n\rEditOperation\x12\x1e\n\x1a\x45\x44IT_OPERATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45\x44IT_OPERATION_ABLATE\x10\x01\x12\x16\n\x12\x45\x44IT_OPERATION_ADD\x10\x02\x12\x18\n\x14\x45\x44IT_OPERATION_SCALE\x10\x03\x12\x18\n\x14\x45\x44IT_OPERATION_CLAMP\x10\x04\x12\x1a\n\x16\x45\x44IT_OPERATION_REPLACE\x10\x05*W\n\x08\x45\x64itUnit\x12\x19\n\x15\x45\x44IT_UNIT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45\x44IT_UNIT_MEAN_ACTIVATION\x10\x01\x12\x11\n\rEDIT_UNIT_RAW\x10\x02*\x7f\n\x0cGuidanceHalf\x12\x1d\n\x19GUIDANCE_HALF_UNSPECIFIED\x10\x00\x12\x1d\n\x19GUIDANCE_HALF_CONDITIONAL\x10\x01\x12\x16\n\x12GUIDANCE_HALF_BOTH\x10\x02\x12\x19\n\x15GUIDANCE_HALF_OPPOSED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,7 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHEN'].oneofs_by_name['time']._loaded_options = None
   _globals['_WHEN'].oneofs_by_name['time']._serialized_options = b'\272H\002\010\001'
   _globals['_EDIT'].fields_by_name['feature']._loaded_options = None
-  _globals['_EDIT'].fields_by_name['feature']._serialized_options = b'\272HPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$'
+  _globals['_EDIT'].fields_by_name['feature']._serialized_options = b'\272H\257\001\272\001\253\001\n\014feature.name\022=a feature is named dictionaries/{dictionary}/features/{index}\032\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')'
   _globals['_EDIT'].fields_by_name['operation']._loaded_options = None
   _globals['_EDIT'].fields_by_name['operation']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_EDIT'].fields_by_name['value']._loaded_options = None
@@ -60,12 +60,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EDIT'].fields_by_name['guidance_half']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_EDIT']._loaded_options = None
   _globals['_EDIT']._serialized_options = b'\272H\177\032}\n\nedit.value\022Evalue is required, except for EDIT_OPERATION_ABLATE, which takes none\032(has(this.value) != (this.operation == 1)'
-  _globals['_EDITOPERATION']._serialized_start=1209
-  _globals['_EDITOPERATION']._serialized_end=1387
-  _globals['_EDITUNIT']._serialized_start=1389
-  _globals['_EDITUNIT']._serialized_end=1476
-  _globals['_GUIDANCEHALF']._serialized_start=1478
-  _globals['_GUIDANCEHALF']._serialized_end=1605
+  _globals['_EDITOPERATION']._serialized_start=1307
+  _globals['_EDITOPERATION']._serialized_end=1485
+  _globals['_EDITUNIT']._serialized_start=1487
+  _globals['_EDITUNIT']._serialized_end=1574
+  _globals['_GUIDANCEHALF']._serialized_start=1576
+  _globals['_GUIDANCEHALF']._serialized_end=1703
   _globals['_PATCHSET']._serialized_start=127
   _globals['_PATCHSET']._serialized_end=176
   _globals['_OWNMAP']._serialized_start=178
@@ -79,5 +79,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHEN']._serialized_start=552
   _globals['_WHEN']._serialized_end=669
   _globals['_EDIT']._serialized_start=672
-  _globals['_EDIT']._serialized_end=1206
+  _globals['_EDIT']._serialized_end=1304
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from vision_sae.v1 import image_pb2 as vision__sae_dot_v1_dot_image__pb2
 from vision_sae.v1 import tensor_pb2 as vision__sae_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avision_sae/v1/target.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19vision_sae/v1/image.proto\x1a\x1avision_sae/v1/tensor.proto\"\xa0\x03\n\x06Target\x12\x31\n\x0b\x63lass_logit\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.ClassTargetH\x00\x12)\n\x04text\x18\x02 \x01(\x0b\x32\x19.vision_sae.v1.TextTargetH\x00\x12\x31\n\x08\x63ontrast\x18\x03 \x01(\x0b\x32\x1d.vision_sae.v1.ContrastTargetH\x00\x12+\n\x05image\x18\x04 \x01(\x0b\x32\x1a.vision_sae.v1.ImageTargetH\x00\x12<\n\x0emean_embedding\x18\x05 \x01(\x0b\x32\".vision_sae.v1.MeanEmbeddingTargetH\x00\x12/\n\x07\x66\x65\x61ture\x18\x06 \x01(\x0b\x32\x1c.vision_sae.v1.FeatureTargetH\x00\x12-\n\x06region\x18\x07 \x01(\x0b\x32\x1b.vision_sae.v1.RegionTargetH\x00\x12+\n\x05probe\x18\x08 \x01(\x0b\x32\x1a.vision_sae.v1.ProbeTargetH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"T\n\x0b\x43lassTarget\x12\x18\n\x05index\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x12\x1b\n\x05label\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x00\x42\x0e\n\x05\x63lass\x12\x05\xbaH\x02\x08\x01\"&\n\nTextTarget\x12\x18\n\x04text\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"\x92\x02\n\x0e\x43ontrastTarget\x12/\n\x08positive\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.TargetB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x08negative\x18\x02 \x01(\x0b\x32\x15.vision_sae.v1.TargetB\x06\xbaH\x03\xc8\x01\x01:\x9d\x01\xbaH\x99\x01\x1a\x96\x01\n\x0e\x63ontrast.depth\x12\x46\x61 contrast compares two plain targets; it cannot hold another contrast\x1a<!has(this.positive.contrast) && !has(this.negative.contrast)\":\n\x0bImageTarget\x12+\n\x05image\x18\x01 \x01(\x0b\x32\x14.vision_sae.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\"\x15\n\x13MeanEmbeddingTarget\"\xcf\x01\n\rFeatureTarget\x12\x64\n\x07\x66\x65\x61ture\x18\x01 \x01(\tBS\xbaHPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\x12\x31\n\x07pooling\x18\x02 \x01(\x0e\x32\x16.vision_sae.v1.PoolingB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12%\n\x06region\x18\x03 \x01(\x0b\x32\x15.vision_sae.v1.Region\"v\n\x0cRegionTarget\x12-\n\x06region\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.RegionB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0b\x63lass_logit\x18\x02 \x01(\x0b\x32\x1a.vision_sae.v1.ClassTargetB\x06\xbaH\x03\xc8\x01\x01\"S\n\x0bProbeTarget\x12-\n\x06weight\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x04\x62ias\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_MAX\x10\x02\x12\x0f\n\x0bPOOLING_SUM\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1avision_sae/v1/target.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19vision_sae/v1/image.proto\x1a\x1avision_sae/v1/tensor.proto\"\xa0\x03\n\x06Target\x12\x31\n\x0b\x63lass_logit\x18\x01 \x01(\x0b\x32\x1a.vision_sae.v1.ClassTargetH\x00\x12)\n\x04text\x18\x02 \x01(\x0b\x32\x19.vision_sae.v1.TextTargetH\x00\x12\x31\n\x08\x63ontrast\x18\x03 \x01(\x0b\x32\x1d.vision_sae.v1.ContrastTargetH\x00\x12+\n\x05image\x18\x04 \x01(\x0b\x32\x1a.vision_sae.v1.ImageTargetH\x00\x12<\n\x0emean_embedding\x18\x05 \x01(\x0b\x32\".vision_sae.v1.MeanEmbeddingTargetH\x00\x12/\n\x07\x66\x65\x61ture\x18\x06 \x01(\x0b\x32\x1c.vision_sae.v1.FeatureTargetH\x00\x12-\n\x06region\x18\x07 \x01(\x0b\x32\x1b.vision_sae.v1.RegionTargetH\x00\x12+\n\x05probe\x18\x08 \x01(\x0b\x32\x1a.vision_sae.v1.ProbeTargetH\x00\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\"T\n\x0b\x43lassTarget\x12\x18\n\x05index\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x12\x1b\n\x05label\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01H\x00\x42\x0e\n\x05\x63lass\x12\x05\xbaH\x02\x08\x01\"&\n\nTextTarget\x12\x18\n\x04text\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"\x92\x02\n\x0e\x43ontrastTarget\x12/\n\x08positive\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.TargetB\x06\xbaH\x03\xc8\x01\x01\x12/\n\x08negative\x18\x02 \x01(\x0b\x32\x15.vision_sae.v1.TargetB\x06\xbaH\x03\xc8\x01\x01:\x9d\x01\xbaH\x99\x01\x1a\x96\x01\n\x0e\x63ontrast.depth\x12\x46\x61 contrast compares two plain targets; it cannot hold another contrast\x1a<!has(this.positive.contrast) && !has(this.negative.contrast)\":\n\x0bImageTarget\x12+\n\x05image\x18\x01 \x01(\x0b\x32\x14.vision_sae.v1.ImageB\x06\xbaH\x03\xc8\x01\x01\"\x15\n\x13MeanEmbeddingTarget\"\xb1\x02\n\rFeatureTarget\x12\xc5\x01\n\x07\x66\x65\x61ture\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12\x31\n\x07pooling\x18\x02 \x01(\x0e\x32\x16.vision_sae.v1.PoolingB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12%\n\x06region\x18\x03 \x01(\x0b\x32\x15.vision_sae.v1.Region\"v\n\x0cRegionTarget\x12-\n\x06region\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.RegionB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0b\x63lass_logit\x18\x02 \x01(\x0b\x32\x1a.vision_sae.v1.ClassTargetB\x06\xbaH\x03\xc8\x01\x01\"S\n\x0bProbeTarget\x12-\n\x06weight\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.TensorB\x06\xbaH\x03\xc8\x01\x01\x12\x15\n\x04\x62ias\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_MAX\x10\x02\x12\x0f\n\x0bPOOLING_SUM\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,7 +53,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGETARGET'].fields_by_name['image']._loaded_options = None
   _globals['_IMAGETARGET'].fields_by_name['image']._serialized_options = b'\272H\003\310\001\001'
   _globals['_FEATURETARGET'].fields_by_name['feature']._loaded_options = None
-  _globals['_FEATURETARGET'].fields_by_name['feature']._serialized_options = b'\272HPrN2L^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$'
+  _globals['_FEATURETARGET'].fields_by_name['feature']._serialized_options = b'\272H\257\001\272\001\253\001\n\014feature.name\022=a feature is named dictionaries/{dictionary}/features/{index}\032\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')'
   _globals['_FEATURETARGET'].fields_by_name['pooling']._loaded_options = None
   _globals['_FEATURETARGET'].fields_by_name['pooling']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_REGIONTARGET'].fields_by_name['region']._loaded_options = None
@@ -64,8 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBETARGET'].fields_by_name['weight']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PROBETARGET'].fields_by_name['bias']._loaded_options = None
   _globals['_PROBETARGET'].fields_by_name['bias']._serialized_options = b'\272H\004\022\002@\001'
-  _globals['_POOLING']._serialized_start=1449
-  _globals['_POOLING']._serialized_end=1535
+  _globals['_POOLING']._serialized_start=1547
+  _globals['_POOLING']._serialized_end=1633
   _globals['_TARGET']._serialized_start=130
   _globals['_TARGET']._serialized_end=546
   _globals['_CLASSTARGET']._serialized_start=548
@@ -79,9 +79,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEANEMBEDDINGTARGET']._serialized_start=1011
   _globals['_MEANEMBEDDINGTARGET']._serialized_end=1032
   _globals['_FEATURETARGET']._serialized_start=1035
-  _globals['_FEATURETARGET']._serialized_end=1242
-  _globals['_REGIONTARGET']._serialized_start=1244
-  _globals['_REGIONTARGET']._serialized_end=1362
-  _globals['_PROBETARGET']._serialized_start=1364
-  _globals['_PROBETARGET']._serialized_end=1447
+  _globals['_FEATURETARGET']._serialized_end=1340
+  _globals['_REGIONTARGET']._serialized_start=1342
+  _globals['_REGIONTARGET']._serialized_end=1460
+  _globals['_PROBETARGET']._serialized_start=1462
+  _globals['_PROBETARGET']._serialized_end=1545
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,190 @@
+"""Assembling the server, running it, and stopping it without losing an accepted call."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from vision_sae.config import ServeConfig
+from vision_sae.errors import InvalidInputError
+from vision_sae.v1 import (
+    attribution_service_pb2,
+    attribution_service_pb2_grpc,
+    catalog_service_pb2,
+    catalog_service_pb2_grpc,
+    description_service_pb2,
+    description_service_pb2_grpc,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    intervention_service_pb2,
+    intervention_service_pb2_grpc,
+    label_job_service_pb2,
+    label_job_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+from vision_sae_server.attribution import AttributionServicer
+from vision_sae_server.catalog import CatalogServicer
+from vision_sae_server.description import DescriptionServicer
+from vision_sae_server.interceptor import Gate
+from vision_sae_server.search import SearchServicer
+from vision_sae_server.state import State, load_state
+
+_LOG = logging.getLogger("vision_sae_server")
+_PACKAGE = "vision_sae.v1"
+_FILES: tuple[FileDescriptor, ...] = (
+    catalog_service_pb2.DESCRIPTOR,
+    attribution_service_pb2.DESCRIPTOR,
+    intervention_service_pb2.DESCRIPTOR,
+    search_service_pb2.DESCRIPTOR,
+    description_service_pb2.DESCRIPTOR,
+    generation_service_pb2.DESCRIPTOR,
+    label_job_service_pb2.DESCRIPTOR,
+)
+_LAME_DUCK_SECONDS = 0.5
+"""Between telling balancers to go elsewhere and refusing new calls."""
+
+
+def _servicers(state: State, capabilities: list[catalog_service_pb2.Capability]) -> dict[str, Any]:
+    """{service: (servicer, function that adds it)}; later versions fill in the empty ones."""
+    return {
+        "CatalogService": (
+            CatalogServicer(state, capabilities),
+            catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server,
+        ),
+        "AttributionService": (
+            AttributionServicer(state),
+            attribution_service_pb2_grpc.add_AttributionServiceServicer_to_server,
+        ),
+        "SearchService": (
+            SearchServicer(state),
+            search_service_pb2_grpc.add_SearchServiceServicer_to_server,
+        ),
+        "DescriptionService": (
+            DescriptionServicer(state),
+            description_service_pb2_grpc.add_DescriptionServiceServicer_to_server,
+        ),
+        "InterventionService": (
+            intervention_service_pb2_grpc.InterventionServiceServicer(),
+            intervention_service_pb2_grpc.add_InterventionServiceServicer_to_server,
+        ),
+        "GenerationService": (
+            generation_service_pb2_grpc.GenerationServiceServicer(),
+            generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
+        ),
+        "LabelJobService": (
+            label_job_service_pb2_grpc.LabelJobServiceServicer(),
+            label_job_service_pb2_grpc.add_LabelJobServiceServicer_to_server,
+        ),
+    }
+
+
+def _is_served(servicer: object, rpc: str) -> bool:
+    """Whether the servicer's class itself, not the generated base, answers ``rpc``."""
+    return rpc in vars(type(servicer)) and type(servicer).__module__.startswith(__package__ or "")
+
+
+class Server:
+    """One server: `start`, then `stop`."""
+
+    def __init__(self, state: State) -> None:
+        config = state.config
+        capabilities: list[catalog_service_pb2.Capability] = []
+        servicers = _servicers(state, capabilities)
+        for file in _FILES:
+            for name, service in file.services_by_name.items():
+                for rpc in service.methods_by_name:
+                    served = _is_served(servicers[name][0], rpc)
+                    capabilities.append(
+                        catalog_service_pb2.Capability(service=name, rpc=rpc, served=served)
+                    )
+        answered = frozenset(
+            f"/{_PACKAGE}.{c.service}/{c.rpc}" for c in capabilities if c.served
+        )
+        self._state = state
+        self._server = grpc.aio.server(
+            interceptors=(Gate(config, answered),),
+            options=(
+                ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", config.max_message_bytes),
+            ),
+        )
+        for servicer, add in servicers.values():
+            add(servicer, self._server)
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._services = [f"{_PACKAGE}.{name}" for name in servicers]
+        reflection.enable_server_reflection(
+            [*self._services, "grpc.health.v1.Health", reflection.SERVICE_NAME], self._server
+        )
+        self.port = 0
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *self._services):
+            await self._health.set(service, status)
+
+    async def start(self) -> int:
+        """Bind and serve; returns the port."""
+        config = self._state.config
+        try:
+            self.port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"cannot bind {config.host}:{config.port}; is another server there? Choose another "
+                "--port, or 0 for any",
+                field="port",
+            ) from error
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return self.port
+
+    async def stop(self) -> None:
+        """Drain: not serving, lame duck, finish accepted calls, then the lanes."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(_LAME_DUCK_SECONDS)
+        await self._server.stop(self._state.config.drain_seconds)
+        await asyncio.to_thread(self._state.close)
+
+
+def check_bind(host: str, *, allow_insecure: bool) -> None:
+    """Refuse an address that others can reach, unless told to: there is no authentication yet."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and not allow_insecure:
+        raise InvalidInputError(
+            f"{host} can be reached from other machines and this server asks nobody who they are; "
+            "bind 127.0.0.1, or pass --allow-insecure-bind behind a proxy that does",
+            field="host",
+        )
+
+
+async def run(
+    bundles: Sequence[Path], config: ServeConfig, *, allow_insecure_bind: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    check_bind(config.host, allow_insecure=allow_insecure_bind)
+    server = Server(load_state(bundles, config))
+    port = await server.start()
+    print(f"serving {len(bundles)} dictionaries on {config.host}:{port}", flush=True)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await stopping.wait()
+    _LOG.info("draining")
+    await server.stop()

@@ -1,0 +1,165 @@
+"""CatalogService: what is served."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+import vision_sae
+from vision_sae.descriptions.caption_pmi import CaptionPmi
+from vision_sae.errors import NotFoundError
+from vision_sae.v1 import catalog_service_pb2 as pb
+from vision_sae.v1 import catalog_service_pb2_grpc
+from vision_sae_server import messages
+from vision_sae_server.listing import Values, matcher, page, sort
+from vision_sae_server.state import Served, State
+
+_DICTIONARY_FIELDS = ("model", "site", "architecture", "width")
+_FEATURE_FIELDS = (
+    "index", "count", "firing_rate", "mean", "std", "max", "image_count",
+    "text", "described", "abstained", "describer", "score.pmi",
+)  # fmt: skip
+_LIBRARIES = ("torch", "timm", "faiss-cpu", "faiss-gpu", "grpcio", "pillow")
+_MAX_PAGE = 1000
+_MAX_CALL_SECONDS = 600
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def _feature_values(served: Served, index: int) -> Values:
+    """What ListFeatures can filter and order by."""
+    bundle, stats = served.bundle, served.bundle.statistics
+    row: dict[str, Any] = bundle.descriptions.get(index, {})
+    scores = {s["metric"]: s["value"] for s in row.get("scores", ())}
+    return {
+        "index": index,
+        "count": int(stats.count[index]),
+        "firing_rate": float(stats.count[index]) / (len(bundle.codes.indptr) - 1),
+        "mean": float(stats.mean[index]),
+        "std": float(stats.std[index]),
+        "max": float(stats.max[index]),
+        "image_count": int(bundle.image_counts[index]),
+        "text": row.get("text"),
+        "described": bool(row.get("text")),
+        "abstained": bool(row) and row["text"] is None,
+        "describer": row.get("describer"),
+        "score.pmi": scores.get("caption_pmi"),
+    }
+
+
+class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
+    """See ``catalog_service.proto``."""
+
+    def __init__(self, state: State, capabilities: list[pb.Capability]) -> None:
+        self._state, self._capabilities = state, capabilities
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        """Versions, limits and capabilities."""
+        config = self._state.config
+        return pb.GetServerInfoResponse(
+            version=vision_sae.__version__,
+            api_version="vision_sae.v1",
+            limits=pb.ServerLimits(
+                max_image_bytes=config.max_image_bytes,
+                max_image_pixels=config.max_image_pixels,
+                max_request_bytes=config.max_message_bytes,
+                max_response_bytes=config.max_message_bytes,
+                max_queued_calls=config.max_queue,
+                max_bytes_in_flight=config.max_queue_bytes,
+                max_page_size=_MAX_PAGE,
+                max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
+            ),
+            capabilities=self._capabilities,
+            describers=[CaptionPmi.name],
+            library_versions=_versions(),
+            device="cpu",
+        )
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """All models, by name."""
+        names, following = page(
+            sorted(self._state.models), request.page_size, request.page_token
+        )
+        return pb.ListModelsResponse(
+            models=[messages.model(self._state.models[name]) for name in names],
+            next_page_token=following,
+        )
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetModelResponse:
+        """One model."""
+        if request.name not in self._state.models:
+            raise NotFoundError(
+                f"{request.name} is not served; served are: {', '.join(self._state.models)}",
+                field="name",
+            )
+        return pb.GetModelResponse(model=messages.model(self._state.models[request.name]))
+
+    async def ListDictionaries(  # noqa: N802
+        self, request: pb.ListDictionariesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListDictionariesResponse:
+        """All dictionaries, by name."""
+        matches = matcher(request.filter, _DICTIONARY_FIELDS)
+        found = [messages.dictionary(s) for _, s in sorted(self._state.dictionaries.items())]
+        kept = [
+            d for d in found if matches({name: getattr(d, name) for name in _DICTIONARY_FIELDS})
+        ]
+        rows, following = page(kept, request.page_size, request.page_token)
+        return pb.ListDictionariesResponse(dictionaries=rows, next_page_token=following)
+
+    async def GetDictionary(  # noqa: N802
+        self, request: pb.GetDictionaryRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetDictionaryResponse:
+        """One dictionary."""
+        served = self._state.dictionary(request.name)
+        return pb.GetDictionaryResponse(dictionary=messages.dictionary(served))
+
+    async def ListFeatures(  # noqa: N802
+        self, request: pb.ListFeaturesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListFeaturesResponse:
+        """The features of a dictionary, filtered, ordered and in pages."""
+        served = self._state.dictionary(request.parent)
+        matches = matcher(request.filter, _FEATURE_FIELDS)
+
+        def listing() -> pb.ListFeaturesResponse:
+            values = {i: _feature_values(served, i) for i in range(served.bundle.dictionary.width)}
+            kept = [index for index, row in values.items() if matches(row)]
+            ordered = sort(kept, request.order_by, _FEATURE_FIELDS, values.__getitem__)
+            rows, following = page(ordered, request.page_size, request.page_token)
+            return pb.ListFeaturesResponse(
+                features=[
+                    messages.feature(served, index, request.view, request.exemplars)
+                    for index in rows
+                ],
+                next_page_token=following,
+                total_size=len(ordered),
+            )
+
+        return await self._state.searching.run(listing)
+
+    async def GetFeature(  # noqa: N802
+        self, request: pb.GetFeatureRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetFeatureResponse:
+        """One feature."""
+        served, index = self._state.feature(request.name)
+        message = await self._state.searching.run(
+            lambda: messages.feature(served, index, request.view, request.exemplars)
+        )
+        return pb.GetFeatureResponse(feature=message)

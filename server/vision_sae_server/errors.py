@@ -1,0 +1,50 @@
+"""The catalogue of errors as gRPC statuses, with google.rpc details that programs can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from vision_sae import errors
+from vision_sae.errors import VisionSaeError
+
+_CODES: dict[type[VisionSaeError], int] = {
+    errors.InvalidInputError: code_pb2.INVALID_ARGUMENT,
+    errors.NotFoundError: code_pb2.NOT_FOUND,
+    errors.CorruptArtifactError: code_pb2.DATA_LOSS,
+    errors.MismatchError: code_pb2.FAILED_PRECONDITION,
+    errors.MissingDependencyError: code_pb2.FAILED_PRECONDITION,
+    errors.NotServedError: code_pb2.UNIMPLEMENTED,
+    errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
+    errors.RecallTooLowError: code_pb2.FAILED_PRECONDITION,
+}
+_RETRY_SECONDS = 1
+DOMAIN = "vision_sae"
+
+
+def to_status(error: VisionSaeError) -> Any:
+    """``grpc.Status`` with ErrorInfo and, where it helps, BadRequest or RetryInfo."""
+    code = next(
+        (code for kind, code in _CODES.items() if isinstance(error, kind)), code_pb2.INTERNAL
+    )
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=DOMAIN, metadata={"field": error.field}
+        )
+    ]
+    if code == code_pb2.INVALID_ARGUMENT and error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if code == code_pb2.RESOURCE_EXHAUSTED:
+        details.append(
+            error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS))
+        )
+    status = status_pb2.Status(code=code, message=str(error))
+    for detail in details:
+        status.details.add().Pack(detail)
+    return rpc_status.to_status(status)

@@ -1,0 +1,138 @@
+"""What every call passes through: capability, admission, validation and errors, in this order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import protovalidate
+from google.protobuf.message import Message
+
+from vision_sae.config import ServeConfig
+from vision_sae.errors import InvalidInputError, NotServedError, OverloadedError, VisionSaeError
+from vision_sae_server.errors import to_status
+
+_OURS = "/vision_sae.v1."
+_LOG = logging.getLogger("vision_sae_server")
+
+
+class Admission:
+    """How many calls, and how many of their bytes, may be inside at once."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._calls, self._bytes = config.max_queue, config.max_queue_bytes
+
+    @contextmanager
+    def place(self, size: int) -> Iterator[None]:
+        """Hold a place for a call; raises `OverloadedError` at once when there is none."""
+        if self._calls < 1 or self._bytes < size:
+            raise OverloadedError("the server is full; try again in a second")
+        self._calls -= 1
+        self._bytes -= size
+        try:
+            yield
+        finally:
+            self._calls += 1
+            self._bytes += size
+
+
+def _path(violation: Any) -> str:
+    """``image.data`` or ``dictionaries[0]`` from a protovalidate field path."""
+    text = ""
+    for element in violation.proto.field.elements:
+        text += ("." if text else "") + element.field_name
+        subscript = element.subscript
+        if isinstance(getattr(subscript, "value", None), int):
+            text += f"[{subscript.value}]"
+    return text
+
+
+def validate(message: Message) -> None:
+    """Check the rules that the contract itself states; raises `InvalidInputError`."""
+    try:
+        protovalidate.validate(message)
+    except protovalidate.ValidationError as error:
+        violation = error.violations[0]
+        field = _path(violation)
+        raise InvalidInputError(
+            f"{field or 'request'}: {violation.proto.message}", field=field
+        ) from error
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Guards all calls of ``vision_sae.v1``; health and reflection pass untouched."""
+
+    def __init__(self, config: ServeConfig, served: frozenset[str]) -> None:
+        """``served`` holds the full method names that this server answers."""
+        self._admission = Admission(config)
+        self._served = served
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Wrap the handler of one call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        if method not in self._served:
+            return _refusing(handler, method)
+        if handler.unary_unary is None:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._guarded(handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guarded(self, answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
+        async def guarded(request: Message, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                with self._admission.place(request.ByteSize()):
+                    validate(request)
+                    return await answer(request, context)
+            except VisionSaeError as error:
+                await context.abort_with_status(to_status(error))
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                _LOG.exception("a call failed unexpectedly")
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
+
+        return guarded
+
+
+def _refusing(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
+    """The handler of an rpc that the contract has and this version does not answer yet."""
+    name = method.removeprefix(_OURS).replace("/", ".")
+    status = to_status(
+        NotServedError(
+            f"{name} is not served by this version; CatalogService.GetServerInfo lists what is"
+        )
+    )
+
+    async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+        await context.abort_with_status(status)
+
+    async def refuse_stream(
+        _request: Any, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        await context.abort_with_status(status)
+        yield  # makes this a generator, as streaming handlers must be
+
+    kind = f"{'stream' if handler.request_streaming else 'unary'}_" + (
+        "stream" if handler.response_streaming else "unary"
+    )
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    made: grpc.RpcMethodHandler = make(
+        refuse_stream if handler.response_streaming else refuse,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return made

@@ -1,0 +1,316 @@
+"""What a bundle holds, as messages of the contract."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vision_sae.bundles.bundle import Exemplar
+from vision_sae.bundles.statistics import QUANTILE_LEVELS
+from vision_sae.models.grid import Geometry, PatchGrid
+from vision_sae.tensors import to_proto
+from vision_sae.v1 import (
+    description_pb2,
+    dictionary_pb2,
+    exemplar_pb2,
+    feature_pb2,
+    image_pb2,
+    measure_pb2,
+    model_pb2,
+    tensor_pb2,
+)
+from vision_sae_server.state import Served, ServedModel
+
+_DEFAULT_EXEMPLARS = 9
+_DEFAULT_THUMBNAIL = 128
+_SITE_KINDS = {
+    "update": model_pb2.SITE_KIND_UPDATE,
+    "resid": model_pb2.SITE_KIND_RESID,
+    "mlp": model_pb2.SITE_KIND_MLP,
+    "attn": model_pb2.SITE_KIND_ATTN,
+}
+_SCORES = {"caption_pmi": description_pb2.SCORE_METRIC_PMI}
+
+
+def special_tokens(grid: PatchGrid) -> list[str]:
+    """``cls, register_0, ...``"""
+    return ["cls", *(f"register_{i}" for i in range(grid.special - 1))][: grid.special]
+
+
+def box(corners: Any) -> image_pb2.Box:
+    """(x0, y0, x1, y1) -> Box."""
+    x0, y0, x1, y1 = (float(value) for value in corners)
+    return image_pb2.Box(x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def patch_grid(grid: PatchGrid, geometry: Geometry) -> image_pb2.PatchGrid:
+    """The grid of one picture; its extent may leave the picture where the model pads."""
+    left, top = geometry.left / geometry.scale_x, geometry.top / geometry.scale_y
+    return image_pb2.PatchGrid(
+        rows=grid.rows,
+        cols=grid.cols,
+        image_width=geometry.width,
+        image_height=geometry.height,
+        extent=image_pb2.Box(
+            x0=left,
+            y0=top,
+            x1=left + grid.cols * grid.patch_width / geometry.scale_x,
+            y1=top + grid.rows * grid.patch_height / geometry.scale_y,
+        ),
+        special_tokens=special_tokens(grid),
+    )
+
+
+def patches(
+    grid: PatchGrid, geometry: Geometry, positions: NDArray[Any], activations: NDArray[Any]
+) -> list[image_pb2.PatchActivation]:
+    """Grid positions (n) and what fires there (n)."""
+    boxes = grid.boxes(geometry)
+    return [
+        image_pb2.PatchActivation(
+            row=int(p) // grid.cols, col=int(p) % grid.cols, box=box(boxes[p]), activation=float(a)
+        )
+        for p, a in zip(positions, activations, strict=True)
+    ]
+
+
+def heatmap(values: NDArray[Any], format_: int) -> tensor_pb2.Tensor | None:
+    """A map (rows, cols) in the element type asked for; None when none was."""
+    if format_ == image_pb2.HEATMAP_FORMAT_NONE:
+        return None
+    if format_ == image_pb2.HEATMAP_FORMAT_FLOAT32:
+        return to_proto(values.astype(np.float32))
+    if format_ == image_pb2.HEATMAP_FORMAT_UINT8:
+        low, high = float(values.min()), float(values.max())
+        scale = (high - low) / 255 or 1.0
+        return to_proto(
+            np.round((values - low) / scale).astype(np.uint8), scale=scale, offset=low
+        )
+    return to_proto(values.astype(np.float16))
+
+
+def _thumbnail(data: bytes, side: int) -> image_pb2.EncodedImage:
+    image = Image.open(io.BytesIO(data))
+    if max(image.size) > side:
+        image.thumbnail((side, side))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        data = buffer.getvalue()
+    return image_pb2.EncodedImage(
+        data=data, format=image_pb2.IMAGE_FORMAT_JPEG, width=image.width, height=image.height
+    )
+
+
+def indexed_patch(
+    served: Served, patch: int, *, thumbnail: int | None, activation: float = 0.0
+) -> exemplar_pb2.Exemplar:
+    """A patch of the data set in its picture; ``thumbnail`` is a side in pixels, or None."""
+    bundle = served.bundle
+    image, position = divmod(patch, bundle.grid.patches)
+    record = bundle.images[image]
+    return exemplar_pb2.Exemplar(
+        image=record.id,
+        row=position // bundle.grid.cols,
+        col=position % bundle.grid.cols,
+        box=box(bundle.box(patch)),
+        activation=activation,
+        thumbnail=_thumbnail(bundle.thumbnail(image), thumbnail) if thumbnail else None,
+        caption=record.caption,
+        image_width=record.width,
+        image_height=record.height,
+    )
+
+
+def quantile(served: Served, feature: int, activation: float) -> float:
+    """Share of the feature's non-zero activations that are at most ``activation``."""
+    _, values = served.bundle.postings.row(feature)  # strongest first
+    if len(values) == 0:
+        return 0.0
+    above = np.searchsorted(-values.astype(np.float32), -np.float32(activation), side="left")
+    return float(1 - above / len(values))
+
+
+def thumbnail_side(options: exemplar_pb2.ExemplarOptions) -> int | None:
+    """The side of thumbnails that ``options`` asks for; None for none."""
+    return None if options.omit_thumbnails else options.thumbnail_pixels or _DEFAULT_THUMBNAIL
+
+
+def _exemplar(
+    served: Served, feature: int, exemplar: Exemplar, options: exemplar_pb2.ExemplarOptions
+) -> exemplar_pb2.Exemplar:
+    message = indexed_patch(
+        served,
+        exemplar.patch,
+        thumbnail=thumbnail_side(options),
+        activation=exemplar.activation,
+    )
+    message.quantile = quantile(served, feature, exemplar.activation)
+    if options.masks:
+        message.mask.CopyFrom(to_proto(exemplar.mask))
+    return message
+
+
+def exemplars(
+    served: Served, index: int, options: exemplar_pb2.ExemplarOptions
+) -> list[exemplar_pb2.Exemplar]:
+    """The exemplars of a feature that ``options`` asks for."""
+    count = options.max_count if options.HasField("max_count") else _DEFAULT_EXEMPLARS
+    top, across = served.bundle.exemplars(index)
+    if options.across_quantiles:
+        everything = top + across
+        picks = np.linspace(len(everything) - 1, 0, min(count, len(everything))).round()
+        chosen = [everything[int(i)] for i in picks]  # from low to high
+    else:
+        chosen = top[:count]
+    return [_exemplar(served, index, exemplar, options) for exemplar in chosen]
+
+
+def description(
+    served: Served, row: dict[str, Any], options: exemplar_pb2.ExemplarOptions | None
+) -> description_pb2.Description:
+    """A stored description; with ``options`` also its evidence and candidates."""
+    index = int(row["feature"])
+    message = description_pb2.Description(
+        name=f"{served.resource}/features/{index}/description",
+        text=row["text"],
+        abstained=row["text"] is None,
+        abstention_reason=row["abstained"],
+        origin=description_pb2.DESCRIPTION_ORIGIN_DESCRIBER,
+        describer=row["describer"],
+        describer_version=str(row["describer_version"]),
+        scores=[
+            description_pb2.Score(metric=_SCORES[s["metric"]], value=s["value"], count=s["n"])
+            for s in row["scores"]
+        ],
+    )
+    if options is not None:
+        count = options.max_count if options.HasField("max_count") else _DEFAULT_EXEMPLARS
+        side = thumbnail_side(options)
+        message.evidence.extend(
+            indexed_patch(served, patch, thumbnail=side) for patch in row["evidence"][:count]
+        )
+        message.candidates.extend(
+            description_pb2.Candidate(text=word["word"], value=word["pmi"])
+            for word in row["details"].get("words", [])
+        )
+    return message
+
+
+def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.FeatureStatistics:
+    bundle, stats = served.bundle, served.bundle.statistics
+    _, values = bundle.postings.row(index)
+    message = feature_pb2.FeatureStatistics(
+        count=int(stats.count[index]),
+        firing_rate=float(stats.count[index]) / (len(bundle.codes.indptr) - 1),
+        mean=float(stats.mean[index]),
+        std=float(stats.std[index]),
+        max=float(stats.max[index]),
+        image_count=int(bundle.image_counts[index]),
+    )
+    if full:
+        message.quantiles.extend(
+            feature_pb2.Quantile(level=level, value=float(value))
+            for level, value in zip(QUANTILE_LEVELS, stats.quantiles[index], strict=True)
+        )
+        counts, edges = np.histogram(np.asarray(values, dtype=np.float32), bins=20)
+        message.histogram.edges.CopyFrom(to_proto(edges.astype(np.float32)))
+        message.histogram.counts.CopyFrom(to_proto(counts.astype(np.int64)))
+    return message
+
+
+def feature(
+    served: Served,
+    index: int,
+    view: feature_pb2.FeatureView.ValueType,
+    options: exemplar_pb2.ExemplarOptions,
+) -> feature_pb2.Feature:
+    """A feature, in the view asked for."""
+    full = view == feature_pb2.FEATURE_VIEW_FULL
+    message = feature_pb2.Feature(
+        name=f"{served.resource}/features/{index}",
+        index=index,
+        statistics=_statistics(served, index, full=full),
+    )
+    row = served.bundle.descriptions.get(index)
+    if row:
+        message.description.CopyFrom(description(served, row, options if full else None))
+    if full:
+        message.exemplars.extend(exemplars(served, index, options))
+    return message
+
+
+def dictionary(served: Served) -> dictionary_pb2.Dictionary:
+    """A dictionary with its metrics, its index and a summary of its descriptions."""
+    manifest = served.bundle.manifest
+    index, described = manifest["patch_index"], manifest.get("describe")
+    size = manifest["files"]["patches.faiss"]["bytes"]
+    message = dictionary_pb2.Dictionary(
+        name=served.resource,
+        display_name=served.bundle.name,
+        model=f"models/{served.model.name}",
+        site=served.bundle.site,
+        architecture=manifest["dictionary"]["architecture"],
+        width=manifest["dictionary"]["width"],
+        input_width=manifest["dictionary"]["dim"],
+        k=manifest["dictionary"].get("k"),
+        metrics=[
+            measure_pb2.Metric(name=f"{data}.{name}", value=value, count=int(values["rows"]))
+            for data, values in manifest["metrics"].items()
+            for name, value in values.items()
+            if name != "rows"
+        ],
+        patch_index=dictionary_pb2.PatchIndex(
+            type=index["type"],
+            size=index["rows"],
+            recall_at_10=index["recall_at_10"],
+            bytes_per_vector=size / index["rows"],
+        ),
+        manifest_sha256=served.bundle.manifest_sha256,
+    )
+    if described:
+        message.descriptions.CopyFrom(
+            dictionary_pb2.DescriptionSummary(
+                described=described["labelled"],
+                abstained=described["abstained"],
+                describers=[described["describer"]],
+            )
+        )
+    return message
+
+
+def model(served: ServedModel) -> model_pb2.Model:
+    """A model with its sites."""
+    ours = served.model
+    identity, grid, preparation = ours.identity(), ours.grid, ours.preprocessing
+    return model_pb2.Model(
+        name=f"models/{served.name}",
+        display_name=ours.name,
+        kind=model_pb2.MODEL_KIND_VIT,
+        source=ours.name,
+        weights_sha256=identity["weights_sha256"],
+        sites=[
+            model_pb2.Site(
+                name=f"models/{served.name}/sites/{site.name}",
+                kind=_SITE_KINDS[site.kind],
+                width=site.dim,
+                rows=grid.rows,
+                cols=grid.cols,
+                special_tokens=special_tokens(grid),
+                order=order,
+            )
+            for order, site in enumerate(ours.sites.values())
+        ],
+        preprocessing=model_pb2.Preprocessing(
+            width=preparation.width,
+            height=preparation.height,
+            resize=preparation.crop_mode,
+            interpolation=preparation.interpolation,
+            mean=preparation.mean,
+            std=preparation.std,
+        ),
+        dtype=getattr(tensor_pb2, f"D_TYPE_{str(ours.dtype).removeprefix('torch.').upper()}"),
+    )

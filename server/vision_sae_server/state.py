@@ -1,0 +1,147 @@
+"""What a server holds: bundles, the models they were made from, and the lanes work runs in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import ServeConfig
+from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
+from vision_sae.models.grid import Geometry
+from vision_sae.models.protocol import Model
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.decode import decode_image
+from vision_sae_server.lanes import Lane
+
+_SEARCH_THREADS = 2
+_DECODE_THREADS = 2
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An uploaded picture, made ready for a model. It lives in memory only."""
+
+    pixels: Tensor
+    """Model input (3, H, W)."""
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model and the one thread that runs it."""
+
+    model: Model
+    lane: Lane
+
+    @property
+    def name(self) -> str:
+        """The last part of its resource name: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.name).strip("-")[:128]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle with its model."""
+
+    bundle: Bundle
+    model: ServedModel
+
+    @property
+    def resource(self) -> str:
+        """``dictionaries/{dictionary}``."""
+        return f"dictionaries/{self.bundle.name}"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the servicers share; nothing in it changes while serving."""
+
+    config: ServeConfig
+    models: dict[str, ServedModel]
+    """By resource name."""
+    dictionaries: dict[str, Served]
+    """By resource name."""
+    decoding: Lane = field(default_factory=lambda: Lane("decode", _DECODE_THREADS))
+    searching: Lane = field(default_factory=lambda: Lane("search", _SEARCH_THREADS))
+
+    def dictionary(self, name: str) -> Served:
+        """The dictionary of a resource name."""
+        if name not in self.dictionaries:
+            raise NotFoundError(
+                f"{name} is not served; served are: {', '.join(self.dictionaries)}",
+                field="dictionary",
+            )
+        return self.dictionaries[name]
+
+    def feature(self, name: str) -> tuple[Served, int]:
+        """(dictionary, index) of a feature's resource name."""
+        dictionary, _, index = name.rpartition("/features/")
+        served = self.dictionary(dictionary)
+        served.bundle.check_feature(int(index))
+        return served, int(index)
+
+    async def picture(self, data: bytes, model: ServedModel) -> Picture:
+        """Decode and preprocess an uploaded picture off the event loop."""
+
+        def decode() -> Picture:
+            image = decode_image(
+                data,
+                max_bytes=self.config.max_image_bytes,
+                max_pixels=self.config.max_image_pixels,
+            )
+            geometry = model.model.preprocessing.geometry(image.width, image.height)
+            return Picture(model.model.preprocess(image), geometry)
+
+        return await self.decoding.run(decode)
+
+    def close(self) -> None:
+        """Let every lane finish."""
+        for lane in (self.decoding, self.searching, *(m.lane for m in self.models.values())):
+            lane.close()
+
+
+def load_state(bundles: Sequence[Path], config: ServeConfig) -> State:
+    """Open bundles and load their models, each model once.
+
+    Raises `MismatchError` when a model that answers to a bundle's name is not the one it was made
+    from.
+    """
+    loaded: dict[str, ServedModel] = {}
+    dictionaries: dict[str, Served] = {}
+    for path in bundles:
+        bundle = Bundle(path)
+        identity = bundle.manifest["model"]
+        if not _NAME.fullmatch(bundle.name) or f"dictionaries/{bundle.name}" in dictionaries:
+            raise InvalidInputError(
+                f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
+                "of letters, digits, '.', '_' and '-'",
+                field="bundle",
+            )
+        if identity["name"] not in loaded:
+            loaded[identity["name"]] = ServedModel(load_model(identity["name"]), Lane("model"))
+        served = loaded[identity["name"]]
+        ours = served.model.identity()
+        for key in ("weights_sha256", "preprocessing", "grid"):
+            # Tuples become lists on their way through JSON.
+            if _plain(ours[key]) != _plain(identity[key]):
+                raise MismatchError(
+                    f"bundle {path} was made with a model whose {key} is {identity[key]}, but "
+                    f"{identity['name']} has {ours[key]}; build the bundle again",
+                    field=key,
+                )
+        entry = Served(bundle, served)
+        dictionaries[entry.resource] = entry
+    models = {f"models/{model.name}": model for model in loaded.values()}
+    return State(config, models, dictionaries)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
