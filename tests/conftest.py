@@ -36,9 +36,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     config = HarvestConfig(sites=(SITE,), limit=32, batch_size=8, shard_images=16)
     model = load_model(config.model)
-    store = harvest(
-        model, image_folder(CORPUS / "train"), root / "store", config, progress=False
-    )
+    store = harvest(model, image_folder(CORPUS / "train"), root / "store", config, progress=False)
     training = TrainConfig(
         expansion=2, k=16, steps=60, batch_size=1024, dead_after=20_000, learning_rate=3e-3
     )

@@ -183,8 +183,31 @@ def serve(
     """Serve bundles over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
-    from vision_sae.config import load_config
     from vision_sae_server.app import run
+
+    from vision_sae.config import load_config
 
     settings = load_config(config, serve={"host": host, "port": port}).serve
     asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
+
+
+@_command
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the answer is written.")] = Path("demo-out"),
+    work: Annotated[
+        Path, typer.Option(help="Where stores, dictionary and bundle are kept for the next run.")
+    ] = Path("runs/demo"),
+    once: Annotated[
+        bool, typer.Option("--once", help="End after the answer instead of staying up.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of the server that stays up.")] = 50051,
+    web_port: Annotated[int, typer.Option(help="Port of the web page.")] = 7860,
+) -> None:
+    """The whole job on the embedded default, from pictures to a labelled answer over gRPC."""
+    from vision_sae.demo.run import run
+
+    run(out, work, once=once, port=port, web_port=web_port)
+
+
+if __name__ == "__main__":
+    app()

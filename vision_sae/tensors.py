@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1 import tensor_pb2
 
-_DTYPES = {
+_DTYPES: dict[tensor_pb2.DType.ValueType, np.dtype[Any]] = {
     tensor_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.D_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.D_TYPE_FLOAT64: np.dtype("<f8"),
@@ -62,5 +62,5 @@ def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     array = np.frombuffer(tensor.data, dtype=dtype).reshape(tuple(tensor.shape))
     if tensor.HasField("scale") or tensor.HasField("offset"):
         scale = tensor.scale if tensor.HasField("scale") else 1.0
-        return array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset)
-    return array
+        return np.asarray(array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset))
+    return np.asarray(array)

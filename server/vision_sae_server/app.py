@@ -110,9 +110,7 @@ class Server:
                     capabilities.append(
                         catalog_service_pb2.Capability(service=name, rpc=rpc, served=served)
                     )
-        answered = frozenset(
-            f"/{_PACKAGE}.{c.service}/{c.rpc}" for c in capabilities if c.served
-        )
+        answered = frozenset(f"/{_PACKAGE}.{c.service}/{c.rpc}" for c in capabilities if c.served)
         self._state = state
         self._server = grpc.aio.server(
             interceptors=(Gate(config, answered),),

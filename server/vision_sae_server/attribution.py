@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -91,7 +91,7 @@ def _maps(codes: Codes, values: Tensor, features: NDArray[np.int64]) -> NDArray[
     position = {int(feature): row for row, feature in enumerate(features)}
     maps = np.zeros((len(features), len(codes.indices)))
     patch, slot = np.nonzero(np.isin(codes.indices.numpy(), features))
-    rows = [position[i] for i in codes.indices.numpy()[patch, slot].tolist()]
+    rows = np.array([position[i] for i in codes.indices.numpy()[patch, slot].tolist()], dtype=int)
     np.add.at(maps, (rows, patch), values.numpy()[patch, slot])
     return maps
 
@@ -114,8 +114,8 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def Encode(  # noqa: N802
-        self, request: pb.EncodeRequest, context: grpc.aio.ServicerContext
+    async def Encode(
+        self, request: pb.EncodeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.EncodeResponse:
         """The features that fire in a picture, and where."""
         served = self._state.dictionary(request.dictionary)
@@ -130,8 +130,8 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             lambda: _encode_response(served, picture, request, encoded, mask)
         )
 
-    async def Attribute(  # noqa: N802
-        self, request: pb.AttributeRequest, context: grpc.aio.ServicerContext
+    async def Attribute(
+        self, request: pb.AttributeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.AttributeResponse:
         """What the features of a picture contribute to a target, with books that add up."""
         method, nodes = _method(request)
@@ -262,9 +262,7 @@ def _encode_response(
                 max_activation=float(within[row].max()),
                 total_activation=float(within[row].sum()),
                 patch_count=int((within[row] > 0).sum()),
-                patches=messages.patches(
-                    grid, picture.geometry, strongest, within[row][strongest]
-                ),
+                patches=messages.patches(grid, picture.geometry, strongest, within[row][strongest]),
                 heatmap=messages.heatmap(
                     maps[row].reshape(grid.rows, grid.cols), request.heatmap_format
                 ),
@@ -287,9 +285,7 @@ def _site_attribution(
     activations = _maps(codes, codes.values, shown)
     limit = request.max_patches if request.HasField("max_patches") else _DEFAULT_PATCHES
     everything = (ledger.contributions.sum(1) + ledger.error + ledger.bias).numpy()
-    total_map = messages.heatmap(
-        everything.reshape(grid.rows, grid.cols), request.heatmap_format
-    )
+    total_map = messages.heatmap(everything.reshape(grid.rows, grid.cols), request.heatmap_format)
     features_total = float(ledger.contributions.sum())
     site = ledger_pb2.SiteAttribution(
         dictionary=served.resource,

@@ -65,8 +65,8 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     def __init__(self, state: State, capabilities: list[pb.Capability]) -> None:
         self._state, self._capabilities = state, capabilities
 
-    async def GetServerInfo(  # noqa: N802
-        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetServerInfoResponse:
         """Versions, limits and capabilities."""
         config = self._state.config
@@ -89,20 +89,18 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
             device="cpu",
         )
 
-    async def ListModels(  # noqa: N802
-        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListModelsResponse:
         """All models, by name."""
-        names, following = page(
-            sorted(self._state.models), request.page_size, request.page_token
-        )
+        names, following = page(sorted(self._state.models), request.page_size, request.page_token)
         return pb.ListModelsResponse(
             models=[messages.model(self._state.models[name]) for name in names],
             next_page_token=following,
         )
 
-    async def GetModel(  # noqa: N802
-        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
+    async def GetModel(
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetModelResponse:
         """One model."""
         if request.name not in self._state.models:
@@ -112,8 +110,8 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
             )
         return pb.GetModelResponse(model=messages.model(self._state.models[request.name]))
 
-    async def ListDictionaries(  # noqa: N802
-        self, request: pb.ListDictionariesRequest, context: grpc.aio.ServicerContext
+    async def ListDictionaries(
+        self, request: pb.ListDictionariesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListDictionariesResponse:
         """All dictionaries, by name."""
         matches = matcher(request.filter, _DICTIONARY_FIELDS)
@@ -124,15 +122,15 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         rows, following = page(kept, request.page_size, request.page_token)
         return pb.ListDictionariesResponse(dictionaries=rows, next_page_token=following)
 
-    async def GetDictionary(  # noqa: N802
-        self, request: pb.GetDictionaryRequest, context: grpc.aio.ServicerContext
+    async def GetDictionary(
+        self, request: pb.GetDictionaryRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetDictionaryResponse:
         """One dictionary."""
         served = self._state.dictionary(request.name)
         return pb.GetDictionaryResponse(dictionary=messages.dictionary(served))
 
-    async def ListFeatures(  # noqa: N802
-        self, request: pb.ListFeaturesRequest, context: grpc.aio.ServicerContext
+    async def ListFeatures(
+        self, request: pb.ListFeaturesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListFeaturesResponse:
         """The features of a dictionary, filtered, ordered and in pages."""
         served = self._state.dictionary(request.parent)
@@ -154,8 +152,8 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
 
         return await self._state.searching.run(listing)
 
-    async def GetFeature(  # noqa: N802
-        self, request: pb.GetFeatureRequest, context: grpc.aio.ServicerContext
+    async def GetFeature(
+        self, request: pb.GetFeatureRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetFeatureResponse:
         """One feature."""
         served, index = self._state.feature(request.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import grpc
 
@@ -22,8 +23,8 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def DescribeFeature(  # noqa: N802
-        self, request: pb.DescribeFeatureRequest, context: grpc.aio.ServicerContext
+    async def DescribeFeature(
+        self, request: pb.DescribeFeatureRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DescribeFeatureResponse:
         """The stored description, or a new one from the bundle's captions."""
         served, index = self._state.feature(request.feature)
@@ -41,9 +42,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
                 row = asdict(made)
             full = request.view == feature_pb2.FEATURE_VIEW_FULL
             return pb.DescribeFeatureResponse(
-                description=messages.description(
-                    served, row, request.exemplars if full else None
-                ),
+                description=messages.description(served, row, request.exemplars if full else None),
                 from_store=stored is not None,
             )
 

@@ -41,9 +41,7 @@ def to_status(error: VisionSaeError) -> Any:
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if code == code_pb2.RESOURCE_EXHAUSTED:
-        details.append(
-            error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS))
-        )
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
     status = status_pb2.Status(code=code, message=str(error))
     for detail in details:
         status.details.add().Pack(detail)

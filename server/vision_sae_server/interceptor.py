@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -16,6 +16,7 @@ from vision_sae.config import ServeConfig
 from vision_sae.errors import InvalidInputError, NotServedError, OverloadedError, VisionSaeError
 from vision_sae_server.errors import to_status
 
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _OURS = "/vision_sae.v1."
 _LOG = logging.getLogger("vision_sae_server")
 
@@ -73,9 +74,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Handler | None:
         """Wrap the handler of one call."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
@@ -92,7 +93,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def _guarded(self, answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
-        async def guarded(request: Message, context: grpc.aio.ServicerContext) -> Any:
+        async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 with self._admission.place(request.ByteSize()):
                     validate(request)
@@ -108,7 +109,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return guarded
 
 
-def _refusing(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
+def _refusing(handler: Handler, method: str) -> Handler:
     """The handler of an rpc that the contract has and this version does not answer yet."""
     name = method.removeprefix(_OURS).replace("/", ".")
     status = to_status(
@@ -117,11 +118,11 @@ def _refusing(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHand
         )
     )
 
-    async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort_with_status(status)
 
     async def refuse_stream(
-        _request: Any, context: grpc.aio.ServicerContext
+        _request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         await context.abort_with_status(status)
         yield  # makes this a generator, as streaming handlers must be
@@ -130,7 +131,7 @@ def _refusing(handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHand
         "stream" if handler.response_streaming else "unary"
     )
     make = getattr(grpc, f"{kind}_rpc_method_handler")
-    made: grpc.RpcMethodHandler = make(
+    made: Handler = make(
         refuse_stream if handler.response_streaming else refuse,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,

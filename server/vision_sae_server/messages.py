@@ -87,9 +87,7 @@ def heatmap(values: NDArray[Any], format_: int) -> tensor_pb2.Tensor | None:
     if format_ == image_pb2.HEATMAP_FORMAT_UINT8:
         low, high = float(values.min()), float(values.max())
         scale = (high - low) / 255 or 1.0
-        return to_proto(
-            np.round((values - low) / scale).astype(np.uint8), scale=scale, offset=low
-        )
+        return to_proto(np.round((values - low) / scale).astype(np.uint8), scale=scale, offset=low)
     return to_proto(values.astype(np.float16))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,8 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def SearchPatches(  # noqa: N802
-        self, request: pb.SearchPatchesRequest, context: grpc.aio.ServicerContext
+    async def SearchPatches(
+        self, request: pb.SearchPatchesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.SearchPatchesResponse:
         """Patches that fire a feature, or that look to the model like part of a picture."""
         for field in ("filter", "collapse_near_duplicates"):

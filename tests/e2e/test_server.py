@@ -204,9 +204,7 @@ def test_a_region_of_an_indexed_picture_finds_itself(search, served) -> None:
     answer = search.SearchPatches(
         search_service_pb2.SearchPatchesRequest(
             dictionary=DICTIONARY,
-            region=search_service_pb2.ImageRegion(
-                image=image_pb2.Image(data=data), region=region
-            ),
+            region=search_service_pb2.ImageRegion(image=image_pb2.Image(data=data), region=region),
         )
     )
     best = answer.hits[0]
@@ -219,9 +217,7 @@ def test_describe_returns_the_stored_text_or_an_abstention(channel, served) -> N
     bundle = Bundle(served.bundle)
     for index in (0, 1, 2):
         answer = stub.DescribeFeature(
-            description_service_pb2.DescribeFeatureRequest(
-                feature=f"{DICTIONARY}/features/{index}"
-            )
+            description_service_pb2.DescribeFeatureRequest(feature=f"{DICTIONARY}/features/{index}")
         )
         stored = bundle.descriptions[index]
         assert answer.from_store
@@ -346,7 +342,9 @@ def test_unserved_targets_and_methods_say_what_is(attribution) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         attribution.Attribute(request)
     assert refusal(caught.value) == (
-        grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED", "target.text",
+        grpc.StatusCode.UNIMPLEMENTED,
+        "NOT_SERVED",
+        "target.text",
     )
     request.target.CopyFrom(target_pb2.Target(mean_embedding=target_pb2.MeanEmbeddingTarget()))
     request.method = ledger_pb2.ATTRIBUTION_METHOD_GRAD_CAM

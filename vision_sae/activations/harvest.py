@@ -201,15 +201,16 @@ def _decode_ahead(
 
 def _seal(staging: Path, directory: Path, plan: dict[str, Any], shard_names: list[str]) -> None:
     """Count what was stored, write the manifest and publish."""
-    shards = [
+    shards: list[dict[str, Any]] = [
         {"name": name, "images": len(read_jsonl(staging / layout.SHARDS / name / layout.IMAGES))}
         for name in shard_names
     ]
     skipped = [
-        row for name in shard_names
+        row
+        for name in shard_names
         for row in read_jsonl(staging / layout.SHARDS / name / layout.SKIPPED)
     ]
-    images = sum(int(shard["images"]) for shard in shards)
+    images = sum(shard["images"] for shard in shards)
     if images == 0:
         raise InvalidInputError(
             f"none of the {len(skipped)} pictures could be read; the first: {skipped[0]['error']}",
@@ -221,8 +222,12 @@ def _seal(staging: Path, directory: Path, plan: dict[str, Any], shard_names: lis
     ).shape[1]
     publish(
         directory,
-        plan | {
-            "shards": kept, "images": images, "skipped": len(skipped), "embedding_dim": int(dim),
+        plan
+        | {
+            "shards": kept,
+            "images": images,
+            "skipped": len(skipped),
+            "embedding_dim": int(dim),
         },
     )
 
@@ -269,8 +274,9 @@ def harvest(
     todo = {name: group for name, group in groups.items() if not (shards / name).is_dir()}
     done = len(pictures) - sum(map(len, todo.values()))
     with (
-        tqdm(total=len(pictures), initial=done, desc="harvest", unit="img",
-             disable=not progress) as bar,
+        tqdm(
+            total=len(pictures), initial=done, desc="harvest", unit="img", disable=not progress
+        ) as bar,
         ThreadPoolExecutor(_DECODE_THREADS) as decoders,
         ThreadPoolExecutor(1) as writer,
     ):
@@ -293,5 +299,3 @@ def harvest(
     _seal(staging, directory, plan, list(groups))
     _plan_path(directory).unlink()
     return ActivationStore(directory)
-
-

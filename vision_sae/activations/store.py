@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,4 +141,4 @@ class ActivationStore:
         for shard in self.shards:
             offsets = np.load(shard / THUMBNAIL_OFFSETS)
             data = (shard / THUMBNAILS).read_bytes()
-            yield from (data[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True))
+            yield from (data[a:b] for a, b in pairwise(offsets))

@@ -58,9 +58,7 @@ class Ledger(NamedTuple):
     def per_feature(self, width: int) -> Tensor:
         """Contribution of every feature over all patches (F), float64."""
         flat = torch.zeros(width, dtype=torch.float64)
-        return flat.index_add_(
-            0, self.codes.indices.reshape(-1), self.contributions.reshape(-1)
-        )
+        return flat.index_add_(0, self.codes.indices.reshape(-1), self.contributions.reshape(-1))
 
 
 def _path(nodes: int) -> tuple[list[float], list[float]]:
@@ -104,9 +102,7 @@ def attribute(
     update = captured[site][0, special:].float().cpu()
     codes = dictionary.encode(update)
     error = update - dictionary.decode(codes)
-    start = (
-        dictionary.bias.expand_as(update) if reference == "zero" else torch.zeros_like(update)
-    )
+    start = dictionary.bias.expand_as(update) if reference == "zero" else torch.zeros_like(update)
     with torch.no_grad():
         baseline = run(start)
 

@@ -24,10 +24,11 @@ from vision_sae.bundles.exemplars import exemplars
 from vision_sae.bundles.patch_index import build_index, normalised, save_index
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
-from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
 from vision_sae.dictionaries.metrics import MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.errors import MismatchError
+from vision_sae.dictionaries.topk import WEIGHTS
+from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 
 _BATCH = 4096
@@ -103,6 +104,22 @@ def _write_pictures(store: ActivationStore, staging: Path) -> None:
             offsets.append(offsets[-1] + file.write(thumbnail))
     np.save(staging / layout.THUMBNAIL_OFFSETS, np.array(offsets), allow_pickle=False)
     np.save(staging / layout.EMBEDDINGS, store.embeddings, allow_pickle=False)
+
+
+def is_current(path: Path, store: ActivationStore, dictionary: Path, config: BuildConfig) -> bool:
+    """Whether the bundle at ``path`` was made from just these, by this version."""
+    try:
+        manifest = Bundle(path).manifest
+    except VisionSaeError:
+        return False
+    trained = read_dictionary_manifest(dictionary)
+    weights = f"{layout.DICTIONARY}/{WEIGHTS}"
+    return bool(
+        manifest["data_sha256"] == store.manifest["data_sha256"]
+        and manifest["files"][weights] == trained["files"][WEIGHTS]
+        and manifest["build"] == config.model_dump(mode="json")
+        and manifest["code_version"] == vision_sae.__version__
+    )
 
 
 def build(

@@ -120,9 +120,7 @@ class Bundle:
         postings = self.postings
         feature = np.repeat(np.arange(len(postings.indptr) - 1), np.diff(postings.indptr))
         pairs = feature * len(self.images) + postings.indices // self.grid.patches
-        return np.bincount(
-            np.unique(pairs) // len(self.images), minlength=len(postings.indptr) - 1
-        )
+        return np.bincount(np.unique(pairs) // len(self.images), minlength=len(postings.indptr) - 1)
 
     @cached_property
     def manifest_sha256(self) -> str:

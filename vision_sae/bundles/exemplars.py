@@ -25,9 +25,7 @@ class Exemplars(NamedTuple):
     packed by ``numpy.packbits``."""
 
 
-def _choose(
-    images: NDArray[np.int64], top: int, across: int
-) -> NDArray[np.int64]:
+def _choose(images: NDArray[np.integer], top: int, across: int) -> NDArray[np.int64]:
     """Positions in a feature's postings (strongest first): ``top`` images by their strongest
     patch, then ``across`` further images evenly spaced over what remains."""
     _, strongest = np.unique(images, return_index=True)

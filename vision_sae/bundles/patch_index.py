@@ -57,9 +57,11 @@ def search(
 
     Parameters travel with the call: setting them on a shared index would be a race.
     """
-    parameters = faiss.SearchParametersIVF(nprobe=nprobe) if nprobe else None
-    if parameters and isinstance(index, faiss.IndexRefine):
-        parameters = faiss.IndexRefineSearchParameters(
+    parameters: Any = None
+    if nprobe:
+        parameters = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+    if nprobe and isinstance(index, faiss.IndexRefine):
+        parameters = faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
             k_factor=10, base_index_params=parameters
         )
     cosines, rows = index.search(queries, k, params=parameters)

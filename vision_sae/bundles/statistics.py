@@ -15,7 +15,7 @@ QUANTILE_LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 class Statistics(NamedTuple):
     """One row per feature; all zero for a feature that never fires."""
 
-    count: NDArray[np.int64]
+    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     """Patches on which the feature fires (F)."""
     mean: NDArray[np.float32]
     """Mean non-zero activation (F): the unit of steering strengths."""

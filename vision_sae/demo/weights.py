@@ -66,7 +66,9 @@ def _position_table(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([_one(tensors, "onnx::Concat_"), patches], dim=1)
 
 
-def _block(tensors: dict[str, Tensor], matrices: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+def _block(
+    tensors: dict[str, Tensor], matrices: dict[str, Tensor], index: int
+) -> dict[str, Tensor]:
     """One transformer block's tensors under timm's names."""
     there, node = f"backbone.encoder.layer.{index}.", f"/backbone/encoder/layer.{index}/"
     attention = "attention.attention."

@@ -5,7 +5,8 @@ captions and n of all N captions hold has the pointwise mutual information
 ``log((n_e + a) / (E + 2 a)) - log((n + a) / (N + 2 a))`` (additive smoothing a), and the one-sided
 Fisher exact p-value of drawing that many by chance, corrected over all words by Benjamini and
 Hochberg. Words of fewer than `_FEWEST_CAPTIONS` captions are not tried: they could never be
-significant and would only weaken the others. Words that stay significant make the label; without any the describer abstains.
+significant and would only weaken the others. Words that stay significant make the label; without
+any the describer abstains.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vision_sae.descriptions.protocol import Description, Score
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _FUNCTION_WORDS = frozenset(
     "a an and as at by for from in into is it its of on onto or over that the their there this to "
-    "under with without".split()
+    "under with without".split()  # noqa: SIM905 - a list of words reads best as a line of words
 )
 _SMOOTHING = 0.5
 _FEWEST_IMAGES = 5
@@ -89,8 +90,13 @@ class CaptionPmi:
     ) -> Description:
         def description(text: str | None, abstained: str = "", **rest: object) -> Description:
             return Description(
-                feature, text, abstained, self.name, self.version,
-                evidence=evidence, **rest,  # type: ignore[arg-type]
+                feature,
+                text,
+                abstained,
+                self.name,
+                self.version,
+                evidence=evidence,
+                **rest,  # type: ignore[arg-type]
             )
 
         drawn = len(in_exemplars)

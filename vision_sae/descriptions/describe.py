@@ -28,7 +28,10 @@ def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True
         asdict(description)
         for description in tqdm(
             chosen.describe(bundle, range(width)),
-            total=width, desc="describe", unit="feature", disable=not progress,
+            total=width,
+            desc="describe",
+            unit="feature",
+            disable=not progress,
         )
     ]
     labelled = sum(row["text"] is not None for row in rows)

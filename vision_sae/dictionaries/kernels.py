@@ -38,7 +38,7 @@ def sampled_dot(indices: Tensor, a: Tensor, rows: Tensor) -> Tensor:
             (n, rows.shape[0]),
             check_invariants=False,
         )
-        sampled = torch.sparse.sampled_addmm(pattern, a, rows.T, beta=0.0)
+        sampled: Tensor = torch.sparse.sampled_addmm(pattern, a, rows.T, beta=0.0)
     return sampled.values().reshape(n, k)
 
 

@@ -97,8 +97,7 @@ class TopKTrainer:
         dim = len(scaling.mean)
         if config.k > width:
             raise InvalidInputError(
-                f"k = {config.k} is more than the {width} features; lower --k or raise "
-                "--expansion",
+                f"k = {config.k} is more than the {width} features; lower --k or raise --expansion",
                 field="k",
             )
         self.scaling, self.config = scaling, config
@@ -192,9 +191,7 @@ class TopKTrainer:
         dead_pre = pre[:, numbers].float()
         if len(numbers) > k_aux:
             chosen = torch.topk(dead_pre, k_aux, dim=1).indices
-            dead_pre = torch.zeros_like(dead_pre).scatter_(
-                1, chosen, dead_pre.gather(1, chosen)
-            )
+            dead_pre = torch.zeros_like(dead_pre).scatter_(1, chosen, dead_pre.gather(1, chosen))
         activations = dead_pre.relu_()
         residual = activations @ s.w_dec[numbers] + error  # aux reconstruction - (x - x_hat)
         coefficient = self.config.aux_coefficient * min(1.0, len(numbers) / k_aux)

@@ -83,7 +83,8 @@ class Preprocessing:
         cropped = tvf.center_crop(resized, [self.height, self.width])
         pixels = torch.from_numpy(np.array(cropped, dtype=np.uint8)).permute(2, 0, 1)
         scaled = pixels.to(torch.float32) / 255
-        return tvf.normalize(scaled, list(self.mean), list(self.std))
+        normal: torch.Tensor = tvf.normalize(scaled, list(self.mean), list(self.std))
+        return normal
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as bound into manifests."""

@@ -19,7 +19,7 @@ Edit = Callable[[Tensor], Tensor]
 """Site vectors (B, T, D) -> new site vectors of the same shape."""
 
 
-class StopForward(Exception):  # noqa: N818 - control flow, as StopIteration
+class StopForward(Exception):
     """Raised inside a forward pass once every wanted site has been captured."""
 
 
@@ -37,7 +37,8 @@ class Tap:
 
 def _first(value: Any) -> Tensor:
     """The tensor of a module's output, which some modules wrap in a tuple."""
-    return value[0] if isinstance(value, tuple) else value
+    tensor: Tensor = value[0] if isinstance(value, tuple) else value
+    return tensor
 
 
 def _rewrap(output: Any, tensor: Tensor) -> Any:

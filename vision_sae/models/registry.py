@@ -45,7 +45,7 @@ def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     import timm
 
     module = timm.create_model(target, pretrained=True)
-    config = timm.data.resolve_data_config(model=module)
+    config = timm.data.config.resolve_data_config(model=module)
     return VitModel(
         name, TimmBackbone(module), timm_preprocessing(config), dtype=dtype, device=device
     )

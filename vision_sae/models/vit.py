@@ -42,11 +42,11 @@ class TimmBackbone:
 
     def __init__(self, module: nn.Module) -> None:
         blocks = getattr(module, "blocks", None)
-        patch_embed = getattr(module, "patch_embed", None)
+        patch_embed: Any = getattr(module, "patch_embed", None)
         if blocks is None or not hasattr(patch_embed, "grid_size"):
             raise InvalidInputError(
                 f"{type(module).__name__} is not a plain vision transformer (it lacks `blocks` or "
-                "`patch_embed.grid_size`); choose a timm model of the vit, deit, eva or beit family",
+                "`patch_embed.grid_size`); choose a timm vit, deit, eva or beit",
                 field="model",
             )
         self.module = module

@@ -44,9 +44,7 @@ def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     try:
         if jsonl.is_file():
             lines = [json.loads(line) for line in jsonl.read_text().splitlines() if line.strip()]
-            return {
-                line["file"]: (line["caption"], tuple(line.get("tags", ()))) for line in lines
-            }
+            return {line["file"]: (line["caption"], tuple(line.get("tags", ()))) for line in lines}
         if table.is_file():
             with table.open(newline="") as file:
                 return {row["file"]: (row["caption"], ()) for row in csv.DictReader(file)}
@@ -65,8 +63,9 @@ def image_folder(folder: Path) -> list[Picture]:
     Raises `NotFoundError` when there is none.
     """
     if not folder.is_dir():
-        raise NotFoundError(f"{folder} is not a directory; give a folder of pictures",
-                            field="images")
+        raise NotFoundError(
+            f"{folder} is not a directory; give a folder of pictures", field="images"
+        )
     captions = _captions(folder)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:

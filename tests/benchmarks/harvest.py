@@ -1,0 +1,79 @@
+"""Harvest against the bare forward pass on the same pictures.
+
+``python -m tests.benchmarks.harvest`` prints JSON.
+
+Both run the demo's ViT to its embedding in the same batches. The bare pass has its pictures
+decoded and preprocessed beforehand; harvest decodes, captures a site, converts, hashes and writes.
+The two take turns, and the ratio is the median over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from vision_sae.activations.harvest import choose, harvest
+from vision_sae.config import HarvestConfig
+from vision_sae.models.protocol import Model
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.folder import Picture, image_folder
+
+CORPUS = Path(__file__).parents[2] / "vision_sae" / "demo" / "corpus" / "train"
+
+
+def bare_seconds(model: Model, pictures: list[Picture], batch_size: int) -> float:
+    """Seconds of the forward passes alone."""
+    pixels = torch.stack([model.preprocess(picture.load()) for picture in pictures])
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in pixels.split(batch_size):
+            model.forward(batch)
+    return time.perf_counter() - start
+
+
+def harvest_seconds(model: Model, pictures: list[Picture], config: HarvestConfig) -> float:
+    """Seconds of a whole harvest into a new store."""
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        harvest(model, pictures, Path(directory) / "store", config, progress=False)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Run the turns and print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    config = HarvestConfig(shard_images=64)
+    model = load_model(config.model)
+    pictures = choose(image_folder(CORPUS), arguments.images)
+    bare_seconds(model, pictures[: config.batch_size], config.batch_size)  # warm up
+    bare, whole = [], []
+    for _ in range(arguments.turns):
+        bare.append(len(pictures) / bare_seconds(model, pictures, config.batch_size))
+        whole.append(len(pictures) / harvest_seconds(model, pictures, config))
+    ratios = [w / b for w, b in zip(whole, bare, strict=True)]
+    print(
+        json.dumps(
+            {
+                "images": len(pictures),
+                "dtype": str(model.dtype),
+                "threads": torch.get_num_threads(),
+                "forward_images_per_second": round(statistics.median(bare), 2),
+                "harvest_images_per_second": round(statistics.median(whole), 2),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(ratio, 3) for ratio in ratios],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The demo's answer as files: ``answer.json``, an overlay per feature, and a page to open."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vision_sae.pictures.folder import Picture
+from vision_sae.v1 import attribution_service_pb2, dictionary_pb2, image_pb2
+
+_EXEMPLARS = 6
+_STYLE = """
+:root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.4 }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+section { display: grid; grid-template-columns: 16rem 1fr; gap: 1rem; margin: 1.5rem 0;
+          border-top: 1px solid #8884; padding-top: 1rem }
+img { max-width: 100%; border-radius: 4px }
+figure { display: inline-block; margin: 0 .4rem .4rem 0; width: 8rem; vertical-align: top }
+figcaption, .quiet { font-size: .8rem; opacity: .75 }
+"""
+
+
+def _box(box: image_pb2.Box) -> list[float]:
+    return [round(value, 2) for value in (box.x0, box.y0, box.x1, box.y1)]
+
+
+def answer_json(
+    picture: Picture,
+    answer: attribution_service_pb2.EncodeResponse,
+    dictionary: dictionary_pb2.Dictionary,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """The answer in plain JSON; a label is null where the describer abstained."""
+    features = []
+    for found in answer.features:
+        description = found.feature.description
+        features.append(
+            {
+                "feature": found.feature.index,
+                "activation": round(found.max_activation, 4),
+                "label": description.text if description.HasField("text") else None,
+                "label_score": round(description.scores[0].value, 4)
+                if description.scores
+                else None,
+                "abstention": description.abstention_reason or None,
+                "patches": [
+                    {"box": _box(p.box), "activation": round(p.activation, 4)}
+                    for p in found.patches
+                ],
+                "exemplars": [
+                    {
+                        "image": e.image,
+                        "box": _box(e.box),
+                        "activation": round(e.activation, 4),
+                    }
+                    for e in found.feature.exemplars
+                ],
+            }
+        )
+    return {
+        "image": picture.id,
+        "dictionary": answer.dictionary,
+        "explained_variance": round(answer.explained_variance, 4),
+        "recall_at_10": round(dictionary.patch_index.recall_at_10, 4),
+        "features": features,
+        "seconds": seconds,
+    }
+
+
+def write_report(
+    out: Path,
+    picture: Picture,
+    answer: attribution_service_pb2.EncodeResponse,
+    dictionary: dictionary_pb2.Dictionary,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write everything into ``out``; returns what ``answer.json`` holds."""
+    from vision_sae_client.overlay import overlay_png
+
+    out.mkdir(parents=True, exist_ok=True)
+    data = answer_json(picture, answer, dictionary, seconds)
+    shutil.copyfile(picture.path, out / f"picture{picture.path.suffix}")
+    sections = []
+    for rank, found in enumerate(answer.features, start=1):
+        name = f"{rank:02d}-feature-{found.feature.index}.png"
+        (out / name).write_bytes(overlay_png(picture.path, found, answer.grid))
+        exemplars = []
+        for place, exemplar in enumerate(found.feature.exemplars[:_EXEMPLARS]):
+            thumbnail = f"{rank:02d}-exemplar-{place}.jpg"
+            (out / thumbnail).write_bytes(exemplar.thumbnail.data)
+            exemplars.append(
+                f'<figure><img src="{thumbnail}" alt=""><figcaption>'
+                f"{exemplar.activation:.2f} {html.escape(exemplar.caption)}</figcaption></figure>"
+            )
+        row = data["features"][rank - 1]
+        label = row["label"] or f"no label: {row['abstention'] or 'not described'}"
+        sections.append(
+            f'<section><img src="{name}" alt="where feature {row["feature"]} fires"><div>'
+            f"<h2>{html.escape(label)}</h2>"
+            f'<p class="quiet">feature {row["feature"]}, activation {row["activation"]:.2f}, '
+            f"label score {row['label_score'] if row['label_score'] is not None else '-'}</p>"
+            f"{''.join(exemplars)}</div></section>"
+        )
+    (out / "index.html").write_text(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>vision_sae</title>"
+        f"<style>{_STYLE}</style><h1>Which features fire in this picture?</h1>"
+        f'<img src="picture{picture.path.suffix}" alt="{html.escape(picture.caption)}">'
+        f"<p>{html.escape(picture.caption)}. The dictionary <b>{answer.dictionary}</b> explains "
+        f"{data['explained_variance']:.1%} of it; recall@10 of its patch index is "
+        f"{data['recall_at_10']:.3f}.</p>{''.join(sections)}</html>"
+    )
+    (out / "answer.json").write_text(json.dumps(data, indent=1) + "\n")
+    return data

@@ -1,0 +1,173 @@
+"""The main job on the embedded default: pictures -> features, evidence and labels over gRPC.
+
+Every stage is the public command's own function, so the demo is also the shortest true example of
+how the pieces fit. Stages that are done are reused.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vision_sae.activations.harvest import harvest
+from vision_sae.activations.store import ActivationStore
+from vision_sae.bundles.build import build, is_current
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import Config, HarvestConfig, TrainConfig
+from vision_sae.demo.report import write_report
+from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.dictionaries.pipeline import train_dictionary
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.folder import Picture, image_folder
+
+CORPUS = Path(__file__).parent / "corpus"
+SITE = "blocks.10.update"
+BUNDLE = "demo-dinov2-s-block10"
+_TRAIN_IMAGES = 1200
+_HELDOUT_IMAGES = 96
+_TRAIN_STEPS = 400
+_PICTURE = "photographs"
+"""The question is asked about a held-out photograph."""
+
+
+@dataclass
+class Stages:
+    """Names and times the stages."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, says: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        print(f"\n[{len(self.seconds) + 1}] {name}: {says}", flush=True)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def heldout_picture() -> Picture:
+    """The picture that the demo asks about: in no training split."""
+    pictures = image_folder(CORPUS / "heldout")
+    return next(p for p in pictures if p.id.startswith(f"{_PICTURE}/"))
+
+
+def make_bundle(work: Path, stages: Stages, config: Config) -> Bundle:
+    """Harvest, train, build and describe; whatever is there already is kept."""
+    settings = HarvestConfig(sites=(SITE,), limit=_TRAIN_IMAGES)
+    heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
+    with stages.stage("harvest", f"{settings.model} at {SITE} on {_TRAIN_IMAGES} pictures"):
+        model = load_model(settings.model)
+        store = harvest(model, image_folder(CORPUS / "train"), work / "store", settings)
+        held = harvest(model, image_folder(CORPUS / "heldout"), work / "store-heldout", heldout)
+    training = TrainConfig(steps=_TRAIN_STEPS)
+    width = training.expansion * store.sites[SITE]
+    with stages.stage("train", f"TopK SAE, {width} features, k = {training.k}"):
+        metrics = train_dictionary(store, work / "dictionary", training, {"heldout": held})
+        print(f"held-out pictures: {_shown(metrics['heldout'])}")
+    path = work / BUNDLE
+    with stages.stage("build", "codes, statistics, exemplars and the patch index"):
+        bundle = _current(path, store, work / "dictionary", config)
+    with stages.stage("describe", "label every feature from the captions, or abstain"):
+        if "describe" not in bundle.manifest:
+            bundle = describe_bundle(path, config.describe)
+        summary = bundle.manifest["describe"]
+        print(f"{summary['labelled']} features labelled, {summary['abstained']} abstained")
+    return bundle
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return (
+        f"explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}, "
+        f"{metrics['frac_alive']:.1%} of the features fire"
+    )
+
+
+def _current(path: Path, store: ActivationStore, dictionary: Path, config: Config) -> Bundle:
+    """The bundle that is there, if it was made from just these, or a new one."""
+    if is_current(path, store, dictionary, config.build):
+        return Bundle(path)
+    return build(store, dictionary, path, config.build)
+
+
+@contextmanager
+def serving(bundle: Path, port: int = 0) -> Iterator[str]:
+    """The server as a process of its own; yields its address, and stops it at the end."""
+    command = [
+        sys.executable, "-m", "vision_sae.cli", "serve", str(bundle), "--port", str(port),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith("serving"):
+                raise RuntimeError(f"the server did not start: {line or 'see the message above'}")
+            yield line.split()[-1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def ask(address: str, picture: Picture, stages: Stages, out: Path) -> dict[str, Any]:
+    """Send the picture through the client and write the answer down."""
+    from vision_sae_client import Client
+
+    with stages.stage("ask", f"which features fire in {picture.id}?"), Client(address) as client:
+        answer = client.encode(picture.path, top_k=12, full=True)
+        dictionary = client.dictionary(answer.dictionary)
+    return write_report(out, picture, answer, dictionary, stages.seconds)
+
+
+def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
+    """Run all stages, write ``out``; without ``once`` keep the server and the page up."""
+    from vision_sae.config import load_config
+
+    stages = Stages()
+    bundle = make_bundle(work, stages, load_config())
+    start = time.perf_counter()
+    with serving(bundle.path, 0 if once else port) as address:
+        stages.seconds["serve"] = round(time.perf_counter() - start, 2)
+        answer = ask(address, heldout_picture(), stages, out)
+        _print_answer(answer, out)
+        if not once:
+            _stay(address, web_port)
+
+
+def _print_answer(answer: dict[str, Any], out: Path) -> None:
+    print(
+        f"\n{answer['image']}: the dictionary explains {answer['explained_variance']:.1%} of it; "
+        f"recall@10 of the patch index is {answer['recall_at_10']:.3f}"
+    )
+    for found in answer["features"]:
+        label = found["label"] or "(abstained)"
+        print(f"  feature {found['feature']:>5}  activation {found['activation']:6.2f}  {label}")
+    print(f"\nwritten: {out / 'answer.json'}, overlays, and {out / 'index.html'}")
+
+
+def _stay(address: str, web_port: int) -> None:
+    """Keep the server and the web page up until interrupted."""
+    from vision_sae_client.web import launch
+
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    url = launch(
+        address,
+        host="127.0.0.1",
+        port=web_port,
+        examples_dir=CORPUS / "heldout" / "photographs",
+        prevent_thread_lock=True,
+    )
+    print(
+        f"\nThe server is up on {address} and the page on {url}\n"
+        f"  vision-sae-client attribute PICTURE --address {address}\n"
+        "Press Ctrl-C to stop."
+    )
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print("stopping")
