@@ -26,8 +26,10 @@ from vision_sae.descriptions.protocol import Description, Score
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _FUNCTION_WORDS = frozenset(
-    "a an and as at by for from in into is it its of on onto or over that the their there this to "
-    "under with without".split()  # noqa: SIM905 - a list of words reads best as a line of words
+    _WORD.findall(
+        "a an and as at by for from in into is it its of on onto or over that the their there "
+        "this to under with without"
+    )
 )
 _SMOOTHING = 0.5
 _FEWEST_IMAGES = 5
