@@ -134,24 +134,32 @@ class Config(BaseSettings):
         return env_settings, init_settings
 
 
+def _refusal(error: ValidationError, *section: str) -> InvalidInputError:
+    """The first fault of ``error``, with the dotted name of its field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in (*section, *first["loc"]))
+    return InvalidInputError(f"configuration: {field}: {first['msg']}", field=field)
+
+
+def _with_flags(config: Config, name: str, given: dict[str, Any]) -> Section:
+    """One section with the values of its flags."""
+    section: Section = getattr(config, name)
+    values = {key: value for key, value in given.items() if value is not None}
+    try:
+        return type(section)(**(section.model_dump() | values))
+    except ValidationError as error:
+        raise _refusal(error, name) from error
+
+
 def load_config(path: Path | None = None, **flags: dict[str, Any]) -> Config:
     """Read the configuration; ``flags`` are {section: {key: value}}, None meaning "not given"."""
     try:
         data = yaml.safe_load(path.read_text()) or {} if path else {}
         config = Config(**data)
-        given = {
-            name: {key: value for key, value in section.items() if value is not None}
-            for name, section in flags.items()
-        }
-        merged = config.model_dump()
-        for name, section in given.items():
-            merged[name] |= section
-        return Config.model_construct(
-            **{name: type(getattr(config, name))(**merged[name]) for name in merged}
-        )
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidInputError(f"configuration: {field}: {first['msg']}", field=field) from error
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise InvalidInputError(f"configuration {path}: {error}", field="config") from error
+        raise _refusal(error) from error
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        source = path or "from the environment"
+        raise InvalidInputError(f"configuration {source}: {error}", field="config") from error
+    sections = {name: _with_flags(config, name, flags.get(name, {})) for name in dict(config)}
+    return Config.model_construct(**sections)

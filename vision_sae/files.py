@@ -111,6 +111,8 @@ def open_staging(directory: Path, *, resume: bool = False) -> Path:
     if not resume:
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True, exist_ok=True)
+    for half_written in staging.glob(".*.tmp"):  # `replacing`, when its process was killed
+        half_written.unlink()
     return staging
 
 

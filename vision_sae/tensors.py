@@ -40,6 +40,12 @@ def to_proto(
     )
 
 
+def _dtype_name(number: int) -> str:
+    """The enum's name, or the bare number of a value that a newer contract knows."""
+    value = tensor_pb2.DType.DESCRIPTOR.values_by_number.get(number)
+    return value.name if value else str(number)
+
+
 def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     """Unpack a tensor; quantised ones (with ``scale`` or ``offset``) come back as float32.
 
@@ -47,9 +53,14 @@ def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
     """
     if tensor.dtype not in _DTYPES:
         raise InvalidInputError(
-            f"a Tensor of dtype {tensor_pb2.DType.Name(tensor.dtype)} cannot be read; send "
+            f"a Tensor of dtype {_dtype_name(tensor.dtype)} cannot be read; send "
             "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
             field="tensor.dtype",
+        )
+    if any(size < 0 for size in tensor.shape):  # two of them would pass the count of bytes
+        raise InvalidInputError(
+            f"a Tensor has the shape {list(tensor.shape)}; sizes cannot be negative",
+            field="tensor.shape",
         )
     dtype = _DTYPES[tensor.dtype]
     expected = math.prod(tensor.shape) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""The demo's answer as files: ``answer.json``, an overlay per feature, and a page to open."""
+"""The demo's answer as files: ``answer.json``, overlays, ``answer.png`` and a page to open."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vision_sae.demo.montage import Row, montage
 from vision_sae.pictures.folder import Picture
+from vision_sae.tensors import from_proto
 from vision_sae.v1 import attribution_service_pb2, dictionary_pb2, image_pb2
 
 _EXEMPLARS = 6
+_MONTAGE_ROWS = 5
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.4 }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
@@ -78,15 +81,17 @@ def write_report(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Write everything into ``out``; returns what ``answer.json`` holds."""
-    from vision_sae_client.overlay import overlay_png
+    from vision_sae_client.overlay import open_picture, overlay, png
 
     out.mkdir(parents=True, exist_ok=True)
     data = answer_json(picture, answer, dictionary, seconds)
     shutil.copyfile(picture.path, out / f"picture{picture.path.suffix}")
-    sections = []
+    seen = open_picture(picture.path)
+    sections, rows = [], []
     for rank, found in enumerate(answer.features, start=1):
         name = f"{rank:02d}-feature-{found.feature.index}.png"
-        (out / name).write_bytes(overlay_png(picture.path, found, answer.grid))
+        drawn = overlay(seen, from_proto(found.heatmap), answer.grid, found.patches)
+        (out / name).write_bytes(png(drawn))
         exemplars = []
         for place, exemplar in enumerate(found.feature.exemplars[:_EXEMPLARS]):
             thumbnail = f"{rank:02d}-exemplar-{place}.jpg"
@@ -97,13 +102,16 @@ def write_report(
             )
         row = data["features"][rank - 1]
         label = row["label"] or f"no label: {row['abstention'] or 'not described'}"
+        figures = f"feature {row['feature']}, activation {row['activation']:.2f}"
+        rows.append(Row(drawn, label, figures, [e.thumbnail.data for e in found.feature.exemplars]))
         sections.append(
             f'<section><img src="{name}" alt="where feature {row["feature"]} fires"><div>'
             f"<h2>{html.escape(label)}</h2>"
-            f'<p class="quiet">feature {row["feature"]}, activation {row["activation"]:.2f}, '
+            f'<p class="quiet">{figures}, '
             f"label score {row['label_score'] if row['label_score'] is not None else '-'}</p>"
             f"{''.join(exemplars)}</div></section>"
         )
+    montage(rows[:_MONTAGE_ROWS]).save(out / "answer.png")
     (out / "index.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>vision_sae</title>"
         f"<style>{_STYLE}</style><h1>Which features fire in this picture?</h1>"
