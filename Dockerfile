@@ -75,4 +75,4 @@ ENTRYPOINT ["vision-sae", "serve"]
 
 # A container has to listen beyond its loopback, and which addresses of the host lead to it is
 # decided by whoever publishes the port. Arguments of `docker run` replace these, flag and all.
-CMD ["--host", "0.0.0.0", "--allow-insecure-bind", "/bundles/default"]
+CMD ["--host", "0.0.0.0", "--metrics-port", "9464", "--allow-insecure-bind", "/bundles/default"]

@@ -175,6 +175,9 @@ def serve(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0 chooses one.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the Prometheus endpoint; none when absent.")
+    ] = None,
     allow_insecure_bind: Annotated[
         bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
     ] = False,
@@ -187,7 +190,9 @@ def serve(
 
     from vision_sae.config import load_config
 
-    settings = load_config(config, serve={"host": host, "port": port}).serve
+    settings = load_config(
+        config, serve={"host": host, "port": port, "metrics_port": metrics_port}
+    ).serve
     asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
 
 

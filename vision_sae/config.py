@@ -97,6 +97,8 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65535)
     """0 chooses a free port."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Port of the Prometheus endpoint, on the same host; none when absent."""
     max_image_bytes: int = Field(16 * 2**20, ge=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
     max_message_bytes: int = Field(20 * 2**20, ge=1024)
@@ -162,4 +164,4 @@ def load_config(path: Path | None = None, **flags: dict[str, Any]) -> Config:
         source = path or "from the environment"
         raise InvalidInputError(f"configuration {source}: {error}", field="config") from error
     sections = {name: _with_flags(config, name, flags.get(name, {})) for name in dict(config)}
-    return Config.model_construct(**sections)
+    return config.model_copy(update=sections)

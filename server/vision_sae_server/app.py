@@ -16,6 +16,7 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
 
 from vision_sae.config import ServeConfig
 from vision_sae.errors import InvalidInputError
@@ -176,6 +177,8 @@ async def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     check_bind(config.host, allow_insecure=allow_insecure_bind)
+    if config.metrics_port is not None:
+        start_http_server(config.metrics_port, addr=config.host)
     server = Server(load_state(bundles, config))
     port = await server.start()
     print(f"serving {len(bundles)} dictionaries on {config.host}:{port}", flush=True)

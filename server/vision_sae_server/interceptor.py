@@ -1,4 +1,4 @@
-"""What every call passes through: capability, admission, validation and errors, in this order."""
+"""What every call passes through: capability, measurement, admission, validation, errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from vision_sae.config import ServeConfig
 from vision_sae.errors import InvalidInputError, NotServedError, OverloadedError, VisionSaeError
 from vision_sae_server.errors import to_status
+from vision_sae_server.metrics import measured
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _OURS = "/vision_sae.v1."
@@ -87,24 +88,27 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
-            self._guarded(handler.unary_unary),
+            self._guarded(handler.unary_unary, method.removeprefix(_OURS)),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    def _guarded(self, answer: Callable[[Any, Any], Awaitable[Any]]) -> Callable[..., Any]:
+    def _guarded(
+        self, answer: Callable[[Any, Any], Awaitable[Any]], method: str
+    ) -> Callable[..., Any]:
         async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                with self._admission.place(request.ByteSize()):
-                    validate(request)
-                    return await answer(request, context)
-            except VisionSaeError as error:
-                await context.abort_with_status(to_status(error))
-            except grpc.aio.AbortError:
-                raise
-            except Exception:
-                _LOG.exception("a call failed unexpectedly")
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
+            with measured(method) as outcome:
+                try:
+                    with self._admission.place(request.ByteSize()):
+                        validate(request)
+                        return await answer(request, context)
+                except VisionSaeError as error:
+                    outcome.code = error.reason
+                    await context.abort_with_status(to_status(error))
+                except Exception:
+                    _LOG.exception("%s failed unexpectedly", method)
+                    outcome.code = "INTERNAL"
+                    await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
 
         return guarded
 

@@ -358,3 +358,17 @@ def test_the_same_answer_whoever_asks_at_the_same_time(attribution) -> None:
     alone = [attribution.Encode(request) for request in requests]
     together = [call.result() for call in [attribution.Encode.future(r) for r in requests * 2]]
     assert together == alone * 2
+
+
+def test_calls_are_counted_by_method_and_status(catalog) -> None:
+    from prometheus_client import REGISTRY
+
+    def counted(code: str) -> float:
+        labels = {"method": "CatalogService/GetModel", "code": code}
+        return REGISTRY.get_sample_value("vision_sae_calls_total", labels) or 0.0
+
+    before = counted("OK"), counted("NOT_FOUND")
+    catalog.GetModel(catalog_service_pb2.GetModelRequest(name="models/demo-dinov2-s"))
+    with pytest.raises(grpc.RpcError):
+        catalog.GetModel(catalog_service_pb2.GetModelRequest(name="models/other"))
+    assert (counted("OK"), counted("NOT_FOUND")) == (before[0] + 1, before[1] + 1)

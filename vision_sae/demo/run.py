@@ -6,7 +6,6 @@ how the pieces fit. Stages that are done are reused.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -31,8 +30,8 @@ from vision_sae.pictures.folder import Picture, image_folder
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
 BUNDLE = "demo-dinov2-s-block10"
-_TRAIN_IMAGES = 1200
-_HELDOUT_IMAGES = 96
+_TRAIN_IMAGES = 1000
+_HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
 _PICTURE = "photographs"
 """The question is asked about a held-out photograph."""
@@ -154,13 +153,11 @@ def _stay(address: str, web_port: int) -> None:
     """Keep the server and the web page up until interrupted."""
     from vision_sae_client.web import launch
 
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     url = launch(
         address,
         host="127.0.0.1",
         port=web_port,
         examples_dir=CORPUS / "heldout" / "photographs",
-        prevent_thread_lock=True,
     )
     print(
         f"\nThe server is up on {address} and the page on {url}\n"

@@ -12,6 +12,11 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from vision_sae.errors import ImageTooLargeError
+
+_MAX_RESIZED = 100_000_000
+"""Pixels that a picture may have after resizing and before cropping."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -32,6 +37,11 @@ class Geometry:
     """Columns cut off (negative: padded) at the left of the resized picture."""
     top: int
     """Rows cut off (negative: padded) at the top of the resized picture."""
+
+
+def _cut(surplus: int) -> int:
+    """What torchvision's centre crop cuts off before the crop; negative where it pads."""
+    return round(surplus / 2.0) if surplus > 0 else -(-surplus // 2)
 
 
 @dataclass(frozen=True)
@@ -71,13 +81,22 @@ class Preprocessing:
             height=height,
             scale_x=resized_w / width,
             scale_y=resized_h / height,
-            left=round((resized_w - self.width) / 2.0),
-            top=round((resized_h - self.height) / 2.0),
+            left=_cut(resized_w - self.width),
+            top=_cut(resized_h - self.height),
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """RGB picture -> normalised float32 tensor (3, height, width)."""
+        """RGB picture -> normalised float32 tensor (3, height, width).
+
+        Raises `ImageTooLargeError` for a sliver that would be enlarged beyond `_MAX_RESIZED`.
+        """
         size = self.resized(*image.size)
+        if size[0] * size[1] > _MAX_RESIZED:
+            raise ImageTooLargeError(
+                f"a picture of {image.width} x {image.height} pixels would be resized to "
+                f"{size[1]} x {size[0]} before the crop; send one that is less elongated",
+                field="image",
+            )
         mode = v2.InterpolationMode(self.interpolation)
         resized = tvf.resize(image, list(size), interpolation=mode, antialias=True)
         cropped = tvf.center_crop(resized, [self.height, self.width])

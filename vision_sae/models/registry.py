@@ -41,9 +41,27 @@ def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
     )
 
 
+def torchvision_preprocessing(recipe: Any) -> Preprocessing:
+    """Translate a torchvision classification recipe (``weights.transforms()``)."""
+    crop, resize = recipe.crop_size[0], recipe.resize_size[0]
+    return Preprocessing(
+        height=crop,
+        width=crop,
+        crop_pct=crop / resize,
+        interpolation=cast(Literal["bilinear", "bicubic"], recipe.interpolation.value),
+        mean=tuple(recipe.mean),
+        std=tuple(recipe.std),
+    )
+
+
 def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     import timm
 
+    if ":" not in target and not timm.is_model(target):
+        raise NotFoundError(
+            f"timm has no model {target!r}; `timm.list_models('*vit*')` lists those it has",
+            field="model",
+        )
     module = timm.create_model(target, pretrained=True)
     config = timm.data.config.resolve_data_config(model=module)
     return VitModel(
@@ -71,16 +89,7 @@ def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
         raise NotFoundError(
             f"torchvision has no model {target!r}; choose one of {known}", field="model"
         ) from error
-    recipe = weights.transforms()
-    crop, resize = recipe.crop_size[0], recipe.resize_size[0]
-    preprocessing = Preprocessing(
-        height=crop,
-        width=crop,
-        crop_pct=crop / resize,
-        interpolation=cast(Literal["bilinear", "bicubic"], recipe.interpolation.value),
-        mean=tuple(recipe.mean),
-        std=tuple(recipe.std),
-    )
+    preprocessing = torchvision_preprocessing(weights.transforms())
     module = models.get_model(target, weights=weights)
     return VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
 
