@@ -1,0 +1,65 @@
+"""How a channel to the server is opened: limits, retries, credentials."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import grpc.aio
+
+MAX_RECEIVE_BYTES = 64 * 2**20
+"""Largest answer accepted; gRPC's own default of 4 MiB is too small for heat maps and pictures."""
+
+IDEMPOTENT = (
+    {"service": "vision_sae.v1.CatalogService"},
+    {"service": "vision_sae.v1.AttributionService"},
+    {"service": "vision_sae.v1.SearchService"},
+    {"service": "vision_sae.v1.DescriptionService", "method": "DescribeFeature"},
+    {"service": "vision_sae.v1.DescriptionService", "method": "ScoreDescription"},
+)
+"""Calls that may be sent twice without harm, and are retried while a server is away."""
+
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": list(IDEMPOTENT),
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # Half of the tokens spent on failures stops all retries: a struggling server is left alone.
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+)
+
+
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    """A channel for the sync client; without credentials it is not encrypted."""
+    if credentials is None:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    return grpc.secure_channel(address, credentials, options=OPTIONS)
+
+
+def open_async_channel(
+    address: str, credentials: grpc.ChannelCredentials | None
+) -> grpc.aio.Channel:
+    """A channel for the async client; without credentials it is not encrypted."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+
+
+def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """The metadata of each call: the bearer token, where there is one."""
+    return (("authorization", f"Bearer {token}"),) if token else ()

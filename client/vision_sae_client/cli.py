@@ -1,0 +1,211 @@
+"""The command ``vision-sae-client``: attribute, describe, search, info, web."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+
+from vision_sae import tensors
+from vision_sae.errors import InvalidInputError, VisionSaeError
+from vision_sae.v1.ledger_pb2 import SiteAttribution
+from vision_sae_client import overlay, report, targets
+from vision_sae_client.client import Client
+from vision_sae_client.errors import ClientError
+from vision_sae_client.requests import BoxLike
+
+app = typer.Typer(
+    help="Ask a vision_sae server what fires in a picture, where, and what it means.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+Address = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="VISION_SAE_ADDRESS")]
+Token = Annotated[
+    str | None, typer.Option(help="Bearer token.", envvar="VISION_SAE_TOKEN", show_envvar=True)
+]
+Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.")]
+DictionaryName = Annotated[
+    str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What goes wrong on purpose becomes one line and exit status 2; the rest keeps its trace."""
+    try:
+        yield
+    except (ClientError, VisionSaeError) as error:
+        typer.secho(f"vision-sae-client: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _command(function: Callable[P, R]) -> Callable[P, R]:
+    """Register a command whose deliberate errors are shown as one line."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _clear_errors():
+            return function(*args, **kwargs)
+
+    return app.command()(run)
+
+
+@_command
+def attribute(
+    image: Annotated[Path, typer.Argument(help="Picture: JPEG, PNG or WebP.")],
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    target: Annotated[
+        str, typer.Option(help="mean, image:FILE, class:INDEX, class:NAME or text:WORDS.")
+    ] = "mean",
+    top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for a heat-map PNG per feature.")
+    ] = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show what the features of a picture contribute to a target, with the check of the sum."""
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.attribute(
+            image,
+            targets.parse(target),
+            dictionaries=[dictionary] if dictionary else None,
+            top_k=top_k,
+        )
+    (site,) = answer.sites
+    typer.echo(_json(site) if as_json else report.attribution(site))
+    if out is not None:
+        written = write_overlays(image, site, out)
+        typer.echo(f"{written} overlays in {out}", err=True)
+
+
+def write_overlays(image: Path, site: SiteAttribution, directory: Path) -> int:
+    """Write ``01-feature-INDEX.png``, ... into a directory; gives how many."""
+    directory.mkdir(parents=True, exist_ok=True)
+    picture = overlay.open_picture(image)
+    for rank, item in enumerate(site.features, start=1):
+        drawn = overlay.overlay(picture, tensors.from_proto(item.heatmap), site.grid, item.patches)
+        path = directory / f"{rank:02d}-feature-{item.feature.index}.png"
+        path.write_bytes(overlay.png(drawn))
+    return len(site.features)
+
+
+@_command
+def describe(
+    feature: Annotated[
+        str, typer.Argument(help="dictionaries/NAME/features/INDEX, or INDEX alone.")
+    ],
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show what a feature means, how well the label fits, and the pictures that fire it."""
+    with Client(address, token=token, timeout=timeout) as client:
+        name = _feature_name(client, feature, dictionary)
+        description = client.describe_feature(name)
+        if as_json:
+            typer.echo(_json(description))
+            return
+        typer.echo(report.description(name, description))
+        typer.echo(report.statistics(client.feature(name)))
+
+
+@_command
+def search(
+    feature: Annotated[
+        str | None,
+        typer.Option(help="Find patches that fire this feature (name, or index alone)."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Find patches like this picture, or like --box of it.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the picture.", metavar="BOX")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Patches to show.", min=1, max=1000)] = 20,
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Find the indexed patches that fire a feature, or that are like a part of a picture."""
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.search_patches(
+            feature=None if feature is None else _feature_name(client, feature, dictionary),
+            image=image,
+            box=None if box is None else parse_box(box),
+            dictionary=dictionary,
+            count=count,
+        )
+    typer.echo(_json(answer) if as_json else report.patches(answer))
+
+
+@_command
+def info(
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show what the server is and what it serves."""
+    with Client(address, token=token, timeout=timeout) as client:
+        server = client.server_info()
+        if as_json:
+            typer.echo(_json(server))
+            return
+        typer.echo(report.server(server, client.models(), client.dictionaries()))
+
+
+@_command
+def web(
+    address: Address = DEFAULT_ADDRESS,
+    host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 7860,
+    examples: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to offer as examples.")
+    ] = None,
+    token: Token = None,
+) -> None:
+    """Start the web page: upload a picture, see the features that fire and what they mean."""
+    from vision_sae_client.web import launch
+
+    launch(address, examples_dir=examples, host=host, port=port, token=token)
+
+
+def parse_box(words: str) -> BoxLike:
+    """``x0,y0,x1,y1`` -> four numbers."""
+    try:
+        x0, y0, x1, y1 = (float(word) for word in words.split(","))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{words!r} is no box; give four numbers x0,y0,x1,y1", field="box"
+        ) from error
+    return x0, y0, x1, y1
+
+
+def _feature_name(client: Client, feature: str, dictionary: str | None) -> str:
+    """The whole name of a feature that may be given by its index alone."""
+    if not feature.isdecimal():
+        return feature
+    return f"{client.dictionary(dictionary).name}/features/{feature}"
+
+
+def _json(message: Message) -> str:
+    return MessageToJson(message, preserving_proto_field_name=True)

@@ -1,0 +1,238 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from vision_sae.v1.attribution_service_pb2 import AttributeResponse, EncodeResponse
+from vision_sae.v1.catalog_service_pb2 import (
+    GetServerInfoResponse,
+    ListDictionariesResponse,
+    ListFeaturesResponse,
+    ListModelsResponse,
+)
+from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.dictionary_pb2 import Dictionary
+from vision_sae.v1.exemplar_pb2 import ExemplarOptions
+from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
+from vision_sae.v1.model_pb2 import Model
+from vision_sae.v1.search_service_pb2 import SearchPatchesResponse
+from vision_sae.v1.target_pb2 import Target
+from vision_sae_client import requests
+from vision_sae_client.channel import call_metadata, open_channel
+from vision_sae_client.errors import first_dictionary, from_rpc_error
+from vision_sae_client.images import ImageSource
+from vision_sae_client.requests import BoxLike, Call
+
+R = TypeVar("R", bound=Message)
+Page = TypeVar("Page", ListModelsResponse, ListDictionariesResponse, ListFeaturesResponse)
+
+
+class Client:
+    """Asks a vision_sae server; safe to share between threads.
+
+    Every call raises `ClientError` when the server refuses or cannot be reached. A ``dictionary``
+    of None means the first that the server has.
+
+    Example:
+        >>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
+        ...     answer = client.encode("cat.jpg", top_k=3)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call.
+
+        Without ``credentials`` the connection is not encrypted.
+        """
+        self._address = address
+        self._timeout = timeout
+        self._metadata = call_metadata(token)
+        self._channel = open_channel(address, credentials)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        self._channel.close()
+
+    def server_info(self) -> GetServerInfoResponse:
+        """Versions, limits and capabilities of the server."""
+        return self._run(requests.server_info())
+
+    def models(self) -> list[Model]:
+        """All models."""
+        return [model for page in self._pages(requests.list_models) for model in page.models]
+
+    def dictionaries(self) -> list[Dictionary]:
+        """All dictionaries, by name."""
+        pages = self._pages(requests.list_dictionaries)
+        return [dictionary for page in pages for dictionary in page.dictionaries]
+
+    def dictionary(self, name: str | None = None) -> Dictionary:
+        """One dictionary, ``dictionaries/{dictionary}``."""
+        if name is None:
+            return first_dictionary(self._run(requests.list_dictionaries()), self._address)
+        return self._run(requests.get_dictionary(name)).dictionary
+
+    def features(
+        self,
+        dictionary: str | None = None,
+        *,
+        filter: str = "",
+        order_by: str = "",
+        full: bool = False,
+        page_size: int = 100,
+    ) -> Iterator[Feature]:
+        """The features of a dictionary, filtered and ordered; pages are fetched as they are used.
+
+        ``filter`` and ``order_by`` follow ``CatalogService.ListFeatures``:
+        ``firing_rate < 0.1 AND text:"striped"``, ``max desc``.
+        """
+        name = self._name(dictionary)
+        for page in self._pages(
+            lambda token: requests.list_features(
+                name,
+                filter=filter,
+                order_by=order_by,
+                full=full,
+                page_size=page_size,
+                page_token=token,
+            )
+        ):
+            yield from page.features
+
+    def feature(
+        self, name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
+    ) -> Feature:
+        """One feature, ``dictionaries/{dictionary}/features/{index}``."""
+        return self._run(requests.get_feature(name, full=full, exemplars=exemplars)).feature
+
+    def encode(
+        self,
+        image: ImageSource,
+        dictionary: str | None = None,
+        *,
+        top_k: int = 10,
+        box: BoxLike | None = None,
+        full: bool = False,
+        exemplars: ExemplarOptions | None = None,
+        max_patches: int | None = None,
+        include_codes: bool = False,
+    ) -> EncodeResponse:
+        """The features that fire in a picture, or in a ``box`` of it, and where."""
+        return self._run(
+            requests.encode(
+                image,
+                self._name(dictionary),
+                top_k=top_k,
+                box=box,
+                full=full,
+                exemplars=exemplars,
+                max_patches=max_patches,
+                include_codes=include_codes,
+            )
+        )
+
+    def attribute(
+        self,
+        image: ImageSource,
+        target: Target | None = None,
+        *,
+        dictionaries: Sequence[str] | None = None,
+        method: AttributionMethod.ValueType = ATTRIBUTION_METHOD_UNSPECIFIED,
+        top_k: int = 10,
+        full: bool = False,
+        exemplars: ExemplarOptions | None = None,
+        max_patches: int | None = None,
+    ) -> AttributeResponse:
+        """What the features of a picture contribute to a target (see `vision_sae_client.targets`).
+
+        Without a target: to the similarity with the mean embedding.
+        """
+        return self._run(
+            requests.attribute(
+                image,
+                dictionaries or [self._name(None)],
+                target=target,
+                method=method,
+                top_k=top_k,
+                full=full,
+                exemplars=exemplars,
+                max_patches=max_patches,
+            )
+        )
+
+    def search_patches(
+        self,
+        *,
+        feature: str | None = None,
+        image: ImageSource | None = None,
+        box: BoxLike | None = None,
+        dictionary: str | None = None,
+        count: int = 20,
+        page_token: str = "",
+    ) -> SearchPatchesResponse:
+        """The patches that fire a feature most, or that are most like (a box of) a picture."""
+        by_picture = feature is None and image is not None
+        return self._run(
+            requests.search_patches(
+                feature=feature,
+                source=image,
+                box=box,
+                dictionary=self._name(dictionary) if by_picture else dictionary or "",
+                count=count,
+                page_token=page_token,
+            )
+        )
+
+    def describe_feature(
+        self, name: str, *, describer: str = "", force: bool = False, full: bool = False
+    ) -> Description:
+        """The description of a feature; made now where there is none, or with ``force``."""
+        call = requests.describe_feature(name, describer=describer, force=force, full=full)
+        return self._run(call).description
+
+    def _name(self, dictionary: str | None) -> str:
+        return dictionary or self.dictionary().name
+
+    def _pages(self, build: Callable[[str], Call[Page]]) -> Iterator[Page]:
+        token = ""
+        while True:
+            page = self._run(build(token))
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _run(self, call: Call[R]) -> R:
+        send = self._channel.unary_unary(
+            call.method,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.response.FromString,
+        )
+        try:
+            return send(call.request, timeout=self._timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error

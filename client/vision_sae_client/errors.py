@@ -1,0 +1,92 @@
+"""One exception for everything a server, or its absence, can answer."""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from vision_sae.v1.catalog_service_pb2 import ListDictionariesResponse
+from vision_sae.v1.dictionary_pb2 import Dictionary
+
+
+class ClientError(Exception):
+    """A call failed. The text says what was wrong and what to do.
+
+    Attributes:
+        code: the gRPC status code.
+        reason: the stable name of the error, ``INVALID_IMAGE``; empty when the server gave none.
+        field: the input at fault, ``image``; empty when no single one is.
+        message: what was wrong, where, and what to do.
+        retry_after: seconds after which the server asks to try again, or None.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        field: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.field = field
+        self.retry_after = retry_after
+
+
+def from_rpc_error(error: grpc.RpcError, *, address: str, timeout: float) -> ClientError:
+    """Decode what a sync or async call raised, with its ``google.rpc.Status`` details."""
+    code: grpc.StatusCode = error.code()
+    status: status_pb2.Status | None = rpc_status.from_call(error)
+    reason, field, retry_after = _details(status) if status else ("", "", None)
+    message = error.details() or code.name
+    if not reason:
+        message = _advice(code, message, address=address, timeout=timeout)
+    return ClientError(code, message, reason=reason, field=field, retry_after=retry_after)
+
+
+def _details(status: status_pb2.Status) -> tuple[str, str, float | None]:
+    """(reason, field, retry_after)"""
+    reason, field, retry_after = "", "", None
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        bad = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason, field = info.reason, field or info.metadata.get("field", "")
+        elif detail.Unpack(bad) and bad.field_violations:
+            field = bad.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    return reason, field, retry_after
+
+
+def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float) -> str:
+    """What to do about a status that carries no details of ours."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return (
+            f"no server answers at {address}; start one with `vision-sae serve BUNDLE`, or give "
+            f"the address of another ({message})"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{address} did not answer within {timeout:g} s; allow a longer timeout"
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return f"{address} asks for a token, or does not know this one ({message})"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"{address} does not serve this call ({message}); ask it what it serves"
+    return message
+
+
+def first_dictionary(answer: ListDictionariesResponse, address: str) -> Dictionary:
+    """The first dictionary of a listing; a server without one cannot answer what was asked."""
+    if not answer.dictionaries:
+        raise ClientError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{address} serves no dictionary; start it with one: `vision-sae serve BUNDLE`",
+            field="dictionary",
+        )
+    return answer.dictionaries[0]

@@ -1,0 +1,43 @@
+"""Pictures on their way to the server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from vision_sae.errors import InvalidImageError
+from vision_sae.v1 import image_pb2
+
+ImageSource: TypeAlias = str | Path | bytes | Image.Image
+"""A path, the bytes of an encoded file, or a PIL image."""
+
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+
+
+def image_bytes(source: ImageSource) -> bytes:
+    """The encoded file of a picture. A PIL image becomes a PNG: every pixel arrives exactly.
+
+    Raises `InvalidImageError` when a file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        buffer = io.BytesIO()
+        exact = source if source.mode in _PNG_MODES else source.convert("RGB")
+        exact.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidImageError(
+            f"{source} cannot be read ({error.strerror}); give the path of a JPEG, PNG or WebP",
+            field="image",
+        ) from error
+
+
+def image(source: ImageSource) -> image_pb2.Image:
+    """The message that carries a picture."""
+    return image_pb2.Image(data=image_bytes(source))

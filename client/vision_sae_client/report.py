@@ -1,0 +1,156 @@
+"""Answers as text for a terminal: plain, aligned, nothing cut that is needed to ask on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vision_sae.v1.catalog_service_pb2 import GetServerInfoResponse
+from vision_sae.v1.description_pb2 import Description, ScoreMetric
+from vision_sae.v1.dictionary_pb2 import Dictionary
+from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.image_pb2 import Box
+from vision_sae.v1.ledger_pb2 import Ledger, SiteAttribution
+from vision_sae.v1.model_pb2 import Model
+from vision_sae.v1.search_service_pb2 import SearchPatchesResponse
+
+
+def label(description: Description) -> str:
+    """The text of a description, or that the describer abstained, or that nobody tried."""
+    if description.HasField("text"):
+        return description.text
+    return "(abstained)" if description.abstained else "(not described)"
+
+
+def score(description: Description) -> str:
+    """The first score of a description with its metric's name; ``-`` without one."""
+    if not description.scores:
+        return "-"
+    first = description.scores[0]
+    metric = ScoreMetric.Name(first.metric).removeprefix("SCORE_METRIC_").lower()
+    return f"{metric} {first.value:.2f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> str:
+    """Aligned columns; those whose position is in ``right`` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
+            cell.rjust(width) if position in right else cell.ljust(width)
+            for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def attribution(site: SiteAttribution) -> str:
+    """The features of one site's attribution, with the share explained and the check of its sum."""
+    rows = [
+        (
+            str(rank),
+            item.feature.name,
+            f"{item.max_activation:.3f}",
+            f"{item.contribution:+.5f}",
+            label(item.feature.description),
+            score(item.feature.description),
+        )
+        for rank, item in enumerate(site.features, start=1)
+    ]
+    header = ("rank", "feature", "activation", "contribution", "label", "score")
+    return "\n".join(
+        [
+            table(header, rows, frozenset({0, 2, 3})),
+            "",
+            f"explained variance {site.explained_variance:.3f}: the share of this picture that "
+            f"{site.dictionary} explains",
+            check_sum(site.ledger, [item.contribution for item in site.features]),
+        ]
+    )
+
+
+def check_sum(ledger: Ledger, shown: Sequence[float]) -> str:
+    """What is shown, the rest, the error and the bias, beside the total they must sum to."""
+    total = sum(shown) + ledger.remainder + ledger.sae_error + ledger.bias
+    verdict = (
+        "checks" if abs(total - ledger.total) <= 1e-6 + 1e-6 * abs(total) else "DOES NOT CHECK"
+    )
+    return (
+        f"sum {verdict}: shown {sum(shown):+.5f}, remainder {ledger.remainder:+.5f} "
+        f"({ledger.remainder_count} features), error {ledger.sae_error:+.5f}, "
+        f"bias {ledger.bias:+.5f} = {total:+.5f}; total {ledger.total:+.5f}, "
+        f"completeness gap {ledger.completeness_gap:+.5f}"
+    )
+
+
+def description(name: str, made: Description) -> str:
+    """A description with all its scores."""
+    lines = [f"{name}: {label(made)}"]
+    if made.abstained:
+        lines.append(f"  why: {made.abstention_reason}")
+    by = made.author or f"{made.describer} {made.describer_version}".strip()
+    if by:
+        lines.append(f"  by: {by}")
+    for measured in made.scores:
+        metric = ScoreMetric.Name(measured.metric).removeprefix("SCORE_METRIC_").lower()
+        lines.append(f"  {metric}: {measured.value:.3f} ({measured.count} pictures)")
+    return "\n".join(lines)
+
+
+def statistics(feature: Feature) -> str:
+    """How often and how strongly a feature fires, and its strongest exemplars."""
+    measured = feature.statistics
+    lines = [
+        f"  fires on {measured.firing_rate:.2%} of patches, in {measured.image_count} pictures; "
+        f"mean {measured.mean:.3f}, max {measured.max:.3f}"
+    ]
+    lines += [
+        f"  exemplar {exemplar.image} at ({exemplar.row}, {exemplar.col}), "
+        f"activation {exemplar.activation:.3f}: {exemplar.caption or '(no caption)'}"
+        for exemplar in feature.exemplars
+    ]
+    return "\n".join(lines)
+
+
+def patches(answer: SearchPatchesResponse) -> str:
+    """The patches found, best first, and how exact the search was."""
+    rows = [
+        (
+            str(rank),
+            f"{hit.score:.3f}",
+            hit.patch.image,
+            ",".join(f"{side:.0f}" for side in _sides(hit.patch.box)),
+            hit.patch.caption,
+        )
+        for rank, hit in enumerate(answer.hits, start=1)
+    ]
+    header = ("rank", "score", "picture", "box", "caption")
+    found = table(header, rows, frozenset({0, 1}))
+    return f"{found}\n\nrecall@10 of this search: {answer.recall_at_10:.3f}"
+
+
+def server(
+    info: GetServerInfoResponse, models: Sequence[Model], dictionaries: Sequence[Dictionary]
+) -> str:
+    """What a server is and what it has."""
+    lines = [f"vision_sae {info.version}, API {info.api_version}, on {info.device}"]
+    lines += [f"  {model.name}: {len(model.sites)} sites" for model in models]
+    for dictionary in dictionaries:
+        labelled = dictionary.descriptions
+        lines.append(
+            f"  {dictionary.name}: {dictionary.width} features of {dictionary.site}, "
+            f"{labelled.described} labelled, {labelled.abstained} abstained, "
+            f"{dictionary.patch_index.size} patches indexed"
+        )
+    unserved = [
+        f"{item.service.rpartition('.')[2]}.{item.rpc}"
+        for item in info.capabilities
+        if not item.served
+    ]
+    if unserved:
+        lines.append(f"  not served here: {', '.join(unserved)}")
+    return "\n".join(lines)
+
+
+def _sides(box: Box) -> tuple[float, float, float, float]:
+    return box.x0, box.y0, box.x1, box.y1

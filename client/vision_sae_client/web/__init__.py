@@ -1,0 +1,20 @@
+"""The web page (extra ``web``): upload a picture, see what fires in it and what that means."""
+
+from vision_sae_client.web.privacy import keep_uploads_temporary
+
+# Gradio reads its settings when it is imported, so they come before anything that imports it.
+keep_uploads_temporary()
+
+try:
+    from vision_sae_client.web.page import build_page
+    from vision_sae_client.web.start import launch
+except ModuleNotFoundError as error:
+    if error.name != "gradio":
+        raise
+    from vision_sae.errors import MissingDependencyError
+
+    raise MissingDependencyError(
+        "the web page needs Gradio; install it with `pip install 'vision-sae[web]'`"
+    ) from error
+
+__all__ = ["build_page", "launch"]

@@ -1,0 +1,66 @@
+"""One feature in depth: its heat map on the picture, its label with evidence, its exemplars."""
+
+from __future__ import annotations
+
+from html import escape
+
+from PIL import Image
+
+from vision_sae import tensors
+from vision_sae.v1.attribution_service_pb2 import FeatureActivation
+from vision_sae.v1.description_pb2 import Description, ScoreMetric
+from vision_sae.v1.exemplar_pb2 import Exemplar
+from vision_sae.v1.feature_pb2 import FeatureStatistics
+from vision_sae.v1.image_pb2 import PatchGrid
+from vision_sae_client.overlay import overlay
+from vision_sae_client.web.answer_html import label
+from vision_sae_client.web.pictures_html import exemplar_img, img
+
+
+def detail(picture: Image.Image, grid: PatchGrid, item: FeatureActivation) -> str:
+    """Where a feature fires in the picture, and what else fires it."""
+    feature = item.feature
+    drawn = overlay(picture, tensors.from_proto(item.heatmap), grid, item.patches)
+    heatmap = img(drawn, f"Where feature {feature.index} fires")
+    exemplars = "\n".join(_exemplar(exemplar) for exemplar in feature.exemplars)
+    return f"""
+<section data-shown="{feature.index}">
+  <h2>Where feature {feature.index} fires</h2>
+  <p class="vs-meaning">{label(feature.description)}</p>
+  <figure class="vs-heatmap">{heatmap}
+    <figcaption>Bright is strong; the boxes are its {len(item.patches)} strongest places, up to
+    {item.max_activation:.2f}.</figcaption>
+  </figure>
+  <p class="vs-note">{_statistics(feature.statistics)} {_scores(feature.description)}</p>
+  <h3>Pictures that fire it most</h3>
+  <div class="vs-exemplars">{exemplars}</div>
+</section>
+"""
+
+
+def _exemplar(exemplar: Exemplar) -> str:
+    caption = f"{escape(exemplar.caption)}<br>" if exemplar.caption else ""
+    return (
+        f'<figure class="vs-exemplar">{exemplar_img(exemplar, boxed=True)}'
+        f"<figcaption>{caption}<b>{exemplar.activation:.2f}</b></figcaption></figure>"
+    )
+
+
+def _statistics(statistics: FeatureStatistics) -> str:
+    return (
+        f"Elsewhere it fires on {statistics.firing_rate:.2%} of places, in "
+        f"{statistics.image_count:,} pictures; the strongest was {statistics.max:.2f}."
+    )
+
+
+def _scores(description: Description) -> str:
+    """How good the label is, in the terms of whoever made it."""
+    scores = [
+        f"{ScoreMetric.Name(score.metric).removeprefix('SCORE_METRIC_').lower().replace('_', ' ')} "
+        f"{score.value:.2f} on {score.count} pictures"
+        for score in description.scores
+    ]
+    if not scores:
+        return ""
+    by = description.author or description.describer
+    return f"Score of the label by {escape(by)}: {escape('; '.join(scores))}."

@@ -1,0 +1,120 @@
+"""What the command prints and writes, from answers made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+from vision_sae_client import report
+from vision_sae_client.cli import app, parse_box, write_overlays
+
+from tests.conftest import CORPUS, ServedBundle
+from vision_sae.errors import InvalidInputError
+from vision_sae.tensors import to_proto
+from vision_sae.v1.description_pb2 import SCORE_METRIC_PMI, Description, Score
+from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.image_pb2 import Box, PatchGrid
+from vision_sae.v1.ledger_pb2 import FeatureContribution, Ledger, SiteAttribution
+
+
+def contribution(index: int, value: float, description: Description) -> FeatureContribution:
+    return FeatureContribution(
+        feature=Feature(
+            name=f"dictionaries/a/features/{index}", index=index, description=description
+        ),
+        contribution=value,
+        max_activation=2.5,
+        heatmap=to_proto(np.eye(2, dtype=np.float16)),
+    )
+
+
+@pytest.fixture
+def site() -> SiteAttribution:
+    score = Score(metric=SCORE_METRIC_PMI, value=0.75, count=12)
+    return SiteAttribution(
+        dictionary="dictionaries/a",
+        grid=PatchGrid(
+            rows=2, cols=2, image_width=8, image_height=8, extent=Box(x0=0, y0=0, x1=8, y1=8)
+        ),
+        explained_variance=0.875,
+        # 0.5 - 0.25 shown, 0.125 of the others, 0.0625 error: 0.4375 in all.
+        ledger=Ledger(total=0.4375, remainder=0.125, remainder_count=3, sae_error=0.0625),
+        features=[
+            contribution(7, 0.5, Description(text="wheel", scores=[score])),
+            contribution(3, -0.25, Description(abstained=True, abstention_reason="too few")),
+        ],
+    )
+
+
+def test_the_table_says_what_fires_what_it_means_and_that_the_sum_checks(
+    site: SiteAttribution,
+) -> None:
+    lines = report.attribution(site).splitlines()
+    assert lines[0].split() == ["rank", "feature", "activation", "contribution", "label", "score"]
+    assert lines[2].split() == [
+        *("1", "dictionaries/a/features/7", "2.500", "+0.50000", "wheel", "pmi", "0.75")
+    ]
+    assert lines[3].split()[-2:] == ["(abstained)", "-"]
+    assert "explained variance 0.875" in lines[5]
+    assert "sum checks: shown +0.25000, remainder +0.12500 (3 features)" in lines[6]
+    assert "= +0.43750; total +0.43750" in lines[6]
+
+
+def test_a_sum_that_does_not_check_is_said_so(site: SiteAttribution) -> None:
+    site.ledger.total = 0.5
+    assert "sum DOES NOT CHECK" in report.attribution(site)
+
+
+def test_an_overlay_per_feature_is_written(site: SiteAttribution, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    assert write_overlays(tmp_path / "p.png", site, tmp_path / "out") == 2
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["01-feature-7.png", "02-feature-3.png"]
+    with Image.open(tmp_path / "out" / written[0]) as overlay:
+        assert overlay.size == (8, 8)
+
+
+def test_a_missing_server_is_one_line_with_a_hint_and_exit_2() -> None:
+    done = CliRunner().invoke(app, ["info", "--address", "127.0.0.1:1", "--timeout", "5"])
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "vision-sae serve BUNDLE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["attribute", "nothing.png"], "nothing.png cannot be read"),
+        (["attribute", "x.png", "--target", "dog"], "no target"),
+        (["search"], "either a feature or an image"),
+        (["search", "--image", "x.png", "--box", "1,2"], "'1,2' is no box"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, [*arguments, "--address", "127.0.0.1:1", "--dictionary", "a"])
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_a_box_is_four_numbers() -> None:
+    assert parse_box("1,2.5,3,4") == (1, 2.5, 3, 4)
+    with pytest.raises(InvalidInputError):
+        parse_box("1,2,3,x")
+
+
+@pytest.mark.slow
+def test_attribute_on_a_real_server(served: ServedBundle, tmp_path: Path) -> None:
+    picture = sorted((CORPUS / "heldout" / "photographs").glob("*.webp"))[0]
+    arguments = [str(picture), "--address", served.address, "--top-k", "4"]
+    done = CliRunner().invoke(app, ["attribute", *arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("dictionaries/tiny/features/") == 4
+    assert "sum checks" in done.stdout
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    whole = CliRunner().invoke(app, ["attribute", *arguments, "--json"])
+    assert len(json.loads(whole.stdout)["features"]) == 4
