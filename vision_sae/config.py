@@ -87,7 +87,7 @@ class DescribeConfig(Section):
     describer: Literal["caption-pmi"] = "caption-pmi"
     words: int = Field(3, ge=1, le=10)
     """The most words in a label."""
-    significance: float = Field(0.05, gt=0, lt=1)
+    significance: float = Field(0.01, gt=0, lt=1)
     """Largest corrected p-value a word may have."""
 
 

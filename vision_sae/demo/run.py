@@ -22,7 +22,7 @@ from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
 from vision_sae.demo.report import write_report
-from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, image_folder
@@ -33,7 +33,7 @@ BUNDLE = "demo-dinov2-s-block10"
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
-_PICTURE = "photographs"
+_PICTURE = "photographs/tuxpaint-stamps-plants-flowers-red-gazania-0.webp"
 """The question is asked about a held-out photograph."""
 
 
@@ -55,7 +55,7 @@ class Stages:
 def heldout_picture() -> Picture:
     """The picture that the demo asks about: in no training split."""
     pictures = image_folder(CORPUS / "heldout")
-    return next(p for p in pictures if p.id.startswith(f"{_PICTURE}/"))
+    return next(p for p in pictures if p.id == _PICTURE)
 
 
 def make_bundle(work: Path, stages: Stages, config: Config) -> Bundle:
@@ -75,7 +75,7 @@ def make_bundle(work: Path, stages: Stages, config: Config) -> Bundle:
     with stages.stage("build", "codes, statistics, exemplars and the patch index"):
         bundle = _current(path, store, work / "dictionary", config)
     with stages.stage("describe", "label every feature from the captions, or abstain"):
-        if "describe" not in bundle.manifest:
+        if not is_described(bundle, config.describe):
             bundle = describe_bundle(path, config.describe)
         summary = bundle.manifest["describe"]
         print(f"{summary['labelled']} features labelled, {summary['abstained']} abstained")

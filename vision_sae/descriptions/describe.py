@@ -20,6 +20,13 @@ def describer(config: DescribeConfig) -> Describer:
     return _DESCRIBERS[config.describer](config)
 
 
+def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
+    """Whether the bundle holds descriptions by just this describer and configuration."""
+    made = bundle.manifest.get("describe", {})
+    wanted = {**config.model_dump(mode="json"), "version": describer(config).version}
+    return all(made.get(key) == value for key, value in wanted.items())
+
+
 def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True) -> Bundle:
     """Describe every feature and publish the bundle at ``path`` anew with the descriptions."""
     bundle, chosen = Bundle(path), describer(config)
