@@ -72,7 +72,6 @@ def harvest(
 ) -> None:
     """Run a model over pictures and store the vectors of its sites. Resumes after a stop."""
     from vision_sae.activations.harvest import harvest as run
-    from vision_sae.activations.store import SKIPPED, read_jsonl
     from vision_sae.config import load_config
     from vision_sae.models.registry import load_model
     from vision_sae.pictures.folder import image_folder
@@ -92,8 +91,7 @@ def harvest(
         f"{store}: {made.manifest['images']} images, {made.rows} patches, "
         f"sites {', '.join(made.sites)}"
     )
-    skipped = [row for shard in made.shards for row in read_jsonl(shard / SKIPPED)]
-    for row in skipped:
+    for row in made.skipped:
         typer.secho(f"skipped {row['id']}: {row['error']}", fg="yellow", err=True)
 
 

@@ -129,9 +129,7 @@ assert sum(images) == 18 - 8, images
 
 
 @pytest.mark.parametrize("checkpoint", [1, 3])
-def test_training_resumes_to_the_same_bits(
-    root: Path, undisturbed: Path, checkpoint: int
-) -> None:
+def test_training_resumes_to_the_same_bits(root: Path, undisturbed: Path, checkpoint: int) -> None:
     (root / "store").symlink_to(undisturbed / "store")
     killed = f"kill_on_call(training.TopKTrainer, 'save', {checkpoint}); train()"
     assert run(root, killed) == -signal.SIGKILL

@@ -71,10 +71,11 @@ def _thumbnail(image: Image.Image, side: int) -> bytes:
 def _decode(picture: Picture, model: Model, side: int) -> _Decoded | _Refused:
     try:
         image = picture.load()
+        pixels = model.preprocess(image)
     except (InvalidInputError, OSError) as error:
         return _Refused(picture.id, str(error))
     record = ImageRecord(picture.id, image.width, image.height, picture.caption, picture.tags)
-    return _Decoded(record, model.preprocess(image), _thumbnail(image, side))
+    return _Decoded(record, pixels, _thumbnail(image, side))
 
 
 def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
@@ -256,6 +257,8 @@ def harvest(
     A store that already holds exactly this is returned as it is. Files that are not pictures are
     counted and listed in the store, never fatal; that all of them are is an `InvalidInputError`.
     """
+    if not pictures:
+        raise InvalidInputError("there are no pictures to harvest", field="images")
     pictures = choose(pictures, config.limit)
     plan = _plan(model, pictures, config)
     if (directory / MANIFEST).is_file():

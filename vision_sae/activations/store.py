@@ -115,6 +115,15 @@ class ActivationStore:
         """The stored images in row order."""
         return [record for shard in self.shards for record in read_images(shard / IMAGES)]
 
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """The refused files (id, error) of all shards, also of those that hold no image."""
+        return [
+            row
+            for path in sorted(self.path.glob(f"{SHARDS}/*/{SKIPPED}"))
+            for row in read_jsonl(path)
+        ]
+
     def geometry(self, image: int) -> Geometry:
         """How image number ``image`` was resized and cropped."""
         record = self.images[image]

@@ -198,10 +198,11 @@ def add_descriptions(
 ) -> Bundle:
     """Publish the bundle anew with descriptions; unchanged files are shared by hard links."""
     staging = open_staging(path)
+    source = published(path)  # a bundle that a dead writer had set aside is back in its place
     for name in bundle.manifest["files"]:
         if name != DESCRIPTIONS:
             (staging / name).parent.mkdir(exist_ok=True)
-            os.link(bundle.path / name, staging / name)
+            os.link(source / name, staging / name)
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     (staging / DESCRIPTIONS).write_text(text)
     publish(path, bundle.manifest | manifest)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.dictionaries.protocol import Codes
+from vision_sae.errors import InvalidInputError
 
 
 class SparseRows(NamedTuple):
@@ -33,8 +34,18 @@ class CodesBuilder:
         self._values: list[NDArray[np.float16]] = []
 
     def add(self, codes: Codes) -> None:
-        """Append a batch; zero activations are dropped, also those that float16 rounds to zero."""
-        values = codes.values.numpy().astype(np.float16)
+        """Append a batch; zero activations are dropped, also those that float16 rounds to zero.
+
+        Raises `InvalidInputError` for activations that float16 cannot hold.
+        """
+        with np.errstate(over="ignore"):
+            values = codes.values.numpy().astype(np.float16)
+        if not np.isfinite(values).all():
+            raise InvalidInputError(
+                f"an activation of {float(codes.values.max()):.6g} is beyond the range of float16; "
+                "build from a site with smaller vectors",
+                field="site",
+            )
         active = values > 0
         self._counts.append(active.sum(axis=1))
         self._indices.append(codes.indices.numpy()[active].astype(np.uint32))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from vision_sae.errors import InvalidInputError
 
 _BLOCK_IMAGES = 8
 """Images read together: large enough for sequential reads, small enough to mix."""
+
+_Block: TypeAlias = tuple[int, int, int]
+"""(shard, first row, row behind the last)"""
+
+
+def _rows(blocks: list[_Block]) -> int:
+    return sum(stop - start for _, start, stop in blocks)
 
 
 class ShuffledRows:
@@ -44,26 +52,30 @@ class ShuffledRows:
         ]
         row_bytes = self._arrays[0].shape[1] * 2
         # Two buffers live at a time: the one in use and the one being filled.
-        rows = max(shuffle_mb * 2**20 // (2 * row_bytes), batch_size + block)
-        self._buffer_blocks = max(1, rows // block)
+        self._buffer_rows = max(shuffle_mb * 2**20 // (2 * row_bytes), batch_size + block)
 
-    def _epoch(self, epoch: int) -> list[tuple[list[tuple[int, int, int]], int]]:
+    def _epoch(self, epoch: int) -> list[tuple[list[_Block], int]]:
         """The buffers of an epoch: (their blocks, seed of their row shuffle)."""
         random = np.random.default_rng([self._seed, epoch])
-        order = random.permutation(len(self._blocks))
-        groups = [
-            [self._blocks[i] for i in order[start : start + self._buffer_blocks]]
-            for start in range(0, len(order), self._buffer_blocks)
-        ]
+        groups: list[list[_Block]] = [[]]
+        filled = 0
+        for i in random.permutation(len(self._blocks)):
+            block, rows = self._blocks[i], _rows([self._blocks[i]])
+            # By rows, not by blocks: those at the end of a shard are short.
+            if filled + rows > self._buffer_rows:
+                groups.append([])
+                filled = 0
+            groups[-1].append(block)
+            filled += rows
         return [(group, int(random.integers(2**62))) for group in groups]
 
-    def _batches_in(self, blocks: list[tuple[int, int, int]]) -> int:
-        return sum(stop - start for _, start, stop in blocks) // self._batch_size
+    def _batches_in(self, blocks: list[_Block]) -> int:
+        return _rows(blocks) // self._batch_size
 
-    def _load(self, blocks: list[tuple[int, int, int]]) -> Tensor:
+    def _load(self, blocks: list[_Block]) -> Tensor:
         return torch.cat([self._arrays[shard][start:stop] for shard, start, stop in blocks])
 
-    def _buffers(self, step: int) -> Iterator[tuple[list[tuple[int, int, int]], int, int]]:
+    def _buffers(self, step: int) -> Iterator[tuple[list[_Block], int, int]]:
         """(blocks, seed, batches to skip) of every buffer from ``step`` on, without end."""
         epoch = 0
         while True:

@@ -43,10 +43,15 @@ class TimmBackbone:
     def __init__(self, module: nn.Module) -> None:
         blocks = getattr(module, "blocks", None)
         patch_embed: Any = getattr(module, "patch_embed", None)
-        if blocks is None or not hasattr(patch_embed, "grid_size"):
+        sequential = blocks is not None and all(
+            hasattr(block, "attn") and hasattr(getattr(block, "mlp", None), "fc2")
+            for block in blocks
+        )
+        if not sequential or not hasattr(patch_embed, "grid_size"):
             raise InvalidInputError(
-                f"{type(module).__name__} is not a plain vision transformer (it lacks `blocks` or "
-                "`patch_embed.grid_size`); choose a timm vit, deit, eva or beit",
+                f"{type(module).__name__} is not a plain vision transformer (it lacks "
+                "`patch_embed.grid_size`, or `blocks` of `attn` and `mlp.fc2`); choose a timm "
+                "vit, deit, eva or beit",
                 field="model",
             )
         self.module = module

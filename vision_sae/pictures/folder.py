@@ -11,6 +11,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -38,17 +39,26 @@ class Picture:
         return decode_image(self.path.read_bytes())
 
 
+def _entry(row: dict[str, Any]) -> tuple[str, tuple[str, tuple[str, ...]]]:
+    """(file, (caption, tags)) of one row of a sidecar; raises for what is not text."""
+    file, caption, tags = row["file"], row["caption"], row.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(v, str) for v in (file, caption, *tags)):
+        raise TypeError(f"not text: {row}")
+    return file, (caption, tuple(tags))
+
+
 def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """{file: (caption, tags)}"""
     jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
     try:
         if jsonl.is_file():
-            lines = [json.loads(line) for line in jsonl.read_text().splitlines() if line.strip()]
-            return {line["file"]: (line["caption"], tuple(line.get("tags", ()))) for line in lines}
-        if table.is_file():
-            with table.open(newline="") as file:
-                return {row["file"]: (row["caption"], ()) for row in csv.DictReader(file)}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+            text = jsonl.read_text(encoding="utf-8-sig")
+            return dict(_entry(json.loads(line)) for line in text.splitlines() if line.strip())
+        if table.is_file():  # "-sig": spreadsheets begin their UTF-8 with a byte order mark
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                rows = csv.DictReader(file)
+                return dict(_entry({k: row[k] for k in ("file", "caption")}) for row in rows)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InvalidInputError(
             f"the captions beside {folder} cannot be read ({error!r}); every line needs "
             "`file` and `caption`",

@@ -1,0 +1,249 @@
+"""Store + dictionary -> bundle. The dictionary is the neuron basis: feature i is dimension i."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worlds import SITE, identity_sae, write_dictionary, write_store
+from vision_sae.activations.store import ActivationStore
+from vision_sae.bundles import build as build_module
+from vision_sae.bundles.build import build, is_current
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.patch_index import normalised, search
+from vision_sae.config import BuildConfig
+from vision_sae.dictionaries.metrics import evaluate
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import (
+    CorruptArtifactError,
+    FeatureNotFoundError,
+    MismatchError,
+    NotFoundError,
+    RecallTooLowError,
+)
+
+CONFIG = BuildConfig(exemplars=3, quantile_exemplars=2)
+DIM, IMAGES = 6, 12
+
+
+def site_vectors() -> np.ndarray:
+    vectors = np.random.default_rng(0).normal(size=(IMAGES, 4, DIM)).astype(np.float16)
+    vectors[:, :, 5] = -1  # feature 5 never fires
+    return vectors.astype(np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ActivationStore:
+    vectors = site_vectors()
+    return write_store(tmp_path / "store", [vectors[:7], vectors[7:]])
+
+
+@pytest.fixture
+def dictionary(tmp_path: Path, store: ActivationStore) -> Path:
+    return write_dictionary(tmp_path / "dictionary", identity_sae(DIM, 3), store)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, store: ActivationStore, dictionary: Path) -> Bundle:
+    return build(store, dictionary, tmp_path / "bundle", CONFIG, progress=False)
+
+
+def dense_codes() -> np.ndarray:
+    """The codes (patches, F) by definition: the three largest dimensions, where positive."""
+    rows = site_vectors().reshape(-1, DIM)
+    kept = np.argsort(-rows, axis=1)[:, :3]
+    out = np.zeros_like(rows)
+    np.put_along_axis(out, kept, np.take_along_axis(rows, kept, axis=1).clip(0), axis=1)
+    return out
+
+
+def test_codes_are_those_of_the_dictionary(bundle: Bundle) -> None:
+    for patch, expected in enumerate(dense_codes()):
+        indices, values = bundle.codes.row(patch)
+        assert indices.tolist() == np.flatnonzero(expected).tolist()
+        assert values.tolist() == expected[expected > 0].tolist()
+
+
+def test_postings_are_the_same_codes_by_feature(bundle: Bundle) -> None:
+    for feature, column in enumerate(dense_codes().T):
+        patches, values = bundle.postings.row(feature)
+        assert sorted(patches.tolist()) == np.flatnonzero(column).tolist()
+        assert values.tolist() == sorted(column[column > 0].tolist(), reverse=True)
+
+
+def test_statistics_are_over_the_non_zero_activations(bundle: Bundle) -> None:
+    column = dense_codes()[:, 2]
+    fired = column[column > 0]
+    assert bundle.statistics.count[2] == len(fired)
+    assert bundle.statistics.mean[2] == pytest.approx(fired.mean(), rel=1e-5)
+    assert bundle.statistics.max[2] == fired.max()
+
+
+def test_image_counts_are_images_in_which_a_feature_fires(bundle: Bundle) -> None:
+    fires = (dense_codes().reshape(IMAGES, 4, DIM) > 0).any(axis=1)
+    assert bundle.image_counts.tolist() == fires.sum(axis=0).tolist()
+
+
+def test_strongest_exemplars_are_the_images_of_largest_maximum(bundle: Bundle) -> None:
+    maxima = dense_codes().reshape(IMAGES, 4, DIM).max(axis=1)[:, 1]
+    top, _ = bundle.exemplars(1)
+    assert [e.image for e in top] == np.argsort(-maxima)[:3].tolist()
+    assert [e.activation for e in top] == np.sort(maxima)[::-1][:3].tolist()
+
+
+def test_masks_hold_patches_from_the_median_of_the_non_zero_values_on(bundle: Bundle) -> None:
+    column = dense_codes()[:, 1]
+    median = np.quantile(column[column > 0], 0.5)
+    for exemplar in sum(bundle.exemplars(1), []):
+        of_image = column.reshape(IMAGES, 2, 2)[exemplar.image]
+        expected = of_image >= median
+        expected.flat[exemplar.patch % 4] = True
+        assert exemplar.mask.tolist() == expected.tolist()
+
+
+def test_further_exemplars_are_other_images(bundle: Bundle) -> None:
+    top, rest = bundle.exemplars(1)
+    assert (len(top), len(rest)) == (3, 2)
+    assert len({e.image for e in top + rest}) == 5
+
+
+def test_silent_feature_has_no_exemplars(bundle: Bundle) -> None:
+    assert bundle.exemplars(5) == ([], [])
+
+
+@pytest.mark.parametrize("feature", [-1, DIM, 10**9])
+def test_feature_outside_the_dictionary_is_refused(bundle: Bundle, feature: int) -> None:
+    with pytest.raises(FeatureNotFoundError, match="features 0 to 5"):
+        bundle.exemplars(feature)
+
+
+def test_patch_index_finds_nearest_centred_vectors(bundle: Bundle) -> None:
+    rows = site_vectors().reshape(-1, DIM)
+    x = normalised(rows, rows.mean(axis=0))
+    _, found = search(bundle.patch_index, x[:5], 4, bundle.manifest["patch_index"]["nprobe"])
+    assert np.array_equal(found, np.argsort(-(x[:5] @ x.T), axis=1)[:, :4])
+
+
+def test_site_mean_is_that_of_all_rows(bundle: Bundle) -> None:
+    rows = site_vectors().reshape(-1, DIM)
+    np.testing.assert_allclose(bundle.site_mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_recorded_metrics_are_those_of_the_dictionary_on_the_store(
+    bundle: Bundle, store: ActivationStore
+) -> None:
+    expected = evaluate(identity_sae(DIM, 3), store.batches(SITE, 5))._asdict()
+    assert bundle.manifest["metrics"]["build"] == pytest.approx(expected)
+
+
+def test_manifest_binds_model_site_data_and_recall(bundle: Bundle, store: ActivationStore) -> None:
+    manifest = bundle.manifest
+    assert manifest["model"] == store.manifest["model"]
+    assert manifest["site"] == SITE
+    assert manifest["data_sha256"] == store.manifest["data_sha256"]
+    assert manifest["patch_index"]["recall_at_10"] == 1
+    assert manifest["patch_index"]["rows"] == 4 * IMAGES
+
+
+def test_images_embeddings_and_thumbnails_follow_the_store(
+    bundle: Bundle, store: ActivationStore
+) -> None:
+    assert bundle.images == store.images
+    assert np.array_equal(bundle.embeddings, store.embeddings)
+    assert [bundle.thumbnail(i) for i in range(IMAGES)] == list(store.thumbnails())
+
+
+def test_box_of_a_patch_is_in_its_image(bundle: Bundle) -> None:
+    # 16 x 16 pictures in 2 x 2 patches: patch 3 of any image is its lower right quarter.
+    assert bundle.box(4 * 2 + 3) == (8, 8, 16, 16)
+
+
+def test_no_descriptions_before_describe(bundle: Bundle) -> None:
+    assert bundle.descriptions == {}
+
+
+def test_missing_bundle_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="vision-sae build"):
+        Bundle(tmp_path / "nowhere")
+
+
+def test_corrupt_file_is_refused_by_name_at_opening(bundle: Bundle) -> None:
+    for name in bundle.manifest["files"]:
+        path = bundle.path / name
+        good = path.read_bytes()
+        path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        with pytest.raises(CorruptArtifactError, match=name):
+            Bundle(bundle.path)
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"format": "vision_sae.dictionary"}])
+def test_other_format_or_version_is_refused(bundle: Bundle, change: dict[str, object]) -> None:
+    (bundle.path / "manifest.json").write_text(json.dumps(bundle.manifest | change))
+    with pytest.raises(CorruptArtifactError, match="version 1"):
+        Bundle(bundle.path)
+
+
+@pytest.mark.parametrize("key", ["weights_sha256", "preprocessing", "grid"])
+def test_dictionary_of_another_model_is_refused_by_name(
+    store: ActivationStore, tmp_path: Path, key: str
+) -> None:
+    other = store.manifest["model"] | {key: {"other": 1}}
+    path = write_dictionary(tmp_path / "d", identity_sae(DIM, 3), store, model=other)
+    with pytest.raises(MismatchError, match=key) as caught:
+        build(store, path, tmp_path / "bundle", CONFIG, progress=False)
+    assert caught.value.field == key
+
+
+def test_dictionary_of_another_site_is_refused_by_name(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    path = write_dictionary(tmp_path / "d", identity_sae(DIM, 3), store, site="blocks.2.mlp")
+    with pytest.raises(MismatchError, match=rf"blocks\.2\.mlp.*{SITE}"):
+        build(store, path, tmp_path / "bundle", CONFIG, progress=False)
+
+
+def test_recall_under_the_floor_publishes_nothing(
+    store: ActivationStore, dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miss(*_args: object, **_options: object) -> object:
+        raise RecallTooLowError("recall@10 0.5")
+
+    monkeypatch.setattr(build_module, "build_index", miss)
+    with pytest.raises(RecallTooLowError):
+        build(store, dictionary, tmp_path / "bundle", CONFIG, progress=False)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_floor_of_the_configuration_reaches_the_index(
+    store: ActivationStore, dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision_sae.bundles.patch_index._recall", lambda *_: 0.8)
+    with pytest.raises(RecallTooLowError, match="below the floor 0.85"):
+        config = CONFIG.model_copy(update={"recall_floor": 0.85})
+        build(store, dictionary, tmp_path / "bundle", config, progress=False)
+
+
+def test_bundle_is_current_until_something_changes(
+    bundle: Bundle, store: ActivationStore, dictionary: Path, tmp_path: Path
+) -> None:
+    other = TopKSae(
+        w_enc=torch.eye(DIM),
+        b_enc=torch.ones(DIM),
+        w_dec=torch.eye(DIM),
+        b_dec=torch.zeros(DIM),
+        k=3,
+    )
+    retrained = write_dictionary(tmp_path / "retrained", other, store)
+    changed = CONFIG.model_copy(update={"exemplars": 4})
+    manifest = bundle.manifest | {"code_version": "older"}
+    assert is_current(bundle.path, store, dictionary, CONFIG)
+    assert not is_current(bundle.path, store, retrained, CONFIG)
+    assert not is_current(bundle.path, store, dictionary, changed)
+    assert not is_current(tmp_path / "nowhere", store, dictionary, CONFIG)
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    assert not is_current(bundle.path, store, dictionary, CONFIG)

@@ -1,0 +1,200 @@
+"""Feature f fires in the images whose captions hold its word; all else is chance."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact
+
+from tests.worlds import identity_sae, write_dictionary, write_store
+from vision_sae.bundles.build import build
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import BuildConfig, DescribeConfig
+from vision_sae.descriptions.caption_pmi import CaptionPmi, words
+from vision_sae.descriptions.describe import describe_bundle, describer
+from vision_sae.descriptions.protocol import Describer, Description
+
+IMAGES, EXEMPLARS = 60, 10
+PLANTED = ("cat", "dog", "boat")
+FILLER = ("sky", "grass", "wall", "table", "lamp", "road", "door", "tree")
+
+
+def world() -> tuple[np.ndarray, list[str]]:
+    """Site vectors (images, patches, D) and captions. Image i shows the thing i % 3 for i < 45.
+
+    Feature 3 fires in three images only, feature 4 at random, feature 5 never.
+    """
+    random = np.random.default_rng(0)
+    vectors = np.zeros((IMAGES, 4, 6), dtype=np.float32)
+    captions = []
+    for i in range(IMAGES):
+        filler = " and ".join(random.choice(FILLER, 2, replace=False))
+        if i < 45:
+            vectors[i, i % 4, i % 3] = 1 + i / 100
+            captions.append(f"A {PLANTED[i % 3]} with {filler}.")
+        else:
+            captions.append(f"The {filler}")
+    vectors[:3, 0, 3] = 1
+    vectors[random.permutation(IMAGES)[:20], 1, 4] = random.uniform(0.5, 2, 20)
+    return vectors, captions
+
+
+def bundle_of(directory: Path, vectors: np.ndarray, captions: list[str]) -> Bundle:
+    store = write_store(directory / "store", [vectors], captions=captions)
+    dictionary = write_dictionary(directory / "d", identity_sae(vectors.shape[2], 3), store)
+    config = BuildConfig(exemplars=EXEMPLARS, quantile_exemplars=2)
+    return build(store, dictionary, directory / "bundle", config, progress=False)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return bundle_of(tmp_path, *world())
+
+
+def describe(bundle: Bundle, *features: int, **options: object) -> list[Description]:
+    config = DescribeConfig(**options)  # type: ignore[arg-type]
+    return list(CaptionPmi(config).describe(bundle, features))
+
+
+def test_caption_pmi_is_a_describer_chosen_by_name() -> None:
+    chosen: Describer = describer(DescribeConfig(describer="caption-pmi"))
+    assert (chosen.name, chosen.version) == ("caption-pmi", 1)
+
+
+@pytest.mark.parametrize("feature", range(3))
+def test_planted_word_is_found(bundle: Bundle, feature: int) -> None:
+    (description,) = describe(bundle, feature)
+    assert description.text == PLANTED[feature]
+    assert description.abstained == ""
+
+
+def test_pmi_by_hand(bundle: Bundle) -> None:
+    # All 10 exemplars and 15 of 60 captions say "cat"; 0.5 is added to each count, 1 to each total.
+    (description,) = describe(bundle, 0)
+    expected = math.log((10.5 / 11) / (15.5 / 61))
+    assert description.details["words"][0]["pmi"] == pytest.approx(expected, abs=1e-4)
+    assert description.scores[0].value == pytest.approx(expected)
+    assert description.scores[0].n == 10
+
+
+def test_p_value_is_fishers_corrected_over_the_words(bundle: Bundle) -> None:
+    (description,) = describe(bundle, 0)
+    # Of the 10 exemplars 10 say "cat", of the 50 other images 5.
+    p = fisher_exact([[10, 0], [5, 45]], alternative="greater").pvalue
+    # Benjamini and Hochberg: the smallest of the 11 p-values (3 things, 8 fillers) times 11.
+    found = description.details["words"][0]
+    assert (found["exemplars"], found["images"]) == (10, 15)
+    assert found["p_value"] == pytest.approx(11 * p)
+
+
+def test_evidence_names_the_strongest_patches(bundle: Bundle) -> None:
+    (description,) = describe(bundle, 1)
+    assert list(description.evidence) == [e.patch for e in bundle.exemplars(1)[0]]
+
+
+def test_feature_of_few_images_abstains(bundle: Bundle) -> None:
+    (description,) = describe(bundle, 3)
+    assert (description.text, description.scores) == (None, ())
+    assert "3 images" in description.abstained
+
+
+def test_silent_feature_abstains(bundle: Bundle) -> None:
+    (description,) = describe(bundle, 5)
+    assert description.text is None
+    assert description.abstained
+
+
+def test_feature_that_fires_at_random_abstains(bundle: Bundle) -> None:
+    (description,) = describe(bundle, 4)
+    assert description.text is None
+    assert "significant" in description.abstained
+
+
+def test_without_captions_it_abstains(tmp_path: Path) -> None:
+    vectors, _ = world()
+    (description,) = describe(bundle_of(tmp_path, vectors, [""] * IMAGES), 0)
+    assert description.text is None
+    assert "caption" in description.abstained
+
+
+def test_permuted_captions_rarely_make_a_label(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    vectors = np.zeros((IMAGES, 4, 40), dtype=np.float32)
+    for feature in range(40):
+        vectors[random.permutation(IMAGES)[:15], feature % 4, feature] = 1
+    labelled = describe(bundle_of(tmp_path, vectors, world()[1]), *range(40))
+    # Each feature errs with probability 0.05 at most; 6 of 40 would be a one in fifty chance.
+    assert sum(d.text is not None for d in labelled) < 6
+
+
+def test_label_does_not_depend_on_what_else_is_asked(bundle: Bundle) -> None:
+    together = describe(bundle, 0, 1, 2, 3, 4, 5)
+    assert together == [describe(bundle, feature)[0] for feature in range(6)]
+
+
+def test_at_most_the_asked_number_of_words(tmp_path: Path) -> None:
+    vectors, captions = world()
+    captions = [c.replace("cat", "black cat on a sofa at home") for c in captions]
+    bundle = bundle_of(tmp_path, vectors, captions)
+    assert len(describe(bundle, 0, words=2)[0].text.split(", ")) == 2  # type: ignore[union-attr]
+
+
+def test_significance_is_that_of_the_configuration(bundle: Bundle) -> None:
+    assert describe(bundle, 0, significance=1e-12)[0].text is None
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A red car", {"red", "car"}),
+        ("a colored wall", {"colored", "wall"}),  # "red" is not in "colored"
+        ("The cat, the dog; THE END.", {"cat", "dog", "end"}),
+        ("a well-known man's hat", {"well-known", "man's", "hat"}),
+        ("42 trees", {"trees"}),
+        ("Ein Schloß über Köln", {"ein", "schloß", "über", "köln"}),
+        ("", set()),
+    ],
+)
+def test_words_of_a_caption(caption: str, expected: set[str]) -> None:
+    assert words(caption) == expected
+
+
+def test_describe_publishes_one_description_a_feature(bundle: Bundle) -> None:
+    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    assert sorted(made.descriptions) == list(range(6))
+    assert made.descriptions[1]["text"] == "dog"
+    assert made.descriptions[5]["text"] is None
+    assert made.manifest["describe"]["labelled"] == 3
+    assert made.manifest["describe"]["abstained"] == 3
+
+
+def test_describe_keeps_everything_else(bundle: Bundle) -> None:
+    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    before = bundle.manifest["files"]
+    assert {name: made.manifest["files"][name] for name in before} == before
+    assert set(made.manifest["files"]) - set(before) == {"descriptions.jsonl"}
+
+
+def test_describing_again_replaces_the_descriptions(bundle: Bundle) -> None:
+    describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    made = describe_bundle(bundle.path, DescribeConfig(significance=1e-12), progress=False)
+    assert made.manifest["describe"]["labelled"] == 0
+
+
+def test_describe_takes_up_a_bundle_that_a_dead_writer_set_aside(bundle: Bundle) -> None:
+    bundle.path.rename(bundle.path.with_name(".bundle.old"))
+    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    assert made.path == bundle.path
+    assert made.descriptions[0]["text"] == "cat"
+
+
+def test_failed_describer_leaves_the_bundle_as_it_was(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CaptionPmi, "describe", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    assert Bundle(bundle.path).manifest == bundle.manifest

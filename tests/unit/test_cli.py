@@ -1,0 +1,137 @@
+"""The command line on a tiny model from a local directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from typer.testing import CliRunner, Result
+
+import vision_sae
+from tests.worlds import picture_folder
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.cli import app
+
+SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
+COMMANDS = ("harvest", "train", "build", "describe", "serve", "demo")
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def succeed(*args: object) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``model`` and ``pictures``, run through all four commands."""
+    root = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    module = timm.create_model("vit_tiny_patch16_224", **(SIZES | {"patch_size": 8}))
+    save_for_hf(
+        module, root / "model", model_args=SIZES | {"patch_size": 8}, safe_serialization=True
+    )
+    picture_folder(root / "pictures", 12)
+    (root / "pictures" / "bad.png").write_bytes(b"not a picture")
+    config = root / "config.yaml"
+    config.write_text("train: {expansion: 2, k: 4, steps: 4, batch_size: 64}\n")
+    harvest = ["harvest", root / "pictures", root / "store", "--model", root / "model"]
+    (root / "harvest.txt").write_text(succeed(*harvest, "--site", "blocks.1.update").output)
+    held = ["--heldout", root / "store", "--config", config]
+    (root / "train.txt").write_text(succeed("train", root / "store", root / "d", *held).output)
+    made = succeed("build", root / "store", root / "d", root / "bundle")
+    (root / "build.txt").write_text(made.output)
+    (root / "describe.txt").write_text(succeed("describe", root / "bundle").output)
+    return root
+
+
+def test_help_lists_the_commands() -> None:
+    output = succeed("--help").output
+    assert all(command in output for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    assert "Usage" in succeed(command, "--help").output
+
+
+def test_version() -> None:
+    assert succeed("--version").output.strip() == vision_sae.__version__
+
+
+def test_harvest_counts_pictures_and_names_those_skipped(world: Path) -> None:
+    output = (world / "harvest.txt").read_text()
+    assert "12 images, 192 patches" in output
+    assert "skipped bad.png" in output
+
+
+def test_train_prints_the_metrics_of_the_held_out_store(world: Path) -> None:
+    assert "heldout: explained_variance" in (world / "train.txt").read_text()
+
+
+def test_flags_of_train_go_before_its_file(world: Path, tmp_path: Path) -> None:
+    from vision_sae.dictionaries.artifact import load_dictionary
+
+    options = ["--config", world / "config.yaml", "--k", 5, "--steps", 1]
+    succeed("train", world / "store", tmp_path / "d", *options)
+    _, manifest = load_dictionary(tmp_path / "d")
+    assert (manifest["dictionary"]["k"], manifest["dictionary"]["width"]) == (5, 64)
+
+
+def test_build_prints_rows_recall_and_explained_variance(world: Path) -> None:
+    output = (world / "build.txt").read_text()
+    assert "192 patches in Flat, recall@10 1.000, EV" in output
+
+
+def test_describe_prints_labelled_and_abstained(world: Path) -> None:
+    # The pictures have no captions, so every one of the 64 features abstains.
+    assert "0 labelled, 64 abstained" in (world / "describe.txt").read_text()
+
+
+def test_published_bundle_opens(world: Path) -> None:
+    bundle = Bundle(world / "bundle")
+    assert bundle.manifest["model"]["name"] == str(world / "model")
+    assert len(bundle.descriptions) == 64
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (("harvest", "{w}/nowhere", "{t}/s"), "nowhere"),
+        (("harvest", "{w}/pictures", "{t}/s", "--model", "no_such_model"), "no_such_model"),
+        (("harvest", "{w}/pictures", "{t}/s", "--dtype", "int8"), "harvest.dtype"),
+        (
+            ("harvest", "{w}/pictures", "{t}/s", "--model", "{w}/model", "--site", "blocks.9.mlp"),
+            "blocks.9.mlp",
+        ),
+        (("train", "{w}/nowhere", "{t}/d"), "nowhere"),
+        (("train", "{w}/store", "{t}/d", "--site", "blocks.0.mlp"), "blocks.0.mlp"),
+        (("train", "{w}/store", "{t}/d", "--k", "0"), "train.k"),
+        (("train", "{w}/store", "{t}/d", "--batch-size", "1000000"), "--batch-size"),
+        (("train", "{w}/store", "{t}/d", "--config", "{w}/nowhere.yaml"), "nowhere.yaml"),
+        (("build", "{w}/store", "{w}/nowhere", "{t}/b"), "nowhere"),
+        (("describe", "{w}/nowhere"), "nowhere"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_bad_argument_is_one_line_and_status_2(
+    world: Path, tmp_path: Path, args: tuple[str, ...], names: str
+) -> None:
+    result = run(*(arg.format(w=world, t=tmp_path) for arg in args))
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("vision-sae: ")
+    assert names in line
+
+
+def test_option_that_does_not_exist_is_status_2() -> None:
+    result = run("train", "a", "b", "--no-such-option")
+    assert result.exit_code == 2
+    assert "--no-such-option" in result.stderr

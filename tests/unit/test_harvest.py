@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.worlds import noise_image, picture_folder, tiny_model, tiny_vit
+from vision_sae.activations.harvest import choose, harvest
+from vision_sae.activations.store import ActivationStore
+from vision_sae.config import HarvestConfig
+from vision_sae.errors import ImageTooLargeError, InvalidInputError, NotFoundError
+from vision_sae.models.vit import VitModel
+from vision_sae.pictures.folder import image_folder
+
+SITES = ("blocks.1.update", "blocks.0.mlp")
+CONFIG = HarvestConfig(sites=SITES, batch_size=2, shard_images=3, thumbnail=16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return picture_folder(tmp_path / "pictures", 7)
+
+
+def run(
+    folder: Path, store: Path, model: VitModel | None = None, **options: Any
+) -> ActivationStore:
+    config = CONFIG.model_copy(update=options)
+    return harvest(model or tiny_model(), image_folder(folder), store, config, progress=False)
+
+
+@contextmanager
+def counting(model: VitModel) -> Iterator[list[int]]:
+    """The sizes of the batches that the model sees."""
+    batches: list[int] = []
+    hook = model.backbone.module.register_forward_pre_hook(lambda _m, a: batches.append(len(a[0])))
+    patch = model.backbone.module.patch_embed.register_forward_pre_hook(
+        lambda _m, a: batches.append(len(a[0]))
+    )
+    with hook, patch:
+        yield batches
+
+
+def test_store_holds_what_an_independent_pass_computes(folder: Path, tmp_path: Path) -> None:
+    store = run(folder, tmp_path / "store")
+    module, preprocess = tiny_vit(), tiny_model().preprocess
+    for index, path in enumerate(sorted(folder.glob("*.png"))):
+        pixels = preprocess(Image.open(path).convert("RGB"))[None]
+        with torch.inference_mode():
+            tokens = module.blocks[0](module._pos_embed(module.patch_embed(pixels)))
+            update = (module.blocks[1](tokens) - tokens)[0, 1:]  # without the CLS token
+        stored = torch.cat(list(store.arrays("blocks.1.update")))[index]
+        torch.testing.assert_close(stored, update.half(), rtol=2e-3, atol=1e-4)
+
+
+def test_embeddings_are_the_pooled_output(folder: Path, tmp_path: Path) -> None:
+    store, model = run(folder, tmp_path / "store"), tiny_model()
+    images = torch.stack([model.preprocess(p.load()) for p in image_folder(folder)])
+    with torch.inference_mode():
+        expected = model.forward(images).embedding.numpy()
+    np.testing.assert_allclose(store.embeddings, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_several_sites_are_captured_in_one_pass(folder: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with counting(model) as batches:
+        store = run(folder, tmp_path / "store", model)
+    assert sum(batches) == 7
+    assert store.sites == {"blocks.1.update": 32, "blocks.0.mlp": 128}
+
+
+def test_batches_never_cross_shards(folder: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with counting(model) as batches:
+        run(folder, tmp_path / "store", model)
+    assert batches == [2, 1, 2, 1, 1]  # shards of 3, 3 and 1 pictures in batches of 2
+
+
+def test_records_follow_the_sorted_files(folder: Path, tmp_path: Path) -> None:
+    store = run(folder, tmp_path / "store")
+    assert [r.id for r in store.images] == [f"{i:03}.png" for i in range(7)]
+    assert (store.images[1].width, store.images[1].height) == (41, 35)
+
+
+def test_counts(folder: Path, tmp_path: Path) -> None:
+    store = run(folder, tmp_path / "store")
+    assert (store.manifest["images"], store.manifest["skipped"], store.rows) == (7, 0, 7 * 16)
+
+
+def test_thumbnails_fit_their_side_and_keep_the_order(folder: Path, tmp_path: Path) -> None:
+    store = run(folder, tmp_path / "store")
+    sizes = [Image.open(io.BytesIO(data)).size for data in store.thumbnails()]
+    assert len(sizes) == 7
+    assert {max(size) for size in sizes} == {16}
+
+
+def test_finished_store_verifies(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "store").verify()
+
+
+def test_nothing_is_left_beside_the_store(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "out" / "store")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["store"]
+
+
+def test_bfloat16_store_reads_back_as_bfloat16(folder: Path, tmp_path: Path) -> None:
+    half = run(folder, tmp_path / "half", dtype="float16")
+    brain = run(folder, tmp_path / "brain", dtype="bfloat16")
+    (first, *_), (other, *_) = half.arrays(SITES[0]), brain.arrays(SITES[0])
+    assert other.dtype == torch.bfloat16
+    torch.testing.assert_close(other.float(), first.float(), rtol=2**-7, atol=1e-4)
+
+
+def large_model() -> VitModel:
+    """A model whose MLP neurons lie beyond the range of float16."""
+    model = tiny_model()
+    model.backbone.module.blocks[0].mlp.fc1.bias.fill_(1e6)
+    return model
+
+
+def test_values_beyond_float16_are_refused_and_told_the_way_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp.*--dtype bfloat16"):
+        run(folder, tmp_path / "store", large_model())
+    assert not (tmp_path / "store").exists()
+
+
+def test_bfloat16_holds_what_float16_cannot(folder: Path, tmp_path: Path) -> None:
+    store = run(folder, tmp_path / "store", large_model(), dtype="bfloat16")
+    assert next(store.arrays("blocks.0.mlp")).max() > 65504
+
+
+def spoil(folder: Path) -> None:
+    (folder / "001.png").write_bytes(b"not a picture")
+    (folder / "003.png").write_bytes(b"")
+    (folder / "004.png").write_bytes((folder / "005.png").read_bytes()[:200])
+    (folder / "005.png").write_bytes(b"nor this")  # all of the second shard
+
+
+def test_bad_files_are_counted_and_never_fatal(folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    store = run(folder, tmp_path / "store")
+    assert (store.manifest["images"], store.manifest["skipped"]) == (3, 4)
+    assert [r.id for r in store.images] == ["000.png", "002.png", "006.png"]
+
+
+def test_bad_files_are_listed_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    skipped = run(folder, tmp_path / "store").skipped
+    assert [row["id"] for row in skipped] == ["001.png", "003.png", "004.png", "005.png"]
+    assert "empty" in skipped[1]["error"]
+
+
+def test_bad_files_do_not_move_the_rows_of_good_ones(folder: Path, tmp_path: Path) -> None:
+    whole = torch.cat(list(run(folder, tmp_path / "whole").arrays(SITES[0])))
+    spoil(folder)
+    rest = torch.cat(list(run(folder, tmp_path / "rest").arrays(SITES[0])))
+    torch.testing.assert_close(rest, whole[[0, 2, 6]], rtol=2e-3, atol=1e-4)
+
+
+def test_picture_that_the_model_refuses_is_skipped_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    preprocess = model.preprocess
+
+    def refuse(image: Image.Image) -> torch.Tensor:
+        if image.size == (41, 35):
+            raise ImageTooLargeError("a sliver")
+        return preprocess(image)
+
+    monkeypatch.setattr(model, "preprocess", refuse)
+    assert [row["error"] for row in run(folder, tmp_path / "store", model).skipped] == ["a sliver"]
+
+
+def test_all_files_bad_is_an_error_that_quotes_the_first(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="none of the 1 pictures.*empty"):
+        run(tmp_path / "pictures", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_pictures_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no pictures"):
+        harvest(tiny_model(), [], tmp_path / "store", CONFIG, progress=False)
+
+
+def test_unknown_site_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with counting(model) as batches, pytest.raises(NotFoundError, match=r"blocks\.9\.update"):
+        run(folder, tmp_path / "store", model, sites=("blocks.9.update",))
+    assert batches == []
+
+
+def test_finished_harvest_is_not_computed_again(folder: Path, tmp_path: Path) -> None:
+    first = run(folder, tmp_path / "store")
+    model = tiny_model()
+    with counting(model) as batches:
+        second = run(folder, tmp_path / "store", model)
+    assert batches == []
+    assert second.manifest == first.manifest
+
+
+def test_interrupted_harvest_computes_only_missing_shards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    forward = model.forward
+
+    def stop_at_the_third_shard(images: torch.Tensor) -> Any:
+        if len(images) == 1 and (images == last).all():
+            raise KeyboardInterrupt
+        return forward(images)
+
+    last = model.preprocess(image_folder(folder)[6].load())[None]
+    monkeypatch.setattr(model, "forward", stop_at_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "store", model)
+    monkeypatch.undo()
+    with counting(model) as batches:
+        store = run(folder, tmp_path / "store", model)
+    assert sum(batches) == 1
+    undisturbed = run(folder, tmp_path / "undisturbed")
+    assert store.manifest["files"] == undisturbed.manifest["files"]
+
+
+def test_changed_picture_starts_afresh(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "store")
+    noise_image(40, 34, seed=99).save(folder / "000.png")
+    model = tiny_model()
+    with counting(model) as batches:
+        run(folder, tmp_path / "store", model)
+    assert sum(batches) == 7
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"thumbnail": 20}, {"sites": SITES[:1]}])
+def test_changed_configuration_starts_afresh(
+    folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(folder, tmp_path / "store")
+    model = tiny_model()
+    with counting(model) as batches:
+        run(folder, tmp_path / "store", model, **change)
+    assert sum(batches) == 7
+
+
+def test_changed_weights_start_afresh(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "store")
+    model = tiny_model()
+    model.backbone.module.norm.bias[0] += 1
+    with counting(model) as batches:
+        run(folder, tmp_path / "store", model)
+    assert sum(batches) == 7
+
+
+def test_limit_takes_evenly_spaced_pictures(folder: Path) -> None:
+    pictures = image_folder(folder)
+    assert [p.id for p in choose(pictures, 3)] == ["000.png", "002.png", "004.png"]
+    assert choose(pictures, 100) == pictures

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import torch
+
+from vision_sae.dictionaries.kernels import bag, sampled_dot, top_k, transpose, transposed_bag
+
+INDICES = torch.tensor([[0, 2], [2, 3]])
+VALUES = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+ROWS = torch.tensor([[1.0, 0.0], [9.0, 9.0], [0.0, 1.0], [5.0, 5.0]])
+A = torch.tensor([[1.0, 10.0], [2.0, 20.0]])
+
+
+def test_bag_by_hand() -> None:
+    # 1 * (1, 0) + 2 * (0, 1); 3 * (0, 1) + 0 * (5, 5)
+    assert bag(INDICES, VALUES, ROWS).tolist() == [[1, 2], [0, 3]]
+
+
+def test_sampled_dot_by_hand() -> None:
+    # (1, 10) . (1, 0), (1, 10) . (0, 1); (2, 20) . (0, 1), (2, 20) . (5, 5)
+    assert sampled_dot(INDICES, A, ROWS).tolist() == [[1, 10], [20, 110]]
+
+
+def test_transposed_bag_by_hand() -> None:
+    # Feature 0: 1 * A0. Feature 1: unused. Feature 2: 2 * A0 + 3 * A1. Feature 3: 0 * A1.
+    out = transposed_bag(transpose(INDICES, 4), VALUES, A)
+    assert out.tolist() == [[1, 10], [0, 0], [8, 80], [0, 0]]
+
+
+def test_top_k_by_hand() -> None:
+    indices, values = top_k(torch.tensor([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]]), 2)
+    assert indices.tolist() == [[0, 2], [0, 2]]
+    assert values.tolist() == [[3, 2], [0, 5]]
