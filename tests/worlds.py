@@ -1,4 +1,4 @@
-"""Tiny worlds that tests share: vision transformers, picture folders and stores of known vectors."""
+"""Tiny worlds that tests share: transformers, picture folders and stores of known vectors."""
 
 from __future__ import annotations
 
