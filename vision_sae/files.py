@@ -6,6 +6,7 @@ Readers see all of it or none, whatever instant the writer dies at.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -41,10 +42,24 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _alive(suffix: str) -> bool:
+    """Whether the process of a temporary file's suffix (``.4242``) still runs, or may do so."""
+    try:
+        os.kill(int(suffix[1:]), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True  # not a name of ours, or a process of another user
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it replaces ``path`` atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not _alive(left.suffixes[-2]):
+            left.unlink(missing_ok=True)
     try:
         yield temporary
         fsync(temporary)

@@ -166,6 +166,25 @@ def test_no_descriptions_before_describe(bundle: Bundle) -> None:
     assert bundle.descriptions == {}
 
 
+def test_open_bundle_stays_as_it_was_when_another_is_published_in_its_place(
+    bundle: Bundle, store: ActivationStore, dictionary: Path
+) -> None:
+    opened = Bundle(bundle.path)
+    before = (bundle.codes.values.tolist(), bundle.manifest_sha256, bundle.exemplars(1)[0][0].patch)
+    negated = TopKSae(
+        w_enc=-torch.eye(DIM),
+        b_enc=torch.zeros(DIM),
+        w_dec=-torch.eye(DIM),
+        b_dec=torch.zeros(DIM),
+        k=3,
+    )
+    write_dictionary(dictionary, negated, store)
+    build(store, dictionary, bundle.path, CONFIG, progress=False)
+    after = (opened.codes.values.tolist(), opened.manifest_sha256, opened.exemplars(1)[0][0].patch)
+    assert after == before
+    assert torch.equal(opened.dictionary.decoder, torch.eye(DIM))
+
+
 def test_missing_bundle_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="vision-sae build"):
         Bundle(tmp_path / "nowhere")

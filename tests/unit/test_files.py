@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,14 @@ def test_replacing_leaves_the_old_file_on_an_exception(tmp_path: Path) -> None:
         raise RuntimeError
     assert (tmp_path / "f").read_text() == "old"
     assert names(tmp_path) == {"f"}
+
+
+def test_replacing_sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
+    (tmp_path / ".f.4194305.tmp").write_text("x")  # one more than the largest process number
+    (tmp_path / f".f.{os.getppid()}.tmp").write_text("x")  # a process that lives
+    with replacing(tmp_path / "f") as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == {"f", f".f.{os.getppid()}.tmp"}
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

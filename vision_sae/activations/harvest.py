@@ -194,7 +194,9 @@ def _decode_ahead(
     def submit(group: Sequence[Picture]) -> list[Future[_Decoded | _Refused]]:
         return [pool.submit(_decode, picture, model, side) for picture in group]
 
-    ahead = submit(groups[0]) if groups else []
+    if not groups:  # an earlier run wrote every shard and died before it could publish
+        return
+    ahead = submit(groups[0])
     for following in [*groups[1:], []]:
         current, ahead = ahead, submit(following)
         yield [future.result() for future in current]

@@ -48,6 +48,13 @@ EXEMPLARS = "exemplars.safetensors"
 PATCH_INDEX = "patches.faiss"
 DESCRIPTIONS = "descriptions.jsonl"
 
+_PARTS = (
+    *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
+    *("statistics", "_exemplars", "patch_index", "descriptions", "_thumbnail_offsets"),
+    "_thumbnails",
+)
+"""The properties of `Bundle` that read a file."""
+
 
 class Exemplar(NamedTuple):
     """One image in which a feature fires."""
@@ -62,7 +69,10 @@ class Exemplar(NamedTuple):
 
 
 class Bundle:
-    """A published bundle. Opening checks every file against the manifest; arrays are mapped."""
+    """A published bundle. Opening checks every file against the manifest; arrays are mapped.
+
+    It stays what it was at opening when another one is published in its place.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = published(path)
@@ -78,6 +88,8 @@ class Bundle:
         self.site: str = self.manifest["site"]
         self.grid = PatchGrid(**self.manifest["model"]["grid"])
         self.preprocessing = Preprocessing(**self.manifest["model"]["preprocessing"])
+        for part in _PARTS:  # now: the directory may be published anew while this one is in use
+            getattr(self, part)
 
     @cached_property
     def dictionary(self) -> Dictionary:
