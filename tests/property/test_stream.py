@@ -22,7 +22,7 @@ def stream_of(folder: str, shards: list[int], batch_size: int, dim: int = 64) ->
     return ShuffledRows(store, SITE, batch_size, shuffle_mb=1, seed=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SHARDS, BATCH, st.integers(0, 60))
 def test_starting_at_a_step_equals_skipping_to_it(
     shards: list[int], batch_size: int, step: int
@@ -34,7 +34,7 @@ def test_starting_at_a_step_equals_skipping_to_it(
     assert all(torch.equal(a, b) for a, b in zip(skipped, started, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SHARDS, BATCH)
 def test_an_epoch_visits_rows_at_most_once_and_all_but_a_part_of_a_batch(
     shards: list[int], batch_size: int
@@ -48,7 +48,7 @@ def test_an_epoch_visits_rows_at_most_once_and_all_but_a_part_of_a_batch(
     assert len(seen) == len(set(seen)) == steps * batch_size > rows - batch_size
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=5, max_size=9), st.integers(1, 20))
 def test_an_epoch_of_many_buffers_still_visits_nearly_all(
     shards: list[int], batch_size: int

@@ -77,9 +77,10 @@ def test_cmyk_jpeg_is_converted() -> None:
 
 
 def test_sixteen_bit_grey_is_scaled_to_eight() -> None:
-    grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)  # 257 times 0, 1, 128, 255
+    # 65,535 = 257 * 255: a step of eight bits is 257 of sixteen.
+    grey = np.array([[0, 256, 257, 128 * 257, 65535]], dtype=np.uint16)
     data = encoded(Image.fromarray(grey), "PNG")
-    assert pixels(data) == [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]
+    assert pixels(data) == [[[0] * 3, [0] * 3, [1] * 3, [128] * 3, [255] * 3]]
 
 
 def test_eight_bit_grey_is_spread_over_the_channels() -> None:

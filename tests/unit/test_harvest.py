@@ -59,6 +59,24 @@ def test_store_holds_what_an_independent_pass_computes(folder: Path, tmp_path: P
         torch.testing.assert_close(stored, update.half(), rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "special"),
+    [({}, 1), ({"reg_tokens": 3}, 4), ({"class_token": False, "global_pool": "avg"}, 0)],
+)
+def test_special_tokens_are_not_stored(
+    folder: Path, tmp_path: Path, options: dict[str, Any], special: int
+) -> None:
+    model = tiny_model(**options)
+    store = run(folder, tmp_path / "store", model)
+    pixels = model.preprocess(image_folder(folder)[0].load())[None]
+    with torch.inference_mode(), model.capture(["blocks.1.update"]) as captured:
+        model.forward(pixels)
+    stored = next(store.arrays("blocks.1.update"))[0].float()
+    torch.testing.assert_close(
+        stored, captured["blocks.1.update"][0, special:], rtol=2e-3, atol=1e-4
+    )
+
+
 def test_embeddings_are_the_pooled_output(folder: Path, tmp_path: Path) -> None:
     store, model = run(folder, tmp_path / "store"), tiny_model()
     images = torch.stack([model.preprocess(p.load()) for p in image_folder(folder)])
