@@ -1,4 +1,4 @@
-"""The command ``vision-sae``: harvest, train, build, describe, serve, demo."""
+"""The command ``vision-sae``: harvest, train, build, describe, evaluate, serve, demo."""
 
 from __future__ import annotations
 
@@ -103,34 +103,132 @@ def train(
         Path | None, typer.Option(help="ActivationStore to measure the result on.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="topk, batch_topk, matryoshka, relu, jumprelu, gated, ...")
+    ] = None,
     expansion: Annotated[int | None, typer.Option(help="Features per dimension.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Active features per patch.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="bagging or boosting.")] = None,
+    members: Annotated[int | None, typer.Option(help="Dictionaries of the ensemble.")] = None,
+    end_to_end: Annotated[
+        int | None, typer.Option(help="Further steps that train by the model's output.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures for end-to-end training.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     config: Configuration = None,
 ) -> None:
-    """Train a TopK sparse autoencoder. Resumes after a stop."""
+    """Train a sparse autoencoder, or fit another dictionary. Resumes after a stop."""
     from vision_sae.activations.store import ActivationStore
     from vision_sae.config import load_config
-    from vision_sae.dictionaries.pipeline import train_dictionary
+    from vision_sae.dictionaries.pipeline import splice, train_dictionary
 
     settings = load_config(
         config,
         train={
             "site": site,
+            "architecture": architecture,
             "expansion": expansion,
             "k": k,
             "steps": steps,
             "batch_size": batch_size,
+            "ensemble": ensemble,
+            "members": members,
+            "end_to_end": None if end_to_end is None else {"steps": end_to_end},
             "seed": seed,
         },
     ).train
+    opened = ActivationStore(store)
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    metrics = train_dictionary(ActivationStore(store), dictionary, settings, evaluation)
+    spliced = splice(opened, images) if images else None
+    metrics = train_dictionary(opened, dictionary, settings, evaluation, spliced=spliced)
+    _show_metrics(metrics)
+
+
+def _show_metrics(metrics: dict[str, dict[str, float]]) -> None:
     for name, values in metrics.items():
         shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
         typer.echo(f"{name}: {shown}")
+
+
+@_command
+def sweep(
+    store: Annotated[Path, typer.Argument(help="ActivationStore to train on.")],
+    out: Annotated[Path, typer.Argument(help="Directory in which the dictionaries are made.")],
+    heldout: Annotated[
+        Path | None, typer.Option(help="ActivationStore to measure the results on.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="May be repeated, like all below.")
+    ] = None,
+    expansion: Annotated[list[int] | None, typer.Option(help="Features per dimension.")] = None,
+    k: Annotated[list[int] | None, typer.Option("--k", help="Active features per patch.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Random seed.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each.")] = None,
+    config: Configuration = None,
+) -> None:
+    """Train every combination of the given settings on one pass over the data."""
+    from itertools import product
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.config import load_config
+    from vision_sae.dictionaries.pipeline import sweep as run
+
+    base = load_config(config).train
+    settings = {}
+    for choice in product(
+        architecture or [base.architecture],
+        expansion or [base.expansion],
+        k or [base.k],
+        seed or [base.seed],
+    ):
+        flags = dict(zip(("architecture", "expansion", "k", "seed"), choice, strict=True))
+        name = "{architecture}-x{expansion}-k{k}-seed{seed}".format(**flags)
+        settings[name] = load_config(config, train={"site": site, "steps": steps, **flags}).train
+    evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
+    for name, metrics in run(ActivationStore(store), out, settings, evaluation).items():
+        typer.echo(out / name)
+        _show_metrics(metrics)
+
+
+@app.command("import")  # a keyword, so the function has another name
+@_clear_errors()
+def import_dictionary(
+    source: Annotated[Path, typer.Argument(help="Checkpoint of another library: its directory.")],
+    dictionary: Annotated[Path, typer.Argument(help="Directory of the dictionary to make.")],
+    store: Annotated[Path, typer.Option(help="ActivationStore of the model and site it is for.")],
+    site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Format of SOURCE; found by its files when absent.")
+    ] = None,
+) -> None:
+    """Publish a dictionary that another library trained, and measure it on a store."""
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.dictionaries.interop.exchange import import_dictionary as run
+
+    made = run(source, dictionary, ActivationStore(store), site=site, format=format)
+    shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
+    typer.echo(
+        f"{dictionary}: {made['dictionary']['width']} features from "
+        f"{made['training']['imported_from']}, {made['dictionary']['architecture']}, {shown}"
+    )
+
+
+@_command
+def export(
+    dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
+    out: Annotated[Path, typer.Argument(help="New directory to write.")],
+    format: Annotated[str, typer.Option(help="Format of another library.")] = "saelens",
+) -> None:
+    """Write a dictionary in the format of another library."""
+    from vision_sae.dictionaries.interop.exchange import export_dictionary
+
+    export_dictionary(dictionary, out, format)
+    typer.echo(f"{out}: {format}")
 
 
 @_command
@@ -166,6 +264,36 @@ def describe(
     made = describe_bundle(bundle, load_config(config).describe)
     summary: dict[str, Any] = made.manifest["describe"]
     typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")
+
+
+@_command
+def evaluate(
+    dictionary: Annotated[Path, typer.Argument(help="Dictionary or bundle to measure.")],
+    store: Annotated[Path, typer.Option(help="ActivationStore to measure on, held out.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of pictures to run the model on; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=1)] = 256,
+    name: Annotated[
+        str, typer.Option(help="What a bundle's manifest calls these metrics.")
+    ] = "heldout",
+    against: Annotated[
+        Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
+    ] = None,
+) -> None:
+    """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.evaluation.report import evaluate as run
+    from vision_sae.evaluation.report import lines, match_published
+    from vision_sae.pictures.folder import image_folder
+
+    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
+    matching = match_published(dictionary, against) if against else None
+    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
+    for line in lines(found, matching):
+        typer.echo(line)
 
 
 @_command

@@ -7,10 +7,10 @@ file named by ``--config``, the defaults below. Unknown keys are refused.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vision_sae.errors import InvalidInputError
@@ -41,15 +41,46 @@ class HarvestConfig(Section):
     """Use an evenly spaced choice of this many pictures; all when absent."""
 
 
+Architecture = Literal[
+    "topk",
+    "batch_topk",
+    "matryoshka",
+    "archetypal",
+    "relu",
+    "jumprelu",
+    "gated",
+    "neurons",
+    "pca",
+    "nmf",
+    "semi_nmf",
+    "kmeans",
+]
+
+
+class EndToEndConfig(Section):
+    """Further training by what the model does with the reconstruction."""
+
+    steps: int = Field(0, ge=0)
+    """Steps after the training on the store; none by default."""
+    images: int = Field(8, ge=1)
+    """Pictures per step."""
+    error_weight: float = Field(0.1, ge=0)
+    """Weight of the reconstruction error beside the distance of the model's outputs."""
+
+
 class TrainConfig(Section):
     """ActivationStore -> Dictionary."""
 
     site: str | None = None
     """Site of the store to train on; may be absent when the store has only one."""
+    architecture: Architecture = "topk"
+    """How features come to fire, and what they are made for; see `vision_sae.dictionaries`."""
     expansion: int = Field(16, ge=1, le=1024)
-    """Features per input dimension: F = expansion * D."""
+    """Features per input dimension: F = expansion * D. Neurons, pca, nmf, semi_nmf and kmeans
+    have a number of their own, and use nothing of this section but site, k and seed."""
     k: int = Field(32, ge=1)
-    """Active features per patch."""
+    """Active features per patch; on average in batch_topk, and what the penalty of relu, jumprelu
+    and gated is steered to."""
     steps: int = Field(500, ge=1)
     batch_size: int = Field(4096, ge=1)
     """Patches per step."""
@@ -62,10 +93,37 @@ class TrainConfig(Section):
     """A feature is dead when it has not fired for this many patches."""
     aux_coefficient: float = Field(1 / 32, ge=0)
     """Weight of AuxK's loss."""
+    sparsity: float | None = Field(None, ge=0)
+    """Weight of the sparsity penalty of relu, jumprelu and gated; steered to L0 = k when absent."""
+    prefixes: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 2, 1)
+    """Matryoshka's nested widths, as rising shares of F that end in 1."""
+    archetypes: int = Field(4096, ge=2)
+    """Data points of which archetypal decoder rows are convex combinations."""
+    orthogonality: float = Field(0.0, ge=0)
+    """Weight of OrtSAE's penalty on decoder rows that resemble each other."""
+    ensemble: Literal["none", "bagging", "boosting"] = "none"
+    """Several dictionaries as one: trained apart, or each on what those before left over."""
+    members: int = Field(1, ge=1, le=64)
+    """Dictionaries trained from seeds ``seed``, ``seed + 1``, ..."""
+    agreement: float = Field(0.0, ge=0)
+    """Weight of mutual feature regularisation between the members of a bagging."""
+    end_to_end: EndToEndConfig = EndToEndConfig()
     shuffle_mb: int = Field(512, ge=1)
     """Memory that the shuffling buffer may take."""
+    shuffle_seed: int = 0
+    """Seed of the order of the patches."""
     checkpoint_steps: int = Field(100, ge=1)
     seed: int = 0
+    """Seed of the initial directions."""
+
+    @model_validator(mode="after")
+    def _members_need_an_ensemble(self) -> Self:
+        if (self.members > 1) != (self.ensemble != "none"):
+            raise ValueError(
+                f"ensemble {self.ensemble} with {self.members} members; several members need "
+                "ensemble bagging or boosting, and these need several members"
+            )
+        return self
 
 
 class BuildConfig(Section):

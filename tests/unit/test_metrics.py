@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.worlds import identity_sae
 from vision_sae.dictionaries.metrics import Metrics, MetricsAccumulator, evaluate
 from vision_sae.dictionaries.protocol import Codes
+from vision_sae.errors import InvalidInputError
 
 X = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
 
@@ -100,3 +101,32 @@ def test_evaluate_of_the_positive_half_of_a_symmetric_set() -> None:
     metrics = evaluate(identity_sae(2, 2), [torch.tensor([[3.0, 0.0], [-3.0, 0.0]])])
     assert metrics.explained_variance == pytest.approx(0.5)
     assert (metrics.l0, metrics.frac_alive, metrics.rows) == (0.5, 0.5, 2)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_equal_rows_have_no_variance_to_explain(rows: int) -> None:
+    # 0.1 has no exact binary form: sums of squares alone would leave a variance of about 1e-18.
+    x = torch.full((rows, 3), 0.1)
+    with pytest.raises(InvalidInputError, match="are equal") as caught:
+        evaluate(identity_sae(3, 3), x.split(2))
+    assert caught.value.field == "store"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(InvalidInputError, match="NaN or infinity"):
+        measure(X, torch.full((2, 2), value))
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no rows"):
+        evaluate(identity_sae(3, 3), [torch.zeros(0, 3)])
+
+
+def test_mean_and_firing_counts_of_everything_added() -> None:
+    metrics = MetricsAccumulator(2, 4)
+    metrics.add(X, X, codes([[0, 1], [1, 2]], [[1.0, 0.5], [2.0, 0.0]]))
+    metrics.add(X + 2, X, codes([[3], [1]], [[1.0], [2.0]]))
+    assert metrics.mean.tolist() == [3, 3]
+    assert metrics.fired.tolist() == [1, 3, 0, 1]
+    assert metrics.rows == 4

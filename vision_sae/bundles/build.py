@@ -27,7 +27,7 @@ from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
 from vision_sae.dictionaries.metrics import MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.dictionaries.topk import WEIGHTS
+from vision_sae.dictionaries.sae import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,14 @@ from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
 from vision_sae.bundles.patch_index import load_index
 from vision_sae.bundles.statistics import Statistics
-from vision_sae.dictionaries.artifact import read_weights
+from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.errors import CorruptArtifactError, FeatureNotFoundError, NotFoundError
+from vision_sae.errors import (
+    CorruptArtifactError,
+    FeatureNotFoundError,
+    MismatchError,
+    NotFoundError,
+)
 from vision_sae.files import (
     MANIFEST,
     open_staging,
@@ -205,17 +211,34 @@ class Bundle:
         return found[:top], found[top:]
 
 
+def republish(
+    bundle: Bundle, path: Path, manifest: dict[str, Any], files: Mapping[str, bytes] | None = None
+) -> Bundle:
+    """Publish ``bundle`` anew at ``path`` with changed manifest entries and new or changed files.
+
+    Unchanged files are shared by hard links. Raises `MismatchError`, and changes nothing, when
+    another bundle has been published at ``path`` since ``bundle`` was opened.
+    """
+    new = files or {}
+    staging = open_staging(path)
+    source = published(path)  # a bundle that a dead writer had set aside is back in its place
+    if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
+        raise MismatchError(
+            f"{path} was published anew while this was at work; run it again", field="bundle"
+        )
+    for name in bundle.manifest["files"]:
+        if name not in new:
+            (staging / name).parent.mkdir(exist_ok=True)
+            os.link(source / name, staging / name)
+    for name, data in new.items():
+        (staging / name).write_bytes(data)
+    publish(path, bundle.manifest | manifest)
+    return Bundle(path)
+
+
 def add_descriptions(
     bundle: Bundle, path: Path, rows: list[dict[str, Any]], manifest: dict[str, Any]
 ) -> Bundle:
-    """Publish the bundle anew with descriptions; unchanged files are shared by hard links."""
-    staging = open_staging(path)
-    source = published(path)  # a bundle that a dead writer had set aside is back in its place
-    for name in bundle.manifest["files"]:
-        if name != DESCRIPTIONS:
-            (staging / name).parent.mkdir(exist_ok=True)
-            os.link(source / name, staging / name)
+    """Publish the bundle anew with descriptions."""
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    (staging / DESCRIPTIONS).write_text(text)
-    publish(path, bundle.manifest | manifest)
-    return Bundle(path)
+    return republish(bundle, path, manifest, {DESCRIPTIONS: text.encode()})

@@ -8,31 +8,23 @@ from typing import Any
 import vision_sae
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.metrics import Metrics
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import CorruptArtifactError, NotFoundError
 from vision_sae.files import MANIFEST, published, publishing, read_json, verify_files
 
 FORMAT = "vision_sae.dictionary"
 VERSION = 1
 
-_ARCHITECTURES: dict[str, type[TopKSae]] = {TopKSae.architecture: TopKSae}
+def provenance(
+    store: ActivationStore, site: str, training: TrainConfig | dict[str, Any]
+) -> dict[str, Any]:
+    """What a dictionary of ``store``'s model and site belongs to.
 
-
-def read_weights(directory: Path, config: dict[str, Any]) -> Dictionary:
-    """The dictionary whose weights lie in ``directory``, as ``config`` describes it."""
-    architecture = config["architecture"]
-    if architecture not in _ARCHITECTURES:
-        raise CorruptArtifactError(
-            f"{directory} holds a dictionary of architecture {architecture!r}; this version knows "
-            f"{', '.join(_ARCHITECTURES)}"
-        )
-    return _ARCHITECTURES[architecture].load(directory, config)
-
-
-def provenance(store: ActivationStore, site: str, config: TrainConfig) -> dict[str, Any]:
-    """What a dictionary trained on ``store`` belongs to."""
+    ``training`` is the configuration it was trained with on ``store``, or what is known (JSON) of
+    one that was trained elsewhere.
+    """
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -40,7 +32,9 @@ def provenance(store: ActivationStore, site: str, config: TrainConfig) -> dict[s
         "model": store.manifest["model"],
         "site": site,
         "data_sha256": store.manifest["data_sha256"],
-        "training": config.model_dump(mode="json"),
+        "training": (
+            training.model_dump(mode="json") if isinstance(training, TrainConfig) else training
+        ),
     }
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Codes(NamedTuple):
-    """Sparse feature activations of N site vectors, at most k each."""
+    """Sparse feature activations of N site vectors, at most K each."""
 
     indices: Tensor
-    """Feature numbers (N, k), int64, ascending in each row."""
+    """Feature numbers (N, K), int64; those that fire stand first and ascend."""
     values: Tensor
-    """Activations (N, k), float32, >= 0; 0 where fewer than k features fire."""
+    """Activations (N, K), float32, >= 0; 0 in the slots of a row that fewer features fill."""
 
 
 @runtime_checkable
@@ -55,3 +58,30 @@ class Dictionary(Protocol):
     def save(self, directory: Path) -> dict[str, Any]:
         """Write weights into ``directory``; returns what the manifest must say to load them."""
         ...
+
+
+def to_codes(activations: Tensor) -> Codes:
+    """Dense activations (N, F), whose positive entries fire -> `Codes`, K as large as needed."""
+    fires = activations > 0
+    counts = fires.sum(1)
+    rows, features = fires.nonzero(as_tuple=True)
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    shape = (len(activations), int(counts.max()) if len(counts) else 0)
+    indices = torch.zeros(shape, dtype=torch.int64, device=rows.device)
+    values = torch.zeros(shape, dtype=torch.float32, device=rows.device)
+    indices[rows, slots] = features
+    values[rows, slots] = activations[rows, features].float()
+    return Codes(indices, values)
+
+
+def join(parts: Sequence[Codes]) -> Codes:
+    """The codes of consecutive batches as those of one, padded to the widest."""
+    slots = max(part.indices.shape[1] for part in parts)
+    padded = [[F.pad(t, (0, slots - t.shape[1])) for t in part] for part in parts]
+    return Codes(torch.cat([i for i, _ in padded]), torch.cat([v for _, v in padded]))
+
+
+def to_dense(codes: Codes, width: int) -> Tensor:
+    """`Codes` of N vectors -> activations (N, F). For small N: this is what codes avoid."""
+    dense = torch.zeros(len(codes.indices), width, device=codes.values.device)
+    return dense.scatter_add_(1, codes.indices, codes.values)

@@ -7,7 +7,7 @@ only on (seed, epoch), so any step can be found again without reading what came 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -86,7 +86,7 @@ class ShuffledRows:
                 step = max(0, step - count)
             epoch += 1
 
-    def batches(self, step: int = 0) -> Iterator[Tensor]:
+    def batches(self, step: int = 0) -> Generator[Tensor]:
         """Batches from ``step`` on, without end."""
         with ThreadPoolExecutor(1) as reader:
             buffers = self._buffers(step)

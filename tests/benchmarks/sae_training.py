@@ -1,0 +1,273 @@
+"""Training a TopK autoencoder against its peers, on the same patches of a real ViT.
+
+``python -m tests.benchmarks.sae_training`` prints JSON. It needs the extra ``bench``:
+``pip install -e '.[cpu,demo,bench]'``.
+
+Ours, sparsify and overcomplete see the same rows in the same order with the same k, width, batch
+and number of steps, each in a process of its own with all cores, taking turns. Timed is the loop
+alone: picking the rows of a batch, and the step. FVU is measured afterwards by one function on
+rows that nobody trained on.
+
+Learning rates: the peers run at `_PEER_RATE` with Adam, as in our default their rate rises and
+falls along `learning_rate`, which made both better. Each peer gets its inputs in the scale that it
+did best with (`_PEER_SCALE`; tried: unit mean square norm, unit variance per dimension).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_sae.config import HarvestConfig, TrainConfig
+from vision_sae.dictionaries.metrics import explained_variance
+from vision_sae.dictionaries.training.learner import learning_rate
+from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.sparse import SparseLearner
+from vision_sae.models.precision import fastest_dtype
+
+CORPUS = Path(__file__).parents[2] / "vision_sae" / "demo" / "corpus" / "train"
+SITE = "blocks.10.update"
+_HELDOUT_ROWS = 8192
+_PEER_RATE = 5e-4
+_PEER_SCALE = {"sparsify": 1.0, "overcomplete": 1.0}
+
+Encoder = Callable[[Tensor], Tensor]
+"""Rows (N, D) -> reconstructions (N, D)."""
+
+
+def patches(directory: Path, images: int) -> Path:
+    """Harvest ``images`` pictures and write their patches as one float16 tensor."""
+    from vision_sae.activations.harvest import harvest
+    from vision_sae.models.registry import load_model
+    from vision_sae.pictures.folder import image_folder
+
+    config = HarvestConfig(sites=(SITE,), limit=images)
+    store = harvest(
+        load_model(config.model), image_folder(CORPUS), directory / "store", config, progress=False
+    )
+    rows = torch.cat([array.flatten(0, 1) for array in store.arrays(SITE)])
+    path = directory / "rows.pt"
+    torch.save(rows, path)
+    return path
+
+
+def load(path: Path) -> tuple[Tensor, Tensor]:
+    """(rows to train on, rows to measure on): shuffled, centred, unit mean square norm."""
+    rows = torch.load(path, weights_only=True).float()
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    rows -= rows.mean(0)
+    rows /= rows.square().sum(1).mean().sqrt()
+    return rows[_HELDOUT_ROWS:], rows[:_HELDOUT_ROWS]
+
+
+def batches(rows: Tensor, config: TrainConfig) -> Callable[[int], Tensor]:
+    """step -> its rows (batch, D); the same for everybody."""
+    count = -(-config.steps * config.batch_size // len(rows))
+    generator = torch.Generator().manual_seed(1)
+    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(count)])
+    size = config.batch_size
+    return lambda step: rows[order[step * size : (step + 1) * size]]
+
+
+def ours(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+    """(step, reconstruct) of our learner."""
+    learner = SparseLearner(dim, config)
+
+    def reconstruct(rows: Tensor) -> Tensor:
+        sae = learner.dictionary(InputScaling(torch.zeros(dim), 1.0, 0.0))
+        return sae.decode(sae.encode(rows))
+
+    return learner.step, reconstruct
+
+
+def sparsify(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+    """(step, reconstruct) of sparsify's SparseCoder, stepped as its own Trainer does."""
+    sys.modules["triton"] = None  # type: ignore[assignment]  # needs a GPU driver to import
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    torch.manual_seed(config.seed)
+    sae = SparseCoder(dim, SparseCoderConfig(expansion_factor=config.expansion, k=config.k))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=_PEER_RATE)
+
+    def step(rows: Tensor, rate: float) -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        sae(rows).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, lambda rows: sae(rows).sae_out
+
+
+def overcomplete(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+    """(step, reconstruct) of overcomplete's TopKSAE, stepped as its own train_sae does."""
+    import matplotlib.pyplot as plt
+
+    plt.cm.get_cmap = plt.get_cmap  # type: ignore[attr-defined]  # gone from matplotlib 3.9
+    from overcomplete.sae import TopKSAE
+    from overcomplete.sae.trackers import DeadCodeTracker
+
+    torch.manual_seed(config.seed)
+    width = dim * config.expansion
+    sae = TopKSAE(dim, nb_concepts=width, top_k=config.k, device="cpu")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=_PEER_RATE)
+    tracker = DeadCodeTracker(width, "cpu")
+    sae.train()
+
+    def step(rows: Tensor, rate: float) -> None:
+        optimizer.zero_grad()
+        _, codes, x_hat = sae(rows)
+        loss = (rows - x_hat).square().mean()
+        tracker.update(codes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+
+    def reconstruct(rows: Tensor) -> Tensor:
+        sae.eval()
+        return sae(rows)[2]
+
+    return step, reconstruct
+
+
+SYSTEMS = {"ours": ours, "sparsify": sparsify, "overcomplete": overcomplete}
+
+
+def measure(system: str, path: Path, config: TrainConfig, rate: float) -> dict[str, Any]:
+    """Train one system, in this process."""
+    rows, heldout = load(path)
+    scale = _PEER_SCALE.get(system, 1.0)
+    rows, heldout = rows * scale, heldout * scale
+    step, reconstruct = SYSTEMS[system](rows.shape[1], config)
+    batch, scheduled = batches(rows, config), config.model_copy(update={"learning_rate": rate})
+    warm = SYSTEMS[system](rows.shape[1], config)[0]
+    for number in range(2):  # compiles, and touches memory for the first time
+        warm(batch(number), 0.0)
+    del warm
+    begin = time.perf_counter()
+    for number in range(config.steps):
+        report = step(batch(number), learning_rate(scheduled, number))
+    seconds = time.perf_counter() - begin
+    with torch.no_grad():
+        x_hat = torch.cat([reconstruct(part) for part in heldout.split(1024)])
+    result = {
+        "samples_per_s": round(config.steps * config.batch_size / seconds, 1),
+        "fvu": round(1 - explained_variance(heldout, x_hat, heldout.mean(0)), 4),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if system == "ours":
+        result |= {"l0": round(float(report.l0), 2), "dead": round(float(report.dead), 4)}
+    return result
+
+
+def gemm_flops() -> float:
+    """The machine's matrix product in its fastest precision, FLOP/s: the best of many."""
+    dtype, best = fastest_dtype(), float("inf")
+    a, b = torch.randn(1024, 384).to(dtype), torch.randn(384, 6144).to(dtype)
+    out = torch.empty(1024, 6144, dtype=dtype)
+    for _ in range(30):
+        begin = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 1024 * 384 * 6144 / best
+
+
+def step_seconds(dim: int, width: int, k: int, batch: int = 4096) -> float:
+    """Median seconds of our step on random rows."""
+    config = TrainConfig(expansion=width // dim, k=k, steps=1000)
+    learner, seconds = SparseLearner(dim, config), []
+    rows = torch.randn(batch, dim) / dim**0.5
+    for _ in range(7):
+        begin = time.perf_counter()
+        learner.step(rows, 1e-3)
+        seconds.append(time.perf_counter() - begin)
+    return sorted(seconds[1:])[3]
+
+
+def scaling() -> list[dict[str, float]]:
+    """Our step time with F, k and D, one at a time."""
+    shapes = [(384, w, 32) for w in (1536, 6144, 24576)]
+    shapes += [(384, 6144, k) for k in (8, 128)]
+    shapes += [(d, 6144, 32) for d in (768, 1536)]
+    return [
+        {"dim": d, "width": w, "k": k, "step_ms": round(1e3 * step_seconds(d, w, k), 1)}
+        for d, w, k in shapes
+    ]
+
+
+def _in_a_process(arguments: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.sae_training", *arguments]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+def compare(path: Path, width: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All systems at one width, taking turns; the median turn of each."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    for _ in range(arguments.turns):
+        for name in SYSTEMS:
+            options = ["--rows", str(path), "--system", name, "--width", str(width)]
+            turns[name].append(_in_a_process([*options, "--steps", str(arguments.steps)]))
+    result: dict[str, Any] = {
+        name: sorted(runs, key=lambda r: float(r["samples_per_s"]))[len(runs) // 2]
+        for name, runs in turns.items()
+    }
+    fastest = max(("sparsify", "overcomplete"), key=lambda n: float(result[n]["samples_per_s"]))
+    ratio = result["ours"]["samples_per_s"] / result[fastest]["samples_per_s"]
+    return result | {"fastest_peer": fastest, "ratio_to_fastest_peer": round(ratio, 2)}
+
+
+def main() -> None:
+    """Run everything, or with ``--system`` one system in this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=785)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--system", choices=SYSTEMS)
+    parser.add_argument("--width", type=int, default=6144)
+    parser.add_argument("--rate", type=float)
+    arguments = parser.parse_args()
+    if arguments.system:
+        config = TrainConfig(expansion=arguments.width // 384, k=32, steps=arguments.steps)
+        rate = config.learning_rate if arguments.system == "ours" else _PEER_RATE
+        made = measure(arguments.system, arguments.rows, config, arguments.rate or rate)
+        print(json.dumps(made))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = arguments.rows or patches(Path(directory), arguments.images)
+        widths = {str(w): compare(path, w, arguments) for w in (6144, 24576)}
+    peak = gemm_flops()
+    for width, result in widths.items():
+        flops = 2 * 384 * int(width) * result["ours"]["samples_per_s"]
+        result["gemm_share"] = round(flops / peak, 3)
+    print(
+        json.dumps(
+            {
+                "threads": torch.get_num_threads(),
+                "dtype": str(fastest_dtype()),
+                "gemm_gflops": round(peak / 1e9, 1),
+                "gemm_share": {w: r["gemm_share"] for w, r in widths.items()},
+                "widths": widths,
+                "scaling": scaling(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

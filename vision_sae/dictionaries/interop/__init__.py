@@ -1,0 +1,1 @@
+"""Dictionaries that other libraries trained: import, and export. README.md is normative."""

@@ -1,0 +1,149 @@
+"""Checkpoints of dictionary_learning (Marks, Karvonen and Mueller 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vision_sae.dictionaries.batch_topk import BatchTopKSae
+from vision_sae.dictionaries.gated import GatedSae
+from vision_sae.dictionaries.interop.checkpoint import (
+    Settings,
+    Tensors,
+    directory_of,
+    has_files,
+    read_settings,
+    read_torch,
+)
+from vision_sae.dictionaries.interop.folding import Weights, subtracting
+from vision_sae.dictionaries.jumprelu import JumpReluSae
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.relu import ReluSae
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import CorruptArtifactError, InvalidInputError
+
+NAME = "dictionary_learning"
+CONFIG = "config.json"
+WEIGHTS = "ae.pt"
+
+
+def recognises(path: Path) -> bool:
+    """Whether the files of this format are there."""
+    return has_files(path, CONFIG, WEIGHTS)
+
+
+def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+    """The dictionary, and its configuration."""
+    settings = read_settings(directory_of(path) / CONFIG)
+    file = directory_of(path) / WEIGHTS
+    tensors = Tensors(file, read_torch(file))
+    trainer = settings.section("trainer")
+    name = trainer.text("dict_class")
+    if name not in _CLASSES:
+        raise InvalidInputError(
+            f"{settings.path} has dict_class {name!r}; {', '.join(_CLASSES)} can be imported",
+            field="dict_class",
+        )
+    dictionary = _CLASSES[name](trainer, tensors)
+    trainer.agrees("activation_dim", dictionary.dim)
+    trainer.agrees("dict_size", dictionary.width)
+    return dictionary, dict(settings.values)
+
+
+def _linear(tensors: Tensors, b_enc: str, b_dec: str, *others: str) -> Weights:
+    """Weights that stand in two linear layers."""
+    w_enc = tensors.take("encoder.weight", -1, -1)
+    width, dim = w_enc.shape
+    tensors.no_others("encoder.weight", "decoder.weight", b_enc, b_dec, *others)
+    return Weights(
+        w_enc=w_enc,
+        b_enc=tensors.take(b_enc, width),
+        w_dec=tensors.take("decoder.weight", dim, width).T.contiguous(),
+        b_dec=tensors.take(b_dec, dim),
+    )
+
+
+def _matrices(tensors: Tensors, *others: str) -> Weights:
+    """Weights that stand as W_enc (D, F) and W_dec (F, D)."""
+    w_enc = tensors.take("W_enc", -1, -1)
+    dim, width = w_enc.shape
+    tensors.no_others("W_enc", "b_enc", "W_dec", "b_dec", *others)
+    return Weights(
+        w_enc=w_enc.T.contiguous(),
+        b_enc=tensors.take("b_enc", width),
+        w_dec=tensors.take("W_dec", width, dim),
+        b_dec=tensors.take("b_dec", dim),
+    )
+
+
+def _k(trainer: Settings, tensors: Tensors, width: int) -> int:
+    """The k of the configuration, which the weights repeat."""
+    k = trainer.active("k", width)
+    if "k" in tensors.stored and int(tensors.take("k")) != k:
+        raise CorruptArtifactError(
+            f"{tensors.path}: k is {int(tensors.take('k'))}, its configuration says {k}; "
+            "the files do not belong together"
+        )
+    return k
+
+
+def _thresholded(trainer: Settings, tensors: Tensors, weights: Weights) -> Dictionary:
+    """A threshold below 0 was never set; then a row alone is a batch, and its k largest fire."""
+    k = _k(trainer, tensors, len(weights.w_dec))
+    threshold = tensors.take("threshold")
+    if threshold < 0:
+        return TopKSae(k=k, **weights._asdict())
+    return BatchTopKSae(k=k, threshold=threshold, **weights._asdict())
+
+
+def _standard(_: Settings, tensors: Tensors) -> Dictionary:
+    return ReluSae(**_linear(tensors, "encoder.bias", "bias")._asdict())
+
+
+def _april_update(_: Settings, tensors: Tensors) -> Dictionary:
+    weights = subtracting(_linear(tensors, "encoder.bias", "decoder.bias"))
+    return ReluSae(**weights._asdict())
+
+
+def _topk(trainer: Settings, tensors: Tensors) -> Dictionary:
+    """It keeps a threshold too, and encodes with k unless it is told otherwise."""
+    weights = _linear(tensors, "encoder.bias", "b_dec", "k", "threshold")
+    return TopKSae(k=_k(trainer, tensors, len(weights.w_dec)), **weights._asdict())
+
+
+def _batch_topk(trainer: Settings, tensors: Tensors) -> Dictionary:
+    weights = _linear(tensors, "encoder.bias", "b_dec", "k", "threshold")
+    return _thresholded(trainer, tensors, weights)
+
+
+def _matryoshka(trainer: Settings, tensors: Tensors) -> Dictionary:
+    return _thresholded(trainer, tensors, _matrices(tensors, "k", "threshold", "group_sizes"))
+
+
+def _jumprelu(_: Settings, tensors: Tensors) -> Dictionary:
+    """Its activations are multiplied by the decoder's norms and divided again: nothing to do."""
+    weights = subtracting(_matrices(tensors, "threshold"))
+    threshold = tensors.take("threshold", len(weights.w_dec)).clamp_min(0)
+    return JumpReluSae(threshold=threshold, **weights._asdict())
+
+
+def _gated(_: Settings, tensors: Tensors) -> Dictionary:
+    weights = _linear(tensors, "gate_bias", "decoder_bias", "r_mag", "mag_bias")
+    width = len(weights.w_dec)
+    return GatedSae(
+        r_mag=tensors.take("r_mag", width),
+        b_mag=tensors.take("mag_bias", width),
+        **weights._asdict(),
+    )
+
+
+_CLASSES: dict[str, Callable[[Settings, Tensors], Dictionary]] = {
+    "AutoEncoder": _standard,
+    "AutoEncoderNew": _april_update,
+    "AutoEncoderTopK": _topk,
+    "BatchTopKSAE": _batch_topk,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+    "JumpReluAutoEncoder": _jumprelu,
+    "GatedAutoEncoder": _gated,
+}

@@ -1,0 +1,51 @@
+"""Checkpoints of sdxl-unbox (Surkov et al. 2024): TopK on the block updates of SDXL-Turbo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vision_sae.dictionaries.interop.checkpoint import (
+    Tensors,
+    directory_of,
+    has_files,
+    read_settings,
+    read_torch,
+)
+from vision_sae.dictionaries.interop.folding import Weights
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.topk import TopKSae
+
+NAME = "sdxl-unbox"
+CONFIG = "config.json"
+WEIGHTS = "state_dict.pth"
+
+
+def recognises(path: Path) -> bool:
+    """Whether the files of this format are there."""
+    return has_files(path, CONFIG, WEIGHTS)
+
+
+def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+    """The dictionary, and its configuration.
+
+    ``mean.pt`` and ``std.pt`` are not read: a bundle measures these statistics on its own data.
+    """
+    settings = read_settings(directory_of(path) / CONFIG)
+    file = directory_of(path) / WEIGHTS
+    tensors = Tensors(file, read_torch(file)).section("state_dict")
+    w_enc = tensors.take("encoder.weight", -1, -1)
+    width, dim = w_enc.shape
+    settings.agrees("n_dirs_local", width)
+    settings.agrees("d_model", dim)
+    weights = Weights(
+        w_enc=w_enc,
+        b_enc=tensors.take("latent_bias", width),
+        w_dec=tensors.take("decoder.weight", dim, width).T.contiguous(),
+        b_dec=tensors.take("pre_bias", dim),
+    )
+    tensors.no_others(
+        "encoder.weight", "decoder.weight", "pre_bias", "latent_bias", "stats_last_nonzero"
+    )
+    sae = TopKSae(k=settings.active("k", width), **weights._asdict())
+    return sae, dict(settings.values)

@@ -1,0 +1,210 @@
+"""Non-negative least squares for many vectors and one set of atoms.
+
+``min |x - f W|^2, f >= 0``, row by row, by the active-set method of Lawson and Hanson (1974, ch. 23)
+on the Gram matrix, with a Cholesky factor that grows with the set. Atoms that fit the remainder best
+enter, the coefficients of all that have entered are fitted again, and those that turn negative
+leave. One by one and stopped at k atoms, this is non-negative orthogonal matching pursuit.
+
+Shapes: N rows, D dimensions, F atoms, of which K at most are in use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vision_sae.dictionaries.atoms import Atoms
+from vision_sae.dictionaries.kernels_cpu import current_lanes
+from vision_sae.dictionaries.protocol import Codes, to_codes
+
+_DEPENDENT = 1e-12
+"""An atom that is this close (squared, relative) to the span of those in use cannot join them."""
+_OPTIMAL = 1e-9
+"""A slope below this share of the largest inner product counts as zero."""
+
+_compiled: Any = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+
+
+@_compiled
+def _factor_row(
+    gram: NDArray[np.float64], chosen: NDArray[np.int64], lower: NDArray[np.float64], at: int
+) -> bool:
+    """Write row ``at`` of the Cholesky factor of ``gram[chosen][:, chosen]``; False if dependent."""
+    atom = chosen[at]
+    rest = gram[atom, atom]
+    for i in range(at):
+        value = gram[atom, chosen[i]]
+        for j in range(i):
+            value -= lower[at, j] * lower[i, j]
+        lower[at, i] = value / lower[i, i]
+        rest -= lower[at, i] ** 2
+    least = _DEPENDENT * gram[atom, atom]
+    lower[at, at] = np.sqrt(max(rest, least))
+    return bool(rest > least)
+
+
+@_compiled
+def _fit(
+    chosen: NDArray[np.int64],
+    count: int,
+    lower: NDArray[np.float64],
+    target: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    """Unconstrained coefficients of the first ``count`` chosen atoms, by substitution."""
+    for i in range(count):
+        value = target[chosen[i]]
+        for j in range(i):
+            value -= lower[i, j] * out[j]
+        out[i] = value / lower[i, i]
+    for i in range(count - 1, -1, -1):
+        out[i] /= lower[i, i]
+        for j in range(i):  # along a row: the entries of a column lie far apart
+            out[j] -= lower[i, j] * out[i]
+
+
+@_compiled
+def _enter(
+    gram: NDArray[np.float64],
+    slope: NDArray[np.float64],
+    least: float,
+    barred: NDArray[np.bool_],
+    chosen: NDArray[np.int64],
+    held: NDArray[np.float64],
+    lower: NDArray[np.float64],
+    count: int,
+    most: int,
+) -> int:
+    """Let the atoms of the largest slopes above ``least`` enter and be barred; the new count."""
+    while count < most:
+        entering = -1
+        for atom in range(len(slope)):
+            possible = slope[atom] > least and not barred[atom]
+            if possible and (entering < 0 or slope[atom] > slope[entering]):
+                entering = atom
+        if entering < 0:
+            break
+        barred[entering] = True
+        chosen[count], held[count] = entering, 0.0
+        count += _factor_row(gram, chosen, lower, count)
+    return count
+
+
+@_compiled
+def _settle(
+    gram: NDArray[np.float64],
+    target: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+    held: NDArray[np.float64],
+    fitted: NDArray[np.float64],
+    lower: NDArray[np.float64],
+    count: int,
+) -> int:
+    """Move the coefficients ``held`` to their best, letting those leave that turn negative on the
+    way; the new count."""
+    while True:
+        _fit(chosen, count, lower, target, fitted)
+        step, stopper = 1.0, -1
+        for i in range(count):
+            if fitted[i] <= 0:
+                reach = held[i] / (held[i] - fitted[i]) if held[i] > 0 else 0.0
+                if stopper < 0 or reach < step:
+                    step, stopper = reach, i
+        for i in range(count):
+            held[i] += step * (fitted[i] - held[i])
+        if stopper < 0:
+            return count
+        held[stopper] = 0.0
+        first, kept = count, 0
+        for i in range(count):
+            if held[i] > 0 or fitted[i] > 0:  # one that has just entered may be held at 0
+                chosen[kept], held[kept] = chosen[i], held[i]
+                kept += 1
+            else:
+                first = min(first, i)
+        count = kept
+        for i in range(first, count):
+            _factor_row(gram, chosen, lower, i)
+
+
+@_compiled
+def _solve(
+    gram: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    most: int,
+    one_by_one: bool,
+    out: NDArray[np.float32],
+) -> None:
+    """Write the coefficients (N, F), at most ``most`` positive ones a row, for inner products
+    (N, F)."""
+    width = len(gram)
+    chosen = np.empty(most, dtype=np.int64)
+    held, fitted, lower = np.empty(most), np.empty(most), np.empty((most, most))
+    barred = np.empty(width, dtype=np.bool_)
+    for n in range(len(targets)):
+        target = targets[n]
+        slope = target.copy()
+        least = _OPTIMAL * np.abs(target).max()
+        barred[:] = False
+        count = 0
+        for _ in range(3 * width):  # more than it takes: rounding must not make it go on for ever
+            wanted = 1 if one_by_one else 1 + count // 4
+            now = _enter(
+                gram, slope, least, barred, chosen, held, lower, count, min(most, count + wanted)
+            )
+            if now == count:
+                break
+            count = _settle(gram, target, chosen, held, fitted, lower, now)
+            entered = False
+            for i in range(count):
+                entered |= barred[chosen[i]]
+            if entered:  # what was dependent, or left at once, may be of use now
+                barred[:] = False
+            slope[:] = target
+            for i in range(count):
+                slope -= held[i] * gram[chosen[i]]
+            for i in range(count):
+                slope[chosen[i]] = 0.0  # but for rounding
+        for i in range(count):
+            out[n, chosen[i]] = held[i]
+
+
+def non_negative_codes(targets: Tensor, gram: Tensor, k: int | None, dim: int) -> Tensor:
+    """Coefficients (N, F), float32 and non-negative, of N vectors of ``dim`` dimensions.
+
+    ``targets`` (N, F) are their inner products with the atoms, ``gram`` (F, F) those of the atoms
+    with each other. With ``k``, at most k coefficients a row are positive. Each row is solved
+    alone.
+    """
+    inner, products = targets.double().numpy(), gram.double().numpy()
+    most = min(len(gram), dim)
+    out = np.zeros(inner.shape, dtype=np.float32)
+
+    def work(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        _solve(products, inner[rows], min(k or most, most), k is not None, out[rows])
+
+    current_lanes().run(work, len(inner))
+    return torch.from_numpy(out)
+
+
+class NonNegativeAtoms(Atoms):
+    """Codes are the non-negative least squares coefficients of ``x - b_dec``; with k, those of at
+    most k atoms that non-negative orthogonal matching pursuit chooses."""
+
+    def __init__(self, *, w_dec: Tensor, b_dec: Tensor, k: int | None = None) -> None:
+        """Take the weights of `Atoms`."""
+        super().__init__(w_dec=w_dec, b_dec=b_dec, k=k)
+        self._atoms = w_dec.double()
+        self._gram = (self._atoms @ self._atoms.T).cpu()
+
+    def encode_rows(self, vectors: Tensor) -> Codes:
+        """Solve each row, in float64 on the CPU."""
+        targets = (vectors.double() - self.b_dec) @ self._atoms.T
+        codes = non_negative_codes(targets.cpu(), self._gram, self.k, self.dim)
+        return to_codes(codes.to(vectors.device))

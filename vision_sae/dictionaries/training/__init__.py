@@ -1,0 +1,1 @@
+"""Training sparse autoencoders: `loop.train` reads a store and drives one or several learners."""

@@ -1,0 +1,106 @@
+"""End-to-end training (Braun et al. 2024): what the model does with a reconstruction counts.
+
+The reconstruction is spliced in at the site's patches, the model runs on, and the loss is how far
+its output moves, plus a share of the reconstruction error that keeps the features anchored:
+
+    ``mean over pictures of distance(output, output with x_hat) + error_weight * mean_n |z - z_hat|^2``
+
+with the distance of `evaluation.downstream.output_distance`: KL divergence for a model with
+logits, cosine distance of the embedding for one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.sae import Sae
+from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
+from vision_sae.dictionaries.training.learner import StepReport, learning_rate
+from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.sparse import SparseLearner
+from vision_sae.evaluation.downstream import at_patches, output_distance
+from vision_sae.models.protocol import Model
+
+
+def end_to_end_step(
+    model: Model,
+    site: str,
+    images: Tensor,
+    learner: SparseLearner,
+    scaling: InputScaling,
+    rate: float,
+    *,
+    error_weight: float,
+) -> tuple[StepReport, float]:
+    """One optimiser step on model inputs (B, 3, H, W).
+
+    Returns the report and the mean distance of the outputs before the step.
+    """
+    special = model.grid.special
+    with torch.no_grad(), model.capture([site]) as captured:
+        plain = model.forward(images)
+    vectors = captured[site][:, special:].flatten(0, 1).float()
+    z = scaling.apply(vectors)
+    forward = learner.forward(z)
+    x_hat = ((forward.error + z) / scaling.scale + scaling.mean).requires_grad_()
+    with torch.enable_grad(), model.replace(site, at_patches(special, lambda _: x_hat)):
+        distance = output_distance(plain, model.forward(images)).mean()
+        (slope,) = torch.autograd.grad(distance, x_hat)
+    pull = forward.error * (2 * error_weight / len(z))
+    slopes = (slope.float() / scaling.scale + pull)[None]
+    report = learner.backward(learner.gradients_at(forward, slopes), rate)
+    return report, float(distance)
+
+
+def train_end_to_end(
+    model: Model,
+    site: str,
+    pictures: Sequence[Tensor],
+    start: Sae,
+    scaling: InputScaling,
+    config: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Sae:
+    """Go on training ``start`` end to end on preprocessed pictures (each 3, H, W).
+
+    Steps, pictures a step and the weight of the reconstruction error are those of
+    ``config.end_to_end``. Resumes from ``checkpoint`` to the same bits.
+    """
+    settings = config.end_to_end
+    schedule = config.model_copy(update={"steps": settings.steps})
+    learner = SparseLearner(start.dim, config)
+    learner.adopt(start, scaling)
+    step = restore_checkpoint(checkpoint, [learner]) if checkpoint else 0
+    size = min(settings.images, len(pictures))
+    with tqdm(
+        total=settings.steps, initial=step, desc="end to end", unit="step", disable=not progress
+    ) as bar:
+        while step < settings.steps:
+            generator = torch.Generator().manual_seed(config.shuffle_seed * 1_000_003 + step)
+            chosen = torch.randperm(len(pictures), generator=generator)[:size].tolist()
+            images = torch.stack([pictures[i] for i in chosen])
+            report, distance = end_to_end_step(
+                model,
+                site,
+                images,
+                learner,
+                scaling,
+                learning_rate(schedule, step),
+                error_weight=settings.error_weight,
+            )
+            step += 1
+            bar.set_postfix_str(
+                f"distance {distance:.4f} EV {1 - float(report.fvu):.3f}", refresh=False
+            )
+            bar.update()
+            if checkpoint and step % config.checkpoint_steps == 0:
+                save_checkpoint(checkpoint, [learner], step)
+    return learner.dictionary(scaling)

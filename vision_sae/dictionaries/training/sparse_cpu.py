@@ -1,0 +1,164 @@
+"""`sparse.Kernels` on a CPU: compiled loops, one lane a core."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_sae.dictionaries import kernels_cpu as loops
+from vision_sae.dictionaries.training.aux_k import AuxGradients
+from vision_sae.dictionaries.training.sparse import (
+    _WIDEST_ROW,
+    BETAS,
+    EPSILON,
+    Adam,
+    Chosen,
+    Forward,
+    Weights,
+)
+from vision_sae.models.precision import fastest_dtype
+
+_CHUNK_BYTES = 3 * 2**20
+"""Pre-activations of a chunk of rows: what a core has just computed should still be near it."""
+_INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+class CpuKernels:
+    """The heavy part of a training step on this machine's cores."""
+
+    def __init__(self, weights: Weights, *, dtype: torch.dtype | None = None) -> None:
+        """``dtype`` is the precision of the product that chooses; the fastest when absent."""
+        self._w = weights
+        self._dtype = dtype or fastest_dtype()
+        low = self._dtype == torch.bfloat16
+        self._low = weights.w_enc.to(torch.bfloat16) if low else weights.w_enc[:0].bfloat16()
+        self._scratch = threading.local()
+
+    def refresh(self) -> None:
+        """Take notice of weights that were changed from outside."""
+        if len(self._low):
+            self._low.copy_(self._w.w_enc)
+
+    def _chunk(self, rows: int) -> Tensor:
+        """This lane's buffer for the pre-activations of a chunk (rows, F)."""
+        width = len(self._w.w_enc)
+        buffer: Tensor | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < rows:
+            buffer = torch.empty(rows, width, dtype=self._dtype)
+            self._scratch.buffer = buffer
+        return buffer[:rows]
+
+    def choose(self, centred: Tensor, k: int, *, across_rows: bool) -> Chosen:
+        """See `sparse.Kernels`."""
+        n, width = len(centred), len(self._w.w_enc)
+        slots = min(width, _WIDEST_ROW * k) if across_rows else k
+        chosen = Chosen(
+            torch.zeros(n, slots, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
+        )
+        features, counts = chosen.features.numpy(), chosen.counts.numpy()
+        kept = np.zeros((n, slots) if across_rows else (0, 0), dtype=np.int32)
+        inputs = centred.to(self._dtype)
+        directions = (self._low if len(self._low) else self._w.w_enc).T
+        bias = self._w.b_enc.to(self._dtype)
+        size = max(1, _CHUNK_BYTES // (width * self._dtype.itemsize))
+
+        def work(first: int, last: int) -> None:
+            for start in range(first, last, size):
+                rows = slice(start, min(start + size, last))
+                pre = self._chunk(rows.stop - start)
+                torch.addmm(bias, inputs[rows], directions, out=pre)
+                bits = pre.view(_INTEGER[self._dtype]).numpy()
+                loops.choose_largest(bits, slots, features[rows], counts[rows])
+                if across_rows:
+                    loops.take(bits, features[rows], counts[rows], kept[rows])
+
+        loops.current_lanes().run(work, n)
+        if across_rows:
+            taken = kept[kept > 0]
+            if len(taken) > k * n:
+                bound = np.partition(taken, len(taken) - k * n)[len(taken) - k * n]
+                loops.keep_above(kept, bound, features, counts)
+        return chosen
+
+    def finish(
+        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
+    ) -> Forward:
+        """See `sparse.Kernels`."""
+        (n, dim), slots = centred.shape, chosen.features.shape[1]
+        forward = Forward(
+            centred=centred,
+            features=chosen.features,
+            counts=chosen.counts,
+            values=torch.empty(n, slots),
+            error=torch.empty(n, dim),
+            slopes=torch.empty(len(ends), n, dim),
+            g_values=torch.empty(n, slots),
+        )
+        x, features, counts, values, error, slopes, g_values = (t.numpy() for t in forward)
+        w_enc, b_enc, w_dec = (t.numpy() for t in self._w[:3])
+        weights = np.full(len(ends), weight, dtype=np.float32)
+        groups = np.array(ends, dtype=np.int32)
+
+        def work(first: int, last: int) -> None:
+            rows = slice(first, last)
+            loops.activate(features[rows], counts[rows], x[rows], w_enc, b_enc, values[rows])
+            loops.reconstruct(
+                features[rows], counts[rows], values[rows], x[rows], w_dec, groups, weights,
+                error[rows], slopes[:, rows], g_values[rows],
+            )  # fmt: skip
+
+        loops.current_lanes().run(work, n)
+        return forward
+
+    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
+        """See `sparse.Kernels`."""
+        g_values = torch.empty_like(forward.values)
+        loops.dot_rows(
+            forward.features.numpy(),
+            forward.counts.numpy(),
+            slopes[0].contiguous().numpy(),
+            self._w.w_dec.numpy(),
+            g_values.numpy(),
+        )
+        g_values.mul_(forward.values > 0)
+        return forward._replace(slopes=slopes, g_values=g_values)
+
+    def update(
+        self,
+        forward: Forward,
+        ends: tuple[int, ...],
+        adam: Adam,
+        aux: AuxGradients | None,
+        decoder_gradient: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `sparse.Kernels`."""
+        w = self._w
+        width, dim = w.w_enc.shape
+        features, counts, values = (t.numpy() for t in forward[1:4])
+        starts, slots = loops.transpose(features, counts, values, width)
+        extra_row = np.full(width, -1, dtype=np.int32)
+        extra = tuple(torch.zeros(0, *t.shape[1:]) for t in (w.w_enc, w.b_enc, w.w_dec))
+        if aux is not None:
+            extra_row[aux.features.numpy()] = np.arange(len(aux.features), dtype=np.int32)
+            extra = (aux.w_enc, aux.b_enc, aux.w_dec)
+        penalty = torch.zeros(0, dim) if decoder_gradient is None else decoder_gradient
+        numbers = np.array([adam.rate, *BETAS, adam.unbias, EPSILON], dtype=np.float32)
+        moments = (w.m_w_enc, w.v_w_enc, w.m_b_enc, w.v_b_enc, w.m_w_dec, w.v_w_dec)
+
+        def through_encoder(first: int, last: int) -> Tensor:
+            total = torch.zeros(dim)
+            loops.update_rows(
+                first, last, starts, slots, features.shape[1], values, forward.g_values.numpy(),
+                forward.slopes.numpy(), forward.centred.numpy(), np.array(ends, dtype=np.int32),
+                extra_row, *(t.contiguous().numpy() for t in extra),
+                penalty.contiguous().numpy(), w.w_enc.numpy(), w.b_enc.numpy(), w.w_dec.numpy(),
+                tuple(t.numpy() for t in moments), self._low.view(torch.uint16).numpy(), numbers,
+                total.numpy(),
+            )  # fmt: skip
+            return total
+
+        totals = loops.current_lanes().run(through_encoder, width)
+        return torch.from_numpy(np.diff(starts) > 0), torch.stack(totals).sum(0)

@@ -1,0 +1,228 @@
+"""Dictionary or bundle + held-out store -> its figures: what ``vision-sae evaluate`` does.
+
+Everything about codes comes from one pass over the store; the model runs only where pictures are
+given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import vision_sae
+from vision_sae.activations.store import ActivationStore
+from vision_sae.bundles import bundle as layout
+from vision_sae.bundles.build import check_match
+from vision_sae.bundles.bundle import Bundle, republish
+from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.metrics import Metrics, MetricsAccumulator
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import InvalidInputError, MismatchError
+from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
+from vision_sae.evaluation.density import DensityHistogram, density_histogram
+from vision_sae.evaluation.downstream import Downstream, downstream
+from vision_sae.evaluation.matching import Matching, match
+from vision_sae.evaluation.monosemanticity import MonosemanticityAccumulator, max_pooled
+from vision_sae.files import MANIFEST, published, read_json
+from vision_sae.models.protocol import Model
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.folder import Picture
+
+_ROWS = 4096
+"""Patches encoded at a time."""
+_MODEL_BATCH = 16
+"""Pictures per forward pass."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All figures of a dictionary on one data set."""
+
+    metrics: Metrics
+    average_max_decoder_cosine_sim: float
+    density: DensityHistogram
+    monosemanticity: Tensor
+    """Of each feature (F), float64; NaN where it is undefined."""
+    monosemanticity_floor: float
+    """What a feature scores that fires alike on all images."""
+    downstream: Downstream | None
+    """None when no pictures were given to run the model on."""
+    heldout: bool
+    """Whether the data set is other data than the dictionary was made from."""
+
+    def values(self) -> dict[str, float]:
+        """The single numbers by name; those that are undefined on this data set are left out."""
+        found = self.metrics._asdict() | {
+            "average_max_decoder_cosine_sim": self.average_max_decoder_cosine_sim,
+            "monosemanticity": float(self.monosemanticity.nanmean()),
+            "monosemanticity_floor": self.monosemanticity_floor,
+        }
+        if self.downstream:
+            found |= self.downstream.metrics()
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def open_dictionary(path: Path) -> tuple[Dictionary, dict[str, Any], Bundle | None]:
+    """A published dictionary, or that of a bundle: (dictionary, manifest, the bundle if it is one).
+
+    Raises `NotFoundError` when there is neither.
+    """
+    manifest = published(path) / MANIFEST
+    if manifest.is_file() and read_json(manifest).get("format") == layout.FORMAT:
+        bundle = Bundle(path)
+        return bundle.dictionary, bundle.manifest, bundle
+    return *load_dictionary(path), None
+
+
+def load_bound_model(identity: dict[str, Any]) -> Model:
+    """Load the model that a manifest names; refuse, by name, one that is not the same."""
+    model = load_model(identity["name"])
+    ours = json.loads(json.dumps(model.identity()))  # tuples become lists, as in the manifest
+    for key in ("weights_sha256", "preprocessing", "grid"):
+        if ours[key] != identity[key]:
+            raise MismatchError(
+                f"the dictionary belongs to a model whose {key} is {identity[key]}, but "
+                f"{identity['name']} has {ours[key]}; put back the model it was made from",
+                field=key,
+            )
+    return model
+
+
+def _pixels(model: Model, pictures: Sequence[Picture], *, progress: bool) -> Iterator[Tensor]:
+    """The pictures as batches of model input; files that cannot be read are left out."""
+    ready: list[Tensor] = []
+    for picture in tqdm(pictures, desc="downstream", unit="img", disable=not progress):
+        try:
+            ready.append(model.preprocess(picture.load()))
+        except (InvalidInputError, OSError):
+            continue
+        if len(ready) == _MODEL_BATCH:
+            yield torch.stack(ready)
+            ready = []
+    if ready:
+        yield torch.stack(ready)
+
+
+def _measure(
+    dictionary: Dictionary, store: ActivationStore, site: str, *, progress: bool
+) -> tuple[MetricsAccumulator, MonosemanticityAccumulator]:
+    """The one pass over the store, whole images at a time."""
+    patches, embeddings = store.grid.patches, torch.from_numpy(store.embeddings)
+    metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
+    similar = MonosemanticityAccumulator(dictionary.width, embeddings.shape[1])
+    first = 0
+    with (
+        torch.inference_mode(),
+        tqdm(total=store.rows, desc="evaluate", unit="patch", disable=not progress) as bar,
+    ):
+        for array in store.arrays(site):
+            for images in array.split(max(1, _ROWS // patches)):
+                vectors = images.flatten(0, 1).float()
+                codes = dictionary.encode(vectors)
+                metrics.add(vectors, dictionary.decode(codes), codes)
+                last = first + len(images)
+                similar.add(max_pooled(codes, patches, dictionary.width), embeddings[first:last])
+                first = last
+                bar.update(len(vectors))
+    return metrics, similar
+
+
+def evaluate(
+    path: Path,
+    store: ActivationStore,
+    pictures: Sequence[Picture] = (),
+    *,
+    name: str = "heldout",
+    progress: bool = True,
+) -> Evaluation:
+    """Measure the dictionary or bundle at ``path`` on ``store`` and, downstream, on ``pictures``.
+
+    A bundle is published anew with the figures under ``metrics[name]`` and ``evaluations[name]``
+    of its manifest. Raises `MismatchError` when the store, or the model that answers to the
+    manifest's name, is not of the dictionary's model, and `InvalidInputError` when the figures are
+    undefined; nothing is published then.
+    """
+    if name == "build":
+        raise InvalidInputError(
+            "the name `build` is taken by what `vision-sae build` measured; choose another",
+            field="name",
+        )
+    dictionary, manifest, bundle = open_dictionary(path)
+    check_match(store, manifest)
+    model = load_bound_model(manifest["model"]) if pictures else None
+    metrics, similar = _measure(dictionary, store, manifest["site"], progress=progress)
+    measured = metrics.result()
+    evaluation = Evaluation(
+        metrics=measured,
+        average_max_decoder_cosine_sim=average_max_decoder_cosine_sim(dictionary.decoder),
+        density=density_histogram(metrics.fired.numpy(), measured.rows),
+        monosemanticity=similar.result(),
+        monosemanticity_floor=similar.floor(),
+        downstream=downstream(
+            model,
+            manifest["site"],
+            dictionary,
+            _pixels(model, pictures, progress=progress),
+            mean=metrics.mean,
+        )
+        if model
+        else None,
+        heldout=store.manifest["data_sha256"] != manifest["data_sha256"],
+    )
+    if bundle:
+        republish(bundle, path, _entries(evaluation, store, bundle.manifest, name))
+    return evaluation
+
+
+def _entries(
+    evaluation: Evaluation, store: ActivationStore, manifest: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """What changes in the manifest of a bundle."""
+    density, run = evaluation.density, evaluation.downstream
+    described = {
+        "data_sha256": store.manifest["data_sha256"],
+        "heldout": evaluation.heldout,
+        "code_version": vision_sae.__version__,
+        "images": len(store.images),
+        "density": {
+            "dead": density.dead,
+            "edges": density.edges.tolist(),
+            "counts": density.counts.tolist(),
+        },
+        "monosemanticity_features": int(evaluation.monosemanticity.isfinite().sum()),
+        "downstream_images": run.images if run else 0,
+    }
+    return {
+        "metrics": manifest["metrics"] | {name: evaluation.values()},
+        "evaluations": manifest.get("evaluations", {}) | {name: described},
+    }
+
+
+def match_published(path: Path, other: Path) -> Matching:
+    """`match` of the decoders of two published dictionaries or bundles."""
+    return match(open_dictionary(path)[0].decoder, open_dictionary(other)[0].decoder)
+
+
+def lines(evaluation: Evaluation, matching: Matching | None = None) -> Iterator[str]:
+    """The figures as a table for people."""
+    values = evaluation.values()
+    if matching:
+        how = "one_to_one" if matching.one_to_one else "nearest"
+        values |= {f"matching_{how}": matching.pairs.mean, "matching_floor": matching.floor}
+    for name, value in values.items():
+        yield f"{name:<36} {value:.6g}"
+    density = evaluation.density
+    yield f"features by log10 firing rate        ({density.dead} never fire)"
+    most = max(1, int(density.counts.max()))
+    for low, high, count in zip(density.edges, density.edges[1:], density.counts, strict=False):
+        yield f"  {low:6.2f} to {high:5.2f} {count:>8} {'#' * round(40 * count / most)}"
+    if not evaluation.heldout:
+        yield "this is the data that the dictionary was made from: it is not held out"
