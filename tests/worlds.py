@@ -15,7 +15,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from vision_sae.activations import store as layout
-from vision_sae.activations.store import ActivationStore
+from vision_sae.activations.store import ActivationStore, ImageRecord
 from vision_sae.dictionaries.artifact import save_dictionary
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.files import publishing
@@ -64,6 +64,7 @@ def write_store(
     shards: Sequence[NDArray[np.floating[Any]]],
     *,
     captions: Sequence[str] = (),
+    sources: Sequence[str] = (),
     site: str = SITE,
     grid: PatchGrid = GRID,
     weights_sha256: str = "w" * 64,
@@ -79,7 +80,7 @@ def write_store(
         "grid": grid.to_json(),
     }
     total = sum(map(len, shards))
-    captions = captions or [""] * total
+    captions, sources = captions or [""] * total, sources or [""] * total
     with publishing(directory) as (staging, manifest):
         first = 0
         for number, vectors in enumerate(shards):
@@ -92,8 +93,7 @@ def write_store(
             offsets = np.arange(len(vectors) + 1, dtype=np.int64) * len(jpeg.getvalue())
             np.save(shard / layout.THUMBNAIL_OFFSETS, offsets)
             records = [
-                {"id": f"{i}.png", "width": 16, "height": 16, "caption": captions[i], "tags": []}
-                for i in rows
+                ImageRecord(f"{i}.png", 16, 16, captions[i], (), sources[i])._asdict() for i in rows
             ]
             (shard / layout.IMAGES).write_text("".join(json.dumps(r) + "\n" for r in records))
             (shard / layout.SKIPPED).write_text("")

@@ -68,6 +68,9 @@ def harvest(
     dtype: Annotated[str | None, typer.Option(help="float16 or bfloat16 on disk.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.")] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Pictures made of each: itself and random crops.")
+    ] = None,
     config: Configuration = None,
 ) -> None:
     """Run a model over pictures and store the vectors of its sites. Resumes after a stop."""
@@ -84,6 +87,7 @@ def harvest(
             "dtype": dtype,
             "batch_size": batch_size,
             "limit": limit,
+            "views": views,
         },
     ).harvest
     made = run(load_model(settings.model), image_folder(images), store, settings)

@@ -6,6 +6,8 @@ file named by ``--config``, the defaults below. Unknown keys are refused.
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -39,6 +41,8 @@ class HarvestConfig(Section):
     """Longer side of the pictures kept as evidence, in pixels."""
     limit: int | None = Field(None, ge=1)
     """Use an evenly spaced choice of this many pictures; all when absent."""
+    views: int = Field(1, ge=1, le=1000)
+    """Pictures made of each: itself, and random crops of it; more data to train on."""
 
 
 Architecture = Literal[
@@ -211,8 +215,31 @@ def _with_flags(config: Config, name: str, given: dict[str, Any]) -> Section:
         raise _refusal(error, name) from error
 
 
+def _refuse_unknown_sections() -> None:
+    """Refuse variables of the environment that mean a section but name none.
+
+    Pydantic passes over them in silence. The client has variables of its own
+    (``VISION_SAE_ADDRESS``): they hold no ``__`` and begin with no section.
+    """
+    sections = list(Config.model_fields)
+    prefix = str(Config.model_config["env_prefix"])
+    for variable in sorted(os.environ):
+        if not variable.upper().startswith(prefix):
+            continue
+        name, delimiter, _ = variable[len(prefix) :].lower().partition("__")
+        begins = name.startswith(tuple(f"{section}_" for section in sections))
+        if name not in sections and (delimiter or begins):
+            nearest = difflib.get_close_matches(name, sections, n=1, cutoff=0)[0]
+            raise InvalidInputError(
+                f"configuration: environment variable {variable} names no section; the nearest "
+                f"is {nearest} ({prefix}{nearest.upper()}__KEY)",
+                field=name,
+            )
+
+
 def load_config(path: Path | None = None, **flags: dict[str, Any]) -> Config:
     """Read the configuration; ``flags`` are {section: {key: value}}, None meaning "not given"."""
+    _refuse_unknown_sections()
     try:
         data = yaml.safe_load(path.read_text()) or {} if path else {}
         config = Config(**data)

@@ -4,7 +4,8 @@
 
 Both run the demo's ViT to its embedding in the same batches. The bare pass has its pictures
 decoded and preprocessed beforehand; harvest decodes, captures a site, converts, hashes and writes.
-The two take turns, and the ratio is the median over the turns.
+The two take turns, each harvest between two bare passes whose mean it is compared with, so that a
+machine that grows slower or faster favours neither; the ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -55,19 +57,22 @@ def main() -> None:
     model = load_model(config.model)
     pictures = choose(image_folder(CORPUS), arguments.images)
     bare_seconds(model, pictures[: config.batch_size], config.batch_size)  # warm up
-    bare, whole = [], []
+    bare, whole = [bare_seconds(model, pictures, config.batch_size)], []
     for _ in range(arguments.turns):
-        bare.append(len(pictures) / bare_seconds(model, pictures, config.batch_size))
-        whole.append(len(pictures) / harvest_seconds(model, pictures, config))
-    ratios = [w / b for w, b in zip(whole, bare, strict=True)]
+        whole.append(harvest_seconds(model, pictures, config))
+        bare.append(bare_seconds(model, pictures, config.batch_size))
+    ratios = [
+        (before + after) / 2 / between
+        for (before, after), between in zip(pairwise(bare), whole, strict=True)
+    ]
     print(
         json.dumps(
             {
                 "images": len(pictures),
                 "dtype": str(model.dtype),
                 "threads": torch.get_num_threads(),
-                "forward_images_per_second": round(statistics.median(bare), 2),
-                "harvest_images_per_second": round(statistics.median(whole), 2),
+                "forward_images_per_second": round(len(pictures) / statistics.median(bare), 2),
+                "harvest_images_per_second": round(len(pictures) / statistics.median(whole), 2),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratios": [round(ratio, 3) for ratio in ratios],
             }

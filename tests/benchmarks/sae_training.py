@@ -29,9 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig, TrainConfig
 from vision_sae.dictionaries.metrics import explained_variance
 from vision_sae.dictionaries.training.learner import learning_rate
+from vision_sae.dictionaries.training.loop import train_together
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.models.precision import fastest_dtype
@@ -46,20 +48,19 @@ Encoder = Callable[[Tensor], Tensor]
 """Rows (N, D) -> reconstructions (N, D)."""
 
 
-def patches(directory: Path, images: int) -> Path:
-    """Harvest ``images`` pictures and write their patches as one float16 tensor."""
+def patches(directory: Path, images: int) -> tuple[ActivationStore, Path]:
+    """Harvest ``images`` pictures; also write their patches as one float16 tensor."""
     from vision_sae.activations.harvest import harvest
     from vision_sae.models.registry import load_model
     from vision_sae.pictures.folder import image_folder
 
     config = HarvestConfig(sites=(SITE,), limit=images)
-    store = harvest(
-        load_model(config.model), image_folder(CORPUS), directory / "store", config, progress=False
-    )
+    place = directory / "store"
+    store = harvest(load_model(config.model), image_folder(CORPUS), place, config, progress=False)
     rows = torch.cat([array.flatten(0, 1) for array in store.arrays(SITE)])
     path = directory / "rows.pt"
     torch.save(rows, path)
-    return path
+    return store, path
 
 
 def load(path: Path) -> tuple[Tensor, Tensor]:
@@ -208,6 +209,24 @@ def scaling() -> list[dict[str, float]]:
     ]
 
 
+def streaming(store: ActivationStore) -> dict[str, float]:
+    """What reading costs the trainer, and what four dictionaries on one pass cost."""
+    config = TrainConfig(steps=100, site=SITE)
+    configs = [config.model_copy(update={"k": k}) for k in (8, 16, 32, 64)]
+    train_together(store, [config.model_copy(update={"steps": 2})], progress=False)
+    begin = time.perf_counter()
+    alone = [train_together(store, [c], progress=False) for c in configs]
+    apart = time.perf_counter() - begin
+    begin = time.perf_counter()
+    train_together(store, configs, progress=False)
+    together = time.perf_counter() - begin
+    return {
+        "samples_per_s": round(alone[2].samples_per_second, 1),
+        "loader_idle_share": round(alone[2].idle_share, 4),
+        "sweep_of_4_over_4_runs": round(together / apart, 3),
+    }
+
+
 def _in_a_process(arguments: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.sae_training", *arguments]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -249,8 +268,9 @@ def main() -> None:
         print(json.dumps(made))
         return
     with tempfile.TemporaryDirectory() as directory:
-        path = arguments.rows or patches(Path(directory), arguments.images)
+        store, path = patches(Path(directory), arguments.images)
         widths = {str(w): compare(path, w, arguments) for w in (6144, 24576)}
+        streamed = streaming(store)
     peak = gemm_flops()
     for width, result in widths.items():
         flops = 2 * 384 * int(width) * result["ours"]["samples_per_s"]
@@ -263,6 +283,7 @@ def main() -> None:
                 "gemm_gflops": round(peak / 1e9, 1),
                 "gemm_share": {w: r["gemm_share"] for w, r in widths.items()},
                 "widths": widths,
+                "streaming": streamed,
                 "scaling": scaling(),
             }
         )

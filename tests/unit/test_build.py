@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,9 @@ import torch
 
 from tests.worlds import SITE, identity_sae, write_dictionary, write_store
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles import build as build_module
 from vision_sae.bundles.build import build, is_current
-from vision_sae.bundles.bundle import Bundle
-from vision_sae.bundles.patch_index import normalised, search
+from vision_sae.bundles.bundle import Bundle, republish
+from vision_sae.bundles.patch_index import PatchIndexBuilder, normalised, search
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.topk import TopKSae
@@ -185,6 +186,19 @@ def test_open_bundle_stays_as_it_was_when_another_is_published_in_its_place(
     assert torch.equal(opened.dictionary.decoder, torch.eye(DIM))
 
 
+def test_bundle_is_republished_where_there_are_no_hard_links(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_paths: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT and some mounts do
+
+    monkeypatch.setattr(os, "link", refuse)
+    again = republish(bundle, bundle.path, {"note": "new"}, {"note.txt": b"new"})
+    added = again.manifest["files"].pop("note.txt")
+    assert again.manifest["files"] == bundle.manifest["files"]  # Bundle checked every hash
+    assert (added["bytes"], again.manifest["note"]) == (3, "new")
+
+
 def test_missing_bundle_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="vision-sae build"):
         Bundle(tmp_path / "nowhere")
@@ -229,10 +243,10 @@ def test_dictionary_of_another_site_is_refused_by_name(
 def test_recall_under_the_floor_publishes_nothing(
     store: ActivationStore, dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def miss(*_args: object, **_options: object) -> object:
+    def miss(*_args: object) -> object:
         raise RecallTooLowError("recall@10 0.5")
 
-    monkeypatch.setattr(build_module, "build_index", miss)
+    monkeypatch.setattr(PatchIndexBuilder, "finish", miss)
     with pytest.raises(RecallTooLowError):
         build(store, dictionary, tmp_path / "bundle", CONFIG, progress=False)
     assert not (tmp_path / "bundle").exists()
@@ -241,7 +255,7 @@ def test_recall_under_the_floor_publishes_nothing(
 def test_floor_of_the_configuration_reaches_the_index(
     store: ActivationStore, dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vision_sae.bundles.patch_index._recall", lambda *_: 0.8)
+    monkeypatch.setattr(PatchIndexBuilder, "_recall", lambda *_: 0.8)
     with pytest.raises(RecallTooLowError, match="below the floor 0.85"):
         config = CONFIG.model_copy(update={"recall_floor": 0.85})
         build(store, dictionary, tmp_path / "bundle", config, progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,10 @@ def world() -> tuple[np.ndarray, list[str]]:
     return vectors, captions
 
 
-def bundle_of(directory: Path, vectors: np.ndarray, captions: list[str]) -> Bundle:
-    store = write_store(directory / "store", [vectors], captions=captions)
+def bundle_of(
+    directory: Path, vectors: np.ndarray, captions: list[str], sources: Sequence[str] = ()
+) -> Bundle:
+    store = write_store(directory / "store", [vectors], captions=captions, sources=sources)
     dictionary = write_dictionary(directory / "d", identity_sae(vectors.shape[2], 3), store)
     config = BuildConfig(exemplars=EXEMPLARS, quantile_exemplars=2)
     return build(store, dictionary, directory / "bundle", config, progress=False)
@@ -61,7 +64,7 @@ def describe(bundle: Bundle, *features: int, **options: object) -> list[Descript
 
 def test_caption_pmi_is_a_describer_chosen_by_name() -> None:
     chosen: Describer = describer(DescribeConfig(describer="caption-pmi"))
-    assert (chosen.name, chosen.version) == ("caption-pmi", 1)
+    assert (chosen.name, chosen.version) == ("caption-pmi", 2)
 
 
 @pytest.mark.parametrize("feature", range(3))
@@ -86,8 +89,45 @@ def test_p_value_is_fishers_corrected_over_the_words(bundle: Bundle) -> None:
     p = fisher_exact([[10, 0], [5, 45]], alternative="greater").pvalue
     # Benjamini and Hochberg: the smallest of the 11 p-values (3 things, 8 fillers) times 11.
     found = description.details["words"][0]
-    assert (found["exemplars"], found["images"]) == (10, 15)
+    assert (found["exemplar_sources"], found["sources"]) == (10, 15)
     assert found["p_value"] == pytest.approx(11 * p)
+
+
+def crops(tmp_path: Path) -> Bundle:
+    """30 photographs in two crops each. Feature 0 fires in the first crop of the first ten.
+
+    First crops say "cat" in photographs 0 to 9, second crops say "dog" there and in 10 to 14.
+    """
+    vectors = np.zeros((60, 4, 1), dtype=np.float32)
+    vectors[:20:2, 0, 0] = 1
+    captions = [
+        f"{word} {FILLER[i // 2 % 8]}"
+        for i in range(60)
+        for word in [("cat" if i < 20 else "mat") if i % 2 == 0 else ("dog" if i < 30 else "log")]
+    ]
+    return bundle_of(tmp_path, vectors, captions, [f"photograph {i // 2}" for i in range(60)])
+
+
+def test_crops_of_one_photograph_count_once(tmp_path: Path) -> None:
+    # Of 30 photographs 10 are exemplars; all of these and no other say "cat".
+    (description,) = describe(crops(tmp_path), 0, words=1)
+    found = description.details["words"][0]
+    assert found["word"] == "cat"
+    assert (found["exemplar_sources"], found["sources"]) == (10, 10)
+    assert found["pmi"] == pytest.approx(math.log((10.5 / 11) / (10.5 / 31)), abs=1e-4)
+
+
+def test_crops_in_which_a_feature_is_silent_lend_it_no_words(tmp_path: Path) -> None:
+    (description,) = describe(crops(tmp_path), 0, words=10)
+    assert description.text == "cat"  # and not "dog", which the other crops of the same ones say
+
+
+def test_many_crops_of_few_photographs_are_too_little_evidence(tmp_path: Path) -> None:
+    vectors, captions = world()
+    sources = [f"photograph {i % 3}" if i < 45 else f"other {i}" for i in range(IMAGES)]
+    (description,) = describe(bundle_of(tmp_path, vectors, captions, sources), 0)
+    assert description.text is None
+    assert "1 independent images" in description.abstained
 
 
 def test_evidence_names_the_strongest_patches(bundle: Bundle) -> None:
@@ -98,7 +138,7 @@ def test_evidence_names_the_strongest_patches(bundle: Bundle) -> None:
 def test_feature_of_few_images_abstains(bundle: Bundle) -> None:
     (description,) = describe(bundle, 3)
     assert (description.text, description.scores) == (None, ())
-    assert "3 images" in description.abstained
+    assert "3 independent images" in description.abstained
 
 
 def test_silent_feature_abstains(bundle: Bundle) -> None:

@@ -90,6 +90,36 @@ def test_unknown_key_of_the_environment_is_refused(monkeypatch: pytest.MonkeyPat
         load_config()
 
 
+@pytest.mark.parametrize(
+    "variable",
+    ["VISION_SAE_TRIAN__STEPS", "vision_sae_trian__steps", "VISION_SAE_TRAIN_STEPS"],
+)
+def test_misspelt_section_of_the_environment_is_refused_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "5")
+    with pytest.raises(InvalidInputError, match=rf"{variable}.*VISION_SAE_TRAIN__KEY"):
+        load_config()
+
+
+def test_section_of_the_environment_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("vision_sae_train__steps", "12")
+    assert load_config().train.steps == 12
+
+
+def test_whole_section_of_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISION_SAE_TRAIN", '{"steps": 12}')
+    assert load_config().train.steps == 12
+
+
+@pytest.mark.parametrize("variable", ["VISION_SAE_ADDRESS", "VISION_SAE_TOKEN"])
+def test_variables_of_the_client_are_none_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "here:1")
+    assert load_config() == Config()
+
+
 def test_bad_flag_names_section_and_field() -> None:
     with pytest.raises(InvalidInputError, match=r"train\.k"):
         load_config(train={"k": 0})

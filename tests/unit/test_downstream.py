@@ -89,6 +89,12 @@ def test_exact_reconstruction_recovers_everything(model: VitModel) -> None:
     assert (found.with_sae, found.score, found.mean_ablation_score) == (0, 1, 1)
 
 
+def test_dictionary_keeps_its_precision_inside_a_model_of_lower_precision() -> None:
+    tiny = tiny_model()
+    model = VitModel("tiny", tiny.backbone, tiny.preprocessing, dtype="bfloat16")
+    assert run(signed_identity(), model).score == 1
+
+
 def test_reconstruction_of_zero_recovers_nothing(model: VitModel) -> None:
     assert run(constant(torch.zeros(DIM)), model).score == 0
 

@@ -46,6 +46,14 @@ def test_captions_and_tags_from_jsonl(folder: Path) -> None:
     ]
 
 
+def test_source_from_jsonl_is_empty_where_none_is_said(folder: Path) -> None:
+    (folder / "captions.jsonl").write_text(
+        '{"file": "a.PNG", "caption": "left half", "source": "photo.jpg"}\n'
+        '{"file": "b.png", "caption": "a bee"}\n'
+    )
+    assert [p.source for p in image_folder(folder)] == ["photo.jpg", "", ""]
+
+
 def test_captions_from_csv(folder: Path) -> None:
     (folder / "captions.csv").write_text('file,caption\nb.png,"a bee, flying"\n')
     assert [p.caption for p in image_folder(folder)] == ["", "a bee, flying", ""]
@@ -75,6 +83,7 @@ def test_caption_of_a_file_that_is_not_there_is_ignored(folder: Path) -> None:
         ("captions.jsonl", b'["b.png", "a bee"]'),
         ("captions.jsonl", b'{"file": "b.png", "caption": null}'),
         ("captions.jsonl", b'{"file": "b.png", "caption": "a bee", "tags": "insect"}'),
+        ("captions.jsonl", b'{"file": "b.png", "caption": "a bee", "source": 5}'),
         ("captions.jsonl", b'{"file": "b.png", "caption": "\xe9t\xe9"}'),
         ("captions.csv", b"name,text\nb.png,a bee\n"),
         ("captions.csv", b"file,caption\nb.png\n"),

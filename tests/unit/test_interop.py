@@ -72,9 +72,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(
     configured(source, weights, stored, settings or {})
     if settings is None:
         (source / "config.json").unlink()
-    with pytest.raises(
-        InvalidInputError, match=r"os\.makedirs.*could run.*tensors alone"
-    ):
+    with pytest.raises(InvalidInputError, match=r"os\.makedirs.*could run.*tensors alone"):
         import_sae(source)
     assert not marker.exists()
     torch.load(source / weights, weights_only=False)
@@ -145,8 +143,9 @@ def test_what_the_source_says_is_returned(tmp_path: Path) -> None:
         {"latent_bias": torch.zeros(WIDTH, 1)},
         {"decoder.weight": W.W_dec},
         {"encoder.weight": torch.zeros(WIDTH)},
+        {"encoder.weight": torch.zeros(0, DIM)},
     ],
-    ids=["longer", "matrix", "transposed", "flat"],
+    ids=["longer", "matrix", "transposed", "flat", "empty"],
 )
 def test_tensor_of_another_shape_is_refused_by_name(
     tmp_path: Path, change: dict[str, Tensor]

@@ -174,6 +174,12 @@ def test_llamascopium_scales_inputs_to_the_norm_sqrt_d(tmp_path: Path) -> None:
     assert torch.equal(dictionary.decoder, W.W_dec)
 
 
+def test_llamascopium_of_no_average_norm_is_refused(tmp_path: Path) -> None:
+    norm = {f"dataset_average_activation_norm.{SITE}".replace(".", "__"): torch.tensor(0.0)}
+    with pytest.raises(CorruptArtifactError, match="average activation norm is 0"):
+        import_sae(write_llamascopium(tmp_path, {}, **norm))
+
+
 def test_llamascopium_for_inference_is_scaled_already(tmp_path: Path) -> None:
     path = write_llamascopium(tmp_path, {"norm_activation": "inference"})
     check(path, W.x, scaled(1).relu() @ W.W_dec + W.b_dec)

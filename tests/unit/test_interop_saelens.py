@@ -61,7 +61,16 @@ def test_rescaling_by_decoder_norm_decides_who_is_among_the_k(tmp_path: Path) ->
 def test_jumprelu_and_a_threshold_below_zero_is_zero(tmp_path: Path) -> None:
     threshold = vector()
     path = write(tmp_path / "sae", {"architecture": "jumprelu"}, threshold=threshold)
-    check(path, W.x, PRE.relu() * (threshold < PRE) @ W.W_dec + W.b_dec)
+    sae = check(path, W.x, PRE.relu() * (threshold < PRE) @ W.W_dec + W.b_dec)
+    assert isinstance(sae, JumpReluSae)
+    assert torch.equal(sae.threshold, threshold.relu())
+
+
+def test_setting_of_another_architecture_does_nothing(tmp_path: Path) -> None:
+    threshold = vector().abs()
+    settings = {"architecture": "jumprelu", "rescale_acts_by_decoder_norm": True}
+    path = write(tmp_path / "sae", settings, threshold=threshold)
+    check(path, W.x, PRE * (threshold < PRE) @ W.W_dec + W.b_dec)
 
 
 @pytest.mark.parametrize("centred", [True, False])

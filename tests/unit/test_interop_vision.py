@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.foreign import DIM, WIDTH, K, check, random_weights, top_k, vector
+from vision_sae.dictionaries.batch_topk import BatchTopKSae
 from vision_sae.dictionaries.interop.formats import import_sae
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
@@ -102,6 +103,14 @@ def test_saev_batch_topk_fires_above_its_threshold(tmp_path: Path) -> None:
     check(path, W.x, PRE_RAW * (PRE_RAW > 1.5) @ W.W_dec + W.b_dec)
 
 
+def test_saev_batch_topk_fires_above_zero_when_its_threshold_is_below(tmp_path: Path) -> None:
+    header = saev_header(5, "BatchTopK", top_k=K)
+    path = write_saev(tmp_path / "sae.pt", header, **{"activation.threshold": torch.tensor(-2.0)})
+    dictionary = check(path, W.x, PRE_RAW.relu() @ W.W_dec + W.b_dec)
+    assert isinstance(dictionary, BatchTopKSae)
+    assert dictionary.threshold == 0
+
+
 def test_saev_batch_topk_without_a_threshold_chose_by_row(tmp_path: Path) -> None:
     path = write_saev(tmp_path / "sae.pt", saev_header(2, "BatchTopK", top_k=K))
     check(path, W.x, top_k(PRE_RAW) @ W.W_dec + W.b_dec)
@@ -182,6 +191,13 @@ def test_msae_that_weights_cannot_express_is_refused(tmp_path: Path, name: str, 
 def test_msae_with_an_impossible_scale_is_refused(tmp_path: Path, scale: float) -> None:
     path = write_msae(tmp_path / "12_5_ReLU_003_False_False_0.0_a.pth", scaling_factor=scale)
     with pytest.raises(CorruptArtifactError, match="scaling_factor"):
+        import_sae(path)
+
+
+@pytest.mark.parametrize("k", [0, WIDTH + 1])
+def test_msae_with_an_impossible_k_is_refused(tmp_path: Path, k: int) -> None:
+    path = write_msae(tmp_path / f"12_5_TopKReLU_{k}_False_False_0.0_a.pth")
+    with pytest.raises(CorruptArtifactError, match=f"k is {k}, of 12 features"):
         import_sae(path)
 
 

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vision_sae.bundles import patch_index
 from vision_sae.bundles.patch_index import (
-    build_index,
+    IndexReport,
+    PatchIndexBuilder,
     index_type,
     load_index,
     normalised,
@@ -21,6 +27,14 @@ from vision_sae.errors import RecallTooLowError
 def vectors(rows: int, dim: int = 8) -> NDArray[np.float32]:
     raw = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
     return normalised(raw, np.zeros(dim, dtype=np.float32))
+
+
+def build_index(batches: list[NDArray[np.float32]], floor: float) -> tuple[Any, IndexReport]:
+    rows = np.concatenate(batches)
+    builder = PatchIndexBuilder(rows.shape[1], len(rows), rows.__getitem__)
+    for batch in batches:
+        builder.add(batch)
+    return builder.finish(floor)
 
 
 def test_normalised_rows_are_centred_and_of_unit_norm() -> None:
@@ -36,7 +50,7 @@ def test_row_at_the_centre_stays_zero() -> None:
 
 def test_exact_index_equals_brute_force() -> None:
     x, queries = vectors(300), vectors(310)[300:]
-    index, report = build_index([x[:100], x[100:]], 8, 300, floor=0.9)
+    index, report = build_index([x[:100], x[100:]], floor=0.9)
     cosines, rows = search(index, queries, 10, report.nprobe)
     expected = np.argsort(-(queries @ x.T), axis=1)[:, :10]
     assert np.array_equal(rows, expected)
@@ -47,25 +61,25 @@ def test_exact_index_equals_brute_force() -> None:
 
 def test_row_is_its_own_nearest() -> None:
     x = vectors(300)
-    index, report = build_index([x], 8, 300, floor=0.9)
+    index, report = build_index([x], floor=0.9)
     cosines, rows = search(index, x, 1, report.nprobe)
     assert rows[:, 0].tolist() == list(range(300))
     np.testing.assert_allclose(cosines, 1, rtol=1e-5)
 
 
 def test_report_of_an_exact_index() -> None:
-    _, report = build_index([vectors(300)], 8, 300, floor=0.9)
+    _, report = build_index([vectors(300)], floor=0.9)
     assert report == ("Flat", 300, 0, 1.0, 0.9)
 
 
 def test_fewer_rows_than_neighbours_are_exact_too() -> None:
-    _, report = build_index([vectors(5)], 8, 5, floor=0.9)
+    _, report = build_index([vectors(5)], floor=0.9)
     assert report.recall_at_10 == 1
 
 
 def test_equal_rows_do_not_lower_the_recall() -> None:
     x = np.repeat(vectors(1), 50, axis=0)
-    _, report = build_index([x], 8, 50, floor=0.9)
+    _, report = build_index([x], floor=0.9)
     assert report.recall_at_10 == 1
 
 
@@ -94,8 +108,8 @@ def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_lists")
 def test_lists_visited_are_raised_until_the_floor_is_reached() -> None:
     x = vectors(2000)
-    _, loose = build_index([x], 8, 2000, floor=0.1)
-    _, tight = build_index([x], 8, 2000, floor=0.9)
+    _, loose = build_index([x], floor=0.1)
+    _, tight = build_index([x], floor=0.9)
     assert loose.nprobe == 1
     assert tight.nprobe > 1
     assert loose.recall_at_10 < 0.9 <= tight.recall_at_10
@@ -104,7 +118,7 @@ def test_lists_visited_are_raised_until_the_floor_is_reached() -> None:
 @pytest.mark.usefixtures("small_lists")
 def test_recorded_recall_is_that_of_brute_force() -> None:
     x = vectors(2000)
-    index, report = build_index([x], 8, 2000, floor=0.5)
+    index, report = build_index([x], floor=0.5)
     own = np.sort(np.random.default_rng(1).permutation(2000)[:400])
     cosines = x[own] @ x.T
     cosines[np.arange(400), own] = -2  # each left out of its own answer
@@ -119,16 +133,44 @@ def test_recorded_recall_is_that_of_brute_force() -> None:
 
 
 @pytest.mark.usefixtures("small_lists")
+def test_equal_of_a_neighbour_is_as_good_as_the_neighbour() -> None:
+    x = np.tile(vectors(50), (40, 1))  # every row has 39 equals, of which exact search names ten
+    _, report = build_index([x], floor=0.9)
+    assert report.recall_at_10 == 1
+
+
+@pytest.mark.usefixtures("small_lists")
+@given(st.sets(st.integers(1, 1999), max_size=8))
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_index_does_not_depend_on_how_the_rows_are_batched(cuts: set[int]) -> None:
+    x = vectors(2000)
+    index, report = build_index([x], floor=0.5)
+    other, same = build_index(np.split(x, sorted(cuts)), floor=0.5)
+    assert np.array_equal(faiss.serialize_index(other), faiss.serialize_index(index))
+    assert same == report
+
+
+def test_batch_is_let_go_once_it_is_indexed() -> None:
+    x = vectors(300)
+    builder = PatchIndexBuilder(8, 300, x.__getitem__)
+    batch = x[:100].copy()
+    gone = weakref.ref(batch)
+    builder.add(batch)
+    del batch
+    assert gone() is None
+
+
+@pytest.mark.usefixtures("small_lists")
 def test_recall_under_the_floor_is_refused() -> None:
     x = vectors(2000, 2)  # so dense on the circle that 8 bits cannot tell neighbours apart
     with pytest.raises(RecallTooLowError, match="below the floor 0.999"):
-        build_index([x], 2, 2000, floor=0.999)
+        build_index([x], floor=0.999)
 
 
 @pytest.mark.usefixtures("small_lists")
 def test_saved_index_answers_alike(tmp_path: Path) -> None:
     x = vectors(2000)
-    index, report = build_index([x], 8, 2000, floor=0.5)
+    index, report = build_index([x], floor=0.5)
     save_index(index, tmp_path / "patches.faiss")
     mapped = load_index(tmp_path / "patches.faiss")
     for a, b in zip(
@@ -141,7 +183,7 @@ def test_saved_index_answers_alike(tmp_path: Path) -> None:
 
 def test_saved_exact_index_answers_alike(tmp_path: Path) -> None:
     x = vectors(200)
-    index, _ = build_index([x], 8, 200, floor=0.5)
+    index, _ = build_index([x], floor=0.5)
     save_index(index, tmp_path / "patches.faiss")
     mapped = load_index(tmp_path / "patches.faiss")
     assert np.array_equal(search(mapped, x[:20], 10, 0)[1], search(index, x[:20], 10, 0)[1])

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.worlds import SITE, write_store
 from vision_sae.activations.store import ActivationStore
@@ -32,6 +34,20 @@ def test_batches_hold_all_rows_in_order(store: ActivationStore, size: int) -> No
     batches = list(store.batches(SITE, size))
     assert max(map(len, batches)) <= size
     assert torch.equal(torch.cat(batches), torch.from_numpy(VECTORS.reshape(20, 3)))
+
+
+@given(rows=st.lists(st.integers(0, 19)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_are_taken_by_number_in_the_order_asked(
+    store: ActivationStore, rows: list[int]
+) -> None:
+    taken = store.take(SITE, np.array(rows, dtype=np.int64))
+    assert torch.equal(taken, torch.from_numpy(VECTORS.reshape(20, 3)[rows]))
+
+
+def test_mean_is_that_of_all_rows(store: ActivationStore) -> None:
+    # Dimension d of row r is 3 r + d, and the mean row number is 9.5.
+    assert store.mean(SITE).tolist() == [28.5, 29.5, 30.5]
 
 
 def test_images_and_embeddings_run_over_all_shards(store: ActivationStore) -> None:

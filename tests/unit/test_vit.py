@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -227,8 +229,18 @@ def test_answer_does_not_depend_on_who_shares_the_batch() -> None:
     torch.testing.assert_close(together[1], torch.cat([u for _, u in alone]))
 
 
-def test_bfloat16_keeps_the_residual_stream_in_float32() -> None:
-    model = VitModel("tiny", TimmBackbone(tiny_vit()), Preprocessing(32, 32), dtype="bfloat16")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"init_values": 0.1},
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": False, "global_pool": "avg", "pos_embed": "none"},
+    ],
+)
+def test_bfloat16_keeps_the_residual_stream_in_float32(options: dict[str, Any]) -> None:
+    backbone = TimmBackbone(tiny_vit(**options))
+    model = VitModel("tiny", backbone, Preprocessing(32, 32), dtype="bfloat16")
     with torch.inference_mode(), model.capture(["blocks.0.resid", "blocks.2.update"]) as captured:
         model.forward(images(model))
     assert {value.dtype for value in captured.values()} == {torch.float32}

@@ -55,7 +55,9 @@ def decode(picture: Picture, model: Model, side: int) -> Outcome:
         pixels = model.preprocess(image)
     except (InvalidInputError, OSError) as error:
         return Refused(picture.id, str(error))
-    record = ImageRecord(picture.id, image.width, image.height, picture.caption, picture.tags)
+    record = ImageRecord(
+        picture.id, image.width, image.height, picture.caption, picture.tags, picture.source
+    )
     return Decoded(record, pixels, _thumbnail(image, side))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ from vision_sae.files import (
     open_staging,
     publish,
     read_json,
+    sha256_file,
     sha256_json,
     write_json,
 )
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.views import with_views
 
 
 def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
@@ -53,12 +55,14 @@ def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
 def _plan(model: Model, pictures: Sequence[Picture], config: HarvestConfig) -> dict[str, Any]:
     """What must be the same for two runs to make the same bytes."""
     digest = hashlib.sha256()
-    for picture in pictures:
+    for path, views in groupby(pictures, lambda picture: picture.path):
         try:
-            content = hashlib.sha256(picture.path.read_bytes()).hexdigest()
+            content = sha256_file(path)
         except OSError:
             content = "unreadable"
-        digest.update(json.dumps([picture.id, picture.caption, picture.tags, content]).encode())
+        for view in views:
+            said = [view.id, view.caption, view.tags, view.source]
+            digest.update(json.dumps([*said, content]).encode())
     with model.capture(config.sites):
         pass  # refuses unknown sites before any work is done
     sites = [model.sites[name] for name in config.sites]
@@ -162,7 +166,7 @@ def harvest(
     """
     if not pictures:
         raise InvalidInputError("there are no pictures to harvest", field="images")
-    pictures = choose(pictures, config.limit)
+    pictures = with_views(choose(pictures, config.limit), config.views)
     plan = _plan(model, pictures, config)
     if (directory / MANIFEST).is_file():
         found = read_json(directory / MANIFEST)

@@ -28,6 +28,9 @@ EMBEDDING = "embedding.npy"
 THUMBNAILS = "thumbnails.bin"
 THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 
+_MEAN_ROWS = 4096
+"""Rows summed at a time."""
+
 
 class ImageRecord(NamedTuple):
     """One stored image."""
@@ -40,6 +43,8 @@ class ImageRecord(NamedTuple):
     caption: str
     tags: tuple[str, ...]
     """Further words that go with the picture."""
+    source: str = ""
+    """What it was cut from: see `vision_sae.pictures.folder.Picture.source`."""
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -138,6 +143,24 @@ class ActivationStore:
         """All patches in row order: float32 tensors (<= batch_size, D)."""
         for array in self.arrays(site):
             yield from (rows.float() for rows in array.flatten(0, 1).split(batch_size))
+
+    def take(self, site: str, rows: NDArray[np.int64]) -> Tensor:
+        """The patches with these row numbers, in any order: float32 (len(rows), D)."""
+        taken = torch.empty(len(rows), self.sites[site])
+        first = 0
+        for array in self.arrays(site):
+            of_shard = array.flatten(0, 1)
+            (here,) = np.nonzero((rows >= first) & (rows < first + len(of_shard)))
+            taken[here] = of_shard[rows[here] - first].float()
+            first += len(of_shard)
+        return taken
+
+    def mean(self, site: str) -> Tensor:
+        """The mean site vector of all patches (D), float32, summed in float64."""
+        total = torch.zeros(self.sites[site], dtype=torch.float64)
+        for vectors in self.batches(site, _MEAN_ROWS):
+            total += vectors.sum(0, dtype=torch.float64)
+        return (total / self.rows).float()
 
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:

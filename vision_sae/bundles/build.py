@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
-from vision_sae.bundles.patch_index import build_index, normalised, save_index
+from vision_sae.bundles.patch_index import PatchIndexBuilder, normalised, save_index
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
@@ -31,7 +30,8 @@ from vision_sae.dictionaries.sae import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 
-_BATCH = 4096
+_BATCH = 1024
+"""Patches encoded at a time: few enough that the allocator keeps their pre-activations."""
 _UNUSUAL = 0.01
 """Pictures explained worse than this share of the data set are called unusual."""
 
@@ -55,11 +55,21 @@ def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
 
 
 def _encode(
-    store: ActivationStore, site: str, dictionary: Dictionary, mean: Tensor, *, progress: bool
+    store: ActivationStore,
+    site: str,
+    dictionary: Dictionary,
+    mean: Tensor,
+    index: PatchIndexBuilder,
+    *,
+    progress: bool,
 ) -> tuple[SparseRows, MetricsAccumulator, NDArray[np.float64]]:
-    """The one pass: codes of every patch, the metrics, and each image's explained variance."""
-    errors, variances = [], []
-    builder = CodesBuilder()
+    """The one pass: codes of every patch, the metrics, and each image's explained variance.
+
+    Every patch is added to ``index`` too.
+    """
+    # Of each patch: |x - x_hat|^2 and |x - mean|^2.
+    squares = torch.empty(2, store.rows, dtype=torch.float64)
+    builder, done = CodesBuilder(), 0
     metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
     with (
         torch.inference_mode(),
@@ -69,30 +79,15 @@ def _encode(
             codes = dictionary.encode(vectors)
             x_hat = dictionary.decode(codes)
             metrics.add(vectors, x_hat, codes)
-            errors.append((vectors - x_hat).double().square().sum(1))
-            variances.append((vectors - mean).double().square().sum(1))
+            here = slice(done, done := done + len(vectors))
+            squares[0, here] = (vectors - x_hat).double().square().sum(1)
+            squares[1, here] = (vectors - mean).double().square().sum(1)
             builder.add(codes)
+            index.add(normalised(vectors.numpy(), mean.numpy()))
             bar.update(len(vectors))
-    per_image = [
-        torch.cat(rows).reshape(-1, store.grid.patches).sum(1) for rows in (errors, variances)
-    ]
-    explained = 1 - per_image[0] / per_image[1].clamp_min(1e-12)
+    error, variance = squares.reshape(2, -1, store.grid.patches).sum(2)
+    explained = 1 - error / variance.clamp_min(1e-12)
     return builder.by_patch(), metrics, explained.numpy()
-
-
-def _site_mean(store: ActivationStore, site: str) -> Tensor:
-    """Mean site vector of the whole store (D)."""
-    total = torch.zeros(store.sites[site], dtype=torch.float64)
-    for vectors in store.batches(site, _BATCH):
-        total += vectors.sum(0, dtype=torch.float64)
-    return (total / store.rows).float()
-
-
-def _normalised_batches(
-    store: ActivationStore, site: str, centre: Tensor
-) -> Iterator[NDArray[np.float32]]:
-    for vectors in store.batches(site, _BATCH):
-        yield normalised(vectors.numpy(), centre.numpy())
 
 
 def _write_pictures(store: ActivationStore, staging: Path) -> None:
@@ -143,9 +138,18 @@ def build(
         described = dictionary.save(staging / layout.DICTIONARY)
         _write_pictures(store, staging)
 
-        mean = _site_mean(store, site)
+        mean = store.mean(site)
         np.save(staging / layout.SITE_MEAN, mean.numpy(), allow_pickle=False)
-        codes, metrics, explained = _encode(store, site, dictionary, mean, progress=progress)
+        index_builder = PatchIndexBuilder(
+            dictionary.dim,
+            store.rows,
+            lambda rows: normalised(store.take(site, rows).numpy(), mean.numpy()),
+        )
+        codes, metrics, explained = _encode(
+            store, site, dictionary, mean, index_builder, progress=progress
+        )
+        index, report = index_builder.finish(config.recall_floor)
+        save_index(index, staging / layout.PATCH_INDEX)
         postings = by_feature(codes, dictionary.width)
         codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
         codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
@@ -164,13 +168,6 @@ def build(
         )
         save_file(chosen._asdict(), staging / layout.EXEMPLARS)
 
-        index, report = build_index(
-            _normalised_batches(store, site, mean),
-            dictionary.dim,
-            store.rows,
-            floor=config.recall_floor,
-        )
-        save_index(index, staging / layout.PATCH_INDEX)
         manifest |= {
             "format": layout.FORMAT,
             "version": layout.VERSION,

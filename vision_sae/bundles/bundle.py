@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -211,13 +212,22 @@ class Bundle:
         return found[:top], found[top:]
 
 
+def _share(file: Path, name: Path) -> None:
+    """Give ``file`` a second name, or copy it where that cannot be."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
 def republish(
     bundle: Bundle, path: Path, manifest: dict[str, Any], files: Mapping[str, bytes] | None = None
 ) -> Bundle:
     """Publish ``bundle`` anew at ``path`` with changed manifest entries and new or changed files.
 
-    Unchanged files are shared by hard links. Raises `MismatchError`, and changes nothing, when
-    another bundle has been published at ``path`` since ``bundle`` was opened.
+    Unchanged files are shared by hard links, or copied where the file system has none. Raises
+    `MismatchError`, and changes nothing, when another bundle has been published at ``path`` since
+    ``bundle`` was opened.
     """
     new = files or {}
     staging = open_staging(path)
@@ -229,7 +239,7 @@ def republish(
     for name in bundle.manifest["files"]:
         if name not in new:
             (staging / name).parent.mkdir(exist_ok=True)
-            os.link(source / name, staging / name)
+            _share(source / name, staging / name)
     for name, data in new.items():
         (staging / name).write_bytes(data)
     publish(path, bundle.manifest | manifest)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.errors import InvalidInputError
@@ -25,13 +26,35 @@ class SparseRows(NamedTuple):
         return self.indices[span], self.values[span]
 
 
+class _Growing:
+    """An array that grows at its end.
+
+    It is one block: a block for every batch, left between the large ones that encoding frees, would
+    keep the allocator from using those again.
+    """
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._data = np.zeros(0, dtype=dtype)
+        self._size = 0
+
+    def extend(self, values: NDArray[Any]) -> None:
+        end = self._size + len(values)
+        if end > len(self._data):
+            self._data.resize(end + end // 4, refcheck=False)
+        self._data[self._size : end] = values
+        self._size = end
+
+    def array(self) -> NDArray[Any]:
+        return self._data[: self._size]
+
+
 class CodesBuilder:
     """Collects the codes of batches of patches."""
 
     def __init__(self) -> None:
-        self._counts: list[NDArray[np.int64]] = []
-        self._indices: list[NDArray[np.uint32]] = []
-        self._values: list[NDArray[np.float16]] = []
+        self._counts = _Growing(np.uint32)
+        self._indices = _Growing(np.uint32)
+        self._values = _Growing(np.float16)
 
     def add(self, codes: Codes) -> None:
         """Append a batch; zero activations are dropped, also those that float16 rounds to zero.
@@ -47,28 +70,30 @@ class CodesBuilder:
                 field="site",
             )
         active = values > 0
-        self._counts.append(active.sum(axis=1))
-        self._indices.append(codes.indices.numpy()[active].astype(np.uint32))
-        self._values.append(values[active])
+        self._counts.extend(active.sum(axis=1))
+        self._indices.extend(codes.indices.numpy()[active])
+        self._values.extend(values[active])
 
     def by_patch(self) -> SparseRows:
         """patch -> (features, activations)."""
-        counts = np.concatenate(self._counts)
-        return SparseRows(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            np.concatenate(self._indices),
-            np.concatenate(self._values),
-        )
+        ends = np.cumsum(self._counts.array(), dtype=np.int64)
+        indptr = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+        return SparseRows(indptr, self._indices.array(), self._values.array())
 
 
 def by_feature(codes: SparseRows, width: int) -> SparseRows:
     """The same codes as feature -> (patches, activations), strongest first, then by patch."""
-    counts = np.diff(codes.indptr)
-    patches = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    order = np.lexsort((patches, -codes.values.astype(np.float32), codes.indices))
-    per_feature = np.bincount(codes.indices, minlength=width)
-    indptr = np.concatenate([[0], np.cumsum(per_feature)]).astype(np.int64)
-    return SparseRows(indptr, patches[order], codes.values[order])
+    fits = np.int32 if len(codes.indices) <= np.iinfo(np.int32).max else np.int64
+    positions = np.arange(len(codes.indices), dtype=fits)
+    shape = (len(codes.indptr) - 1, width)
+    columns = csr_array((positions, codes.indices, codes.indptr), shape).tocsc()
+    order, patches = columns.data, columns.indices.astype(np.int64)
+    bits = codes.values.view(np.uint16)  # ascend like the values, which are positive
+    for span in map(slice, columns.indptr[:-1], columns.indptr[1:]):
+        # Stable, so equal values stay in order of patch; 16 bits, so NumPy sorts by radix.
+        strongest = np.argsort(~bits[order[span]], kind="stable")
+        order[span], patches[span] = order[span][strongest], patches[span][strongest]
+    return SparseRows(columns.indptr.astype(np.int64), patches, codes.values[order])
 
 
 def save(rows: SparseRows, directory: Path, column: str) -> None:

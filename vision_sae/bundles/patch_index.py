@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vision_sae.errors import RecallTooLowError
@@ -19,6 +20,12 @@ _SQ8_UP_TO = 1_000_000
 _TRAIN_ROWS_PER_LIST = 64
 _QUERIES = 200
 _NPROBE = 32
+_NEIGHBOURS = 10
+_EQUAL = 1e-6
+"""Cosines this close differ by rounding alone."""
+
+Take: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""Row numbers, ascending (n) -> their vectors (n, D)."""
 
 
 class IndexReport(NamedTuple):
@@ -68,53 +75,72 @@ def search(
     return cosines, rows
 
 
-def _recall(
-    index: Any, exact: Any, queries: NDArray[np.float32], own: NDArray[np.int64], nprobe: int
-) -> float:
-    """recall@10 on indexed rows, each left out of its own answer."""
-    _, truth = exact.search(queries, 11)
-    _, found = search(index, queries, 11, nprobe)
-    hits = asked = 0
-    for row, wanted, got in zip(own, truth, found, strict=True):
-        nearest = wanted[(wanted != row) & (wanted >= 0)][:10]  # -1: fewer than 11 rows in all
-        hits += len(np.intersect1d(nearest, got[got != row][:10]))
-        asked += len(nearest)
-    return hits / asked if asked else 1.0
+class PatchIndexBuilder:
+    """Builds the index from batches, with no more of the data in memory than one of them.
 
-
-def build_index(
-    batches: Iterable[NDArray[np.float32]], dim: int, rows: int, *, floor: float, seed: int = 0
-) -> tuple[Any, IndexReport]:
-    """Build the index over ``rows`` normalised vectors that come in batches, in row order.
-
-    Lists visited are doubled until recall@10 against exact search reaches ``floor``; raises
-    `RecallTooLowError` when even all of them do not.
+    ``rows`` normalised vectors of ``dim`` dimensions are to come in row order; ``take`` gives those
+    of any rows, (n) -> (n, dim), before they come: a sample to train the index on, and the queries
+    whose exact neighbours are found along the way.
     """
-    vectors = np.concatenate(list(batches))
-    kind = index_type(rows)
-    index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-    random = np.random.default_rng(seed)
-    nprobe = 0
-    if not index.is_trained:
-        lists = faiss.extract_index_ivf(index).nlist
-        sample = random.permutation(rows)[: lists * _TRAIN_ROWS_PER_LIST]
-        index.train(vectors[np.sort(sample)])
-        nprobe = _NPROBE
-    index.add(vectors)
 
-    exact = faiss.IndexFlatIP(dim)
-    exact.add(vectors)
-    own = np.sort(random.permutation(rows)[:_QUERIES])
-    recall = _recall(index, exact, vectors[own], own, nprobe)
-    while recall < floor and nprobe and nprobe < faiss.extract_index_ivf(index).nlist:
-        nprobe *= 2
-        recall = _recall(index, exact, vectors[own], own, nprobe)
-    if recall < floor:
-        raise RecallTooLowError(
-            f"the patch index {kind} reaches recall@10 {recall:.3f}, below the floor {floor}; "
-            "lower build.recall_floor or index fewer patches"
-        )
-    return index, IndexReport(kind, rows, nprobe, recall, floor)
+    def __init__(self, dim: int, rows: int, take: Take, *, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self._take, self._rows, self._seen = take, rows, 0
+        self._index = faiss.index_factory(dim, index_type(rows), faiss.METRIC_INNER_PRODUCT)
+        self._lists = 0 if self._index.is_trained else faiss.extract_index_ivf(self._index).nlist
+        if self._lists:
+            sample = random.permutation(rows)[: self._lists * _TRAIN_ROWS_PER_LIST]
+            self._index.train(take(np.sort(sample)))
+        self._own = np.sort(random.permutation(rows)[:_QUERIES])
+        self._queries = take(self._own)
+        self._nearest = torch.empty(len(self._own), 0)
+        self._nearest_rows = torch.empty(len(self._own), 0, dtype=torch.int64)
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Index the next rows (n, dim)."""
+        self._index.add(vectors)
+        cosines = torch.from_numpy(self._queries) @ torch.from_numpy(vectors).T
+        rows = torch.arange(self._seen, self._seen + len(vectors)).expand(len(cosines), -1)
+        self._seen += len(vectors)
+        cosines = torch.cat([self._nearest, cosines], 1)
+        self._nearest, kept = cosines.topk(min(_NEIGHBOURS + 1, cosines.shape[1]), dim=1)
+        self._nearest_rows = torch.cat([self._nearest_rows, rows], 1).gather(1, kept)
+
+    def _recall(self, nprobe: int) -> float:
+        """recall@10 on the queries, each left out of its own answer.
+
+        A row as near as the tenth nearest counts, whichever of its equals exact search names.
+        """
+        _, found = search(self._index, self._queries, _NEIGHBOURS + 1, nprobe)
+        hits = asked = 0
+        for row, query, nearest, cosines, got in zip(
+            self._own, self._queries, self._nearest_rows, self._nearest, found, strict=True
+        ):
+            wanted = cosines[nearest != row][:_NEIGHBOURS]
+            got = np.sort(got[(got != row) & (got >= 0)][:_NEIGHBOURS])  # -1: too few were visited
+            if len(wanted):
+                hits += int((self._take(got) @ query >= float(wanted[-1]) - _EQUAL).sum())
+                asked += len(wanted)
+        return hits / asked if asked else 1.0
+
+    def finish(self, floor: float) -> tuple[Any, IndexReport]:
+        """The index, when all rows are in it, and what was measured on it.
+
+        Lists visited are doubled until recall@10 against exact search reaches ``floor``; raises
+        `RecallTooLowError` when even all of them do not.
+        """
+        nprobe = min(_NPROBE, self._lists)
+        recall = self._recall(nprobe)
+        while recall < floor and nprobe < self._lists:
+            nprobe *= 2
+            recall = self._recall(nprobe)
+        kind = index_type(self._rows)
+        if recall < floor:
+            raise RecallTooLowError(
+                f"the patch index {kind} reaches recall@10 {recall:.3f}, below the floor {floor}; "
+                "lower build.recall_floor or index fewer patches"
+            )
+        return self._index, IndexReport(kind, self._rows, nprobe, recall, floor)
 
 
 def save_index(index: Any, path: Path) -> None:

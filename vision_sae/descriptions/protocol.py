@@ -16,7 +16,7 @@ class Score:
     metric: str
     value: float
     n: int
-    """Number of images or patches it was measured on."""
+    """Number of independent images (or patches) it was measured on."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vision_sae.files import MANIFEST, published, publishing, read_json, verify_
 FORMAT = "vision_sae.dictionary"
 VERSION = 1
 
+
 def provenance(
     store: ActivationStore, site: str, training: TrainConfig | dict[str, Any]
 ) -> dict[str, Any]:

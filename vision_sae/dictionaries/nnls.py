@@ -10,7 +10,7 @@ Shapes: N rows, D dimensions, F atoms, of which K at most are in use.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,25 @@ def _factor_row(
     least = _DEPENDENT * gram[atom, atom]
     lower[at, at] = np.sqrt(max(rest, least))
     return bool(rest > least)
+
+
+@_compiled
+def _drop_row(lower: NDArray[np.float64], at: int, count: int) -> None:
+    """Take row and column ``at`` out of a Cholesky factor of ``count + 1`` rows.
+
+    What lies behind them loses a column and regains its outer product by a rank-one update.
+    """
+    cosine, sine = np.empty(count), np.empty(count)
+    for i in range(at, count):
+        lost = lower[i + 1, at]
+        lower[i, :at] = lower[i + 1, :at]
+        for j in range(at, i):
+            value = (lower[i + 1, j + 1] + sine[j] * lost) / cosine[j]
+            lost = cosine[j] * lost - sine[j] * value
+            lower[i, j] = value
+        diagonal = lower[i + 1, i + 1]
+        lower[i, i] = np.sqrt(diagonal**2 + lost**2)
+        cosine[i], sine[i] = lower[i, i] / diagonal, lost / diagonal
 
 
 @_compiled
@@ -120,16 +139,12 @@ def _settle(
         if stopper < 0:
             return count
         held[stopper] = 0.0
-        first, kept = count, 0
-        for i in range(count):
-            if held[i] > 0 or fitted[i] > 0:  # one that has just entered may be held at 0
-                chosen[kept], held[kept] = chosen[i], held[i]
-                kept += 1
-            else:
-                first = min(first, i)
-        count = kept
-        for i in range(first, count):
-            _factor_row(gram, chosen, lower, i)
+        for i in range(count - 1, -1, -1):
+            if held[i] <= 0 and fitted[i] <= 0:  # one that has just entered may be held at 0
+                count -= 1
+                for j in range(i, count):
+                    chosen[j], held[j], fitted[j] = chosen[j + 1], held[j + 1], fitted[j + 1]
+                _drop_row(lower, i, count)
 
 
 @_compiled
@@ -174,37 +189,39 @@ def _solve(
             out[n, chosen[i]] = held[i]
 
 
-def non_negative_codes(targets: Tensor, gram: Tensor, k: int | None, dim: int) -> Tensor:
-    """Coefficients (N, F), float32 and non-negative, of N vectors of ``dim`` dimensions.
+def non_negative_codes(targets: Tensor, gram: Tensor, k: int | None) -> Tensor:
+    """Coefficients (N, F), float32 and non-negative, of N vectors, each solved alone.
 
-    ``targets`` (N, F) are their inner products with the atoms, ``gram`` (F, F) those of the atoms
-    with each other. With ``k``, at most k coefficients a row are positive. Each row is solved
-    alone.
+    ``targets`` (N, F) are the vectors' inner products with the atoms, ``gram`` (F, F) those of the
+    atoms with each other. With ``k``, at most k coefficients a row are positive.
     """
     inner, products = targets.double().numpy(), gram.double().numpy()
-    most = min(len(gram), dim)
+    most = min(k or len(gram), len(gram))
     out = np.zeros(inner.shape, dtype=np.float32)
 
     def work(start: int, stop: int) -> None:
-        rows = slice(start, stop)
-        _solve(products, inner[rows], min(k or most, most), k is not None, out[rows])
+        _solve(products, inner[start:stop], most, k is not None, out[start:stop])
 
     current_lanes().run(work, len(inner))
     return torch.from_numpy(out)
 
 
 class NonNegativeAtoms(Atoms):
-    """Codes are the non-negative least squares coefficients of ``x - b_dec``; with k, those of at
-    most k atoms that non-negative orthogonal matching pursuit chooses."""
+    """Codes minimise ``|x - b_dec - f W_dec|^2 + ridge * |f|^2`` over f >= 0; with k, over those of
+    at most k atoms that non-negative orthogonal matching pursuit chooses."""
+
+    ridge: ClassVar[float] = 0.0
+    """0: plain least squares."""
 
     def __init__(self, *, w_dec: Tensor, b_dec: Tensor, k: int | None = None) -> None:
         """Take the weights of `Atoms`."""
         super().__init__(w_dec=w_dec, b_dec=b_dec, k=k)
         self._atoms = w_dec.double()
         self._gram = (self._atoms @ self._atoms.T).cpu()
+        self._gram.diagonal().add_(self.ridge)
 
     def encode_rows(self, vectors: Tensor) -> Codes:
         """Solve each row, in float64 on the CPU."""
         targets = (vectors.double() - self.b_dec) @ self._atoms.T
-        codes = non_negative_codes(targets.cpu(), self._gram, self.k, self.dim)
+        codes = non_negative_codes(targets.detach().cpu(), self._gram, self.k)
         return to_codes(codes.to(vectors.device))

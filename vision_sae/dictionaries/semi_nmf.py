@@ -96,10 +96,13 @@ def _settled(
 class SemiNmf(NonNegativeAtoms):
     """``x - mean ~ f W`` with f >= 0 and directions of either sign; the bias is the mean.
 
-    New vectors get the non-negative codes that are best for the directions found.
+    New vectors get the non-negative codes that are best for the directions found. Directions that
+    sum to almost nothing would allow huge codes that cancel; a small ridge keeps those away. Most
+    features fire on most vectors unless k says otherwise.
     """
 
     architecture = "semi_nmf"
+    ridge = 1e-3
 
     @classmethod
     def fit(
@@ -119,8 +122,8 @@ class SemiNmf(NonNegativeAtoms):
 
         ``k`` limits the features of a row; ``nonzeros`` the dimensions of a direction: once the
         alternation has settled, each keeps its largest entries, and it goes on with those alone.
-        It starts from k-means (cluster membership + 0.2, as the paper advises) and ends after
-        ``iterations``, or when the objective falls by less than ``tolerance`` of itself.
+        It starts from k-means, as the paper advises, and ends after ``iterations``, or when the
+        objective falls by less than ``tolerance`` of itself.
 
         Raises `InvalidInputError` when there are fewer rows than features.
         """
@@ -134,7 +137,8 @@ class SemiNmf(NonNegativeAtoms):
         mean = vectors.double().mean(0).float()
         _, labels = cluster(vectors - mean, width, seed=seed)
         a = (vectors - mean).T.contiguous()
-        y = F.one_hot(labels, width).T.to(a.dtype) + 0.2
+        # Membership + 0.2 in the paper; with many clusters that would drown the membership.
+        y = F.one_hot(labels, width).T.to(a.dtype) + 0.2 / width
         state = _settled(a, y, None, iterations, tolerance)
         if nonzeros is not None and nonzeros < len(a):
             largest = state.z.abs().topk(nonzeros, dim=0).indices

@@ -106,7 +106,9 @@ def downstream(
     """
 
     def reconstruct(vectors: Tensor) -> Tensor:
-        return dictionary.decode(dictionary.encode(vectors.float()))
+        # The hook runs inside the model's autocast; a dictionary is measured in its own precision.
+        with torch.autocast(vectors.device.type, enabled=False):
+            return dictionary.decode(dictionary.encode(vectors.float()))
 
     changes: dict[str, Callable[[Tensor], Tensor]] = {
         "with_sae": reconstruct,

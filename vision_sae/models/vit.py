@@ -100,11 +100,16 @@ class TorchvisionBackbone:
         return ModelOutput(embedding.float(), vit.heads(embedding).float())
 
 
+def _float32_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
 class VitModel:
     """A ViT behind the `Model` protocol: see `vision_sae.models.protocol.Model`.
 
     Matrix products run in ``dtype`` under autocast; the residual stream stays float32, so that a
-    block update is never the difference of two rounded numbers.
+    block update is never the difference of two rounded numbers. It is made so where it begins:
+    without CLS, position table and LayerScale nothing else would lift it out of ``dtype``.
     """
 
     kind = "vit"
@@ -125,6 +130,7 @@ class VitModel:
         self.device = torch.device(device)
         self.dtype = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
         backbone.module.eval().requires_grad_(False).to(self.device)
+        backbone.blocks()[0][0].register_forward_pre_hook(_float32_input)
 
     @cached_property
     def _taps(self) -> dict[str, tuple[Site, Tap]]:

@@ -1,8 +1,8 @@
 """A folder of pictures, with captions from a sidecar where there is one.
 
 The sidecar is ``captions.jsonl`` (objects with ``file``, ``caption`` and optionally a list of
-``tags``) or ``captions.csv`` (columns ``file`` and ``caption``) in the folder itself; ``file`` is
-relative to the folder.
+``tags`` and a ``source``) or ``captions.csv`` (columns ``file`` and ``caption``) in the folder
+itself; ``file`` is relative to the folder.
 """
 
 from __future__ import annotations
@@ -33,22 +33,27 @@ class Picture:
     caption: str = ""
     tags: tuple[str, ...] = ()
     """Further words that go with the picture, for example its category."""
+    source: str = ""
+    """What it was cut from, for example a photograph with several crops; empty: from nothing that
+    another picture was. Pictures of one source are not independent evidence."""
 
     def load(self) -> Image.Image:
         """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``."""
         return decode_image(self.path.read_bytes())
 
 
-def _entry(row: dict[str, Any]) -> tuple[str, tuple[str, tuple[str, ...]]]:
-    """(file, (caption, tags)) of one row of a sidecar; raises for what is not text."""
-    file, caption, tags = row["file"], row["caption"], row.get("tags", [])
-    if not isinstance(tags, list) or not all(isinstance(v, str) for v in (file, caption, *tags)):
+def _entry(row: dict[str, Any]) -> tuple[str, tuple[str, tuple[str, ...], str]]:
+    """(file, (caption, tags, source)) of one row of a sidecar; raises for what is not text."""
+    file, caption = row["file"], row["caption"]
+    tags, source = row.get("tags", []), row.get("source", "")
+    texts = (file, caption, source, *tags)
+    if not isinstance(tags, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"not text: {row}")
-    return file, (caption, tuple(tags))
+    return file, (caption, tuple(tags), source)
 
 
-def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """{file: (caption, tags)}"""
+def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...], str]]:
+    """{file: (caption, tags, source)}"""
     jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
     try:
         if jsonl.is_file():
@@ -81,6 +86,4 @@ def image_folder(folder: Path) -> list[Picture]:
     if not files:
         raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file", field="images")
     ids = [path.relative_to(folder).as_posix() for path in files]
-    return [
-        Picture(id, path, *captions.get(id, ("", ()))) for id, path in zip(ids, files, strict=True)
-    ]
+    return [Picture(id, path, *captions.get(id, ())) for id, path in zip(ids, files, strict=True)]

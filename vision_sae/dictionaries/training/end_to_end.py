@@ -55,7 +55,7 @@ def end_to_end_step(
     pull = forward.error * (2 * error_weight / len(z))
     slopes = (slope.float() / scaling.scale + pull)[None]
     report = learner.backward(learner.gradients_at(forward, slopes), rate)
-    return report, float(distance)
+    return report, float(distance.detach())
 
 
 def train_end_to_end(

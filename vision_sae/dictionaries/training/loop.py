@@ -15,9 +15,8 @@ from vision_sae.activations.store import ActivationStore
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.stream import ShuffledRows
-from vision_sae.dictionaries.training.archetypal import ArchetypalLearner
+from vision_sae.dictionaries.training.architectures import new_learner
 from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
-from vision_sae.dictionaries.training.dense import GatedLearner, JumpReluLearner, ReluLearner
 from vision_sae.dictionaries.training.distributed import Group, join_group
 from vision_sae.dictionaries.training.learner import Learner, learning_rate
 from vision_sae.dictionaries.training.penalties import (
@@ -25,17 +24,8 @@ from vision_sae.dictionaries.training.penalties import (
     orthogonality_gradient,
 )
 from vision_sae.dictionaries.training.scaling import InputScaling, input_scaling
-from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.errors import InvalidInputError
 
-_LEARNERS: dict[str, Callable[..., Learner]] = {
-    "topk": SparseLearner,
-    "batch_topk": SparseLearner,
-    "matryoshka": SparseLearner,
-    "relu": ReluLearner,
-    "jumprelu": JumpReluLearner,
-    "gated": GatedLearner,
-}
 _SHARED = ("site", "steps", "batch_size", "shuffle_mb", "shuffle_seed", "checkpoint_steps")
 """What dictionaries trained in lockstep must have in common."""
 
@@ -55,23 +45,6 @@ class Training(NamedTuple):
     """Share of them in which the learners waited for the stream."""
     samples_per_second: float
     """Rows a second, counting each row once however many learners saw it."""
-
-
-def _learner(
-    config: TrainConfig,
-    store: ActivationStore,
-    site: str,
-    prepare: Transform,
-    group: Group,
-    device: str,
-) -> Learner:
-    dim = store.sites[site]
-    if config.architecture == "archetypal":
-        stride = max(1, store.rows // config.archetypes)
-        rows = torch.cat([a.flatten(0, 1)[::stride] for a in store.arrays(site)])
-        points = prepare(rows[: config.archetypes].to(device))
-        return ArchetypalLearner(dim, config, points=points, group=group, device=device)
-    return _LEARNERS[config.architecture](dim, config, group=group, device=device)
 
 
 def _check_lockstep(configs: Sequence[TrainConfig]) -> None:
@@ -128,7 +101,15 @@ def train_together(
         moved = vectors.to(device).float()
         return scaling.apply(transform(moved) if transform else moved)
 
-    learners = [_learner(c, store, site, prepare, group, device) for c in configs]
+    def points(count: int) -> Tensor:
+        """Spread evenly over the store."""
+        stride = max(1, store.rows // count)
+        rows = torch.cat([array.flatten(0, 1)[::stride] for array in store.arrays(site)])
+        return prepare(rows[:count])
+
+    learners = [
+        new_learner(store.sites[site], c, points, group=group, device=device) for c in configs
+    ]
     step = first = restore_checkpoint(checkpoint, learners) if checkpoint else 0
     stream = ShuffledRows(
         store, site, config.batch_size, shuffle_mb=config.shuffle_mb, seed=config.shuffle_seed

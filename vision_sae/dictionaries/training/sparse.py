@@ -30,7 +30,7 @@ from vision_sae.errors import InvalidInputError
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-_WIDEST_ROW = 8
+WIDEST_ROW = 8
 """BatchTopK: a single row may take this many times k features."""
 _THRESHOLD_MEMORY = 0.99
 """BatchTopK: share of the old threshold that a step keeps."""
@@ -94,12 +94,21 @@ class Adam(NamedTuple):
     """1 / sqrt(1 - beta2^t)."""
 
 
+class Shared(NamedTuple):
+    """The batch in which rows compete for places, BatchTopK's."""
+
+    group: Group
+    """The processes that hold it."""
+    rows: int
+    """Its rows in all of them."""
+
+
 class Kernels(Protocol):
     """The heavy part of a step, on one kind of device."""
 
-    def choose(self, centred: Tensor, k: int, *, across_rows: bool) -> Chosen:
-        """The k largest positive pre-activations of each row of (N, D), or with ``across_rows``
-        the k * N largest of the batch, at most ``_WIDEST_ROW`` k a row."""
+    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
+        """The k largest positive pre-activations of each row of (N, D), or with ``shared`` the
+        ``k * rows`` largest of the whole batch, at most `WIDEST_ROW` k a row."""
         ...
 
     def finish(
@@ -184,9 +193,11 @@ class SparseLearner:
     def forward(self, z: Tensor, *, rows: int | None = None) -> Forward:
         """Encode and reconstruct z (N, D); gradients are those of the mean squared error over
         ``rows`` rows (N when absent)."""
+        rows = rows or len(z)
         centred = z - self.weights.b_dec
-        chosen = self._kernels.choose(centred, self.config.k, across_rows=self._across_rows)
-        weight = 2 / ((rows or len(z)) * len(self._ends))
+        shared = Shared(self._group, rows) if self._across_rows else None
+        chosen = self._kernels.choose(centred, self.config.k, shared)
+        weight = 2 / (rows * len(self._ends))
         return self._kernels.finish(centred, chosen, self._ends, weight)
 
     def step(

@@ -11,12 +11,13 @@ from torch import Tensor
 from vision_sae.dictionaries import kernels_cpu as loops
 from vision_sae.dictionaries.training.aux_k import AuxGradients
 from vision_sae.dictionaries.training.sparse import (
-    _WIDEST_ROW,
     BETAS,
     EPSILON,
+    WIDEST_ROW,
     Adam,
     Chosen,
     Forward,
+    Shared,
     Weights,
 )
 from vision_sae.models.precision import fastest_dtype
@@ -51,15 +52,15 @@ class CpuKernels:
             self._scratch.buffer = buffer
         return buffer[:rows]
 
-    def choose(self, centred: Tensor, k: int, *, across_rows: bool) -> Chosen:
+    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
         n, width = len(centred), len(self._w.w_enc)
-        slots = min(width, _WIDEST_ROW * k) if across_rows else k
+        slots = min(width, WIDEST_ROW * k) if shared else k
         chosen = Chosen(
             torch.zeros(n, slots, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
         )
         features, counts = chosen.features.numpy(), chosen.counts.numpy()
-        kept = np.zeros((n, slots) if across_rows else (0, 0), dtype=np.int32)
+        kept = np.zeros((n, slots) if shared else (0, 0), dtype=np.int32)
         inputs = centred.to(self._dtype)
         directions = (self._low if len(self._low) else self._w.w_enc).T
         bias = self._w.b_enc.to(self._dtype)
@@ -72,14 +73,15 @@ class CpuKernels:
                 torch.addmm(bias, inputs[rows], directions, out=pre)
                 bits = pre.view(_INTEGER[self._dtype]).numpy()
                 loops.choose_largest(bits, slots, features[rows], counts[rows])
-                if across_rows:
+                if shared:
                     loops.take(bits, features[rows], counts[rows], kept[rows])
 
         loops.current_lanes().run(work, n)
-        if across_rows:
-            taken = kept[kept > 0]
-            if len(taken) > k * n:
-                bound = np.partition(taken, len(taken) - k * n)[len(taken) - k * n]
+        if shared:
+            rivals = shared.group.gather(torch.from_numpy(kept), shared.rows).numpy()
+            rivals, places = rivals[rivals > 0], k * shared.rows
+            if len(rivals) > places:
+                bound = np.partition(rivals, len(rivals) - places)[len(rivals) - places]
                 loops.keep_above(kept, bound, features, counts)
         return chosen
 

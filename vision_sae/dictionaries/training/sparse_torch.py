@@ -13,10 +13,11 @@ from torch import Tensor
 from vision_sae.dictionaries.kernels import bag, sampled_dot, top_k, transpose, transposed_bag
 from vision_sae.dictionaries.training.aux_k import AuxGradients
 from vision_sae.dictionaries.training.sparse import (
-    _WIDEST_ROW,
+    WIDEST_ROW,
     Adam,
     Chosen,
     Forward,
+    Shared,
     Weights,
     adam_,
 )
@@ -33,17 +34,18 @@ class TorchKernels:
     def refresh(self) -> None:
         """Nothing is remembered between steps."""
 
-    def choose(self, centred: Tensor, k: int, *, across_rows: bool) -> Chosen:
+    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
         w, dtype = self._w, self._dtype
         pre = F.linear(centred.to(dtype), w.w_enc.to(dtype), w.b_enc.to(dtype))
-        slots = min(len(w.w_enc), _WIDEST_ROW * k) if across_rows else k
+        slots = min(len(w.w_enc), WIDEST_ROW * k) if shared else k
         indices, values = top_k(pre, slots)
         positive = values > 0
-        if across_rows:
-            taken = values[positive]
-            if len(taken) > k * len(centred):
-                positive &= values >= taken.topk(k * len(centred)).values[-1]
+        if shared:
+            rivals = shared.group.gather(values, shared.rows)
+            rivals, places = rivals[rivals > 0], k * shared.rows
+            if len(rivals) > places:
+                positive &= values >= rivals.topk(places).values[-1]
         # Those that fire move to the front of their row and stay in order.
         order = (~positive).sort(dim=1, stable=True).indices
         return Chosen(indices.gather(1, order).int(), positive.sum(1).int())

@@ -1,0 +1,51 @@
+"""Two processes that train together make what one makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worlds import write_store
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.pipeline import train_dictionary
+
+pytestmark = pytest.mark.slow
+BASE = {"expansion": 3, "k": 4, "steps": 30, "batch_size": 101, "dead_after": 400}
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "matryoshka", "relu"])
+def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) -> None:
+    random = np.random.default_rng(0)
+    store = write_store(tmp_path / "store", [random.normal(size=(200, 4, 16))])
+    config = TrainConfig(**(BASE | {"architecture": architecture}))  # type: ignore[arg-type]
+    train_dictionary(store, tmp_path / "one", config, {"all": store}, progress=False)
+    (tmp_path / "config.yaml").write_text(
+        "train:\n" + "".join(f"  {k}: {v}\n" for k, v in config.model_dump(include=set(BASE)).items())
+    )
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+        *("-m", "vision_sae.cli", "train", str(tmp_path / "store"), str(tmp_path / "two")),
+        *("--heldout", str(tmp_path / "store"), "--architecture", architecture),
+        *("--config", str(tmp_path / "config.yaml")),
+    ]
+    run = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = (load_dictionary(tmp_path / name)[0] for name in ("one", "two"))
+    torch.testing.assert_close(two.decoder, one.decoder, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two.bias, one.bias, rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob(".*checkpoints"))

@@ -1,0 +1,168 @@
+"""Training archetypal autoencoders: TopK whose decoder rows are mixtures of data points.
+
+Fel et al. 2025, "Archetypal SAE", the relaxed form: a decoder row is a convex combination of data
+points, plus a relaxation of bounded length. Here each feature mixes a few points that lie near
+each other, so that what it is made of can be looked at, and its row is then brought to unit norm,
+as everywhere: lengths are the activations' affair.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.archetypal import ArchetypalSae
+from vision_sae.dictionaries.kernels import bag, transpose, transposed_bag
+from vision_sae.dictionaries.training.aux_k import AuxGradients
+from vision_sae.dictionaries.training.distributed import Group
+from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.sparse import (
+    Adam,
+    Chosen,
+    Forward,
+    Kernels,
+    Shared,
+    SparseLearner,
+    Weights,
+    adam_,
+)
+from vision_sae.errors import InvalidInputError
+
+BOUND = 0.1
+"""Longest relaxation, as a share of its mixture's length: a row is at most 6 degrees off."""
+_MEMBERS = 32
+"""Data points that a feature mixes."""
+_HASTE = 10.0
+"""How many times faster the logits of the shares learn than the weights."""
+
+
+class Mixing(NamedTuple):
+    """How decoder rows are made of ``points``, and Adam's moments; changed in place."""
+
+    points: Tensor
+    """Scaled site vectors (A, D); never changed."""
+    members: Tensor
+    """The points that each feature mixes (F, M), int64."""
+    logits: Tensor
+    """Their shares are the softmax of these (F, M)."""
+    relaxation: Tensor
+    """(F, D)"""
+    m_logits: Tensor
+    v_logits: Tensor
+    m_relaxation: Tensor
+    v_relaxation: Tensor
+
+    def mixtures(self, logits: Tensor) -> Tensor:
+        """Convex combinations of the points with these logits (F, D)."""
+        return bag(self.members, logits.softmax(1), self.points)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(decoder rows of unit norm (F, D), the lengths they had before (F))."""
+        raw = self.mixtures(self.logits) + self.relaxation
+        lengths = raw.norm(dim=1)
+        return raw / lengths[:, None], lengths
+
+    def descend(self, by_rows: Tensor, adam: Adam) -> None:
+        """One Adam step against the gradient by the unit rows (F, D); the relaxations come back
+        inside their bound."""
+        with torch.enable_grad():
+            logits = self.logits.clone().requires_grad_()
+            relaxation = self.relaxation.clone().requires_grad_()
+            rows = F.normalize(self.mixtures(logits) + relaxation, dim=1)
+            by_logits, by_relaxation = torch.autograd.grad(rows, (logits, relaxation), by_rows)
+        hasty = adam._replace(rate=adam.rate * _HASTE)
+        adam_(self.logits, by_logits, self.m_logits, self.v_logits, hasty)
+        adam_(self.relaxation, by_relaxation, self.m_relaxation, self.v_relaxation, adam)
+        longest = BOUND * self.mixtures(self.logits).norm(dim=1)
+        lengths = self.relaxation.norm(dim=1)
+        self.relaxation.mul_(torch.where(lengths > longest, longest / lengths, 1.0)[:, None])
+
+
+class MixedDecoder:
+    """`sparse.Kernels` for a decoder that follows from a mixing."""
+
+    def __init__(self, kernels: Kernels, weights: Weights, mixing: Mixing) -> None:
+        """Everything but the update is left to ``kernels`` of the same weights."""
+        self._kernels, self._w, self._mixing = kernels, weights, mixing
+
+    def refresh(self) -> None:
+        """Take notice of weights that were changed from outside."""
+        self._kernels.refresh()
+
+    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
+        """See `sparse.Kernels`."""
+        return self._kernels.choose(centred, k, shared)
+
+    def finish(
+        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
+    ) -> Forward:
+        """See `sparse.Kernels`."""
+        return self._kernels.finish(centred, chosen, ends, weight)
+
+    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
+        """See `sparse.Kernels`."""
+        return self._kernels.gradients_at(forward, slopes)
+
+    def update(
+        self,
+        forward: Forward,
+        ends: tuple[int, ...],
+        adam: Adam,
+        aux: AuxGradients | None,
+        decoder_gradient: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `sparse.Kernels`."""
+        w, indices = self._w, forward.features.long()
+        by_feature = transpose(indices, len(w.w_enc))
+        by_decoder = transposed_bag(by_feature, forward.values, forward.slopes[0])
+        by_encoder = transposed_bag(by_feature, forward.g_values, forward.centred)
+        by_bias = torch.zeros_like(w.b_enc)
+        by_bias.index_add_(0, indices.reshape(-1), forward.g_values.reshape(-1))
+        if aux is not None:
+            by_encoder.index_add_(0, aux.features, aux.w_enc)
+            by_bias.index_add_(0, aux.features, aux.b_enc)
+            by_decoder.index_add_(0, aux.features, aux.w_dec)
+        if decoder_gradient is not None:
+            by_decoder += decoder_gradient
+        through_encoder = by_bias @ w.w_enc
+        adam_(w.w_enc, by_encoder, w.m_w_enc, w.v_w_enc, adam)
+        adam_(w.b_enc, by_bias, w.m_b_enc, w.v_b_enc, adam)
+        self._mixing.descend(by_decoder, adam)
+        w.w_dec.copy_(self._mixing.rows()[0])
+        self.refresh()
+        fired = torch.zeros(len(w.w_enc), dtype=torch.bool, device=indices.device)
+        fired[indices[forward.values > 0]] = True
+        return fired, through_encoder
+
+
+class ArchetypalLearner(SparseLearner):
+    """One archetypal autoencoder being trained; see `learner.Learner`."""
+
+    def __init__(
+        self,
+        dim: int,
+        config: TrainConfig,
+        *,
+        points: Tensor,
+        group: Group | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """``points`` (A, D) are scaled site vectors to mix."""
+        super().__init__(dim, config, group=group, device=device)
+        if len(points) < 2:
+            raise InvalidInputError(
+                f"{len(points)} data points cannot be mixed; raise --archetypes, or give more "
+                "pictures",
+                field="archetypes",
+            )
+        self.mixing = _first_mixing(points.float().cpu(), len(self.weights.w_dec), config.seed)
+        self.mixing = Mixing(*(t.to(device) for t in self.mixing))
+        rows, _ = self.mixing.rows()
+        self.weights.w_dec.copy_(rows)
+        self.weights.w_enc.copy_(rows)
+        self._kernels = MixedDecoder(self._kernels, self.weights, self.mixing)
+        self._kernels.refresh()

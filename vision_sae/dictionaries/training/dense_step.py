@@ -1,0 +1,252 @@
+"""What the learners share whose encoder is dense in training: every feature has a gradient.
+
+A subclass says how a forward pass goes and what it is penalised for; autograd does the rest, with
+the dense products in the machine's fastest precision and everything else in float32. A batch is
+taken in pieces, so that memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.sae import Sae
+from vision_sae.dictionaries.training.aux_k import aux_gradients
+from vision_sae.dictionaries.training.distributed import Group
+from vision_sae.dictionaries.training.learner import StepReport
+from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.sparse import BETAS, Adam, adam_
+from vision_sae.dictionaries.training.steering import SparsityWeight
+from vision_sae.errors import InvalidInputError
+from vision_sae.models.precision import fastest_dtype
+
+_PIECE = 2**23
+"""Pre-activations held at a time."""
+
+
+class Pass(NamedTuple):
+    """A forward pass over N rows."""
+
+    x_hat: Tensor
+    """Reconstructions of z (N, D)."""
+    activations: Tensor
+    """(N, F), >= 0"""
+    penalty: Tensor
+    """What lambda multiplies, summed over the rows, ()."""
+    auxiliary: Tensor | None = None
+    """A further loss, summed over the rows, ()."""
+
+
+class Slopes(NamedTuple):
+    """Gradients of the loss, and what was seen on the way to them."""
+
+    gradients: dict[str, Tensor]
+    """By every parameter, under its name."""
+    error: Tensor
+    """x_hat - z (N, D)"""
+    fired: Tensor
+    """Rows on which each feature fired (F), float32."""
+
+
+class DenseLearner(ABC):
+    """One sparse autoencoder being trained by autograd; see `learner.Learner`.
+
+    The loss is ``mean_n |z_n - x_hat_n|^2 + lambda * penalty``, where lambda is
+    ``config.sparsity``, or is steered to ``config.k`` active features a row.
+    """
+
+    firmness: ClassVar[float]
+    """See `steering.SparsityWeight`."""
+    haste: ClassVar[Mapping[str, float]] = {}
+    """Parameters that learn so many times faster than the others."""
+
+    def __init__(
+        self,
+        dim: int,
+        config: TrainConfig,
+        *,
+        group: Group | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """``dtype`` is the precision of dense products; the fastest of the device when absent."""
+        width = config.expansion * dim
+        if config.k >= width:
+            raise InvalidInputError(
+                f"k = {config.k} of {width} features is not sparse; lower --k or raise --expansion",
+                field="k",
+            )
+        self.config = config
+        self._group = group or Group()
+        self._dtype = dtype or fastest_dtype(device)
+        generator = torch.Generator().manual_seed(config.seed)
+        directions = F.normalize(torch.randn(width, dim, generator=generator), dim=1)
+        level = firing_level(dim, width, config.k)
+        parameters = {
+            "w_enc": directions.clone(),
+            "b_enc": torch.zeros(width),
+            "w_dec": directions,
+            "b_dec": torch.zeros(dim),
+            **self.first_parameters(width, level),
+        }
+        self.parameters = {name: p.to(device).requires_grad_() for name, p in parameters.items()}
+        """float32, changed in place; encoder and decoder (F, D), the latter's rows of unit norm."""
+        self._moments = {
+            f"{moment}_{name}": torch.zeros_like(p, requires_grad=False)
+            for name, p in self.parameters.items()
+            for moment in ("m", "v")
+        }
+        self.sparsity = SparsityWeight(
+            config.k,
+            start=self.first_sparsity(level),
+            firmness=self.firmness,
+            fixed=config.sparsity,
+            device=device,
+        )
+        self.silent = torch.zeros(width, dtype=torch.int64, device=device)
+        """Rows since each feature last fired (F)."""
+        self.steps_done = torch.zeros((), dtype=torch.int64)
+
+    @abstractmethod
+    def first_parameters(self, width: int, level: float) -> dict[str, Tensor]:
+        """Parameters before the first step, beyond unit decoder rows and zero biases.
+
+        ``level`` is a pre-activation that about k of the ``width`` features exceed at first.
+        """
+
+    @abstractmethod
+    def first_sparsity(self, level: float) -> float:
+        """lambda before it is steered, for features that fire from about ``level`` on."""
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Pass:
+        """Encode and reconstruct z (N, D)."""
+
+    @abstractmethod
+    def dictionary(self, scaling: InputScaling) -> Sae:
+        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
+
+    def folded(self, scaling: InputScaling) -> dict[str, Tensor]:
+        """The weights of `Sae`, on raw site vectors."""
+        w_enc, b_enc, w_dec, b_dec = (
+            self.parameters[name].detach().cpu().clone()
+            for name in ("w_enc", "b_enc", "w_dec", "b_dec")
+        )
+        return {
+            "w_enc": w_enc,
+            "b_enc": b_enc / scaling.scale,
+            "w_dec": w_dec,
+            "b_dec": b_dec / scaling.scale + scaling.mean,
+        }
+
+    @property
+    def decoder(self) -> Tensor:
+        """The decoder rows (F, D), of unit norm, as they stand."""
+        return self.parameters["w_dec"].detach()
+
+    def step(
+        self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None
+    ) -> StepReport:
+        """One optimiser step on z (N, D), the whole batch in every process."""
+        n, mine = len(z), self._group.share(z)
+        dead = self.silent > self.config.dead_after
+        gradients, error, fired = self.slopes(mine, rows=n)
+        self._add_aux(gradients, dead, mine, error, rows=n)
+        squares = error.square().sum()
+        if self._group.size > 1:
+            for part in (*gradients.values(), fired, squares):
+                dist.all_reduce(part)
+        if decoder_gradient is not None:
+            gradients["w_dec"].add_(decoder_gradient)
+        self._descend(gradients, rate)
+        l0 = fired.sum() / n
+        self.sparsity.follow(l0, rate * z.shape[1] ** 0.5)
+        self.silent += n
+        self.silent[fired > 0] = 0
+        spread = (z - z.mean(0)).square().sum()
+        return StepReport(fvu=squares / spread, l0=l0, dead=dead.float().mean())
+
+    def slopes(self, z: Tensor, *, rows: int | None = None) -> Slopes:
+        """Gradients of the loss on z (N, D), a mean over ``rows`` rows (N when absent)."""
+        rows, low = rows or len(z), self._dtype != torch.float32
+        parameters = tuple(self.parameters.values())
+        totals = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        fired = torch.zeros(len(self.silent), device=z.device)
+        errors = []
+        for piece in z.split(max(1, _PIECE // len(fired))):
+            with torch.enable_grad(), torch.autocast(z.device.type, self._dtype, enabled=low):
+                made = self.forward(piece)
+                error = made.x_hat - piece
+                loss = error.square().sum() + self.sparsity.value * made.penalty
+                if made.auxiliary is not None:
+                    loss = loss + made.auxiliary
+            for total, part in zip(totals, torch.autograd.grad(loss, parameters), strict=True):
+                total.add_(part, alpha=1 / rows)
+            errors.append(error.detach())
+            fired += (made.activations.detach() > 0).sum(0)
+        gradients = dict(zip(self.parameters, totals, strict=True))
+        return Slopes(gradients, torch.cat(errors), fired)
+
+    @torch.no_grad()
+    def _add_aux(
+        self, gradients: dict[str, Tensor], dead: Tensor, z: Tensor, error: Tensor, *, rows: int
+    ) -> None:
+        """Add AuxK's gradients for the ``dead`` features (F).
+
+        What silences a feature here is its bias, threshold or gate: AuxK leaves them out of its
+        activations, or it would find nothing to learn from, and hands their gradient to b_enc.
+        """
+        p = self.parameters
+        aux = aux_gradients(
+            dead,
+            z - p["b_dec"],
+            error,
+            w_enc=p["w_enc"],
+            b_enc=torch.zeros_like(p["b_enc"]),
+            w_dec=p["w_dec"],
+            coefficient=self.config.aux_coefficient * len(z) / rows,
+        )
+        if aux is not None:
+            for name in ("w_enc", "b_enc", "w_dec"):
+                gradients[name].index_add_(0, aux.features, getattr(aux, name))
+            gradients["b_dec"].sub_(aux.b_enc @ p["w_enc"][aux.features])
+
+    @torch.no_grad()
+    def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
+        """One Adam step of every parameter; decoder rows move along the sphere."""
+        w_dec, gradient = self.parameters["w_dec"], gradients["w_dec"]
+        radial = (gradient * w_dec).sum(1, keepdim=True)
+        gradient.addcmul_(radial, w_dec, value=-1)
+        self.steps_done += 1
+        t = int(self.steps_done)
+        for name, parameter in self.parameters.items():
+            own_rate = rate * self.haste.get(name, 1.0)
+            adam = Adam(own_rate / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t) ** -0.5)
+            m, v = self._moments[f"m_{name}"], self._moments[f"v_{name}"]
+            adam_(parameter, gradients[name], m, v, adam)
+        w_dec.div_(w_dec.norm(dim=1, keepdim=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state."""
+        parameters = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        counters = {"silent": self.silent, "steps": self.steps_done}
+        return parameters | self._moments | self.sparsity.tensors() | counters
+
+    def refresh(self) -> None:
+        """Nothing is remembered beside `tensors`."""
+
+
+def firing_level(dim: int, width: int, k: int) -> float:
+    """What k of ``width`` random unit directions exceed in their product with a row of z.
+
+    z has unit mean square norm, so such products are nearly normal with variance 1 / ``dim``.
+    """
+    share = torch.tensor(1 - k / width, dtype=torch.float64)
+    return float(torch.special.ndtri(share)) / dim**0.5
