@@ -45,7 +45,7 @@ lint-types: $(STAMPS)/dev
 lint-contract: $(STAMPS)/dev
 	@$(BIN)/python proto/generate.py --check
 
-bench: $(STAMPS)/dev ## Run every benchmark of tests/benchmarks; each prints JSON
+bench: $(STAMPS)/bench ## Run every benchmark of tests/benchmarks; each prints JSON
 	@for file in tests/benchmarks/[!_]*.py; do \
 		[ -e "$$file" ] || { echo 'tests/benchmarks has no benchmark' >&2; exit 1; }; \
 		name=$$(basename "$$file" .py); \
@@ -60,7 +60,7 @@ constraints: ## Pin in constraints.txt the newest releases that resolve together
 	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins
 	@echo 'Resolving without pins; this takes minutes.'
 	@build/pins/bin/python -m pip install -qq --no-input --disable-pip-version-check \
-		--editable '.[cpu,demo,web,dev]'
+		--editable '.[cpu,demo,web,dev,bench]'
 	@{ sed -n '/^#/p' constraints.txt; \
 		build/pins/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 			| sed -E '/^(nvidia|cuda)-/d; s/^faiss-cpu==(.*)/&\nfaiss-gpu==\1/'; \
@@ -111,4 +111,9 @@ $(STAMPS)/demo: pyproject.toml constraints.txt requirements-demo.txt $(STAMPS)/t
 $(STAMPS)/dev: $(STAMPS)/demo
 	@echo 'Installing the development tools into $(VENV).'
 	@$(LOCKED) --editable '.[cpu,demo,web,dev]'
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/dev
+	@echo 'Installing the peers that the benchmarks measure against into $(VENV).'
+	@$(LOCKED) --editable '.[cpu,demo,web,dev,bench]'
 	@touch $@

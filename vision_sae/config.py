@@ -88,7 +88,7 @@ class TrainConfig(Section):
     steps: int = Field(500, ge=1)
     batch_size: int = Field(4096, ge=1)
     """Patches per step."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay: float = Field(0.4, ge=0, le=1)

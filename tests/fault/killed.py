@@ -17,6 +17,7 @@ import torch
 
 from tests.worlds import tiny_model
 from vision_sae.activations import harvest as harvest_module
+from vision_sae.activations import shards as shards_module
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
 from vision_sae.config import BuildConfig, HarvestConfig, TrainConfig
@@ -44,8 +45,8 @@ def build(root: Path) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
-    "harvest-write": (harvest, harvest_module, "_write"),
-    "harvest-fsync": (harvest, harvest_module, "fsync"),
+    "harvest-write": (harvest, harvest_module, "write_shard"),
+    "harvest-fsync": (harvest, shards_module, "fsync"),
     "harvest-rename": (harvest, os, "rename"),
     "train-step": (train, TopKTrainer, "step"),
     "train-replace": (train, os, "replace"),

@@ -27,7 +27,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) ->
     config = TrainConfig(**(BASE | {"architecture": architecture}))  # type: ignore[arg-type]
     train_dictionary(store, tmp_path / "one", config, {"all": store}, progress=False)
     (tmp_path / "config.yaml").write_text(
-        "train:\n" + "".join(f"  {k}: {v}\n" for k, v in config.model_dump(include=set(BASE)).items())
+        "train:\n"
+        + "".join(f"  {k}: {v}\n" for k, v in config.model_dump(include=set(BASE)).items())
     )
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),

@@ -98,7 +98,7 @@ def crops(tmp_path: Path) -> Bundle:
 
     First crops say "cat" in photographs 0 to 9, second crops say "dog" there and in 10 to 14.
     """
-    vectors = np.zeros((60, 4, 1), dtype=np.float32)
+    vectors = np.zeros((60, 4, 3), dtype=np.float32)
     vectors[:20:2, 0, 0] = 1
     captions = [
         f"{word} {FILLER[i // 2 % 8]}"

@@ -118,7 +118,7 @@ def test_threshold_gradient_feature_by_feature() -> None:
         by_activation = 2 * got.error @ p["w_dec"][i] / 32
         near = (pre[:, i] - t).abs() < bandwidth / 2
         expected[i] = -t / bandwidth * (t * by_activation + LAMBDA / 32)[near].sum()
-    assert (expected != 0).all()
+    assert (expected != 0).sum() > WIDTH / 2
     torch.testing.assert_close(got.gradients["log_threshold"], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -212,8 +212,8 @@ def test_decoder_rows_keep_unit_norm(architecture: str) -> None:
 
 @every_learner
 def test_report_and_silence_by_definition(architecture: str) -> None:
-    learner, z = learner_with(architecture, dead=4), rows(32)
-    learner.silent[0] = 50
+    learner, z = learner_with(architecture, dead_after=100), rows(32)
+    learner.silent[:4] = torch.tensor([100, 101, 5000, 50])  # two of them are dead
     before = learner.silent.clone()
     with torch.no_grad():
         made = learner.forward(z)
@@ -221,7 +221,7 @@ def test_report_and_silence_by_definition(architecture: str) -> None:
     unexplained = (z - made.x_hat).square().sum() / (z - z.mean(0)).square().sum()
     torch.testing.assert_close(report.fvu, unexplained)
     assert float(report.l0) == pytest.approx(float((made.activations > 0).sum()) / 32)
-    assert float(report.dead) == pytest.approx(4 / WIDTH)
+    assert float(report.dead) == pytest.approx(2 / WIDTH)
     fires = (made.activations > 0).any(0)
     assert torch.equal(learner.silent, torch.where(fires, 0, before + 32))
 

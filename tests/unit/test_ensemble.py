@@ -16,9 +16,7 @@ from vision_sae.errors import InvalidInputError
 def random_sae(seed: int, width: int = 9, k: int = 2) -> TopKSae:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"w_enc": (width, 5), "b_enc": (width,), "w_dec": (width, 5), "b_dec": (5,)}
-    return TopKSae(
-        k=k, **{name: torch.randn(s, generator=generator) for name, s in shapes.items()}
-    )
+    return TopKSae(k=k, **{name: torch.randn(s, generator=generator) for name, s in shapes.items()})
 
 
 @pytest.mark.parametrize("kind", [Bagging, Boosting])

@@ -41,7 +41,13 @@ def test_width_that_is_not_given(store: ActivationStore, architecture: str, widt
 
 @pytest.mark.parametrize(
     ("architecture", "width", "floor"),
-    [("neurons", 12, 1), ("pca", 8, 0.95), ("nmf", 4, 0.9), ("semi_nmf", 4, 0.9), ("kmeans", 9, 0.5)],
+    [
+        ("neurons", 12, 1),
+        ("pca", 8, 0.95),
+        ("nmf", 4, 0.9),
+        ("semi_nmf", 4, 0.9),
+        ("kmeans", 9, 0.5),
+    ],
 )
 def test_width_is_kept_and_the_store_explained(
     store: ActivationStore, architecture: str, width: int, floor: float

@@ -111,11 +111,24 @@ def test_counts(folder: Path, tmp_path: Path) -> None:
     assert (store.manifest["images"], store.manifest["skipped"], store.rows) == (7, 0, 7 * 16)
 
 
-def test_thumbnails_fit_their_side_and_keep_the_order(folder: Path, tmp_path: Path) -> None:
-    store = run(folder, tmp_path / "store")
-    sizes = [Image.open(io.BytesIO(data)).size for data in store.thumbnails()]
-    assert len(sizes) == 7
-    assert {max(size) for size in sizes} == {16}
+def test_thumbnails_fit_their_side_and_keep_the_order(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        Image.new("RGB", (40 + i, 34), (50 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    store = run(tmp_path / "pictures", tmp_path / "store")
+    thumbnails = [Image.open(io.BytesIO(data)) for data in store.thumbnails()]
+    assert {max(thumbnail.size) for thumbnail in thumbnails} == {16}
+    reds = [thumbnail.getpixel((8, 8))[0] for thumbnail in thumbnails]  # type: ignore[index]
+    assert reds == pytest.approx([0, 50, 100, 150, 200], abs=3)  # JPEG loses a little
+
+
+def test_record_says_what_a_picture_was_cut_from(folder: Path, tmp_path: Path) -> None:
+    (folder / "captions.jsonl").write_text(
+        '{"file": "001.png", "caption": "left half", "tags": ["half"], "source": "photo.jpg"}'
+    )
+    images = run(folder, tmp_path / "store").images
+    assert images[1] == ("001.png", 41, 35, "left half", ("half",), "photo.jpg")
+    assert images[2].source == ""
 
 
 def test_finished_store_verifies(folder: Path, tmp_path: Path) -> None:
@@ -174,6 +187,14 @@ def test_bad_files_are_listed_with_the_reason(folder: Path, tmp_path: Path) -> N
     skipped = run(folder, tmp_path / "store").skipped
     assert [row["id"] for row in skipped] == ["001.png", "003.png", "004.png", "005.png"]
     assert "empty" in skipped[1]["error"]
+
+
+def test_shard_without_a_good_file_holds_no_vectors(folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    store = run(folder, tmp_path / "store")
+    assert [shard.name for shard in store.shards] == ["00000", "00002"]
+    arrays = (store.path / "shards" / "00001").glob("*.npy")
+    assert [path.name for path in arrays] == ["thumbnail_offsets.npy"]
 
 
 def test_bad_files_do_not_move_the_rows_of_good_ones(folder: Path, tmp_path: Path) -> None:
@@ -257,6 +278,13 @@ def test_changed_picture_starts_afresh(folder: Path, tmp_path: Path) -> None:
     with counting(model) as batches:
         run(folder, tmp_path / "store", model)
     assert sum(batches) == 7
+
+
+def test_changed_caption_starts_afresh(folder: Path, tmp_path: Path) -> None:
+    for caption in ("a cat", "a dog"):
+        (folder / "captions.jsonl").write_text(f'{{"file": "003.png", "caption": "{caption}"}}')
+        store = run(folder, tmp_path / "store")
+    assert store.images[3].caption == "a dog"
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"thumbnail": 20}, {"sites": SITES[:1]}])

@@ -61,8 +61,16 @@ def test_sparsify_tensor_that_no_import_knows_is_refused(tmp_path: Path) -> None
         import_sae(path)
 
 
-def write_dictionary_learning(path: Path, name: str, tensors: dict[str, Tensor]) -> Path:
-    trainer = {"dict_class": name, "activation_dim": DIM, "dict_size": WIDTH, "k": K}
+@pytest.mark.parametrize("key", ["d_in", "num_latents"])
+def test_sparsify_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(CorruptArtifactError, match=key):
+        import_sae(write_sparsify(tmp_path, {key: 99}))
+
+
+def write_dictionary_learning(
+    path: Path, name: str, tensors: dict[str, Tensor], **settings: Any
+) -> Path:
+    trainer = {"dict_class": name, "activation_dim": DIM, "dict_size": WIDTH, "k": K} | settings
     (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
     torch.save(tensors, path / "ae.pt")
     return path
@@ -132,6 +140,14 @@ def test_dictionary_learning_class_that_is_unknown_is_refused(tmp_path: Path) ->
         import_sae(write_dictionary_learning(tmp_path, "CrossCoder", LINEAR))
 
 
+@pytest.mark.parametrize("key", ["activation_dim", "dict_size"])
+def test_dictionary_learning_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
+    tensors = LINEAR | {"encoder.bias": W.b_enc, "bias": W.b_dec}
+    path = write_dictionary_learning(tmp_path, "AutoEncoder", tensors, **{key: 99})
+    with pytest.raises(CorruptArtifactError, match=key):
+        import_sae(path)
+
+
 def test_dictionary_learning_of_two_different_k_is_refused(tmp_path: Path) -> None:
     tensors = LINEAR | TOPK_COUNTERS | {"encoder.bias": W.b_enc, "b_dec": W.b_dec}
     tensors |= {"k": torch.tensor(K + 1)}
@@ -172,6 +188,12 @@ def test_llamascopium_scales_inputs_to_the_norm_sqrt_d(tmp_path: Path) -> None:
     expected = (scaled().relu() @ W.W_dec + W.b_dec) / SCALE
     dictionary = check(write_llamascopium(tmp_path, {}), W.x, expected)
     assert torch.equal(dictionary.decoder, W.W_dec)
+
+
+@pytest.mark.parametrize("key", ["d_model", "expansion_factor"])
+def test_llamascopium_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(CorruptArtifactError, match=key):
+        import_sae(write_llamascopium(tmp_path, {key: 99}))
 
 
 def test_llamascopium_of_no_average_norm_is_refused(tmp_path: Path) -> None:

@@ -218,6 +218,12 @@ def test_prisma_topk(tmp_path: Path) -> None:
     check(write_prisma(tmp_path, settings), W.x, top_k(PRE) @ W.W_dec + W.b_dec)
 
 
+@pytest.mark.parametrize("key", ["d_in", "d_sae"])
+def test_prisma_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(CorruptArtifactError, match=key):
+        import_sae(write_prisma(tmp_path, {key: 99}))
+
+
 def test_prisma_gated_takes_its_gates_bias(tmp_path: Path) -> None:
     gate, r_mag, b_mag = vector(1), vector(2), vector(3)
     path = write_prisma(tmp_path, {"architecture": "gated"}, b_gate=gate, r_mag=r_mag, b_mag=b_mag)

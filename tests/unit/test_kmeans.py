@@ -9,6 +9,7 @@ from torch import Tensor
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.kmeans import KMeans
 from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.sample import sample
 from vision_sae.errors import InvalidInputError
 
 
@@ -93,12 +94,10 @@ def test_same_seed_same_clusters() -> None:
     assert torch.equal(a.decoder, b.decoder)
 
 
-def test_no_more_rows_than_asked_for_are_clustered() -> None:
-    # 5 rows, 5 clusters: each row is a centroid.
+def test_only_a_sample_of_the_rows_asked_for_is_clustered() -> None:
     x = torch.randn(50, 3)
-    kmeans = KMeans.fit([x], width=5, rows=5)
-    centroids = kmeans.bias + kmeans.radii[:, None] * kmeans.decoder
-    assert torch.cdist(centroids, x).min(1).values.max() < 1e-4
+    kmeans = KMeans.fit([x], width=2, rows=5, seed=4)
+    torch.testing.assert_close(kmeans.bias, sample([x], 5, seed=4).mean(0))
 
 
 @pytest.mark.parametrize("width", [0, 11])
@@ -112,4 +111,4 @@ def test_saved_clusters_come_back(tmp_path: Path) -> None:
     kmeans = KMeans.fit([x], width=3)
     back = read_weights(tmp_path, kmeans.save(tmp_path))
     assert torch.equal(back.encode(x).indices, kmeans.encode(x).indices)
-    assert torch.equal(back.decode(back.encode(x)), kmeans.decode(kmeans.encode(x)))
+    torch.testing.assert_close(back.decode(back.encode(x)), kmeans.decode(kmeans.encode(x)))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_at_most_k_atoms_are_used(k: int) -> None:
 def test_more_atoms_never_reconstruct_worse() -> None:
     x, atoms = drawn(3, 50, 30, 20, 0.5)
     errors = [(x - solve(x, atoms, k) @ atoms).norm(dim=1) for k in range(1, 31)]
-    assert all((b <= a + 1e-5).all() for a, b in zip(errors, errors[1:], strict=False))
+    assert all((b <= a + 1e-5).all() for a, b in pairwise(errors))
 
 
 def test_k_as_large_as_the_atoms_is_no_limit() -> None:
@@ -88,10 +90,10 @@ def test_the_first_atom_is_the_one_that_fits_best() -> None:
 
 
 def test_chosen_atoms_are_fitted_together() -> None:
-    # (1, 1)/sqrt 2 enters first, with 4 / sqrt 2; once (1, 0) has joined it keeps only its share.
+    # (1, 1) / sqrt 2 enters first, with 5 / sqrt 2; once (1, 0) has joined, it keeps 2 sqrt 2.
     atoms = torch.tensor([[2**-0.5, 2**-0.5], [1.0, 0.0], [0.0, 1.0]])
-    codes = solve(torch.tensor([[3.0, 1.0]]), atoms, 2)
-    torch.testing.assert_close(codes, torch.tensor([[2**0.5, 2.0, 0.0]]))
+    codes = solve(torch.tensor([[3.0, 2.0]]), atoms, 2)
+    torch.testing.assert_close(codes, torch.tensor([[8**0.5, 1.0, 0.0]]))
 
 
 def test_twin_and_empty_atoms_do_no_harm() -> None:

@@ -35,7 +35,7 @@ def test_a_component_is_two_features_of_opposite_direction() -> None:
 
 
 def test_encode_by_hand() -> None:
-    # (8, 6) is (3, -1) about the mean: +3 along axis 0 (feature 0), 1 along -axis 1 (feature 2 + 1).
+    # (8, 6) is (3, -1) about the mean: 3 along axis 0 (feature 0), 1 against axis 1 (feature 3).
     codes = Pca.fit([CROSS]).encode(torch.tensor([[8.0, 6.0]]))
     assert codes.indices.tolist() == [[0, 3]]
     torch.testing.assert_close(codes.values, torch.tensor([[3.0, 1.0]]))
@@ -125,7 +125,7 @@ def test_saved_components_come_back(tmp_path: Path) -> None:
     pca = Pca.fit([x], components=3, k=2)
     back = read_weights(tmp_path, pca.save(tmp_path))
     assert torch.equal(back.encode(x).values, pca.encode(x).values)
-    assert torch.equal(back.decode(back.encode(x)), pca.decode(pca.encode(x)))
+    torch.testing.assert_close(back.decode(back.encode(x)), pca.decode(pca.encode(x)))
 
 
 def test_file_holds_the_canonical_orientation(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def test_update_is_that_of_the_paper() -> None:
 def test_objective_never_rises(seed: int) -> None:
     a, y = problem(seed)
     objectives = [state.objective for state in islice(factorisations(a, y), 100)]
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(objectives, objectives[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(objectives))
     assert objectives[-1] < 0.8 * objectives[0]
 
 
@@ -73,7 +73,7 @@ def test_objective_never_rises_within_a_support(seed: int) -> None:
     support = torch.rand(5, 4, generator=torch.Generator().manual_seed(seed)) < 0.5
     states = list(islice(factorisations(a, y, support), 100))
     objectives = [state.objective for state in states]
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(objectives, objectives[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(objectives))
     assert all(not state.z[~support].any() for state in states)
 
 
@@ -87,7 +87,7 @@ def test_a_feature_that_never_fires_does_no_harm() -> None:
     a, y = problem(2)
     y[1] = 0
     objectives = [state.objective for state in islice(factorisations(a, y), 20)]
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(objectives, objectives[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(objectives))
 
 
 def test_vectors_in_pieces_give_the_same_factors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,4 +181,4 @@ def test_saved_directions_come_back(tmp_path: Path) -> None:
     found = SemiNmf.fit([x], width=6, k=3)
     back = read_weights(tmp_path, found.save(tmp_path))
     assert torch.equal(back.encode(x).values, found.encode(x).values)
-    assert torch.equal(back.decode(back.encode(x)), found.decode(found.encode(x)))
+    torch.testing.assert_close(back.decode(back.encode(x)), found.decode(found.encode(x)))

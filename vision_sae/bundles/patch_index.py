@@ -106,22 +106,24 @@ class PatchIndexBuilder:
         self._nearest, kept = cosines.topk(min(_NEIGHBOURS + 1, cosines.shape[1]), dim=1)
         self._nearest_rows = torch.cat([self._nearest_rows, rows], 1).gather(1, kept)
 
+    def _others(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the rows answering each query (Q, n) are the ten nearest but for its own."""
+        others = (rows != self._own[:, None]) & (rows >= 0)  # -1: too few were found
+        return np.asarray(others & (others.cumsum(axis=1) <= _NEIGHBOURS))
+
     def _recall(self, nprobe: int) -> float:
         """recall@10 on the queries, each left out of its own answer.
 
         A row as near as the tenth nearest counts, whichever of its equals exact search names.
         """
+        wanted = self._others(self._nearest_rows.numpy())
+        tenth = np.where(wanted, self._nearest.numpy(), np.inf).min(axis=1)
         _, found = search(self._index, self._queries, _NEIGHBOURS + 1, nprobe)
-        hits = asked = 0
-        for row, query, nearest, cosines, got in zip(
-            self._own, self._queries, self._nearest_rows, self._nearest, found, strict=True
-        ):
-            wanted = cosines[nearest != row][:_NEIGHBOURS]
-            got = np.sort(got[(got != row) & (got >= 0)][:_NEIGHBOURS])  # -1: too few were visited
-            if len(wanted):
-                hits += int((self._take(got) @ query >= float(wanted[-1]) - _EQUAL).sum())
-                asked += len(wanted)
-        return hits / asked if asked else 1.0
+        rows, place = np.unique(found.clip(0), return_inverse=True)
+        vectors = self._take(rows)[place.reshape(found.shape)]
+        cosines = np.einsum("qnd,qd->qn", vectors, self._queries)
+        hits = self._others(found) & (cosines >= tenth[:, None] - _EQUAL)
+        return float(hits.sum() / wanted.sum()) if wanted.any() else 1.0
 
     def finish(self, floor: float) -> tuple[Any, IndexReport]:
         """The index, when all rows are in it, and what was measured on it.

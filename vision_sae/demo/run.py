@@ -32,7 +32,7 @@ SITE = "blocks.10.update"
 BUNDLE = "demo-dinov2-s-block10"
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
-_TRAIN_STEPS = 400
+_TRAIN_STEPS = 600
 _PICTURE = "photographs/tuxpaint-stamps-plants-flowers-red-gazania-0.webp"
 """The question is asked about a held-out photograph."""
 

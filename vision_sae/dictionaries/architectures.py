@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from vision_sae.dictionaries.archetypal import ArchetypalSae
 from vision_sae.dictionaries.batch_topk import BatchTopKSae
 from vision_sae.dictionaries.ensemble import Bagging, Boosting
 from vision_sae.dictionaries.gated import GatedSae
@@ -34,6 +35,7 @@ class Loadable(Protocol):
 _CLASSES: tuple[Any, ...] = (
     TopKSae,
     MatryoshkaSae,
+    ArchetypalSae,
     Bagging,
     Boosting,
     BatchTopKSae,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,7 +33,7 @@ class Atoms:
     where it has any, further `tensors`, which are also its constructor's keywords.
     """
 
-    architecture: ClassVar[str]
+    architecture: str
 
     def __init__(self, *, w_dec: Tensor, b_dec: Tensor, k: int | None = None) -> None:
         """Take ``w_dec`` (F, D), ``b_dec`` (D), and the most features that fire in a row."""
@@ -41,7 +41,7 @@ class Atoms:
             raise InvalidInputError(
                 f"k is {k}; a code needs at least one feature, or none given to keep all", field="k"
             )
-        self.w_dec, self.b_dec, self.k = w_dec, b_dec, k
+        self.w_dec, self.b_dec, self.k = w_dec.contiguous(), b_dec, k
 
     @property
     def dim(self) -> int:
@@ -98,13 +98,10 @@ class Atoms:
     def load(cls, directory: Path, config: dict[str, Any]) -> Self:
         """Read what `save` wrote; raises `CorruptArtifactError` when shapes disagree."""
         tensors = load_file(directory / WEIGHTS)
+        w_dec, b_dec = tensors.pop("W_dec"), tensors.pop("b_dec")
         known = {"architecture", "dim", "width"}
-        atoms = cls(
-            w_dec=tensors.pop("W_dec"),
-            b_dec=tensors.pop("b_dec"),
-            **tensors,
-            **{key: value for key, value in config.items() if key not in known},
-        )
+        further: dict[str, Any] = {k: v for k, v in config.items() if k not in known} | tensors
+        atoms = cls(w_dec=w_dec, b_dec=b_dec, **further)
         shape = (config["width"], config["dim"])
         if atoms.w_dec.shape != shape:
             raise CorruptArtifactError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from vision_sae.errors import InvalidInputError
 class Ensemble:
     """The features of all members side by side, those of the first member first."""
 
-    architecture: ClassVar[str]
+    architecture: str
 
     def __init__(self, members: Sequence[Dictionary]) -> None:
         """Take dictionaries of one dimension D; raises `InvalidInputError` otherwise."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from torch import Tensor
 from tqdm import tqdm
@@ -64,25 +63,28 @@ def factorise(
 
     Raises `InvalidInputError` for what cannot be fitted, and says the way out.
     """
-    if architecture not in FACTORISATIONS:
-        raise InvalidInputError(
-            f"{architecture!r} is not a factorisation; choose one of {', '.join(FACTORISATIONS)}",
-            field="architecture",
-        )
     site = store.site(site)
     dim = store.sites[site]
-    sampled = {"width": dim if width is None else width, "rows": rows, "seed": seed}
-    fit = {
-        "neurons": partial(_neurons, dim=dim, width=width, k=k),
-        "pca": partial(_pca, dim=dim, width=width, k=k),
-        "nmf": partial(Nmf.fit, **sampled, k=k),
-        "semi_nmf": partial(SemiNmf.fit, **sampled, k=k),
-        "kmeans": partial(KMeans.fit, **sampled),
-    }[architecture]
+    features = dim if width is None else width
     with tqdm(total=store.rows, desc=architecture, unit="patch", disable=not progress) as bar:
 
         def count(vectors: Tensor) -> Tensor:
             bar.update(len(vectors))
             return vectors
 
-        return fit(map(count, store.batches(site, _BATCH)))
+        batches = map(count, store.batches(site, _BATCH))
+        match architecture:
+            case "neurons":
+                return _neurons(batches, dim, width, k)
+            case "pca":
+                return _pca(batches, dim, width, k)
+            case "nmf":
+                return Nmf.fit(batches, width=features, k=k, rows=rows, seed=seed)
+            case "semi_nmf":
+                return SemiNmf.fit(batches, width=features, k=k, rows=rows, seed=seed)
+            case "kmeans":
+                return KMeans.fit(batches, width=features, rows=rows, seed=seed)
+    raise InvalidInputError(
+        f"{architecture!r} is not a factorisation; choose one of {', '.join(FACTORISATIONS)}",
+        field="architecture",
+    )

@@ -15,29 +15,23 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from vision_sae.compiled import compiled
 
 T = TypeVar("T")
 _BLOCK = 64
 """Pre-activations that are compared with a bound together."""
 _STRIPE = 32
 """Pre-activations of which only the largest is looked at first."""
-
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
-
-
-def _compiled(function: Compiled) -> Compiled:
-    """Compile on first use, keep the machine code for the next process."""
-    fast = {"contract", "reassoc", "nsz", "arcp"}  # not nnan, ninf: NaN must stay visible
-    made: Compiled = njit(nogil=True, cache=True, fastmath=fast, error_model="numpy")(function)
-    return made
 
 
 @intrinsic
@@ -50,7 +44,7 @@ def _bits_of(_typing: Any, _value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@_compiled
+@compiled
 def _kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
     """The k-th largest of ``values[:count]``, whose order is lost (Hoare's selection)."""
     low, high, wanted = 0, count - 1, k - 1
@@ -75,7 +69,7 @@ def _kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
     return values[wanted]
 
 
-@_compiled
+@compiled
 def choose_largest(
     bits: NDArray[Any], k: int, features: NDArray[np.int32], counts: NDArray[np.int32]
 ) -> None:
@@ -140,7 +134,7 @@ def choose_largest(
         counts[n] = kept
 
 
-@_compiled
+@compiled
 def take(
     bits: NDArray[Any],
     features: NDArray[np.int32],
@@ -153,7 +147,7 @@ def take(
             out[n, slot] = bits[n, features[n, slot]]
 
 
-@_compiled
+@compiled
 def keep_above(
     kept: NDArray[np.int32], bound: int, features: NDArray[np.int32], counts: NDArray[np.int32]
 ) -> None:
@@ -167,7 +161,7 @@ def keep_above(
         counts[n] = count
 
 
-@_compiled
+@compiled
 def dot_rows(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -186,7 +180,7 @@ def dot_rows(
             out[n, slot] = total
 
 
-@_compiled
+@compiled
 def activate(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -202,7 +196,7 @@ def activate(
             values[n, slot] = max(values[n, slot] + b_enc[features[n, slot]], np.float32(0))
 
 
-@_compiled
+@compiled
 def add_rows(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -220,7 +214,7 @@ def add_rows(
                     out[n, d] += value * row[d]
 
 
-@_compiled
+@compiled
 def reconstruct(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -269,7 +263,7 @@ def reconstruct(
             g_values[n, slot] = total
 
 
-@_compiled
+@compiled
 def transpose(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -298,7 +292,7 @@ def transpose(
     return starts, slots
 
 
-@_compiled
+@compiled
 def _adam_row(
     p: NDArray[np.float32],
     g: NDArray[np.float32],
@@ -315,7 +309,7 @@ def _adam_row(
         p[d] -= rate * m[d] / (np.sqrt(v[d]) * unbias + epsilon)
 
 
-@_compiled
+@compiled
 def gradient_rows(
     first: int,
     last: int,
@@ -347,7 +341,7 @@ def gradient_rows(
                 enc[d] += slope * centred[n, d]
 
 
-@_compiled
+@compiled
 def update_rows(
     first: int,
     last: int,
@@ -418,8 +412,10 @@ def update_rows(
             row[d] *= scale
         if len(low):
             for d in range(dim):  # round to nearest, ties to even
-                bits = _bits_of(w_enc[f, d])
-                low[f, d] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+                bits: Any = _bits_of(w_enc[f, d])  # type: ignore[call-arg]
+                low[f, d] = (
+                    bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+                ) >> np.uint32(16)
 
 
 class Lanes:
@@ -434,10 +430,16 @@ class Lanes:
         list(self._pool.map(lambda _: _one_torch_thread(), range(count)))
         torch.set_num_threads(threads)
 
-    def run(self, work: Callable[[int, int], T], total: int) -> list[T]:
-        """``work(start, stop)`` on ``count`` even shares of ``range(total)``; waits for all."""
-        cuts = [total * i // self.count for i in range(self.count + 1)]
-        shares = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+    def run(self, work: Callable[[int, int], T], total: int, *, grain: int = 1) -> list[T]:
+        """``work(start, stop)`` on ``count`` even shares of ``range(total)``; waits for all.
+
+        Shares begin at multiples of ``grain``. A single lane is the calling thread.
+        """
+        grains = -(-total // grain)
+        cuts = [min(grains * i // self.count * grain, total) for i in range(self.count + 1)]
+        shares = [(a, b) for a, b in pairwise(cuts) if a < b]
+        if self.count == 1:
+            return [work(*share) for share in shares]
         return list(self._pool.map(lambda share: work(*share), shares))
 
 
@@ -446,11 +448,10 @@ def _one_torch_thread() -> None:
 
 
 @cache
-def lanes(count: int, _process: int | None = None) -> Lanes:
-    """The lanes of this process; made again after a fork."""
+def _lanes(count: int, _process: int) -> Lanes:
     return Lanes(count)
 
 
 def current_lanes() -> Lanes:
-    """As many lanes as torch has threads."""
-    return lanes(torch.get_num_threads(), os.getpid())
+    """As many lanes as torch has threads, those of this process: a fork has none."""
+    return _lanes(torch.get_num_threads(), os.getpid())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Self
 
@@ -50,10 +51,14 @@ class Nmf(NonNegativeAtoms):
         from sklearn.decomposition import (  # type: ignore[import-untyped]  # slow to import
             MiniBatchNMF,
         )
+        from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 
         if width < 1:
             raise InvalidInputError(f"{width} features asked for; at least 1", field="width")
         vectors = sample(_non_negative(batches), rows, seed=seed)
-        model = MiniBatchNMF(width, random_state=seed).fit(vectors.numpy())
+        model = MiniBatchNMF(width, max_iter=1000, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what is there is good to use
+            model.fit(vectors.numpy())
         parts = torch.from_numpy(model.components_).float()
         return cls(w_dec=F.normalize(parts), b_dec=torch.zeros(parts.shape[1]), k=k)

@@ -1,8 +1,8 @@
 """Non-negative least squares for many vectors and one set of atoms.
 
-``min |x - f W|^2, f >= 0``, row by row, by the active-set method of Lawson and Hanson (1974, ch. 23)
-on the Gram matrix, with a Cholesky factor that grows with the set. Atoms that fit the remainder best
-enter, the coefficients of all that have entered are fitted again, and those that turn negative
+``min |x - f W|^2, f >= 0``, row by row, by the active-set method of Lawson and Hanson (1974, ch.
+23) on the Gram matrix, with a Cholesky factor that grows with the set. Atoms that fit the remainder
+best enter, the coefficients of all that have entered are fitted again, and those that turn negative
 leave. One by one and stopped at k atoms, this is non-negative orthogonal matching pursuit.
 
 Shapes: N rows, D dimensions, F atoms, of which K at most are in use.
@@ -10,7 +10,8 @@ Shapes: N rows, D dimensions, F atoms, of which K at most are in use.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,14 +28,21 @@ _DEPENDENT = 1e-12
 _OPTIMAL = 1e-9
 """A slope below this share of the largest inner product counts as zero."""
 
-_compiled: Any = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
+Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+
+
+def _compiled(function: Compiled) -> Compiled:
+    """Compile on first use, keep the machine code for the next process."""
+    made: Compiled = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(function)
+    return made
 
 
 @_compiled
 def _factor_row(
     gram: NDArray[np.float64], chosen: NDArray[np.int64], lower: NDArray[np.float64], at: int
 ) -> bool:
-    """Write row ``at`` of the Cholesky factor of ``gram[chosen][:, chosen]``; False if dependent."""
+    """Write row ``at`` of the Cholesky factor of the chosen atoms' Gram matrix; False when the atom
+    depends on those before."""
     atom = chosen[at]
     rest = gram[atom, atom]
     for i in range(at):

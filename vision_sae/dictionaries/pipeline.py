@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,12 @@ def _boost(
     """Train each member on what those before it leave over."""
     done: list[Dictionary] = []
     for number, config in enumerate(members):
-        before = list(done)
         stage = train_together(
             store,
             [config],
             checkpoint=checkpoints / f"stage-{number}.safetensors",
             progress=progress,
-            transform=(lambda rows, m=before: residual_after(m, rows)) if before else None,
+            transform=partial(residual_after, tuple(done)) if done else None,
         )
         done += stage.dictionaries
     return Boosting(done)
@@ -207,7 +207,8 @@ def sweep(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Train a dictionary for each of ``configs`` on ONE pass, and publish ``directory/name``.
 
-    Returns {name: metrics}. Each comes out as it would if trained alone with `train_dictionary`.
+    Returns {name: metrics}. Each comes out as it would alone with `train_dictionary`, up to
+    rounding.
     Those that are there already with the same provenance are kept.
     """
     group = join_group()

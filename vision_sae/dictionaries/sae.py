@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ class Sae:
     `tensors`, which are also its constructor's keywords.
     """
 
-    architecture: ClassVar[str]
+    architecture: str
 
     def __init__(self, *, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, b_dec: Tensor) -> None:
         """Take ``w_enc`` (F, D), one encoder direction a row; ``w_dec`` (F, D); and biases."""

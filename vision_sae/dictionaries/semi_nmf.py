@@ -42,7 +42,8 @@ def _directions(a: Tensor, y: Tensor, support: Tensor | None) -> Tensor:
         target += some_a @ some_y.T
     # Least squares, because features that never fire make Y Y' singular.
     if support is None:
-        return torch.linalg.lstsq(gram, target.T).solution.T.to(a.dtype)
+        whole: Tensor = torch.linalg.lstsq(gram, target.T).solution
+        return whole.T.to(a.dtype)
     z = torch.zeros_like(target)
     for d, allowed in enumerate(support):
         if allowed.any():

@@ -54,7 +54,7 @@ class Downstream:
 
     @property
     def mean_ablation_score(self) -> float:
-        """Share recovered against mean ablation, the stricter of the two."""
+        """Share recovered against mean ablation."""
         return 1 - self.with_sae / self.with_mean_ablation
 
     def metrics(self) -> dict[str, float]:

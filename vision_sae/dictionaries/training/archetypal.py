@@ -8,6 +8,7 @@ as everywhere: lengths are the activations' affair.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ _HASTE = 10.0
 
 
 class Mixing(NamedTuple):
-    """How decoder rows are made of ``points``, and Adam's moments; changed in place."""
+    """How decoder rows are made of ``points``; changed in place."""
 
     points: Tensor
     """Scaled site vectors (A, D); never changed."""
@@ -52,9 +53,8 @@ class Mixing(NamedTuple):
     relaxation: Tensor
     """(F, D)"""
     m_logits: Tensor
+    """Adam's moments of the logits (F, M); ``w_dec``'s own are those of the relaxation."""
     v_logits: Tensor
-    m_relaxation: Tensor
-    v_relaxation: Tensor
 
     def mixtures(self, logits: Tensor) -> Tensor:
         """Convex combinations of the points with these logits (F, D)."""
@@ -65,21 +65,6 @@ class Mixing(NamedTuple):
         raw = self.mixtures(self.logits) + self.relaxation
         lengths = raw.norm(dim=1)
         return raw / lengths[:, None], lengths
-
-    def descend(self, by_rows: Tensor, adam: Adam) -> None:
-        """One Adam step against the gradient by the unit rows (F, D); the relaxations come back
-        inside their bound."""
-        with torch.enable_grad():
-            logits = self.logits.clone().requires_grad_()
-            relaxation = self.relaxation.clone().requires_grad_()
-            rows = F.normalize(self.mixtures(logits) + relaxation, dim=1)
-            by_logits, by_relaxation = torch.autograd.grad(rows, (logits, relaxation), by_rows)
-        hasty = adam._replace(rate=adam.rate * _HASTE)
-        adam_(self.logits, by_logits, self.m_logits, self.v_logits, hasty)
-        adam_(self.relaxation, by_relaxation, self.m_relaxation, self.v_relaxation, adam)
-        longest = BOUND * self.mixtures(self.logits).norm(dim=1)
-        lengths = self.relaxation.norm(dim=1)
-        self.relaxation.mul_(torch.where(lengths > longest, longest / lengths, 1.0)[:, None])
 
 
 class MixedDecoder:
@@ -131,12 +116,30 @@ class MixedDecoder:
         through_encoder = by_bias @ w.w_enc
         adam_(w.w_enc, by_encoder, w.m_w_enc, w.v_w_enc, adam)
         adam_(w.b_enc, by_bias, w.m_b_enc, w.v_b_enc, adam)
-        self._mixing.descend(by_decoder, adam)
-        w.w_dec.copy_(self._mixing.rows()[0])
+        self._mix(by_decoder, adam)
         self.refresh()
         fired = torch.zeros(len(w.w_enc), dtype=torch.bool, device=indices.device)
         fired[indices[forward.values > 0]] = True
         return fired, through_encoder
+
+    def _mix(self, by_rows: Tensor, adam: Adam) -> None:
+        """One Adam step against the gradient by the unit rows (F, D); relaxations come back inside
+        their bound."""
+        w, mixing = self._w, self._mixing
+        with torch.enable_grad():
+            logits, relaxation = (
+                t.clone().requires_grad_() for t in (mixing.logits, mixing.relaxation)
+            )
+            rows = F.normalize(mixing.mixtures(logits) + relaxation, dim=1)
+            by_logits, by_relaxation = torch.autograd.grad(rows, (logits, relaxation), by_rows)
+        hasty = adam._replace(rate=adam.rate * _HASTE)
+        adam_(mixing.logits, by_logits, mixing.m_logits, mixing.v_logits, hasty)
+        adam_(mixing.relaxation, by_relaxation, w.m_w_dec, w.v_w_dec, adam)
+        longest = BOUND * mixing.mixtures(mixing.logits).norm(dim=1)
+        lengths = mixing.relaxation.norm(dim=1)
+        shrink = torch.where(lengths > longest, longest / lengths, 1.0)
+        mixing.relaxation.mul_(shrink[:, None])
+        w.w_dec.copy_(mixing.rows()[0])
 
 
 class ArchetypalLearner(SparseLearner):
@@ -159,10 +162,56 @@ class ArchetypalLearner(SparseLearner):
                 "pictures",
                 field="archetypes",
             )
-        self.mixing = _first_mixing(points.float().cpu(), len(self.weights.w_dec), config.seed)
-        self.mixing = Mixing(*(t.to(device) for t in self.mixing))
+        first = first_mixing(points.float().cpu(), len(self.weights.w_dec), config.seed)
+        self.mixing = Mixing(*(t.to(device) for t in first))
         rows, _ = self.mixing.rows()
         self.weights.w_dec.copy_(rows)
         self.weights.w_enc.copy_(rows)
         self._kernels = MixedDecoder(self._kernels, self.weights, self.mixing)
         self._kernels.refresh()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state; the points are not part of it."""
+        mixing = {name: t for name, t in self.mixing._asdict().items() if name != "points"}
+        return super().tensors() | mixing
+
+    def dictionary(self, scaling: InputScaling) -> ArchetypalSae:
+        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
+        plain = super().dictionary(scaling)
+        _, lengths = self.mixing.rows()
+        return ArchetypalSae(
+            k=self.config.k,
+            bound=BOUND,
+            points=self.mixing.points.cpu() / scaling.scale + scaling.mean,
+            members=self.mixing.members.cpu().int(),
+            shares=self.mixing.logits.cpu().softmax(1),
+            lengths=lengths.cpu() / scaling.scale,
+            origin=scaling.mean.clone(),
+            w_enc=plain.w_enc,
+            b_enc=plain.b_enc,
+            w_dec=plain.w_dec,
+            b_dec=plain.b_dec,
+        )
+
+
+def first_mixing(points: Tensor, width: int, seed: int) -> Mixing:
+    """Each feature begins near a point of its own, as far as there are as many, and mixes those
+    nearest to it by cosine.
+
+    ``points`` (A, D) -> a mixing of ``width`` features without relaxations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    members = min(_MEMBERS, len(points))
+    unit = F.normalize(points, dim=1)
+    nearest = torch.cat([(rows @ unit.T).topk(members, dim=1).indices for rows in unit.split(1024)])
+    own = torch.randperm(len(points), generator=generator).repeat(width // len(points) + 1)[:width]
+    logits = 0.5 * torch.randn(width, members, generator=generator)
+    logits[:, 0] += math.log(members)
+    return Mixing(
+        points=points,
+        members=nearest[own],
+        logits=logits,
+        relaxation=torch.zeros(width, points.shape[1]),
+        m_logits=torch.zeros(width, members),
+        v_logits=torch.zeros(width, members),
+    )

@@ -32,17 +32,18 @@ def new_learner(
         case "relu" | "jumprelu" | "gated":
             from vision_sae.dictionaries.training import dense
 
-            learners = {
+            learners: dict[str, Callable[..., Learner]] = {
                 "relu": dense.ReluLearner,
                 "jumprelu": dense.JumpReluLearner,
                 "gated": dense.GatedLearner,
             }
-            made: Learner = learners[config.architecture](dim, config, group=group, device=device)
-            return made
+            return learners[config.architecture](dim, config, group=group, device=device)
         case "archetypal":
             from vision_sae.dictionaries.training.archetypal import ArchetypalLearner
 
-            return ArchetypalLearner(dim, config, points=points(config.archetypes), group=group, device=device)
+            return ArchetypalLearner(
+                dim, config, points=points(config.archetypes), group=group, device=device
+            )
     raise InvalidInputError(
         f"{config.architecture} is not trained by steps; see dictionaries.factorise",
         field="architecture",

@@ -34,8 +34,8 @@ class ReluLearner(DenseLearner):
         return {"b_enc": torch.full((width,), -level)}
 
     def first_sparsity(self, level: float) -> float:
-        """L1 takes lambda / 2 off every activation; as much as separates firing from not."""
-        return 2 * level
+        """L1 takes lambda / 2 off every activation, half of what it takes to fire."""
+        return level
 
     def forward(self, z: Tensor) -> Pass:
         """Encode and reconstruct z (N, D)."""

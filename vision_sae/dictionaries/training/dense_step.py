@@ -151,9 +151,7 @@ class DenseLearner(ABC):
         """The decoder rows (F, D), of unit norm, as they stand."""
         return self.parameters["w_dec"].detach()
 
-    def step(
-        self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None
-    ) -> StepReport:
+    def step(self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None) -> StepReport:
         """One optimiser step on z (N, D), the whole batch in every process."""
         n, mine = len(z), self._group.share(z)
         dead = self.silent > self.config.dead_after

@@ -7,6 +7,7 @@ optimiser step. So the weights stay equal without ever being sent, and equal tho
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Group(NamedTuple):
             return part
         cuts = [total * i // self.size for i in range(self.size + 1)]
         moved = part.movedim(dim, 0)
-        longest = max(b - a for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        longest = max(b - a for a, b in itertools.pairwise(cuts))
         padded = moved.new_zeros((longest, *moved.shape[1:]))
         padded[: len(moved)] = moved
         parts = [torch.empty_like(padded) for _ in range(self.size)]

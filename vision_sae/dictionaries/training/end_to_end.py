@@ -3,7 +3,7 @@
 The reconstruction is spliced in at the site's patches, the model runs on, and the loss is how far
 its output moves, plus a share of the reconstruction error that keeps the features anchored:
 
-    ``mean over pictures of distance(output, output with x_hat) + error_weight * mean_n |z - z_hat|^2``
+    ``mean_b distance(output_b, output_b with x_hat) + error_weight * mean_n |z_n - z_hat_n|^2``
 
 with the distance of `evaluation.downstream.output_distance`: KL divergence for a model with
 logits, cosine distance of the embedding for one without.

@@ -29,9 +29,7 @@ class _JumpRelu(torch.autograd.Function):
         return pre_activations * fires, fires.sum().float()
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         by_activation, by_count = gradients
         x, threshold = ctx.saved_tensors
         level = threshold.to(x.dtype)

@@ -30,9 +30,7 @@ class Learner(Protocol):
         """The decoder rows (F, D), of unit norm, as they stand."""
         ...
 
-    def step(
-        self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None
-    ) -> StepReport:
+    def step(self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None) -> StepReport:
         """One optimiser step on z (N, D) with this learning rate.
 
         ``decoder_gradient`` (F, D) is that of penalties on the decoder, added to the loss's own.

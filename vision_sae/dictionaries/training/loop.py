@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ from tqdm import tqdm
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.kernels_cpu import current_lanes
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.stream import ShuffledRows
 from vision_sae.dictionaries.training.architectures import new_learner
 from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
-from vision_sae.dictionaries.training.distributed import Group, join_group
-from vision_sae.dictionaries.training.learner import Learner, learning_rate
+from vision_sae.dictionaries.training.distributed import join_group
+from vision_sae.dictionaries.training.learner import Learner, StepReport, learning_rate
 from vision_sae.dictionaries.training.penalties import (
     agreement_gradients,
     orthogonality_gradient,
@@ -75,6 +77,32 @@ def _decoder_gradients(
     return gradients
 
 
+def _step_all(
+    learners: Sequence[Learner],
+    z: Tensor,
+    rates: Sequence[float],
+    gradients: Sequence[Tensor | None],
+    *,
+    side_by_side: bool,
+) -> list[StepReport]:
+    """One step of every learner; ``side_by_side``, as many at a time as there are cores.
+
+    A core to itself wastes nothing on waiting for others; what does not divide by the number of
+    cores goes one by one, each on all of them.
+    """
+
+    def steps(first: int, last: int) -> list[StepReport]:
+        return [
+            learners[i].step(z, rates[i], decoder_gradient=gradients[i]) for i in range(first, last)
+        ]
+
+    lanes = current_lanes()
+    apart = len(learners) - len(learners) % lanes.count if side_by_side else 0
+    if apart < 2:
+        return steps(0, len(learners))
+    return [*chain.from_iterable(lanes.run(steps, apart)), *steps(apart, len(learners))]
+
+
 def train_together(
     store: ActivationStore,
     configs: Sequence[TrainConfig],
@@ -86,7 +114,8 @@ def train_together(
 ) -> Training:
     """Train a dictionary for each of ``configs`` on one pass over one site of ``store``.
 
-    Each comes out as it would if trained alone (but for ``agreement``, which ties them together).
+    Each comes out as it would if trained alone, up to rounding (but for ``agreement``, which ties
+    them together).
     With ``checkpoint``, the state is saved there every ``checkpoint_steps`` and an interrupted run
     goes on from it; the result has the same bits as an undisturbed run. Raises
     `InvalidInputError` when the configurations do not fit on one pass.
@@ -114,6 +143,8 @@ def train_together(
     stream = ShuffledRows(
         store, site, config.batch_size, shuffle_mb=config.shuffle_mb, seed=config.shuffle_seed
     )
+    # Collective calls of several processes must come in one order: then one learner at a time.
+    together = device == "cpu" and group.size == 1
     begin = time.perf_counter()
     idle = 0.0
     with tqdm(
@@ -130,10 +161,8 @@ def train_together(
             idle += time.perf_counter() - waiting
             z = prepare(vectors)
             gradients = _decoder_gradients(learners, configs, step)
-            reports = [
-                learner.step(z, learning_rate(c, step), decoder_gradient=gradient)
-                for learner, c, gradient in zip(learners, configs, gradients, strict=True)
-            ]
+            rates = [learning_rate(c, step) for c in configs]
+            reports = _step_all(learners, z, rates, gradients, side_by_side=together)
             step += 1
             if bar.update():  # only when it is drawn, so that nothing waits for a device
                 shown = [

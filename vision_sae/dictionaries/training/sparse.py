@@ -200,9 +200,7 @@ class SparseLearner:
         weight = 2 / (rows * len(self._ends))
         return self._kernels.finish(centred, chosen, self._ends, weight)
 
-    def step(
-        self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None
-    ) -> StepReport:
+    def step(self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None) -> StepReport:
         """One optimiser step on z (N, D), the whole batch in every process."""
         mine = self.forward(self._group.share(z), rows=len(z))
         whole = Forward(

@@ -24,6 +24,8 @@ from vision_sae.models.precision import fastest_dtype
 
 _CHUNK_BYTES = 3 * 2**20
 """Pre-activations of a chunk of rows: what a core has just computed should still be near it."""
+_FEATURES = 1024
+"""Features that are updated together."""
 _INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -56,9 +58,7 @@ class CpuKernels:
         """See `sparse.Kernels`."""
         n, width = len(centred), len(self._w.w_enc)
         slots = min(width, WIDEST_ROW * k) if shared else k
-        chosen = Chosen(
-            torch.zeros(n, slots, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
-        )
+        chosen = Chosen(torch.zeros(n, slots, dtype=torch.int32), torch.zeros(n, dtype=torch.int32))
         features, counts = chosen.features.numpy(), chosen.counts.numpy()
         kept = np.zeros((n, slots) if shared else (0, 0), dtype=np.int32)
         inputs = centred.to(self._dtype)
@@ -76,7 +76,7 @@ class CpuKernels:
                 if shared:
                     loops.take(bits, features[rows], counts[rows], kept[rows])
 
-        loops.current_lanes().run(work, n)
+        loops.current_lanes().run(work, n, grain=size)
         if shared:
             rivals = shared.group.gather(torch.from_numpy(kept), shared.rows).numpy()
             rivals, places = rivals[rivals > 0], k * shared.rows
@@ -142,25 +142,27 @@ class CpuKernels:
         features, counts, values = (t.numpy() for t in forward[1:4])
         starts, slots = loops.transpose(features, counts, values, width)
         extra_row = np.full(width, -1, dtype=np.int32)
-        extra = tuple(torch.zeros(0, *t.shape[1:]) for t in (w.w_enc, w.b_enc, w.w_dec))
-        if aux is not None:
-            extra_row[aux.features.numpy()] = np.arange(len(aux.features), dtype=np.int32)
-            extra = (aux.w_enc, aux.b_enc, aux.w_dec)
+        nothing = AuxGradients(torch.zeros(0), *(torch.zeros(0, *t.shape[1:]) for t in w[:3]))
+        extra = aux or nothing
+        extra_row[extra.features.numpy().astype(np.int64)] = np.arange(len(extra.features))
         penalty = torch.zeros(0, dim) if decoder_gradient is None else decoder_gradient
         numbers = np.array([adam.rate, *BETAS, adam.unbias, EPSILON], dtype=np.float32)
         moments = (w.m_w_enc, w.v_w_enc, w.m_b_enc, w.v_b_enc, w.m_w_dec, w.v_w_dec)
+        # A sum for every so many features: the total does not depend on the number of lanes.
+        through_encoder = torch.zeros(-(-width // _FEATURES), dim)
 
-        def through_encoder(first: int, last: int) -> Tensor:
-            total = torch.zeros(dim)
-            loops.update_rows(
-                first, last, starts, slots, features.shape[1], values, forward.g_values.numpy(),
-                forward.slopes.numpy(), forward.centred.numpy(), np.array(ends, dtype=np.int32),
-                extra_row, *(t.contiguous().numpy() for t in extra),
-                penalty.contiguous().numpy(), w.w_enc.numpy(), w.b_enc.numpy(), w.w_dec.numpy(),
-                tuple(t.numpy() for t in moments), self._low.view(torch.uint16).numpy(), numbers,
-                total.numpy(),
-            )  # fmt: skip
-            return total
+        def update(first: int, last: int) -> None:
+            for start in range(first, last, _FEATURES):
+                loops.update_rows(
+                    start, min(start + _FEATURES, last), starts, slots, features.shape[1], values,
+                    forward.g_values.numpy(), forward.slopes.numpy(), forward.centred.numpy(),
+                    np.array(ends, dtype=np.int32), extra_row, extra.w_enc.contiguous().numpy(),
+                    extra.b_enc.numpy(), extra.w_dec.contiguous().numpy(),
+                    penalty.contiguous().numpy(), w.w_enc.numpy(), w.b_enc.numpy(),
+                    w.w_dec.numpy(), tuple(t.numpy() for t in moments),
+                    self._low.view(torch.uint16).numpy(), numbers,
+                    through_encoder[start // _FEATURES].numpy(),
+                )  # fmt: skip
 
-        totals = loops.current_lanes().run(through_encoder, width)
-        return torch.from_numpy(np.diff(starts) > 0), torch.stack(totals).sum(0)
+        loops.current_lanes().run(update, width, grain=_FEATURES)
+        return torch.from_numpy(np.diff(starts) > 0), through_encoder.sum(0)
