@@ -22,7 +22,7 @@ from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
 from vision_sae.config import BuildConfig, HarvestConfig, TrainConfig
 from vision_sae.dictionaries.pipeline import train_dictionary
-from vision_sae.dictionaries.training import TopKTrainer
+from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.pictures.folder import image_folder
 
 HARVEST = HarvestConfig(sites=("blocks.1.update",), batch_size=2, shard_images=3, thumbnail=16)
@@ -48,7 +48,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
     "harvest-write": (harvest, harvest_module, "write_shard"),
     "harvest-fsync": (harvest, shards_module, "fsync"),
     "harvest-rename": (harvest, os, "rename"),
-    "train-step": (train, TopKTrainer, "step"),
+    "train-step": (train, SparseLearner, "step"),
     "train-replace": (train, os, "replace"),
     "build-save": (build, build_module.codes_module, "save"),
     "build-index": (build, build_module, "save_index"),

@@ -79,7 +79,7 @@ def test_killed_training_resumes_to_the_same_bits(
     kill(stage, tmp_path, at)
     with pytest.raises(NotFoundError):
         load_dictionary(tmp_path / "d")
-    assert list(tmp_path.glob(".d.*.checkpoint.safetensors"))
+    assert list(tmp_path.glob(".d.*.checkpoints/training.safetensors"))
     killed.train(tmp_path)
     _, expected = load_dictionary(undisturbed / "d")
     assert load_dictionary(tmp_path / "d")[1] == expected

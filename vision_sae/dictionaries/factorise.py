@@ -63,6 +63,11 @@ def factorise(
 
     Raises `InvalidInputError` for what cannot be fitted, and says the way out.
     """
+    if architecture not in FACTORISATIONS:
+        raise InvalidInputError(
+            f"{architecture!r} is not a factorisation; choose one of {', '.join(FACTORISATIONS)}",
+            field="architecture",
+        )
     site = store.site(site)
     dim = store.sites[site]
     features = dim if width is None else width
@@ -82,9 +87,5 @@ def factorise(
                 return Nmf.fit(batches, width=features, k=k, rows=rows, seed=seed)
             case "semi_nmf":
                 return SemiNmf.fit(batches, width=features, k=k, rows=rows, seed=seed)
-            case "kmeans":
+            case _:
                 return KMeans.fit(batches, width=features, rows=rows, seed=seed)
-    raise InvalidInputError(
-        f"{architecture!r} is not a factorisation; choose one of {', '.join(FACTORISATIONS)}",
-        field="architecture",
-    )

@@ -10,15 +10,14 @@ Shapes: N rows, D dimensions, F atoms, of which K at most are in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vision_sae.compiled import compiled
 from vision_sae.dictionaries.atoms import Atoms
 from vision_sae.dictionaries.kernels_cpu import current_lanes
 from vision_sae.dictionaries.protocol import Codes, to_codes
@@ -28,16 +27,8 @@ _DEPENDENT = 1e-12
 _OPTIMAL = 1e-9
 """A slope below this share of the largest inner product counts as zero."""
 
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
-
-def _compiled(function: Compiled) -> Compiled:
-    """Compile on first use, keep the machine code for the next process."""
-    made: Compiled = njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(function)
-    return made
-
-
-@_compiled
+@compiled
 def _factor_row(
     gram: NDArray[np.float64], chosen: NDArray[np.int64], lower: NDArray[np.float64], at: int
 ) -> bool:
@@ -56,7 +47,7 @@ def _factor_row(
     return bool(rest > least)
 
 
-@_compiled
+@compiled
 def _drop_row(lower: NDArray[np.float64], at: int, count: int) -> None:
     """Take row and column ``at`` out of a Cholesky factor of ``count + 1`` rows.
 
@@ -65,7 +56,8 @@ def _drop_row(lower: NDArray[np.float64], at: int, count: int) -> None:
     cosine, sine = np.empty(count), np.empty(count)
     for i in range(at, count):
         lost = lower[i + 1, at]
-        lower[i, :at] = lower[i + 1, :at]
+        for j in range(at):
+            lower[i, j] = lower[i + 1, j]
         for j in range(at, i):
             value = (lower[i + 1, j + 1] + sine[j] * lost) / cosine[j]
             lost = cosine[j] * lost - sine[j] * value
@@ -75,7 +67,7 @@ def _drop_row(lower: NDArray[np.float64], at: int, count: int) -> None:
         cosine[i], sine[i] = lower[i, i] / diagonal, lost / diagonal
 
 
-@_compiled
+@compiled
 def _fit(
     chosen: NDArray[np.int64],
     count: int,
@@ -95,7 +87,7 @@ def _fit(
             out[j] -= lower[i, j] * out[i]
 
 
-@_compiled
+@compiled
 def _enter(
     gram: NDArray[np.float64],
     slope: NDArray[np.float64],
@@ -122,7 +114,7 @@ def _enter(
     return count
 
 
-@_compiled
+@compiled
 def _settle(
     gram: NDArray[np.float64],
     target: NDArray[np.float64],
@@ -155,7 +147,7 @@ def _settle(
                 _drop_row(lower, i, count)
 
 
-@_compiled
+@compiled
 def _solve(
     gram: NDArray[np.float64],
     targets: NDArray[np.float64],
@@ -168,13 +160,14 @@ def _solve(
     width = len(gram)
     chosen = np.empty(most, dtype=np.int64)
     held, fitted, lower = np.empty(most), np.empty(most), np.empty((most, most))
-    barred = np.empty(width, dtype=np.bool_)
+    slope, barred = np.empty(width), np.empty(width, dtype=np.bool_)
     for n in range(len(targets)):
         target = targets[n]
-        slope = target.copy()
-        least = _OPTIMAL * np.abs(target).max()
-        barred[:] = False
-        count = 0
+        largest, count = 0.0, 0
+        for atom in range(width):
+            slope[atom], barred[atom] = target[atom], False
+            largest = max(largest, abs(target[atom]))
+        least = _OPTIMAL * largest
         for _ in range(3 * width):  # more than it takes: rounding must not make it go on for ever
             wanted = 1 if one_by_one else 1 + count // 4
             now = _enter(
@@ -186,11 +179,13 @@ def _solve(
             entered = False
             for i in range(count):
                 entered |= barred[chosen[i]]
-            if entered:  # what was dependent, or left at once, may be of use now
-                barred[:] = False
-            slope[:] = target
+            for atom in range(width):
+                slope[atom] = target[atom]
+                barred[atom] &= not entered  # dependent, or gone at once, but of use now perhaps
             for i in range(count):
-                slope -= held[i] * gram[chosen[i]]
+                share, products = held[i], gram[chosen[i]]
+                for atom in range(width):
+                    slope[atom] -= share * products[atom]
             for i in range(count):
                 slope[chosen[i]] = 0.0  # but for rounding
         for i in range(count):

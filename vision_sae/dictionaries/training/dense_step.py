@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.sae import Sae
-from vision_sae.dictionaries.training.aux_k import aux_gradients
 from vision_sae.dictionaries.training.distributed import Group
 from vision_sae.dictionaries.training.learner import StepReport
 from vision_sae.dictionaries.training.scaling import InputScaling
@@ -60,6 +59,11 @@ class DenseLearner(ABC):
 
     The loss is ``mean_n |z_n - x_hat_n|^2 + lambda * penalty``, where lambda is
     ``config.sparsity``, or is steered to ``config.k`` active features a row.
+
+    AuxK is of no use here: what silences a feature is its bias, threshold or gate, behind which
+    nothing has a gradient. Instead the biases of dead features are pushed up, as the
+    pre-activation loss of Anthropic's "Circuits Updates - January 2025" does, until rows reach
+    them again; ``config.aux_coefficient`` is that push.
     """
 
     firmness: ClassVar[float]
@@ -156,13 +160,13 @@ class DenseLearner(ABC):
         n, mine = len(z), self._group.share(z)
         dead = self.silent > self.config.dead_after
         gradients, error, fired = self.slopes(mine, rows=n)
-        self._add_aux(gradients, dead, mine, error, rows=n)
         squares = error.square().sum()
         if self._group.size > 1:
             for part in (*gradients.values(), fired, squares):
                 dist.all_reduce(part)
         if decoder_gradient is not None:
             gradients["w_dec"].add_(decoder_gradient)
+        gradients["b_enc"].sub_(dead * self.config.aux_coefficient)
         self._descend(gradients, rate)
         l0 = fired.sum() / n
         self.sparsity.follow(l0, rate * z.shape[1] ** 0.5)
@@ -191,30 +195,6 @@ class DenseLearner(ABC):
             fired += (made.activations.detach() > 0).sum(0)
         gradients = dict(zip(self.parameters, totals, strict=True))
         return Slopes(gradients, torch.cat(errors), fired)
-
-    @torch.no_grad()
-    def _add_aux(
-        self, gradients: dict[str, Tensor], dead: Tensor, z: Tensor, error: Tensor, *, rows: int
-    ) -> None:
-        """Add AuxK's gradients for the ``dead`` features (F).
-
-        What silences a feature here is its bias, threshold or gate: AuxK leaves them out of its
-        activations, or it would find nothing to learn from, and hands their gradient to b_enc.
-        """
-        p = self.parameters
-        aux = aux_gradients(
-            dead,
-            z - p["b_dec"],
-            error,
-            w_enc=p["w_enc"],
-            b_enc=torch.zeros_like(p["b_enc"]),
-            w_dec=p["w_dec"],
-            coefficient=self.config.aux_coefficient * len(z) / rows,
-        )
-        if aux is not None:
-            for name in ("w_enc", "b_enc", "w_dec"):
-                gradients[name].index_add_(0, aux.features, getattr(aux, name))
-            gradients["b_dec"].sub_(aux.b_enc @ p["w_enc"][aux.features])
 
     @torch.no_grad()
     def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
