@@ -24,7 +24,7 @@ from vision_sae.evaluation.matching import nearest
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import image_folder
 
-_BASE = TrainConfig(expansion=8, steps=250, learning_rate=2e-3)
+_BASE = TrainConfig(expansion=8, steps=150)
 _SPARSE = ("topk", "batch_topk", "matryoshka")
 _DENSE = ("relu", "jumprelu", "gated")
 _LABELS = {
@@ -55,7 +55,7 @@ def configurations() -> dict[str, list[TrainConfig]]:
 
     curves = {
         name: [c.model_copy(update={"architecture": name}) for c in each(k=ks)]
-        for names, ks in ((_SPARSE, (8, 16, 32, 64)), (_DENSE, (16, 32, 64)))
+        for names, ks in ((_SPARSE, (8, 16, 32, 64)), (_DENSE, (16, 64)))
         for name in names
     }
     return curves | {"width": each(expansion=(2, 4, 16)), "seed": each(seed=(1, 2))}

@@ -70,14 +70,16 @@ def test_floor_is_of_the_same_shapes_and_repeats() -> None:
 
 
 def test_wide_dictionaries_are_matched_to_their_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "HUNGARIAN_WIDTH", 1)
-    found = match(A, B)
+    monkeypatch.setattr(matching, "HUNGARIAN_WIDTH", 5)
+    a, b = random_rows(6, 2, 1), random_rows(5, 2, 2)
+    found = match(a, b)
     assert not found.one_to_one
-    assert found.pairs.right.tolist() == [0, 0]
+    assert torch.equal(found.pairs.right, nearest(a, b).right)
     # The floor is that of the same method: each random direction with its nearest.
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2, 2, generator=generator) for _ in range(2))
-    assert found.floor == pytest.approx(nearest(a, b).mean)
+    random = [torch.randn(rows.shape, generator=generator) for rows in (a, b)]
+    assert found.floor == pytest.approx(nearest(*random).mean)
+    assert found.floor != pytest.approx(assign(*random).mean, abs=0.01)
 
 
 @pytest.mark.parametrize(

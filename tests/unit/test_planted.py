@@ -150,7 +150,7 @@ def test_blocks_are_the_sample_in_bounded_pieces(world: PlantedWorld) -> None:
         ({"lift": 5.0}, "lift"),
         ({"lift": 0.5}, "lift"),
         ({"group_rate": 1.0, "lift": 1.0}, "lift"),
-        ({"active": 20.0}, "active"),
+        ({"active": 10.0}, "active"),
         ({"exponent": 0.0}, "children"),
     ],
 )

@@ -15,7 +15,7 @@ class Codes(NamedTuple):
     """Sparse feature activations of N site vectors, at most K each."""
 
     indices: Tensor
-    """Feature numbers (N, K), int64; those that fire stand first and ascend."""
+    """Feature numbers (N, K), int64; those that fire ascend in each row."""
     values: Tensor
     """Activations (N, K), float32, >= 0; 0 in the slots of a row that fewer features fill."""
 

@@ -31,4 +31,5 @@ class TopKSae(Sae):
 
     def activate(self, pre_activations: Tensor) -> Codes:
         """Pre-activations (N, F) -> `Codes` with k slots."""
-        return Codes(*top_k(pre_activations.relu(), self.k))
+        indices, values = top_k(pre_activations, self.k)
+        return Codes(indices, values.relu())

@@ -1,9 +1,9 @@
 """Training archetypal autoencoders: TopK whose decoder rows are mixtures of data points.
 
 Fel et al. 2025, "Archetypal SAE", the relaxed form: a decoder row is a convex combination of data
-points, plus a relaxation of bounded length. Here each feature mixes a few points that lie near
-each other, so that what it is made of can be looked at, and its row is then brought to unit norm,
-as everywhere: lengths are the activations' affair.
+points, plus a relaxation of bounded length. Here each feature mixes a few points of its own, so
+that what it is made of is small enough to keep and to look at, and its row is then brought to unit
+norm, as everywhere: lengths are the activations' affair.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ BOUND = 0.1
 """Longest relaxation, as a share of its mixture's length: a row is at most 6 degrees off."""
 _MEMBERS = 32
 """Data points that a feature mixes."""
-_HASTE = 10.0
+_HASTE = 30.0
 """How many times faster the logits of the shares learn than the weights."""
+_RIDGE = 0.1
+"""Of the first encoder, beside the mean square of the decoder's dimensions."""
 
 
 class Mixing(NamedTuple):
@@ -135,11 +137,12 @@ class MixedDecoder:
         hasty = adam._replace(rate=adam.rate * _HASTE)
         adam_(mixing.logits, by_logits, mixing.m_logits, mixing.v_logits, hasty)
         adam_(mixing.relaxation, by_relaxation, w.m_w_dec, w.v_w_dec, adam)
-        longest = BOUND * mixing.mixtures(mixing.logits).norm(dim=1)
-        lengths = mixing.relaxation.norm(dim=1)
-        shrink = torch.where(lengths > longest, longest / lengths, 1.0)
-        mixing.relaxation.mul_(shrink[:, None])
-        w.w_dec.copy_(mixing.rows()[0])
+        mixtures = mixing.mixtures(mixing.logits)
+        longest = BOUND * mixtures.norm(dim=1, keepdim=True)
+        lengths = mixing.relaxation.norm(dim=1, keepdim=True)
+        mixing.relaxation.mul_(torch.where(lengths > longest, longest / lengths, 1.0))
+        torch.add(mixtures, mixing.relaxation, out=w.w_dec)
+        w.w_dec.div_(w.w_dec.norm(dim=1, keepdim=True))
 
 
 class ArchetypalLearner(SparseLearner):
@@ -166,9 +169,23 @@ class ArchetypalLearner(SparseLearner):
         self.mixing = Mixing(*(t.to(device) for t in first))
         rows, _ = self.mixing.rows()
         self.weights.w_dec.copy_(rows)
-        self.weights.w_enc.copy_(rows)
         self._kernels = MixedDecoder(self._kernels, self.weights, self.mixing)
-        self._kernels.refresh()
+        self._start_encoder()
+
+    def _start_encoder(self) -> None:
+        """Begin with the dual frame of the decoder, at the length that reconstructs best.
+
+        Data points resemble each other: with encoder = decoder, all features would answer to the
+        few directions that the points share, reconstruct them many times over, and half would die.
+        """
+        w, points = self.weights, self.mixing.points
+        second_moment = w.w_dec.T @ w.w_dec
+        second_moment.diagonal().add_(_RIDGE * second_moment.diagonal().mean())
+        w.w_enc.copy_(F.normalize(torch.linalg.solve(second_moment, w.w_dec.T).T, dim=1))
+        self.refresh()
+        made = self.forward(points).error + points
+        w.w_enc.mul_((made * points).sum() / made.square().sum())
+        self.refresh()
 
     def tensors(self) -> dict[str, Tensor]:
         """The live state; the points are not part of it."""
@@ -195,23 +212,22 @@ class ArchetypalLearner(SparseLearner):
 
 
 def first_mixing(points: Tensor, width: int, seed: int) -> Mixing:
-    """Each feature begins near a point of its own, as far as there are as many, and mixes those
-    nearest to it by cosine.
+    """Each feature begins with half its share in a point of its own, as far as there are as many,
+    and mixes it with others drawn at random: neighbours would all say the same.
 
     ``points`` (A, D) -> a mixing of ``width`` features without relaxations.
     """
     generator = torch.Generator().manual_seed(seed)
-    members = min(_MEMBERS, len(points))
-    unit = F.normalize(points, dim=1)
-    nearest = torch.cat([(rows @ unit.T).topk(members, dim=1).indices for rows in unit.split(1024)])
-    own = torch.randperm(len(points), generator=generator).repeat(width // len(points) + 1)[:width]
-    logits = 0.5 * torch.randn(width, members, generator=generator)
-    logits[:, 0] += math.log(members)
+    own = torch.randperm(len(points), generator=generator).repeat(width // len(points) + 1)
+    members = torch.randint(len(points), (width, _MEMBERS), generator=generator)
+    members[:, 0] = own[:width]
+    logits = 0.5 * torch.randn(width, _MEMBERS, generator=generator)
+    logits[:, 0] += math.log(_MEMBERS)
     return Mixing(
         points=points,
-        members=nearest[own],
+        members=members,
         logits=logits,
         relaxation=torch.zeros(width, points.shape[1]),
-        m_logits=torch.zeros(width, members),
-        v_logits=torch.zeros(width, members),
+        m_logits=torch.zeros(width, _MEMBERS),
+        v_logits=torch.zeros(width, _MEMBERS),
     )
