@@ -212,9 +212,7 @@ def test_training_explains_planted_rows() -> None:
         present = torch.rand(count, 20, generator=generator).argsort(dim=1) < 2
         return (present * (1 + torch.rand(count, 20, generator=generator))) @ atoms / 2.2
 
-    config = TrainConfig(
-        architecture="archetypal", expansion=4, k=3, steps=200, learning_rate=3e-3
-    )
+    config = TrainConfig(architecture="archetypal", expansion=4, k=3, steps=200, learning_rate=3e-3)
     learner = ArchetypalLearner(12, config, points=planted(400, seed=1))
     reports = [
         learner.step(planted(256, seed=step + 2), learning_rate(config, step))

@@ -203,3 +203,12 @@ def test_every_refusal_names_the_field() -> None:
     with pytest.raises(InvalidImageError) as caught:
         decode_image(b"")
     assert caught.value.field == "image"
+
+
+def test_broken_exif_is_refused() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise_image(10, 10), "WEBP", exif=exif.tobytes())
+    assert data.count(b"MM\0*") == 1
+    with pytest.raises(InvalidImageError, match="broken"):
+        decode_image(data.replace(b"MM\0*", b"\0M\0*"))

@@ -50,6 +50,12 @@ def test_without_a_pair_of_pictures_it_is_undefined(activations: tuple[float, ..
     assert math.isnan(of(*activations))
 
 
+def test_rounding_does_not_make_a_pair() -> None:
+    a = torch.full((1000, 1), 1 / 3)
+    a[3] = 5 / 7
+    assert monosemanticity(a, E.repeat(250, 1)).isnan()
+
+
 def test_a_faint_second_picture_makes_a_pair() -> None:
     assert of(1, 0, 1e-6, 0) == pytest.approx(1)
 

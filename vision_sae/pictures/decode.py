@@ -45,11 +45,12 @@ def decode_image(
         image = _open(data, max_pixels)
         try:
             image.load()
+            upright = ImageOps.exif_transpose(image)  # parses EXIF, which may be broken too
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise InvalidImageError(
                 f"the image is broken or truncated ({error}); send the whole file", field="image"
             ) from error
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(upright)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +63,7 @@ class JumpReluLearner(DenseLearner):
     """
 
     firmness = 3.0
-    haste = {"log_threshold": 10.0}
+    haste: ClassVar[Mapping[str, float]] = {"log_threshold": 10.0}
 
     def first_parameters(self, width: int, level: float) -> dict[str, Tensor]:
         """Thresholds that about k features exceed."""
@@ -88,7 +90,8 @@ class JumpReluLearner(DenseLearner):
 
 class GatedLearner(DenseLearner):
     """``|z - x_hat|^2 + lambda * |relu(g)|_1 + |z - x_hat_g|^2`` with the gate's pre-activations
-    ``g = (z - b_dec) W_enc + b_enc`` and ``f = [g > 0] relu(exp(r_mag) (z - b_dec) W_enc + b_mag)``.
+    ``g = (z - b_dec) W_enc + b_enc`` and
+    ``f = [g > 0] relu(exp(r_mag) (z - b_dec) W_enc + b_mag)``.
 
     Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders": the
     auxiliary x_hat_g decodes relu(g) with a frozen copy of the decoder; without it nothing but the

@@ -7,6 +7,7 @@ taken in pieces, so that memory does not grow with it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
@@ -217,7 +218,7 @@ class DenseLearner(ABC):
         counters = {"silent": self.silent, "steps": self.steps_done}
         return parameters | self._moments | self.sparsity.tensors() | counters
 
-    def refresh(self) -> None:
+    def refresh(self) -> None:  # noqa: B027  # there is nothing for a subclass to add
         """Nothing is remembered beside `tensors`."""
 
 
@@ -227,4 +228,5 @@ def firing_level(dim: int, width: int, k: int) -> float:
     z has unit mean square norm, so such products are nearly normal with variance 1 / ``dim``.
     """
     share = torch.tensor(1 - k / width, dtype=torch.float64)
-    return float(torch.special.ndtri(share)) / dim**0.5
+    level: float = torch.special.ndtri(share).item()
+    return level / math.sqrt(dim)
