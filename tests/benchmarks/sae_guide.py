@@ -55,7 +55,7 @@ def configurations() -> dict[str, list[TrainConfig]]:
 
     curves = {
         name: [c.model_copy(update={"architecture": name}) for c in each(k=ks)]
-        for names, ks in ((_SPARSE, (8, 16, 32, 64)), (_DENSE, (16, 64)))
+        for names, ks in ((_SPARSE, (8, 16, 32, 64)), (_DENSE, (32,)))
         for name in names
     }
     return curves | {"width": each(expansion=(2, 4, 16)), "seed": each(seed=(1, 2))}
