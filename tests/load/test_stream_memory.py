@@ -12,7 +12,7 @@ from tests.worlds import GRID, write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.stream import ShuffledRows
 
-DIM, BATCH, ALLOWED_MB = 256, 1024, 16
+DIM, BATCH, ALLOWED_MB = 1024, 256, 16
 
 
 def own_megabytes() -> float:
@@ -45,8 +45,8 @@ def test_a_store_ten_times_larger_than_the_loaders_memory_is_read_within_it(
     images = 10 * ALLOWED_MB * 2**20 // (GRID.patches * DIM * 2)
     vectors = np.zeros((images, GRID.patches, DIM), dtype=np.float16)
     write_store(tmp_path / "large", np.array_split(vectors, 5))
-    write_store(tmp_path / "small", [vectors[:512]])
+    write_store(tmp_path / "small", [vectors[:256]])
     with multiprocessing.get_context("spawn").Pool(1) as fresh:  # what others left is not counted
         grown = fresh.apply(growth, (tmp_path / "small", tmp_path / "large"))
-    # One buffer in use, one being filled, one in between; the allocator keeps some of what is freed.
+    # A buffer in use, one being filled, one in between; the allocator keeps some that is freed.
     assert grown < 3 * ALLOWED_MB
