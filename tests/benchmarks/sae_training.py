@@ -8,9 +8,9 @@ and number of steps, each in a process of its own with all cores, taking turns. 
 alone: picking the rows of a batch, and the step. FVU is measured afterwards by one function on
 rows that nobody trained on.
 
-Learning rates: the peers run at `_PEER_RATE` with Adam, as in our default their rate rises and
-falls along `learning_rate`, which made both better. Each peer gets its inputs in the scale that it
-did best with (`_PEER_SCALE`; tried: unit mean square norm, unit variance per dimension).
+All take Adam along the same rise and fall of the learning rate; ours at its default, the peers at
+`_PEER_RATE`. Inputs are centred and have unit mean square norm; with unit variance per dimension
+sparsify did no better.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ CORPUS = Path(__file__).parents[2] / "vision_sae" / "demo" / "corpus" / "train"
 SITE = "blocks.10.update"
 _HELDOUT_ROWS = 8192
 _PEER_RATE = 5e-4
-_PEER_SCALE = {"sparsify": 1.0, "overcomplete": 1.0}
 
 Encoder = Callable[[Tensor], Tensor]
 """Rows (N, D) -> reconstructions (N, D)."""
@@ -150,8 +149,6 @@ SYSTEMS = {"ours": ours, "sparsify": sparsify, "overcomplete": overcomplete}
 def measure(system: str, path: Path, config: TrainConfig, rate: float) -> dict[str, Any]:
     """Train one system, in this process."""
     rows, heldout = load(path)
-    scale = _PEER_SCALE.get(system, 1.0)
-    rows, heldout = rows * scale, heldout * scale
     step, reconstruct = SYSTEMS[system](rows.shape[1], config)
     batch, scheduled = batches(rows, config), config.model_copy(update={"learning_rate": rate})
     warm = SYSTEMS[system](rows.shape[1], config)[0]
