@@ -17,7 +17,10 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.cli import app
 
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
-COMMANDS = ("harvest", "train", "build", "describe", "serve", "demo")
+COMMANDS = (
+    *("harvest", "train", "sweep", "import", "export", "build", "describe", "evaluate"),
+    *("serve", "demo"),
+)
 
 
 def run(*args: object) -> Result:

@@ -138,6 +138,19 @@ def test_gradients_do_not_depend_on_the_pieces(
 
 
 @every_learner
+def test_low_precision_gradients_point_the_same_way(architecture: str) -> None:
+    exact, low = (learner_with(architecture) for _ in range(2))
+    low._dtype = torch.bfloat16
+    z = rows(256)
+    wanted, got = exact.slopes(z), low.slopes(z)
+    assert float(got.l0) == pytest.approx(float(wanted.l0), rel=0.02)
+    for name, gradient in wanted.gradients.items():
+        assert got.gradients[name].dtype == torch.float32
+        cosine = torch.cosine_similarity(got.gradients[name].flatten(), gradient.flatten(), dim=0)
+        assert float(cosine) > 0.98, name
+
+
+@every_learner
 def test_two_shares_take_the_step_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:

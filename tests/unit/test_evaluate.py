@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from vision_sae.cli import app
 from vision_sae.config import BuildConfig, HarvestConfig
 from vision_sae.dictionaries import metrics as metrics_module
 from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
+from vision_sae.evaluation import report
 from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
+from vision_sae.evaluation.downstream import downstream
 from vision_sae.evaluation.monosemanticity import monosemanticity
 from vision_sae.evaluation.report import evaluate, load_bound_model, open_dictionary
 from vision_sae.models.registry import load_model
@@ -185,14 +188,16 @@ def test_bundle_that_was_published_anew_meanwhile_is_not_overwritten(bundle: Pat
     assert Bundle(bundle).manifest["describe"] == {"labelled": 7}
 
 
-def test_republished_file_takes_the_place_of_the_old_one(bundle: Path) -> None:
+def test_republished_file_takes_the_place_of_the_old_one(bundle: Path, tmp_path: Path) -> None:
     opened = Bundle(bundle)
     mean = np.load(bundle / "site_mean.npy")
     again = republish(opened, bundle, {}, {"descriptions.jsonl": b'{"feature": 3}\n'})
     assert list(again.descriptions) == [3]
     assert np.array_equal(again.site_mean, mean)
+    os.link(bundle / "descriptions.jsonl", tmp_path / "of_a_reader")
     twice = republish(again, bundle, {}, {"descriptions.jsonl": b'{"feature": 4}\n'})
     assert list(twice.descriptions) == [4]
+    assert (tmp_path / "of_a_reader").read_bytes() == b'{"feature": 3}\n'
 
 
 # The command, with a real model behind the store.
@@ -239,6 +244,22 @@ def test_command_prints_and_publishes_every_figure(world: Path) -> None:
     assert "matching_floor" in result.output
     assert "not held out" in result.output
     assert Bundle(world / "bundle").manifest["evaluations"]["all"]["downstream_images"] == 6
+
+
+def test_downstream_figures_are_of_all_pictures_and_the_stores_mean(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_MODEL_BATCH", 4)
+    store, pictures = ActivationStore(world / "store"), image_folder(world / "pictures")
+    found = evaluate(world / "d", store, pictures, progress=False).downstream
+    assert found is not None
+    dictionary, manifest, _ = open_dictionary(world / "d")
+    model = load_bound_model(manifest["model"])
+    pixels = [model.preprocess(p.load())[None] for p in pictures if p.id != "bad.png"]
+    mean = torch.cat(list(store.batches(SITE, 50))).mean(0)
+    expected = downstream(model, SITE, dictionary, pixels, mean=mean)
+    assert found.images == 6
+    assert found.metrics() == pytest.approx(expected.metrics(), rel=0.02)
 
 
 def test_command_runs_the_model_only_on_pictures(world: Path) -> None:

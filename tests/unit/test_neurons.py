@@ -64,6 +64,10 @@ def test_k_keeps_the_largest() -> None:
     assert codes.values.tolist() == [[5, 4], [6, 0]]
 
 
+def test_k_beyond_the_width_keeps_all() -> None:
+    assert NeuronBasis.fit([X], k=99).encode(X).values.tolist() == [[1, 3]]
+
+
 def test_k_counts_both_signs_together() -> None:
     codes = NeuronBasis.fit([X], signed=True, k=1).encode(X * -1)
     assert (codes.indices.tolist(), codes.values.tolist()) == ([[5]], [[3]])

@@ -39,12 +39,14 @@ def test_codes_by_hand() -> None:
     width=st.integers(1, 12),
     dim=st.integers(1, 12),
     common=st.sampled_from([0.0, 0.5, 3.0]),
+    twins=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
 def test_reconstruction_is_as_good_as_scipys(
-    seed: int, width: int, dim: int, common: float
+    seed: int, width: int, dim: int, common: float, twins: bool
 ) -> None:
     x, atoms = drawn(seed, 3, width, dim, common)
+    atoms = atoms.repeat(2, 1) if twins else atoms
     codes = solve(x, atoms)
     assert (codes >= 0).all()
     errors = (x - codes @ atoms).norm(dim=1).numpy()
@@ -85,8 +87,23 @@ def test_k_as_large_as_the_atoms_is_no_limit() -> None:
 
 
 def test_the_first_atom_is_the_one_that_fits_best() -> None:
-    x = torch.tensor([[2.0, 1.0]])
-    assert solve(x, torch.eye(2), 1).tolist() == [[2, 0]]
+    x = torch.tensor([[1.0, 3.0, 2.0]])
+    assert solve(x, torch.eye(3), 1).tolist() == [[0, 3, 0]]
+
+
+@pytest.mark.parametrize("k", [4, 12])
+def test_k_atoms_are_those_of_matching_pursuit(k: int) -> None:
+    x, atoms = drawn(5, 10, 40, 30, 0.3)
+    atoms = torch.nn.functional.normalize(atoms)
+    matrix = atoms.double().numpy()
+    for row, found in zip(x.double().numpy(), solve(x, atoms, k).numpy(), strict=True):
+        codes, slopes = np.zeros(40), matrix @ row
+        while (codes > 0).sum() < k and slopes.max() > 1e-9:
+            used = [*np.flatnonzero(codes), slopes.argmax()]
+            codes = np.zeros(40)
+            codes[used] = nnls(matrix[used].T, row)[0]
+            slopes = matrix @ (row - codes @ matrix)
+        np.testing.assert_allclose(found, codes, atol=1e-5)
 
 
 def test_chosen_atoms_are_fitted_together() -> None:

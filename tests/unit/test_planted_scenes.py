@@ -143,6 +143,14 @@ def test_word_keeps_away_from_the_object() -> None:
         assert np.array_equal(draw(plain).parts["object"], painted.parts["object"])
 
 
+def test_word_over_the_object_hides_it() -> None:
+    tall = draw(replace(CIRCLE, word="STOP\nSTOP\nSTOP\nSTOP"), side=SIDE)
+    hidden = draw(CIRCLE, side=SIDE).parts["object"] & ~tall.parts["object"]
+    assert hidden.any()
+    assert not (hidden & ~tall.parts["word"]).any()
+    assert not (tall.parts["object"] & tall.parts["word"]).any()
+
+
 def test_evidence_of_an_attribute_is_the_part_that_shows_it() -> None:
     scene = draw(replace(CIRCLE, word="STOP"))
     for attribute in asdict(CIRCLE):
@@ -186,6 +194,13 @@ def test_scenes_are_the_same_however_many_are_asked_for() -> None:
     for a, b in zip(few, many, strict=True):
         assert a.attributes == b.attributes
         assert np.array_equal(pixels(a), pixels(b))
+
+
+def test_scenes_of_one_run_differ_also_in_where_exactly_things_lie() -> None:
+    drawn = list(scenes(30, 0, side=64))
+    assert len({scene.caption for scene in drawn}) > 25
+    moved = [(pixels(s) != pixels(draw(s.attributes, side=64, seed=0))).any() for s in drawn]
+    assert sum(moved) > 15
 
 
 def test_other_seeds_are_other_scenes() -> None:

@@ -44,6 +44,13 @@ def test_every_row_is_drawn_equally_often() -> None:
     assert (counts - 250).abs().max() < 5 * 14
 
 
+def test_no_more_than_twice_the_sample_and_a_batch_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    cat, held = torch.cat, []
+    monkeypatch.setattr(torch, "cat", lambda parts: held.append(sum(map(len, parts))) or cat(parts))
+    sample(numbered(1000).split(7), 10, seed=0)
+    assert max(held) <= 2 * 10 + 7
+
+
 def test_empty_stream_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="harvest"):
         sample([], 10, seed=0)

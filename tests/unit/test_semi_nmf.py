@@ -106,6 +106,15 @@ def test_planted_atoms_are_found_again() -> None:
     assert (found.decoder @ atoms.T).max(0).values.mean() > 0.8
 
 
+def test_fit_goes_on_until_the_objective_falls_by_less_than_the_tolerance() -> None:
+    x, _ = planted(500)
+    few, many = (
+        evaluate(SemiNmf.fit([x], width=6, tolerance=tolerance), [x]).explained_variance
+        for tolerance in (1, 1e-4)
+    )
+    assert many > few + 0.01
+
+
 def test_directions_have_unit_norm_and_the_bias_is_the_mean() -> None:
     x, _ = planted()
     found = SemiNmf.fit([x], width=6)

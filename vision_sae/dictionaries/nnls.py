@@ -186,8 +186,6 @@ def _solve(
                 share, products = held[i], gram[chosen[i]]
                 for atom in range(width):
                     slope[atom] -= share * products[atom]
-            for i in range(count):
-                slope[chosen[i]] = 0.0  # but for rounding
         for i in range(count):
             out[n, chosen[i]] = held[i]
 

@@ -46,9 +46,8 @@ def _directions(a: Tensor, y: Tensor, support: Tensor | None) -> Tensor:
         return whole.T.to(a.dtype)
     z = torch.zeros_like(target)
     for d, allowed in enumerate(support):
-        if allowed.any():
-            restricted = gram[allowed][:, allowed]
-            z[d, allowed] = torch.linalg.lstsq(restricted, target[d, allowed, None]).solution[:, 0]
+        restricted = gram[allowed][:, allowed]
+        z[d, allowed] = torch.linalg.lstsq(restricted, target[d, allowed, None]).solution[:, 0]
     return z.to(a.dtype)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vision_sae.dictionaries.gated import GatedSae
@@ -42,11 +41,11 @@ class ReluLearner(DenseLearner):
     def forward(self, z: Tensor) -> Pass:
         """Encode and reconstruct z (N, D)."""
         p = self.parameters
-        activations = F.linear(z - p["b_dec"], p["w_enc"], p["b_enc"]).relu()
+        activations = self.products(z, p["b_enc"]).relu()
         return Pass(
             x_hat=activations @ p["w_dec"] + p["b_dec"],
             activations=activations,
-            penalty=activations.sum(dtype=torch.float32),
+            penalty=activations.sum(),
         )
 
     def dictionary(self, scaling: InputScaling) -> ReluSae:
@@ -76,7 +75,7 @@ class JumpReluLearner(DenseLearner):
     def forward(self, z: Tensor) -> Pass:
         """Encode and reconstruct z (N, D)."""
         p = self.parameters
-        pre = F.linear(z - p["b_dec"], p["w_enc"], p["b_enc"])
+        pre = self.products(z, p["b_enc"])
         bandwidth = _BANDWIDTH / z.shape[1] ** 0.5
         activations, count = jump_relu(pre, p["log_threshold"].exp(), bandwidth)
         x_hat = activations @ p["w_dec"] + p["b_dec"]
@@ -115,18 +114,19 @@ class GatedLearner(DenseLearner):
     def forward(self, z: Tensor) -> Pass:
         """Encode and reconstruct z (N, D)."""
         p = self.parameters
-        products = F.linear(z - p["b_dec"], p["w_enc"])
+        products = self.products(z)
         scale, shift, gate_shift = (
             t.to(products.dtype) for t in (p["r_mag"].exp(), p["b_mag"], p["b_enc"])
         )
         gate = products + gate_shift
-        activations = (products * scale + shift).relu() * (gate > 0)
+        opens = gate.detach().sign().relu()  # a number, not a boolean: see `jump`
+        activations = (products * scale + shift).relu() * opens
         through_gate = gate.relu()
         frozen = through_gate @ p["w_dec"].detach() + p["b_dec"].detach()
         return Pass(
             x_hat=activations @ p["w_dec"] + p["b_dec"],
             activations=activations,
-            penalty=through_gate.sum(dtype=torch.float32),
+            penalty=through_gate.sum(),
             auxiliary=(frozen - z).square().sum(),
         )
 

@@ -52,7 +52,9 @@ class Slopes(NamedTuple):
     error: Tensor
     """x_hat - z (N, D)"""
     fired: Tensor
-    """Rows on which each feature fired (F), float32."""
+    """Positive where a feature fired on any row (F)."""
+    l0: Tensor
+    """Active features, over the rows of the whole batch, ()."""
 
 
 class DenseLearner(ABC):
@@ -61,10 +63,10 @@ class DenseLearner(ABC):
     The loss is ``mean_n |z_n - x_hat_n|^2 + lambda * penalty``, where lambda is
     ``config.sparsity``, or is steered to ``config.k`` active features a row.
 
-    AuxK is of no use here: what silences a feature is its bias, threshold or gate, behind which
-    nothing has a gradient. Instead the biases of dead features are pushed up, as the
-    pre-activation loss of Anthropic's "Circuits Updates - January 2025" does, until rows reach
-    them again; ``config.aux_coefficient`` is that push.
+    AuxK does not help here, because what silences a feature is its bias, threshold or gate.
+    Instead the biases of dead features are pushed up, as the pre-activation loss of Anthropic's
+    "Circuits Updates - January 2025" does, until rows reach them again; ``config.aux_coefficient``
+    is the gradient of that push.
     """
 
     firmness: ClassVar[float]
@@ -138,6 +140,16 @@ class DenseLearner(ABC):
     def dictionary(self, scaling: InputScaling) -> Sae:
         """The SAE as it stands, on raw site vectors: mean and scale folded in."""
 
+    def products(self, z: Tensor, shift: Tensor | None = None) -> Tensor:
+        """``(z - b_dec) W_enc + shift`` of z (N, D), for a shift (F) -> (N, F).
+
+        b_dec is subtracted after the product: its gradient then takes a sum over the rows where
+        it would take another product of the size of the decoder's.
+        """
+        w_enc = self.parameters["w_enc"]
+        through_encoder = (w_enc * self.parameters["b_dec"]).sum(1)
+        return F.linear(z, w_enc, -through_encoder if shift is None else shift - through_encoder)
+
     def folded(self, scaling: InputScaling) -> dict[str, Tensor]:
         """The weights of `Sae`, on raw site vectors."""
         w_enc, b_enc, w_dec, b_dec = (
@@ -160,16 +172,15 @@ class DenseLearner(ABC):
         """One optimiser step on z (N, D), the whole batch in every process."""
         n, mine = len(z), self._group.share(z)
         dead = self.silent > self.config.dead_after
-        gradients, error, fired = self.slopes(mine, rows=n)
+        gradients, error, fired, l0 = self.slopes(mine, rows=n)
         squares = error.square().sum()
         if self._group.size > 1:
-            for part in (*gradients.values(), fired, squares):
+            for part in (*gradients.values(), squares, fired, l0):
                 dist.all_reduce(part)
         if decoder_gradient is not None:
             gradients["w_dec"].add_(decoder_gradient)
         gradients["b_enc"].sub_(dead * self.config.aux_coefficient)
         self._descend(gradients, rate)
-        l0 = fired.sum() / n
         self.sparsity.follow(l0, rate * z.shape[1] ** 0.5)
         self.silent += n
         self.silent[fired > 0] = 0
@@ -181,9 +192,10 @@ class DenseLearner(ABC):
         rows, low = rows or len(z), self._dtype != torch.float32
         parameters = tuple(self.parameters.values())
         totals = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        fired = torch.zeros(len(self.silent), device=z.device)
+        width = len(self.silent)
+        fired, l0 = torch.zeros(width, device=z.device), torch.zeros((), device=z.device)
         errors = []
-        for piece in z.split(max(1, _PIECE // len(fired))):
+        for piece in z.chunk(-(-len(z) * width // _PIECE)):
             with torch.enable_grad(), torch.autocast(z.device.type, self._dtype, enabled=low):
                 made = self.forward(piece)
                 error = made.x_hat - piece
@@ -193,9 +205,11 @@ class DenseLearner(ABC):
             for total, part in zip(totals, torch.autograd.grad(loss, parameters), strict=True):
                 total.add_(part, alpha=1 / rows)
             errors.append(error.detach())
-            fired += (made.activations.detach() > 0).sum(0)
+            active = made.activations.detach().sign()
+            fired = torch.maximum(fired, active.amax(0))
+            l0 += active.sum(1).float().sum() / rows
         gradients = dict(zip(self.parameters, totals, strict=True))
-        return Slopes(gradients, torch.cat(errors), fired)
+        return Slopes(gradients, torch.cat(errors), fired, l0)
 
     @torch.no_grad()
     def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
