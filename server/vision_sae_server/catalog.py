@@ -55,7 +55,7 @@ def _feature_values(served: Served, index: int) -> Values:
         "described": bool(row.get("text")),
         "abstained": bool(row) and row["text"] is None,
         "describer": row.get("describer"),
-        "score.pmi": scores.get("caption_pmi"),
+        "score.pmi": scores.get("pmi"),
     }
 
 

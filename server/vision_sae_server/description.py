@@ -10,6 +10,7 @@ import grpc
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describe import describer
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.errors import NotFoundError
 from vision_sae.v1 import description_service_pb2 as pb
 from vision_sae.v1 import description_service_pb2_grpc, feature_pb2
@@ -38,7 +39,8 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         def describe() -> pb.DescribeFeatureResponse:
             row = stored
             if row is None:
-                (made,) = describer(DescribeConfig()).describe(served.bundle, [index])
+                evidence = BundleEvidence(served.bundle)
+                (made,) = describer(DescribeConfig()).describe(evidence, [index])
                 row = asdict(made)
             full = request.view == feature_pb2.FEATURE_VIEW_FULL
             return pb.DescribeFeatureResponse(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vision_sae.bundles.bundle import Exemplar
 from vision_sae.bundles.statistics import QUANTILE_LEVELS
+from vision_sae.descriptions.protocol import Score
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import (
@@ -27,13 +28,13 @@ from vision_sae_server.state import Served, ServedModel
 
 _DEFAULT_EXEMPLARS = 9
 _DEFAULT_THUMBNAIL = 128
+_MOST_CANDIDATES = 10
 _SITE_KINDS = {
     "update": model_pb2.SITE_KIND_UPDATE,
     "resid": model_pb2.SITE_KIND_RESID,
     "mlp": model_pb2.SITE_KIND_MLP,
     "attn": model_pb2.SITE_KIND_ATTN,
 }
-_SCORES = {"caption_pmi": description_pb2.SCORE_METRIC_PMI}
 
 
 def special_tokens(grid: PatchGrid) -> list[str]:
@@ -167,6 +168,21 @@ def exemplars(
     return [_exemplar(served, index, exemplar, options) for exemplar in chosen]
 
 
+def score(measured: Score) -> description_pb2.Score:
+    """One score of one text."""
+    metric = description_pb2.ScoreMetric.Value(f"SCORE_METRIC_{measured.metric.upper()}")
+    kind = measured.negatives.upper() or "UNSPECIFIED"
+    return description_pb2.Score(
+        metric=metric,
+        value=measured.value,
+        lower=measured.lower,
+        upper=measured.upper,
+        count=measured.n,
+        control=measured.control,
+        negatives=description_pb2.ScoreNegatives.Value(f"SCORE_NEGATIVES_{kind}"),
+    )
+
+
 def description(
     served: Served, row: dict[str, Any], options: exemplar_pb2.ExemplarOptions | None
 ) -> description_pb2.Description:
@@ -180,10 +196,7 @@ def description(
         origin=description_pb2.DESCRIPTION_ORIGIN_DESCRIBER,
         describer=row["describer"],
         describer_version=str(row["describer_version"]),
-        scores=[
-            description_pb2.Score(metric=_SCORES[s["metric"]], value=s["value"], count=s["n"])
-            for s in row["scores"]
-        ],
+        scores=[score(Score(**s)) for s in row["scores"]],
     )
     if options is not None:
         count = options.max_count if options.HasField("max_count") else _DEFAULT_EXEMPLARS
@@ -192,8 +205,8 @@ def description(
             indexed_patch(served, patch, thumbnail=side) for patch in row["evidence"][:count]
         )
         message.candidates.extend(
-            description_pb2.Candidate(text=word["word"], value=word["pmi"])
-            for word in row["details"].get("words", [])
+            description_pb2.Candidate(text=text, value=value)
+            for text, value in row["candidates"][:_MOST_CANDIDATES]
         )
     return message
 

@@ -16,6 +16,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, DescribeConfig
 from vision_sae.descriptions.caption_pmi import CaptionPmi, words
 from vision_sae.descriptions.describe import describe_bundle, describer
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Describer, Description
 
 IMAGES, EXEMPLARS = 60, 10
@@ -59,12 +60,12 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def describe(bundle: Bundle, *features: int, **options: object) -> list[Description]:
     config = DescribeConfig(**options)  # type: ignore[arg-type]
-    return list(CaptionPmi(config).describe(bundle, features))
+    return list(CaptionPmi(config).describe(BundleEvidence(bundle), features))
 
 
 def test_caption_pmi_is_a_describer_chosen_by_name() -> None:
     chosen: Describer = describer(DescribeConfig(describer="caption-pmi"))
-    assert (chosen.name, chosen.version) == ("caption-pmi", 2)
+    assert (chosen.name, chosen.version) == ("caption-pmi", 3)
 
 
 @pytest.mark.parametrize("feature", range(3))
@@ -75,46 +76,47 @@ def test_planted_word_is_found(bundle: Bundle, feature: int) -> None:
 
 
 def test_pmi_by_hand(bundle: Bundle) -> None:
-    # All 10 exemplars and 15 of 60 captions say "cat"; 0.5 is added to each count, 1 to each total.
+    # Of 15 cats every other is for describing: 8, and 15 of 60 captions, say "cat". 0.5 is added to
+    # each count, 1 to each total.
     (description,) = describe(bundle, 0)
-    expected = math.log((10.5 / 11) / (15.5 / 61))
+    expected = math.log((8.5 / 9) / (15.5 / 61))
     assert description.details["words"][0]["pmi"] == pytest.approx(expected, abs=1e-4)
     assert description.scores[0].value == pytest.approx(expected)
-    assert description.scores[0].n == 10
+    assert description.scores[0].n == 8
 
 
 def test_p_value_is_fishers_corrected_over_the_words(bundle: Bundle) -> None:
     (description,) = describe(bundle, 0)
-    # Of the 10 exemplars 10 say "cat", of the 50 other images 5.
-    p = fisher_exact([[10, 0], [5, 45]], alternative="greater").pvalue
+    # Of the 8 exemplars 8 say "cat", of the 52 other images 7.
+    p = fisher_exact([[8, 0], [7, 45]], alternative="greater").pvalue
     # Benjamini and Hochberg: the smallest of the 11 p-values (3 things, 8 fillers) times 11.
     found = description.details["words"][0]
-    assert (found["exemplar_sources"], found["sources"]) == (10, 15)
+    assert (found["exemplar_sources"], found["sources"]) == (8, 15)
     assert found["p_value"] == pytest.approx(11 * p)
 
 
 def crops(tmp_path: Path) -> Bundle:
-    """30 photographs in two crops each. Feature 0 fires in the first crop of the first ten.
+    """60 photographs in two crops each. Feature 0 fires in the first crop of the first twenty.
 
-    First crops say "cat" in photographs 0 to 9, second crops say "dog" there and in 10 to 14.
+    First crops say "cat" in photographs 0 to 19, second crops say "dog" there and in 20 to 29.
     """
-    vectors = np.zeros((60, 4, 3), dtype=np.float32)
-    vectors[:20:2, 0, 0] = 1
+    vectors = np.zeros((120, 4, 3), dtype=np.float32)
+    vectors[:40:2, 0, 0] = 1
     captions = [
         f"{word} {FILLER[i // 2 % 8]}"
-        for i in range(60)
-        for word in [("cat" if i < 20 else "mat") if i % 2 == 0 else ("dog" if i < 30 else "log")]
+        for i in range(120)
+        for word in [("cat" if i < 40 else "mat") if i % 2 == 0 else ("dog" if i < 60 else "log")]
     ]
-    return bundle_of(tmp_path, vectors, captions, [f"photograph {i // 2}" for i in range(60)])
+    return bundle_of(tmp_path, vectors, captions, [f"photograph {i // 2}" for i in range(120)])
 
 
 def test_crops_of_one_photograph_count_once(tmp_path: Path) -> None:
-    # Of 30 photographs 10 are exemplars; all of these and no other say "cat".
+    # Of 60 photographs 20 fire, 10 of them for describing; all 20 and no other say "cat".
     (description,) = describe(crops(tmp_path), 0, words=1)
     found = description.details["words"][0]
     assert found["word"] == "cat"
-    assert (found["exemplar_sources"], found["sources"]) == (10, 10)
-    assert found["pmi"] == pytest.approx(math.log((10.5 / 11) / (10.5 / 31)), abs=1e-4)
+    assert (found["exemplar_sources"], found["sources"]) == (10, 20)
+    assert found["pmi"] == pytest.approx(math.log((10.5 / 11) / (20.5 / 61)), abs=1e-4)
 
 
 def test_crops_in_which_a_feature_is_silent_lend_it_no_words(tmp_path: Path) -> None:
@@ -127,18 +129,19 @@ def test_many_crops_of_few_photographs_are_too_little_evidence(tmp_path: Path) -
     sources = [f"photograph {i % 3}" if i < 45 else f"other {i}" for i in range(IMAGES)]
     (description,) = describe(bundle_of(tmp_path, vectors, captions, sources), 0)
     assert description.text is None
-    assert "1 independent images" in description.abstained
+    assert "1 independent pictures" in description.abstained
 
 
 def test_evidence_names_the_strongest_patches(bundle: Bundle) -> None:
     (description,) = describe(bundle, 1)
-    assert list(description.evidence) == [e.patch for e in bundle.exemplars(1)[0]]
+    # Image i fires it in its patch i % 4, later ones more strongly: 43, 40, ..., every other taken.
+    assert list(description.evidence) == [4 * i + i % 4 for i in range(43, 0, -6)]
 
 
 def test_feature_of_few_images_abstains(bundle: Bundle) -> None:
     (description,) = describe(bundle, 3)
     assert (description.text, description.scores) == (None, ())
-    assert "3 independent images" in description.abstained
+    assert "2 independent pictures" in description.abstained
 
 
 def test_silent_feature_abstains(bundle: Bundle) -> None:

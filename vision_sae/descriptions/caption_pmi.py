@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, hypergeom
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.evidence.protocol import Evidence, split
 from vision_sae.descriptions.protocol import Description, Score
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -93,19 +93,20 @@ class CaptionPmi:
     """The first describer: the baseline that later ones must beat."""
 
     name = "caption-pmi"
-    version = 2
+    version = 3
 
     def __init__(self, config: DescribeConfig) -> None:
         self._config = config
 
-    def describe(self, bundle: Bundle, features: Iterable[int]) -> Iterator[Description]:
-        """Descriptions of ``features`` in order."""
-        vocabulary = _vocabulary(tuple(bundle.images))
-        for feature in features:
-            top, _ = bundle.exemplars(feature)
-            images = np.array([e.image for e in top], dtype=np.int64)
+    def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
+        """Descriptions of ``units`` in order."""
+        vocabulary = _vocabulary(tuple(evidence.images))
+        for unit in units:
+            seen = split(evidence, unit).describe
+            images = np.array([firing.image for firing in seen], dtype=np.int64)
             in_exemplars = _by_source(vocabulary.source[images], vocabulary.present[images])
-            yield self._describe(feature, vocabulary, in_exemplars, tuple(e.patch for e in top))
+            patches = tuple(firing.patch for firing in seen)
+            yield self._describe(unit, vocabulary, in_exemplars, patches)
 
     def _describe(
         self,
@@ -128,7 +129,7 @@ class CaptionPmi:
         drawn = len(in_exemplars)
         if drawn < _FEWEST_IMAGES:
             return description(
-                None, f"fires in {drawn} independent images, fewer than {_FEWEST_IMAGES}"
+                None, f"{drawn} independent pictures to describe it by, fewer than {_FEWEST_IMAGES}"
             )
         hits, everywhere = in_exemplars.sum(axis=0), vocabulary.everywhere
         seen = np.flatnonzero(hits)
@@ -149,7 +150,8 @@ class CaptionPmi:
         value = float(np.mean([pmi[w] for w in chosen]))
         return description(
             ", ".join(vocabulary.words[w] for w in chosen),
-            scores=(Score("caption_pmi", value, drawn),),
+            scores=(Score("pmi", value, drawn),),
+            candidates=tuple((vocabulary.words[w], pmi[w]) for w in chosen),
             details={
                 "words": [
                     {

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.caption_pmi import CaptionPmi
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Describer
 
 _DESCRIBERS: dict[str, type[CaptionPmi]] = {CaptionPmi.name: CaptionPmi}
@@ -34,7 +35,7 @@ def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True
     rows = [
         asdict(description)
         for description in tqdm(
-            chosen.describe(bundle, range(width)),
+            chosen.describe(BundleEvidence(bundle), range(width)),
             total=width,
             desc="describe",
             unit="feature",

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.descriptions.evidence.protocol import Evidence
+
+Metric = Literal[
+    "pmi",
+    "detection_auc",
+    "detection_balanced_accuracy",
+    "fuzzing_auc",
+    "simulation_pearson",
+    "intruder_accuracy",
+    "cosy_auc",
+    "cosy_mean_difference",
+]
+"""Definitions of quality; ``score.proto`` tells what each means."""
+Negatives = Literal["", "random", "hard"]
+"""What the counter-examples of a score were: none, drawn from all silent pictures, or the silent
+pictures that resemble the firing ones most."""
 
 
 @dataclass(frozen=True)
 class Score:
     """One measured quality of a description."""
 
-    metric: str
+    metric: Metric
     value: float
     n: int
-    """Number of independent images (or patches) it was measured on."""
+    """Number of independent pictures (or trials) it was measured on."""
+    lower: float | None = None
+    """Lower end of the 95 % bootstrap interval; None when none was computed."""
+    upper: float | None = None
+    """Upper end of the same."""
+    control: float | None = None
+    """The same score of texts taken from other units; None when it was not run."""
+    negatives: Negatives = ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A natural-language label of a feature, or an explicit abstention."""
+    """A natural-language label of a unit, or an explicit abstention."""
 
     feature: int
+    """Number of the unit."""
     text: str | None
     """None when the describer abstains."""
     abstained: str
@@ -35,14 +58,20 @@ class Description:
     """Patches (rows of the data set) of the exemplars it was made from."""
     details: dict[str, Any] = field(default_factory=dict)
     """What the describer wants to say beyond that, for example its words and their p-values."""
+    candidates: tuple[tuple[str, float], ...] = ()
+    """Texts it considered and their objective, best first."""
 
 
 class Describer(Protocol):
-    """Turns features into descriptions; a description depends on nothing but the bundle."""
+    """Turns units into descriptions.
+
+    A description depends on nothing but the evidence: not on which units are asked for together,
+    nor in which order.
+    """
 
     name: str
     version: int
 
-    def describe(self, bundle: Bundle, features: Iterable[int]) -> Iterator[Description]:
-        """Descriptions of ``features`` in order."""
+    def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
+        """Descriptions of ``units`` in order."""
         ...

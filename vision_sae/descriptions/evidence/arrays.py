@@ -1,0 +1,85 @@
+"""Evidence from plain arrays, in memory or mapped: raw neurons, and worlds made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_sae.activations.store import ImageRecord
+from vision_sae.descriptions.evidence.protocol import Firing, silent
+from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+
+
+@dataclass(frozen=True)
+class ArrayEvidence:
+    """See `vision_sae.descriptions.evidence.protocol.Evidence`. F units, N pictures, P patches."""
+
+    name: str
+    identity: str
+    data_sha256: str
+    site: str
+    images: Sequence[ImageRecord]
+    grid: PatchGrid
+    preprocessing: Preprocessing
+    thumbnails: Sequence[bytes]
+    embeddings: NDArray[np.float32]
+    """Pooled embeddings of the units' own model (N, E)."""
+    all_peaks: NDArray[np.floating]
+    """The strongest activation of each unit in each picture (F, N)."""
+    firing_images: NDArray[np.integer]
+    """Numbers of the pictures of `maps`, strongest first (F, K); -1 in empty slots."""
+    maps: NDArray[np.floating]
+    """Activations of all patches of these pictures (F, K, P)."""
+    thresholds: NDArray[np.floating]
+    """The activation from which on a patch belongs to a mask (F)."""
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.all_peaks)
+
+    def direction(self, unit: int) -> None:
+        """Raw units have no decoder row."""
+
+    def thumbnail(self, image: int) -> bytes:
+        """JPEG thumbnail of a picture."""
+        return self.thumbnails[image]
+
+    def geometry(self, image: int) -> Geometry:
+        """How a picture was resized and cropped for the model."""
+        record = self.images[image]
+        return self.preprocessing.geometry(record.width, record.height)
+
+    def peaks(self, unit: int) -> NDArray[np.float32]:
+        """The strongest activation in each picture (N); 0 where the unit is silent."""
+        return np.asarray(np.maximum(self.all_peaks[unit], 0), dtype=np.float32)
+
+    def firings(self, unit: int) -> list[Firing]:
+        """The pictures that fire the unit most, strongest first."""
+        found = []
+        for image, flat in zip(self.firing_images[unit], self.maps[unit], strict=True):
+            values = np.maximum(flat.astype(np.float32), 0)
+            strongest = int(values.argmax())
+            peak = float(values[strongest])
+            if image < 0 or peak == 0:
+                continue
+            mask = values >= min(float(self.thresholds[unit]), peak)
+            shape = (self.grid.rows, self.grid.cols)
+            row = int(image) * self.grid.patches + strongest
+            found.append(Firing(int(image), row, peak, values.reshape(shape), mask.reshape(shape)))
+        return found
+
+    def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
+        """Silent pictures whose embeddings point most where those of the firing ones do."""
+        firing = [f.image for f in self.firings(unit)]
+        if not firing:
+            return np.zeros(0, dtype=np.int64)
+        centred = self.embeddings - self.embeddings.mean(0)
+        unit_rows = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        nearness = unit_rows @ unit_rows[firing].mean(0)
+        nearness[~silent(self, unit)] = -np.inf
+        order = np.argsort(-nearness, kind="stable")[:count]
+        return np.asarray(order[np.isfinite(nearness[order])], dtype=np.int64)

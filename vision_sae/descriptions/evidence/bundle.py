@@ -1,0 +1,94 @@
+"""Evidence of a bundle's features, from its postings."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_sae.bundles.bundle import DESCRIPTIONS, Bundle
+from vision_sae.bundles.patch_index import search
+from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, silent
+from vision_sae.files import sha256_json
+from vision_sae.models.grid import Geometry
+
+_QUERIES = 8
+"""Strongest patches of a feature whose neighbours are looked at."""
+_NEIGHBOURS = 256
+"""Neighbours of each of them."""
+
+
+class BundleEvidence:
+    """See `vision_sae.descriptions.evidence.protocol.Evidence`."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
+        self.name = f"dictionaries/{bundle.name}"
+        measured = {k: v for k, v in bundle.manifest["files"].items() if k != DESCRIPTIONS}
+        self.identity = sha256_json([measured, bundle.manifest["build"]])
+        self.data_sha256: str = bundle.manifest["data_sha256"]
+        self.site = bundle.site
+        self.images = bundle.images
+        self.grid = bundle.grid
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self._bundle.dictionary.width
+
+    def direction(self, unit: int) -> NDArray[np.float32]:
+        """The decoder row (D)."""
+        return np.asarray(self._bundle.dictionary.decoder[unit].numpy())
+
+    def thumbnail(self, image: int) -> bytes:
+        """JPEG thumbnail of a picture."""
+        return self._bundle.thumbnail(image)
+
+    def geometry(self, image: int) -> Geometry:
+        """How a picture was resized and cropped for the model."""
+        return self._bundle.geometry(image)
+
+    def peaks(self, unit: int) -> NDArray[np.float32]:
+        """The strongest activation in each picture (N)."""
+        rows, values = self._bundle.postings.row(unit)
+        peaks = np.zeros(len(self.images), dtype=np.float32)
+        np.maximum.at(peaks, rows // self.grid.patches, values.astype(np.float32))
+        return peaks
+
+    def firings(self, unit: int) -> list[Firing]:
+        """The pictures that fire the feature most, strongest first."""
+        rows, values = self._bundle.postings.row(unit)
+        if not len(rows):
+            return []
+        images, positions = np.divmod(rows.astype(np.int64), self.grid.patches)
+        _, first = np.unique(images, return_index=True)  # postings descend: a picture's strongest
+        first = np.sort(first)[:FIRINGS]
+        slots = np.full(len(self.images), -1)
+        slots[images[first]] = np.arange(len(first))
+        kept = slots[images] >= 0
+        maps = np.zeros((len(first), self.grid.patches), dtype=np.float32)
+        maps[slots[images[kept]], positions[kept]] = values[kept]
+        least = np.quantile(values, self._mask_quantile)
+        # The strongest patch belongs to the mask even where the whole picture is faint.
+        masks = maps >= np.minimum(least, maps.max(1))[:, None]
+        shape = (len(first), self.grid.rows, self.grid.cols)
+        return [
+            Firing(int(images[at]), int(rows[at]), float(values[at]), map_, mask)
+            for at, map_, mask in zip(first, maps.reshape(shape), masks.reshape(shape), strict=True)
+        ]
+
+    def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
+        """Silent pictures whose patches lie nearest, in the PatchIndex, to the strongest ones."""
+        index, report = self._bundle.patch_index, self._bundle.manifest["patch_index"]
+        strongest = [firing.patch for firing in self.firings(unit)[:_QUERIES]]
+        if not strongest:
+            return np.zeros(0, dtype=np.int64)
+        queries = np.stack([index.reconstruct(patch) for patch in strongest])
+        depth = min(_NEIGHBOURS, int(report["rows"]))
+        cosines, rows = search(index, queries, depth, int(report["nprobe"]))
+        found = rows >= 0
+        images, nearness = rows[found] // self.grid.patches, cosines[found]
+        images = images[np.argsort(-nearness, kind="stable")]
+        images = images[silent(self, unit)[images]]
+        _, first = np.unique(images, return_index=True)
+        return np.asarray(images[np.sort(first)][:count], dtype=np.int64)
