@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vision_sae.activations import store as layout
 from vision_sae.activations.store import ActivationStore, ImageRecord
+from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.dictionaries.artifact import save_dictionary
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.files import publishing
@@ -89,9 +90,7 @@ def write_store(
             np.save(shard / f"{site}.npy", vectors.astype(np.float16))
             rows = range(first, first + len(vectors))
             np.save(shard / layout.EMBEDDING, np.array([[i, 1] for i in rows], dtype=np.float32))
-            (shard / layout.THUMBNAILS).write_bytes(jpeg.getvalue() * len(vectors))
-            offsets = np.arange(len(vectors) + 1, dtype=np.int64) * len(jpeg.getvalue())
-            np.save(shard / layout.THUMBNAIL_OFFSETS, offsets)
+            write_thumbnails(shard, [jpeg.getvalue()] * len(vectors))
             records = [
                 ImageRecord(f"{i}.png", 16, 16, captions[i], (), sources[i])._asdict() for i in rows
             ]

@@ -143,6 +143,21 @@ class BuildConfig(Section):
     """A patch index with a lower recall@10 against exact search is not published."""
 
 
+class NeuronConfig(Section):
+    """Model + images -> evidence of raw neurons."""
+
+    sites: tuple[str, ...] = Field(("blocks.*.mlp",), min_length=1)
+    """Sites, or patterns of their names."""
+    mask_quantile: float = Field(0.99, ge=0, le=1)
+    """Masks: patches above this quantile of all the unit's activations."""
+    batch_size: int = Field(16, ge=1, le=4096)
+    """Images per forward pass."""
+    thumbnail: int = Field(160, ge=16, le=1024)
+    """Longer side of the pictures kept as evidence, in pixels."""
+    checkpoint_batches: int = Field(64, ge=1)
+    """Batches between checkpoints."""
+
+
 class DescribeConfig(Section):
     """Bundle -> descriptions."""
 
@@ -182,6 +197,7 @@ class Config(BaseSettings):
     harvest: HarvestConfig = HarvestConfig()
     train: TrainConfig = TrainConfig()
     build: BuildConfig = BuildConfig()
+    neurons: NeuronConfig = NeuronConfig()
     describe: DescribeConfig = DescribeConfig()
     serve: ServeConfig = ServeConfig()
 

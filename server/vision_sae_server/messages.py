@@ -117,7 +117,7 @@ def indexed_patch(
         col=position % bundle.grid.cols,
         box=box(bundle.box(patch)),
         activation=activation,
-        thumbnail=_thumbnail(bundle.thumbnail(image), thumbnail) if thumbnail else None,
+        thumbnail=_thumbnail(bundle.thumbnails[image], thumbnail) if thumbnail else None,
         caption=record.caption,
         image_width=record.width,
         image_height=record.height,

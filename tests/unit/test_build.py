@@ -155,7 +155,7 @@ def test_images_embeddings_and_thumbnails_follow_the_store(
 ) -> None:
     assert bundle.images == store.images
     assert np.array_equal(bundle.embeddings, store.embeddings)
-    assert [bundle.thumbnail(i) for i in range(IMAGES)] == list(store.thumbnails())
+    assert list(bundle.thumbnails) == list(store.thumbnails())
 
 
 def test_box_of_a_patch_is_in_its_image(bundle: Bundle) -> None:

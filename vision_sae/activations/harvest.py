@@ -6,11 +6,10 @@ shards. Whole shards survive an interruption, and the next run makes only the re
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,11 @@ from vision_sae.files import (
     open_staging,
     publish,
     read_json,
-    sha256_file,
     sha256_json,
     write_json,
 )
 from vision_sae.models.protocol import Model
-from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.folder import Picture, data_sha256
 from vision_sae.pictures.views import with_views
 
 
@@ -54,15 +52,6 @@ def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
 
 def _plan(model: Model, pictures: Sequence[Picture], config: HarvestConfig) -> dict[str, Any]:
     """What must be the same for two runs to make the same bytes."""
-    digest = hashlib.sha256()
-    for path, views in groupby(pictures, lambda picture: picture.path):
-        try:
-            content = sha256_file(path)
-        except OSError:
-            content = "unreadable"
-        for view in views:
-            said = [view.id, view.caption, view.tags, view.source]
-            digest.update(json.dumps([*said, content]).encode())
     with model.capture(config.sites):
         pass  # refuses unknown sites before any work is done
     sites = [model.sites[name] for name in config.sites]
@@ -79,7 +68,7 @@ def _plan(model: Model, pictures: Sequence[Picture], config: HarvestConfig) -> d
         "batch_size": config.batch_size,
         "shard_images": config.shard_images,
         "thumbnail": config.thumbnail,
-        "data_sha256": digest.hexdigest(),
+        "data_sha256": data_sha256(pictures),
     }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vision_sae.activations import store as layout
 from vision_sae.activations.decoding import Refused
 from vision_sae.activations.store import ImageRecord
+from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import fsync
 
@@ -52,11 +53,8 @@ def write_shard(shards: Path, name: str, shard: Shard) -> None:
     temporary.mkdir()
     for file, parts in shard.arrays.items():
         np.save(temporary / file, np.concatenate(parts), allow_pickle=False)
-    (temporary / layout.THUMBNAILS).write_bytes(b"".join(shard.thumbnails))
-    offsets = np.cumsum([0, *map(len, shard.thumbnails)], dtype=np.int64)
-    np.save(temporary / layout.THUMBNAIL_OFFSETS, offsets, allow_pickle=False)
-    records = [json.dumps(record._asdict(), sort_keys=True) + "\n" for record in shard.records]
-    (temporary / layout.IMAGES).write_text("".join(records))
+    write_thumbnails(temporary, shard.thumbnails)
+    layout.write_images(temporary / layout.IMAGES, shard.records)
     refused = [json.dumps(asdict(r), sort_keys=True) + "\n" for r in shard.refused]
     (temporary / layout.SKIPPED).write_text("".join(refused))
     for path in temporary.iterdir():

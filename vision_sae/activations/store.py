@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vision_sae.activations.thumbnails import Thumbnails
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import MANIFEST, published, read_json, verify_files
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
@@ -25,8 +25,6 @@ SHARDS = "shards"
 IMAGES = "images.jsonl"
 SKIPPED = "skipped.jsonl"
 EMBEDDING = "embedding.npy"
-THUMBNAILS = "thumbnails.bin"
-THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 
 _MEAN_ROWS = 4096
 """Rows summed at a time."""
@@ -55,6 +53,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def read_images(path: Path) -> list[ImageRecord]:
     """The image records of one ``images.jsonl``."""
     return [ImageRecord(**(row | {"tags": tuple(row["tags"])})) for row in read_jsonl(path)]
+
+
+def write_images(path: Path, images: Iterable[ImageRecord]) -> None:
+    """Write one ``images.jsonl``."""
+    rows = [json.dumps(image._asdict(), sort_keys=True) + "\n" for image in images]
+    path.write_text("".join(rows))
 
 
 def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
@@ -171,6 +175,4 @@ class ActivationStore:
     def thumbnails(self) -> Iterator[bytes]:
         """The JPEG thumbnails of all images in row order."""
         for shard in self.shards:
-            offsets = np.load(shard / THUMBNAIL_OFFSETS)
-            data = (shard / THUMBNAILS).read_bytes()
-            yield from (data[a:b] for a, b in pairwise(offsets))
+            yield from Thumbnails(shard)

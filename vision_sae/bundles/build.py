@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vision_sae
-from vision_sae.activations.store import ActivationStore
+from vision_sae.activations.store import ActivationStore, write_images
+from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.bundles import bundle as layout
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.bundle import Bundle
@@ -91,13 +91,8 @@ def _encode(
 
 
 def _write_pictures(store: ActivationStore, staging: Path) -> None:
-    records = [json.dumps(record._asdict(), sort_keys=True) + "\n" for record in store.images]
-    (staging / layout.IMAGES).write_text("".join(records))
-    offsets = [0]
-    with (staging / layout.THUMBNAILS).open("wb") as file:
-        for thumbnail in store.thumbnails():
-            offsets.append(offsets[-1] + file.write(thumbnail))
-    np.save(staging / layout.THUMBNAIL_OFFSETS, np.array(offsets), allow_pickle=False)
+    write_images(staging / layout.IMAGES, store.images)
+    write_thumbnails(staging, store.thumbnails())
     np.save(staging / layout.EMBEDDINGS, store.embeddings, allow_pickle=False)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from vision_sae.activations.store import ImageRecord, read_images, read_jsonl
+from vision_sae.activations.thumbnails import Thumbnails
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
@@ -44,8 +45,6 @@ VERSION = 1
 
 DICTIONARY = "dictionary"
 IMAGES = "images.jsonl"
-THUMBNAILS = "thumbnails.bin"
-THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 EMBEDDINGS = "embeddings.npy"
 SITE_MEAN = "site_mean.npy"
 CODES, CODES_COLUMN = "codes", "indices"
@@ -57,8 +56,7 @@ DESCRIPTIONS = "descriptions.jsonl"
 
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
-    *("statistics", "_exemplars", "patch_index", "descriptions", "_thumbnail_offsets"),
-    "_thumbnails",
+    *("statistics", "_exemplars", "patch_index", "descriptions", "thumbnails"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -162,17 +160,9 @@ class Bundle:
         return {row["feature"]: row for row in read_jsonl(path)} if path.is_file() else {}
 
     @cached_property
-    def _thumbnail_offsets(self) -> NDArray[np.int64]:
-        return np.asarray(np.load(self.path / THUMBNAIL_OFFSETS))
-
-    @cached_property
-    def _thumbnails(self) -> NDArray[np.uint8]:
-        return np.memmap(self.path / THUMBNAILS, dtype=np.uint8, mode="r")
-
-    def thumbnail(self, image: int) -> bytes:
-        """JPEG thumbnail of an image."""
-        start, stop = self._thumbnail_offsets[image : image + 2]
-        return self._thumbnails[start:stop].tobytes()
+    def thumbnails(self) -> Thumbnails:
+        """JPEG thumbnails of the images."""
+        return Thumbnails(self.path)
 
     def check_feature(self, feature: int) -> None:
         """Raise `FeatureNotFoundError` for an index outside the dictionary."""

@@ -8,14 +8,18 @@ itself; ``file`` is relative to the folder.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.files import sha256_file
 from vision_sae.pictures.decode import decode_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -87,3 +91,17 @@ def image_folder(folder: Path) -> list[Picture]:
         raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file", field="images")
     ids = [path.relative_to(folder).as_posix() for path in files]
     return [Picture(id, path, *captions.get(id, ())) for id, path in zip(ids, files, strict=True)]
+
+
+def data_sha256(pictures: Sequence[Picture]) -> str:
+    """Hex SHA-256 of what the pictures show and of what is said of them, in their order."""
+    digest = hashlib.sha256()
+    for path, views in groupby(pictures, lambda picture: picture.path):
+        try:
+            content = sha256_file(path)
+        except OSError:
+            content = "unreadable"
+        for view in views:
+            said = [view.id, view.caption, view.tags, view.source]
+            digest.update(json.dumps([*said, content]).encode())
+    return digest.hexdigest()

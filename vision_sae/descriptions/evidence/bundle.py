@@ -10,6 +10,7 @@ from vision_sae.bundles.patch_index import search
 from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, silent
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry
+from vision_sae.resources import dictionary_resource
 
 _QUERIES = 8
 """Strongest patches of a feature whose neighbours are looked at."""
@@ -23,7 +24,7 @@ class BundleEvidence:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
-        self.name = f"dictionaries/{bundle.name}"
+        self.name = dictionary_resource(bundle.name)
         measured = {k: v for k, v in bundle.manifest["files"].items() if k != DESCRIPTIONS}
         self.identity = sha256_json([measured, bundle.manifest["build"]])
         self.data_sha256: str = bundle.manifest["data_sha256"]
@@ -42,7 +43,7 @@ class BundleEvidence:
 
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
-        return self._bundle.thumbnail(image)
+        return self._bundle.thumbnails[image]
 
     def geometry(self, image: int) -> Geometry:
         """How a picture was resized and cropped for the model."""

@@ -1,0 +1,42 @@
+"""Small JPEGs of a data set's pictures, in two files: their bytes, and where each begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+THUMBNAILS = "thumbnails.bin"
+THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
+
+
+def write_thumbnails(directory: Path, thumbnails: Iterable[bytes]) -> None:
+    """Write the two files."""
+    offsets = [0]
+    with (directory / THUMBNAILS).open("wb") as file:
+        for thumbnail in thumbnails:
+            offsets.append(offsets[-1] + file.write(thumbnail))
+    np.save(directory / THUMBNAIL_OFFSETS, np.array(offsets, dtype=np.int64), allow_pickle=False)
+
+
+class Thumbnails(Sequence[bytes]):
+    """The JPEGs in row order, mapped: a picture is read when it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._offsets = np.load(directory / THUMBNAIL_OFFSETS)
+        self._data = np.memmap(directory / THUMBNAILS, dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]  # refuses what is out of range
+        return self._data[self._offsets[i] : self._offsets[i + 1]].tobytes()

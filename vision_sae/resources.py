@@ -1,0 +1,26 @@
+"""Resource names, as the contract spells them."""
+
+from __future__ import annotations
+
+import re
+
+
+def model_resource(name: str) -> str:
+    """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``."""
+    return "models/" + re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
+
+
+def site_resource(model: str, site: str) -> str:
+    """The resource of a site: ``models/{model}/sites/{site}``."""
+    return f"{model_resource(model)}/sites/{site}"
+
+
+def dictionary_resource(name: str) -> str:
+    """The resource of a bundle's dictionary: ``dictionaries/{dictionary}``."""
+    return f"dictionaries/{name}"
+
+
+def unit_resource(collection: str, unit: int) -> str:
+    """The resource of a feature of a dictionary, or of a neuron of a site."""
+    kind = "features" if collection.startswith("dictionaries/") else "units"
+    return f"{collection}/{kind}/{unit}"
