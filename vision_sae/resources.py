@@ -18,9 +18,3 @@ def site_resource(model: str, site: str) -> str:
 def dictionary_resource(name: str) -> str:
     """The resource of a bundle's dictionary: ``dictionaries/{dictionary}``."""
     return f"dictionaries/{name}"
-
-
-def unit_resource(collection: str, unit: int) -> str:
-    """The resource of a feature of a dictionary, or of a neuron of a site."""
-    kind = "features" if collection.startswith("dictionaries/") else "units"
-    return f"{collection}/{kind}/{unit}"

@@ -14,10 +14,10 @@ from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.downstream import (
     Downstream,
-    at_patches,
     downstream,
     output_distance,
 )
+from vision_sae.models.hooks import at_patches
 from vision_sae.models.protocol import ModelOutput
 from vision_sae.models.vit import VitModel
 

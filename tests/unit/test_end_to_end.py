@@ -13,7 +13,8 @@ from vision_sae.dictionaries.training.end_to_end import end_to_end_step, train_e
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.dictionaries.training.sparse_cpu import CpuKernels
-from vision_sae.evaluation.downstream import at_patches, output_distance
+from vision_sae.evaluation.downstream import output_distance
+from vision_sae.models.hooks import at_patches
 from vision_sae.models.vit import VitModel
 
 SITE = "blocks.1.update"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import InvalidInputError
-from vision_sae.models.hooks import Edit
+from vision_sae.models.hooks import at_patches
 from vision_sae.models.protocol import Model, ModelOutput
 
 Loss = Literal["kl_div", "cosine_distance"]
@@ -77,18 +77,6 @@ def output_distance(plain: ModelOutput, changed: ModelOutput) -> Tensor:
     a, b = (output.embedding.double() for output in (plain, changed))
     # Through the difference of unit vectors: 1 - cos would lose small distances to rounding.
     return (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1) / 2
-
-
-def at_patches(special: int, change: Callable[[Tensor], Tensor]) -> Edit:
-    """An edit of the patches alone: ``change`` maps their vectors (N, D) to new ones."""
-
-    def edit(vectors: Tensor) -> Tensor:
-        edited = vectors.clone()
-        patches = vectors[:, special:]
-        edited[:, special:] = change(patches.flatten(0, 1)).reshape(patches.shape)
-        return edited
-
-    return edit
 
 
 def downstream(

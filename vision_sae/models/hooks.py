@@ -16,7 +16,19 @@ import torch
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor]
-"""Site vectors (B, T, D) -> new site vectors of the same shape."""
+"""Site vectors -> new site vectors of the same shape, (B, T, D) where a hook calls it."""
+
+
+def at_patches(special: int, change: Edit) -> Edit:
+    """An edit of the patches alone: ``change`` maps their vectors (N, D) to new ones."""
+
+    def edit(vectors: Tensor) -> Tensor:
+        edited = vectors.clone()
+        patches = vectors[:, special:]
+        edited[:, special:] = change(patches.flatten(0, 1)).reshape(patches.shape)
+        return edited
+
+    return edit
 
 
 class StopForward(Exception):

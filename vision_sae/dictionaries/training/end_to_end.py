@@ -24,7 +24,8 @@ from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save
 from vision_sae.dictionaries.training.learner import StepReport, learning_rate
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
-from vision_sae.evaluation.downstream import at_patches, output_distance
+from vision_sae.evaluation.downstream import output_distance
+from vision_sae.models.hooks import at_patches
 from vision_sae.models.protocol import Model
 
 

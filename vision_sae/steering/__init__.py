@@ -1,0 +1,1 @@
+"""Edits of what happens inside a model."""
