@@ -1,0 +1,1 @@
+"""What labels are for: analysis, auditing and editing of models (Hernandez et al. 2022)."""

@@ -1,0 +1,109 @@
+"""Analysis: which kinds of unit does a model need? (Hernandez et al. 2022, section 5)
+
+Units are grouped by what their labels speak of. Each group is switched off, the accuracy of a task
+is measured, and compared with switching off as many other units of the same sites at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from vision_sae.descriptions.applications.units import LabelledUnit, UnitSet
+from vision_sae.descriptions.matching import matches
+from vision_sae.evaluation.tasks import Classified, Task, accuracy
+from vision_sae.models.protocol import Model
+from vision_sae.steering.ablation import edited
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "colour": (
+        *("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
+        *("grey", "beige", "colourful"),
+    ),
+    "texture": ("striped", "dotted", "checkered", "fur", "wood", "metal", "pattern", "wool"),
+    "shape": ("round", "circle", "square", "triangle", "star", "heart", "ring", "line", "edge"),
+    "text": ("text", "word", "letter", "number", "sign", "writing"),
+    "animal": ("animal", "bird", "cat", "dog", "fish", "insect", "horse", "bear"),
+    "person": ("person", "face", "man", "woman", "hand", "eye", "hair", "people"),
+    "plant": ("plant", "flower", "tree", "leaf", "fruit", "grass"),
+    "food": ("food", "fruit", "vegetable", "bread", "cake", "drink"),
+    "background": ("background", "sky", "wall", "water", "cloud"),
+}
+"""Kinds of label and the words that speak of them; a unit may be of several."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What switching one group of units off does to a task."""
+
+    kind: str
+    units: int
+    accuracy: float
+    """Without the group."""
+    random_mean: float
+    """Without as many random units of the same sites, mean over draws."""
+    random_std: float
+    """Standard deviation over the draws."""
+
+    @property
+    def excess(self) -> float:
+        """How much more accuracy the group costs than random units do."""
+        return self.random_mean - self.accuracy
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The accuracy as it is, and what each kind of unit is worth."""
+
+    accuracy: float
+    pictures: int
+    effects: list[Effect]
+    """The most harmful first; kinds without units are left out."""
+
+
+def group_by_kind(
+    units: Sequence[LabelledUnit], kinds: Mapping[str, Sequence[str]] = KINDS
+) -> dict[str, list[LabelledUnit]]:
+    """{kind: units whose label holds one of its words}, empty kinds left out."""
+    groups = {
+        kind: [u for u in units if any(matches(word, u.text) for word in words)]
+        for kind, words in kinds.items()
+    }
+    return {kind: group for kind, group in groups.items() if group}
+
+
+def analyse(
+    model: Model,
+    task: Task,
+    pictures: Classified,
+    unit_set: UnitSet,
+    *,
+    kinds: Mapping[str, Sequence[str]] = KINDS,
+    draws: int = 3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Analysis:
+    """Switch every kind of unit off in turn, each against ``draws`` random groups of its size."""
+
+    def without(units: Sequence[LabelledUnit]) -> float:
+        with edited(model, unit_set.without(units)):
+            return accuracy(task, model, pictures)
+
+    effects = []
+    groups = group_by_kind(unit_set.units, kinds)
+    for kind, group in tqdm(groups.items(), desc="analyse", unit="kind", disable=not progress):
+        control = [without(unit_set.at_random(group, seed + draw)) for draw in range(draws)]
+        effects.append(
+            Effect(
+                kind,
+                len(group),
+                without(group),
+                float(np.mean(control)),
+                float(np.std(control, ddof=1)) if draws > 1 else 0.0,
+            )
+        )
+    effects.sort(key=lambda effect: -effect.excess)
+    return Analysis(accuracy(task, model, pictures), len(pictures.pixels), effects)
