@@ -222,10 +222,17 @@ def test_batch_topk_fires_k_times_the_rows_and_remembers_the_least() -> None:
     least = float(forward.values[forward.values > 0].min())
     learner.step(z, 0.0)
     assert float(learner.threshold) == pytest.approx(least)
-    learner.step(rows(50, seed=3), 0.0)
+    # The average forgets: over the last tenth of the steps, of which there are 20 after this one,
+    # and over 100 of them at most.
     later = learner.forward(rows(50, seed=3)).values
-    expected = 0.99 * least + 0.01 * float(later[later > 0].min())
-    assert float(learner.threshold) == pytest.approx(expected)
+    last = float(later[later > 0].min())
+    learner.steps_done.fill_(19)
+    learner.step(rows(50, seed=3), 0.0)
+    assert float(learner.threshold) == pytest.approx((least + last) / 2)
+    learner.steps_done.fill_(10_000)
+    learner.threshold.fill_(least)
+    learner.step(rows(50, seed=3), 0.0)
+    assert float(learner.threshold) == pytest.approx(0.99 * least + 0.01 * last)
 
 
 def test_batch_topk_dictionary_uses_the_threshold_on_raw_vectors() -> None:

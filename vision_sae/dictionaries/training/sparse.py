@@ -32,8 +32,9 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 WIDEST_ROW = 8
 """BatchTopK: a single row may take this many times k features."""
-_THRESHOLD_MEMORY = 0.99
-"""BatchTopK: share of the old threshold that a step keeps."""
+_THRESHOLD_WINDOW = (0.1, 100)
+"""BatchTopK: the threshold is averaged over this share of the steps so far, and at most so many: a
+longer memory would hold what early steps kept, which is more, in short trainings to their end."""
 
 
 class Weights(NamedTuple):
@@ -254,8 +255,9 @@ class SparseLearner:
     def _follow_threshold(self, kept: Tensor) -> None:
         if len(kept):
             least = kept.min()
-            memory = _THRESHOLD_MEMORY if self.threshold > 0 else 0.0
-            self.threshold.mul_(memory).add_(least, alpha=1 - memory)
+            share, longest = _THRESHOLD_WINDOW
+            window = max(1.0, min(longest, share * int(self.steps_done)))
+            self.threshold.lerp_(least, 1 / window)
 
     def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
         """``forward`` with another loss, whose gradient by the reconstruction is ``slopes``
