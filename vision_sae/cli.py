@@ -308,6 +308,10 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the Prometheus endpoint; none when absent.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="File or postgresql:// URL that keeps labels; in memory when absent."),
+    ] = None,
     allow_insecure_bind: Annotated[
         bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
     ] = False,
@@ -321,7 +325,7 @@ def serve(
     from vision_sae.config import load_config
 
     settings = load_config(
-        config, serve={"host": host, "port": port, "metrics_port": metrics_port}
+        config, serve={"host": host, "port": port, "metrics_port": metrics_port, "labels": labels}
     ).serve
     asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
 

@@ -45,6 +45,17 @@ class HarvestConfig(Section):
     """Pictures made of each: itself, and random crops of it; more data to train on."""
 
 
+TextMetric = Literal[
+    "detection_auc",
+    "detection_balanced_accuracy",
+    "fuzzing_auc",
+    "simulation_pearson",
+    "intruder_accuracy",
+    "cosy_auc",
+    "cosy_mean_difference",
+]
+"""Scores of a label that need no describer; `vision_sae.descriptions.scores` defines them."""
+
 Architecture = Literal[
     "topk",
     "batch_topk",
@@ -158,14 +169,69 @@ class NeuronConfig(Section):
     """Batches between checkpoints."""
 
 
-class DescribeConfig(Section):
-    """Bundle -> descriptions."""
+class CaptionPmiConfig(Section):
+    """Labels from the captions of the data set."""
 
-    describer: Literal["caption-pmi"] = "caption-pmi"
     words: int = Field(3, ge=1, le=10)
     """The most words in a label."""
     significance: float = Field(0.01, gt=0, lt=1)
     """Largest corrected p-value a word may have."""
+
+
+class ContrastiveConfig(Section):
+    """Labels by search with a contrastive model."""
+
+    vocabulary: Path | None = None
+    """Text file of words and phrases, one a line; what the captions say when absent."""
+    beam: int = Field(3, ge=0, le=50)
+    """Words tried as the head of phrases; with 0 labels are words of the vocabulary."""
+
+
+class MilanConfig(Section):
+    """Labels by a captioner and a language model."""
+
+    captioner: str = "demo:captioner"
+    """The image-to-text model p(d | E): demo:captioner, a directory or a hub name."""
+    language_model: str = "demo:captions-lm"
+    """The causal language model p(d): demo:captions-lm, a directory or a hub name."""
+    exemplars: int = Field(15, ge=1, le=48)
+    """The most exemplars that a unit is described by."""
+    beam: int = Field(50, ge=1, le=1000)
+    """Width of the beam search on log p(d | E), and texts that are ranked by pmi."""
+    weight: float = Field(0.2, ge=0)
+    """What log p(d) weighs against log p(d | E): labels are general at 0."""
+    max_tokens: int = Field(24, ge=2, le=512)
+    """The most tokens of a label, with the one that ends it."""
+
+
+class VlmConfig(Section):
+    """Labels by a vision-language model behind an OpenAI-compatible server; off without a URL."""
+
+    url: str | None = None
+    """Base of the API, for example http://127.0.0.1:8000/v1; https unless it is this machine."""
+    model: str | None = None
+    """The server's name of the model."""
+    exemplars: int = Field(8, ge=1, le=48)
+    """The most exemplars that are sent of a unit."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """How long one try may take."""
+    retries: int = Field(3, ge=0, le=20)
+    """Further tries when the server fails, is busy or cannot be reached."""
+
+
+class DescribeConfig(Section):
+    """Bundle, or neurons -> labels."""
+
+    describer: Literal["caption-pmi", "contrastive", "milan", "vlm"] = "contrastive"
+    clip: str = "demo:clip"
+    """The contrastive model: of the describer of that name, and of all scores."""
+    metrics: tuple[TextMetric, ...] = ("detection_auc", "fuzzing_auc")
+    """What is measured of every label, on pictures that its describer has not seen. With none a
+    label stands however bad it is."""
+    caption_pmi: CaptionPmiConfig = CaptionPmiConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    milan: MilanConfig = MilanConfig()
+    vlm: VlmConfig = VlmConfig()
 
 
 class ServeConfig(Section):
@@ -183,6 +249,9 @@ class ServeConfig(Section):
     """Requests waiting or running before new ones are refused with RESOURCE_EXHAUSTED."""
     max_queue_bytes: int = Field(256 * 2**20, ge=1)
     """Their bytes together."""
+    labels: str | None = None
+    """Where labels and label jobs are kept: a file, or a URL (postgresql://...). Without, they last
+    as long as the server."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
 

@@ -49,6 +49,18 @@ class FeatureNotFoundError(NotFoundError):
     reason = "FEATURE_NOT_FOUND"
 
 
+class AlreadyExistsError(VisionSaeError):
+    """The name for a new thing is taken."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class ConflictError(VisionSaeError):
+    """Somebody else changed the thing since the caller saw it."""
+
+    reason = "CONFLICT"
+
+
 class CorruptArtifactError(VisionSaeError):
     """A file does not have the content its manifest names."""
 
@@ -67,6 +79,12 @@ class MissingDependencyError(VisionSaeError, ImportError):
     reason = "MISSING_DEPENDENCY"
 
 
+class NotConfiguredError(VisionSaeError):
+    """What was asked needs a part that this server was started without."""
+
+    reason = "NOT_CONFIGURED"
+
+
 class NotServedError(VisionSaeError):
     """The contract has this, this version of the server does not do it yet."""
 
@@ -83,3 +101,9 @@ class RecallTooLowError(VisionSaeError):
     """A patch index fell under its recall floor and is not published."""
 
     reason = "RECALL_TOO_LOW"
+
+
+class RemoteServerError(VisionSaeError):
+    """Another server that was asked for a part of the answer failed to give it."""
+
+    reason = "REMOTE_SERVER_FAILED"

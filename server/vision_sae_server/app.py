@@ -40,6 +40,8 @@ from vision_sae_server.attribution import AttributionServicer
 from vision_sae_server.catalog import CatalogServicer
 from vision_sae_server.description import DescriptionServicer
 from vision_sae_server.interceptor import Gate
+from vision_sae_server.job_lane import JobLane
+from vision_sae_server.label_jobs import LabelJobServicer
 from vision_sae_server.search import SearchServicer
 from vision_sae_server.state import State, load_state
 
@@ -58,7 +60,9 @@ _LAME_DUCK_SECONDS = 0.5
 """Between telling balancers to go elsewhere and refusing new calls."""
 
 
-def _servicers(state: State, capabilities: list[catalog_service_pb2.Capability]) -> dict[str, Any]:
+def _servicers(
+    state: State, lane: JobLane, capabilities: list[catalog_service_pb2.Capability]
+) -> dict[str, Any]:
     """{service: (servicer, function that adds it)}; later versions fill in the empty ones."""
     return {
         "CatalogService": (
@@ -86,7 +90,7 @@ def _servicers(state: State, capabilities: list[catalog_service_pb2.Capability])
             generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
         ),
         "LabelJobService": (
-            label_job_service_pb2_grpc.LabelJobServiceServicer(),
+            LabelJobServicer(state, lane.wake),
             label_job_service_pb2_grpc.add_LabelJobServiceServicer_to_server,
         ),
     }
@@ -97,19 +101,34 @@ def _is_served(servicer: object, rpc: str) -> bool:
     return rpc in vars(type(servicer)) and type(servicer).__module__.startswith(__package__ or "")
 
 
+def _note(state: State, service: str, rpc: str) -> str:
+    """What of an rpc this server cannot do."""
+    if rpc == "ScoreDescription" and state.labelling.scorer is None:
+        return "answers FAILED_PRECONDITION: the server was started without a contrastive model"
+    if rpc == "SearchFeatures" and state.labelling.meanings is None:
+        return "texts are searched by the words of labels only"
+    if service in ("DescriptionService", "LabelJobService") and state.labels.database.in_memory:
+        return "labels and jobs are kept in memory and last as long as the server"
+    return ""
+
+
 class Server:
     """One server: `start`, then `stop`."""
 
     def __init__(self, state: State) -> None:
         config = state.config
         capabilities: list[catalog_service_pb2.Capability] = []
-        servicers = _servicers(state, capabilities)
+        self._lane = JobLane(state)
+        servicers = _servicers(state, self._lane, capabilities)
         for file in _FILES:
             for name, service in file.services_by_name.items():
                 for rpc in service.methods_by_name:
                     served = _is_served(servicers[name][0], rpc)
+                    note = _note(state, name, rpc) if served else ""
                     capabilities.append(
-                        catalog_service_pb2.Capability(service=name, rpc=rpc, served=served)
+                        catalog_service_pb2.Capability(
+                            service=name, rpc=rpc, served=served, note=note
+                        )
                     )
         answered = frozenset(f"/{_PACKAGE}.{c.service}/{c.rpc}" for c in capabilities if c.served)
         self._state = state
@@ -147,14 +166,17 @@ class Server:
                 field="port",
             ) from error
         await self._server.start()
+        self._lane.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self.port
 
     async def stop(self) -> None:
         """Drain: not serving, lame duck, finish accepted calls, then the lanes."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._state.stopping.set()
         await asyncio.sleep(_LAME_DUCK_SECONDS)
         await self._server.stop(self._state.config.drain_seconds)
+        await asyncio.to_thread(self._lane.join)
         await asyncio.to_thread(self._state.close)
 
 
@@ -179,9 +201,12 @@ async def run(
     check_bind(config.host, allow_insecure=allow_insecure_bind)
     if config.metrics_port is not None:
         start_http_server(config.metrics_port, addr=config.host)
-    server = Server(load_state(bundles, config))
+    state = load_state(bundles, config)
+    server = Server(state)
     port = await server.start()
     print(f"serving {len(bundles)} dictionaries on {config.host}:{port}", flush=True)
+    if state.labels.database.in_memory:
+        _LOG.warning("labels and jobs last as long as this server; keep them with --labels FILE")
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

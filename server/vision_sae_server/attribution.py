@@ -251,14 +251,14 @@ def _encode_response(
         active_count=len(features),
         unusual_picture=encoded.explained_variance < usual,
     )
-    for row in ranking[: request.top_k or _DEFAULT_TOP_K]:
+    shown = ranking[: request.top_k or _DEFAULT_TOP_K]
+    found = messages.features(served, features[shown].tolist(), request.view, request.exemplars)
+    for row, message in zip(shown, found, strict=True):
         strongest = np.argsort(-within[row], kind="stable")[:limit]
         strongest = strongest[within[row][strongest] > 0]
         response.features.append(
             pb.FeatureActivation(
-                feature=messages.feature(
-                    served, int(features[row]), request.view, request.exemplars
-                ),
+                feature=message,
                 max_activation=float(within[row].max()),
                 total_activation=float(within[row].sum()),
                 patch_count=int((within[row] > 0).sum()),
@@ -309,12 +309,13 @@ def _site_attribution(
         ),
         total_map=total_map,
     )
-    for row, index in enumerate(shown.tolist()):
+    shown_features = messages.features(served, shown.tolist(), request.view, request.exemplars)
+    for row, (index, feature) in enumerate(zip(shown.tolist(), shown_features, strict=True)):
         strongest = np.argsort(-np.abs(maps[row]), kind="stable")[:limit]
         strongest = strongest[activations[row][strongest] > 0]
         site.features.append(
             ledger_pb2.FeatureContribution(
-                feature=messages.feature(served, index, request.view, request.exemplars),
+                feature=feature,
                 contribution=float(per_feature[index]),
                 heatmap=messages.heatmap(
                     maps[row].reshape(grid.rows, grid.cols), request.heatmap_format

@@ -10,19 +10,15 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 import vision_sae
-from vision_sae.descriptions.caption_pmi import CaptionPmi
 from vision_sae.errors import NotFoundError
 from vision_sae.v1 import catalog_service_pb2 as pb
 from vision_sae.v1 import catalog_service_pb2_grpc
 from vision_sae_server import messages
-from vision_sae_server.listing import Values, matcher, page, sort
-from vision_sae_server.state import Served, State
+from vision_sae_server.feature_values import FILTER_FIELDS, ORDER_FIELDS, values_of_all
+from vision_sae_server.listing import matcher, page, sort
+from vision_sae_server.state import State
 
 _DICTIONARY_FIELDS = ("model", "site", "architecture", "width")
-_FEATURE_FIELDS = (
-    "index", "count", "firing_rate", "mean", "std", "max", "image_count",
-    "text", "described", "abstained", "describer", "score.pmi",
-)  # fmt: skip
 _LIBRARIES = ("torch", "timm", "faiss-cpu", "faiss-gpu", "grpcio", "pillow")
 _MAX_PAGE = 1000
 _MAX_CALL_SECONDS = 600
@@ -36,27 +32,6 @@ def _versions() -> dict[str, str]:
         except ModuleNotFoundError:
             continue
     return found
-
-
-def _feature_values(served: Served, index: int) -> Values:
-    """What ListFeatures can filter and order by."""
-    bundle, stats = served.bundle, served.bundle.statistics
-    row: dict[str, Any] = bundle.descriptions.get(index, {})
-    scores = {s["metric"]: s["value"] for s in row.get("scores", ())}
-    return {
-        "index": index,
-        "count": int(stats.count[index]),
-        "firing_rate": float(stats.count[index]) / (len(bundle.codes.indptr) - 1),
-        "mean": float(stats.mean[index]),
-        "std": float(stats.std[index]),
-        "max": float(stats.max[index]),
-        "image_count": int(bundle.image_counts[index]),
-        "text": row.get("text"),
-        "described": bool(row.get("text")),
-        "abstained": bool(row) and row["text"] is None,
-        "describer": row.get("describer"),
-        "score.pmi": scores.get("pmi"),
-    }
 
 
 class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
@@ -84,7 +59,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
             ),
             capabilities=self._capabilities,
-            describers=[CaptionPmi.name],
+            describers=self._state.labelling.describers,
             library_versions=_versions(),
             device="cpu",
         )
@@ -115,7 +90,8 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     ) -> pb.ListDictionariesResponse:
         """All dictionaries, by name."""
         matches = matcher(request.filter, _DICTIONARY_FIELDS)
-        found = [messages.dictionary(s) for _, s in sorted(self._state.dictionaries.items())]
+        served = [served for _, served in sorted(self._state.dictionaries.items())]
+        found = await self._state.searching.run(lambda: [*map(messages.dictionary, served)])
         kept = [
             d for d in found if matches({name: getattr(d, name) for name in _DICTIONARY_FIELDS})
         ]
@@ -127,25 +103,23 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     ) -> pb.GetDictionaryResponse:
         """One dictionary."""
         served = self._state.dictionary(request.name)
-        return pb.GetDictionaryResponse(dictionary=messages.dictionary(served))
+        found = await self._state.searching.run(lambda: messages.dictionary(served))
+        return pb.GetDictionaryResponse(dictionary=found)
 
     async def ListFeatures(
         self, request: pb.ListFeaturesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListFeaturesResponse:
         """The features of a dictionary, filtered, ordered and in pages."""
         served = self._state.dictionary(request.parent)
-        matches = matcher(request.filter, _FEATURE_FIELDS)
+        matches = matcher(request.filter, FILTER_FIELDS)
 
         def listing() -> pb.ListFeaturesResponse:
-            values = {i: _feature_values(served, i) for i in range(served.bundle.dictionary.width)}
+            values = values_of_all(served)
             kept = [index for index, row in values.items() if matches(row)]
-            ordered = sort(kept, request.order_by, _FEATURE_FIELDS, values.__getitem__)
+            ordered = sort(kept, request.order_by, ORDER_FIELDS, values.__getitem__)
             rows, following = page(ordered, request.page_size, request.page_token)
             return pb.ListFeaturesResponse(
-                features=[
-                    messages.feature(served, index, request.view, request.exemplars)
-                    for index in rows
-                ],
+                features=messages.features(served, rows, request.view, request.exemplars),
                 next_page_token=following,
                 total_size=len(ordered),
             )
@@ -157,7 +131,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     ) -> pb.GetFeatureResponse:
         """One feature."""
         served, index = self._state.feature(request.name)
-        message = await self._state.searching.run(
-            lambda: messages.feature(served, index, request.view, request.exemplars)
+        (message,) = await self._state.searching.run(
+            lambda: messages.features(served, [index], request.view, request.exemplars)
         )
         return pb.GetFeatureResponse(feature=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -14,22 +15,40 @@ from vision_sae.errors import VisionSaeError
 _CODES: dict[type[VisionSaeError], int] = {
     errors.InvalidInputError: code_pb2.INVALID_ARGUMENT,
     errors.NotFoundError: code_pb2.NOT_FOUND,
+    errors.AlreadyExistsError: code_pb2.ALREADY_EXISTS,
+    errors.ConflictError: code_pb2.ABORTED,
     errors.CorruptArtifactError: code_pb2.DATA_LOSS,
     errors.MismatchError: code_pb2.FAILED_PRECONDITION,
     errors.MissingDependencyError: code_pb2.FAILED_PRECONDITION,
+    errors.NotConfiguredError: code_pb2.FAILED_PRECONDITION,
     errors.NotServedError: code_pb2.UNIMPLEMENTED,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.RecallTooLowError: code_pb2.FAILED_PRECONDITION,
+    errors.RemoteServerError: code_pb2.UNAVAILABLE,
 }
 _RETRY_SECONDS = 1
 DOMAIN = "vision_sae"
 
 
+def _code(kind: type[VisionSaeError]) -> int:
+    known = (code for base, code in _CODES.items() if issubclass(kind, base))
+    return next(known, code_pb2.INTERNAL)
+
+
+def _kinds(base: type[VisionSaeError]) -> Iterator[type[VisionSaeError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
+
+
+def grpc_code(reason: str) -> int:
+    """The code that an error of this reason answers with."""
+    return next((_code(k) for k in _kinds(VisionSaeError) if k.reason == reason), code_pb2.INTERNAL)
+
+
 def to_status(error: VisionSaeError) -> Any:
     """``grpc.Status`` with ErrorInfo and, where it helps, BadRequest or RetryInfo."""
-    code = next(
-        (code for kind, code in _CODES.items() if isinstance(error, kind)), code_pb2.INTERNAL
-    )
+    code = _code(type(error))
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=DOMAIN, metadata={"field": error.field}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -71,6 +72,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, config: ServeConfig, served: frozenset[str]) -> None:
         """``served`` holds the full method names that this server answers."""
         self._admission = Admission(config)
+        self._watching = Admission(config)
         self._served = served
 
     async def intercept_service(
@@ -85,6 +87,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         if method not in self._served:
             return _refusing(handler, method)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._guarded_stream(handler.unary_stream, method.removeprefix(_OURS)),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         if handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
@@ -97,20 +105,45 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, answer: Callable[[Any, Any], Awaitable[Any]], method: str
     ) -> Callable[..., Any]:
         async def guarded(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            with measured(method) as outcome:
-                try:
-                    with self._admission.place(request.ByteSize()):
-                        validate(request)
-                        return await answer(request, context)
-                except VisionSaeError as error:
-                    outcome.code = error.reason
-                    await context.abort_with_status(to_status(error))
-                except Exception:
-                    _LOG.exception("%s failed unexpectedly", method)
-                    outcome.code = "INTERNAL"
-                    await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
+            async with _refused(method, context):
+                with self._admission.place(request.ByteSize()):
+                    validate(request)
+                    return await answer(request, context)
 
         return guarded
+
+    def _guarded_stream(
+        self, answers: Callable[[Any, Any], Any], method: str
+    ) -> Callable[..., Any]:
+        """Streams wait for news most of the time, so they take no places from other calls."""
+
+        async def guarded(
+            request: Message, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            async with _refused(method, context):
+                with self._watching.place(request.ByteSize()):
+                    validate(request)
+                    async for answer in answers(request, context):
+                        yield answer
+
+        return guarded
+
+
+@asynccontextmanager
+async def _refused(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Measure a call, and turn what it raises into a status."""
+    with measured(method) as outcome:
+        try:
+            yield
+        except VisionSaeError as error:
+            outcome.code = error.reason
+            await context.abort_with_status(to_status(error))
+        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            _LOG.exception("%s failed unexpectedly", method)
+            outcome.code = "INTERNAL"
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
 
 
 def _refusing(handler: Handler, method: str) -> Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from vision_sae.bundles.bundle import Exemplar
 from vision_sae.bundles.statistics import QUANTILE_LEVELS
-from vision_sae.descriptions.protocol import Score
+from vision_sae.descriptions.protocol import Negatives, Score
+from vision_sae.descriptions.store import Entry
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import (
@@ -35,6 +37,11 @@ _SITE_KINDS = {
     "mlp": model_pb2.SITE_KIND_MLP,
     "attn": model_pb2.SITE_KIND_ATTN,
 }
+NEGATIVES: dict[int, Negatives] = {
+    description_pb2.SCORE_NEGATIVES_RANDOM: "random",
+    description_pb2.SCORE_NEGATIVES_HARD: "hard",
+}
+"""The counter-examples of scores, as the library calls them."""
 
 
 def special_tokens(grid: PatchGrid) -> list[str]:
@@ -184,30 +191,42 @@ def score(measured: Score) -> description_pb2.Score:
 
 
 def description(
-    served: Served, row: dict[str, Any], options: exemplar_pb2.ExemplarOptions | None
+    served: Served | None,
+    entry: Entry,
+    options: exemplar_pb2.ExemplarOptions | None = None,
+    history: Sequence[Entry] = (),
 ) -> description_pb2.Description:
-    """A stored description; with ``options`` also its evidence and candidates."""
-    index = int(row["feature"])
+    """A version of a description; of a feature that is served, with ``options``, in full."""
+    made = entry.description
     message = description_pb2.Description(
-        name=f"{served.resource}/features/{index}/description",
-        text=row["text"],
-        abstained=row["text"] is None,
-        abstention_reason=row["abstained"],
-        origin=description_pb2.DESCRIPTION_ORIGIN_DESCRIBER,
-        describer=row["describer"],
-        describer_version=str(row["describer_version"]),
-        scores=[score(Score(**s)) for s in row["scores"]],
+        name=f"{entry.unit.resource}/description",
+        text=made.text,
+        abstained=made.text is None,
+        abstention_reason=made.abstained,
+        origin=description_pb2.DescriptionOrigin.Value(
+            f"DESCRIPTION_ORIGIN_{entry.origin.upper()}"
+        ),
+        describer=made.describer,
+        describer_version=str(made.describer_version) if made.describer else "",
+        scores=map(score, made.scores),
+        author=entry.author,
+        etag=entry.etag,
     )
-    if options is not None:
+    message.create_time.FromDatetime(entry.created)
+    if served is not None and options is not None:
         count = options.max_count if options.HasField("max_count") else _DEFAULT_EXEMPLARS
         side = thumbnail_side(options)
+        # Patches of other evidence, of a bundle that stood here before, are not those of this one.
+        known = entry.identity == served.evidence.identity
         message.evidence.extend(
-            indexed_patch(served, patch, thumbnail=side) for patch in row["evidence"][:count]
+            indexed_patch(served, patch, thumbnail=side)
+            for patch in (made.evidence[:count] if known else ())
         )
         message.candidates.extend(
             description_pb2.Candidate(text=text, value=value)
-            for text, value in row["candidates"][:_MOST_CANDIDATES]
+            for text, value in made.candidates[:_MOST_CANDIDATES]
         )
+        message.history.extend(description(served, earlier) for earlier in history)
     return message
 
 
@@ -233,31 +252,37 @@ def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.Featur
     return message
 
 
-def feature(
+def features(
     served: Served,
-    index: int,
+    indices: Sequence[int],
     view: feature_pb2.FeatureView.ValueType,
     options: exemplar_pb2.ExemplarOptions,
-) -> feature_pb2.Feature:
-    """A feature, in the view asked for."""
+) -> list[feature_pb2.Feature]:
+    """Features with their current descriptions, in the view asked for."""
     full = view == feature_pb2.FEATURE_VIEW_FULL
-    message = feature_pb2.Feature(
-        name=f"{served.resource}/features/{index}",
-        index=index,
-        statistics=_statistics(served, index, full=full),
-    )
-    row = served.bundle.descriptions.get(index)
-    if row:
-        message.description.CopyFrom(description(served, row, options if full else None))
-    if full:
-        message.exemplars.extend(exemplars(served, index, options))
-    return message
+    entries = served.labels.currents(served.resource, indices)
+    found = []
+    for index in indices:
+        message = feature_pb2.Feature(
+            name=f"{served.resource}/features/{index}",
+            index=index,
+            statistics=_statistics(served, index, full=full),
+        )
+        entry = entries.get(index)
+        if entry is not None:
+            earlier = served.labels.history(entry.unit) if full else ()
+            shown = description(served, entry, options if full else None, earlier)
+            message.description.CopyFrom(shown)
+        if full:
+            message.exemplars.extend(exemplars(served, index, options))
+        found.append(message)
+    return found
 
 
 def dictionary(served: Served) -> dictionary_pb2.Dictionary:
     """A dictionary with its metrics, its index and a summary of its descriptions."""
     manifest = served.bundle.manifest
-    index, described = manifest["patch_index"], manifest.get("describe")
+    index, labelled = manifest["patch_index"], served.labels.summary(served.resource)
     size = manifest["files"]["patches.faiss"]["bytes"]
     message = dictionary_pb2.Dictionary(
         name=served.resource,
@@ -282,12 +307,13 @@ def dictionary(served: Served) -> dictionary_pb2.Dictionary:
         ),
         manifest_sha256=served.bundle.manifest_sha256,
     )
-    if described:
+    if labelled.described or labelled.abstained:
         message.descriptions.CopyFrom(
             dictionary_pb2.DescriptionSummary(
-                described=described["labelled"],
-                abstained=described["abstained"],
-                describers=[described["describer"]],
+                described=labelled.described,
+                abstained=labelled.abstained,
+                by_people=labelled.by_people,
+                describers=labelled.describers,
             )
         )
     return message

@@ -14,6 +14,7 @@ from vision_sae.v1 import exemplar_pb2, search_service_pb2_grpc
 from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae_server import messages
 from vision_sae_server.attribution import region_mask, site_vectors
+from vision_sae_server.feature_search import search_features
 from vision_sae_server.listing import page
 from vision_sae_server.state import Served, State
 
@@ -44,6 +45,12 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
             f"patches cannot be searched by {kind} in this version; use feature or region",
             field=kind or "query",
         )
+
+    async def SearchFeatures(
+        self, request: pb.SearchFeaturesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.SearchFeaturesResponse:
+        """Features by their labels, by direction, or by what a picture fires."""
+        return await search_features(self._state, request)
 
     async def _by_feature(self, request: pb.SearchPatchesRequest) -> pb.SearchPatchesResponse:
         served, index = self._state.feature(request.feature)

@@ -1,8 +1,9 @@
-"""What a server holds: bundles, the models they were made from, and the lanes work runs in."""
+"""What a server holds: bundles, their models, the labels, and the lanes work runs in."""
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,17 @@ from torch import Tensor
 
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import ServeConfig
+from vision_sae.descriptions.database import MEMORY
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.store import LabelStore
 from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
 from vision_sae.models.grid import Geometry
 from vision_sae.models.protocol import Model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.decode import decode_image
+from vision_sae_server.labelling import Labelling
 from vision_sae_server.lanes import Lane
 
 _SEARCH_THREADS = 2
@@ -47,10 +54,12 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Served:
-    """A bundle with its model."""
+    """A bundle with its model, and the store that holds its labels."""
 
     bundle: Bundle
     model: ServedModel
+    labels: LabelStore
+    evidence: BundleEvidence
 
     @property
     def resource(self) -> str:
@@ -60,15 +69,21 @@ class Served:
 
 @dataclass(frozen=True)
 class State:
-    """Everything the servicers share; nothing in it changes while serving."""
+    """Everything the servicers share. While serving, nothing in it changes but the labels."""
 
     config: ServeConfig
     models: dict[str, ServedModel]
     """By resource name."""
     dictionaries: dict[str, Served]
     """By resource name."""
+    labels: LabelStore
+    labelling: Labelling
+    jobs: LabelJobs
     decoding: Lane = field(default_factory=lambda: Lane("decode", _DECODE_THREADS))
     searching: Lane = field(default_factory=lambda: Lane("search", _SEARCH_THREADS))
+    describing: Lane = field(default_factory=lambda: Lane("describe"))
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the server begins to drain: jobs pause, and watchers are sent elsewhere."""
 
     def dictionary(self, name: str) -> Served:
         """The dictionary of a resource name."""
@@ -86,6 +101,12 @@ class State:
         served.bundle.check_feature(int(index))
         return served, int(index)
 
+    def evidence(self, parent: str) -> Evidence | None:
+        """The evidence of the units of a dictionary or of a site's neurons; None without."""
+        if parent in self.dictionaries:
+            return self.dictionaries[parent].evidence
+        return self.labelling.neurons.get(parent)
+
     async def picture(self, data: bytes, model: ServedModel) -> Picture:
         """Decode and preprocess an uploaded picture off the event loop."""
 
@@ -102,16 +123,21 @@ class State:
 
     def close(self) -> None:
         """Let every lane finish."""
-        for lane in (self.decoding, self.searching, *(m.lane for m in self.models.values())):
+        models = (model.lane for model in self.models.values())
+        for lane in (self.decoding, self.searching, self.describing, *models):
             lane.close()
+        self.labels.close()
 
 
-def load_state(bundles: Sequence[Path], config: ServeConfig) -> State:
-    """Open bundles and load their models, each model once.
+def load_state(
+    bundles: Sequence[Path], config: ServeConfig, labelling: Labelling | None = None
+) -> State:
+    """Open bundles, load their models, each once, and take over the bundles' descriptions.
 
-    Raises `MismatchError` when a model that answers to a bundle's name is not the one it was made
-    from.
+    Without ``labelling`` the server describes from captions alone. Raises `MismatchError` when a
+    model that answers to a bundle's name is not the one it was made from.
     """
+    labels = LabelStore(config.labels or MEMORY)
     loaded: dict[str, ServedModel] = {}
     dictionaries: dict[str, Served] = {}
     for path in bundles:
@@ -135,10 +161,11 @@ def load_state(bundles: Sequence[Path], config: ServeConfig) -> State:
                     f"{identity['name']} has {ours[key]}; build the bundle again",
                     field=key,
                 )
-        entry = Served(bundle, served)
+        entry = Served(bundle, served, labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
+        labels.import_bundle(bundle)
     models = {f"models/{model.name}": model for model in loaded.values()}
-    return State(config, models, dictionaries)
+    return State(config, models, dictionaries, labels, labelling or Labelling(), LabelJobs(labels))
 
 
 def _plain(value: object) -> object:

@@ -13,12 +13,14 @@ from scipy.stats import fisher_exact
 from tests.worlds import identity_sae, write_dictionary, write_store
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.config import BuildConfig, DescribeConfig
+from vision_sae.config import BuildConfig, CaptionPmiConfig, DescribeConfig
 from vision_sae.descriptions.caption_pmi import CaptionPmi, words
-from vision_sae.descriptions.describe import describe_bundle, describer
+from vision_sae.descriptions.describe import describe_bundle
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.protocol import Describer, Description
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.toolbox import describer_version
 
+CONFIG = DescribeConfig(describer="caption-pmi", metrics=())
 IMAGES, EXEMPLARS = 60, 10
 PLANTED = ("cat", "dog", "boat")
 FILLER = ("sky", "grass", "wall", "table", "lamp", "road", "door", "tree")
@@ -59,13 +61,12 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def describe(bundle: Bundle, *features: int, **options: object) -> list[Description]:
-    config = DescribeConfig(**options)  # type: ignore[arg-type]
+    config = CaptionPmiConfig(**options)  # type: ignore[arg-type]
     return list(CaptionPmi(config).describe(BundleEvidence(bundle), features))
 
 
 def test_caption_pmi_is_a_describer_chosen_by_name() -> None:
-    chosen: Describer = describer(DescribeConfig(describer="caption-pmi"))
-    assert (chosen.name, chosen.version) == ("caption-pmi", 3)
+    assert describer_version(CONFIG) == CaptionPmi.version
 
 
 @pytest.mark.parametrize("feature", range(3))
@@ -206,7 +207,7 @@ def test_words_of_a_caption(caption: str, expected: set[str]) -> None:
 
 
 def test_describe_publishes_one_description_a_feature(bundle: Bundle) -> None:
-    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    made = describe_bundle(bundle.path, CONFIG, progress=False)
     assert sorted(made.descriptions) == list(range(6))
     assert made.descriptions[1]["text"] == "dog"
     assert made.descriptions[5]["text"] is None
@@ -215,21 +216,25 @@ def test_describe_publishes_one_description_a_feature(bundle: Bundle) -> None:
 
 
 def test_describe_keeps_everything_else(bundle: Bundle) -> None:
-    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    made = describe_bundle(bundle.path, CONFIG, progress=False)
     before = bundle.manifest["files"]
     assert {name: made.manifest["files"][name] for name in before} == before
     assert set(made.manifest["files"]) - set(before) == {"descriptions.jsonl"}
 
 
 def test_describing_again_replaces_the_descriptions(bundle: Bundle) -> None:
-    describe_bundle(bundle.path, DescribeConfig(), progress=False)
-    made = describe_bundle(bundle.path, DescribeConfig(significance=1e-12), progress=False)
+    describe_bundle(bundle.path, CONFIG, progress=False)
+    made = describe_bundle(
+        bundle.path,
+        CONFIG.model_copy(update={"caption_pmi": CaptionPmiConfig(significance=1e-12)}),
+        progress=False,
+    )
     assert made.manifest["describe"]["labelled"] == 0
 
 
 def test_describe_takes_up_a_bundle_that_a_dead_writer_set_aside(bundle: Bundle) -> None:
     bundle.path.rename(bundle.path.with_name(".bundle.old"))
-    made = describe_bundle(bundle.path, DescribeConfig(), progress=False)
+    made = describe_bundle(bundle.path, CONFIG, progress=False)
     assert made.path == bundle.path
     assert made.descriptions[0]["text"] == "cat"
 
@@ -239,5 +244,5 @@ def test_failed_describer_leaves_the_bundle_as_it_was(
 ) -> None:
     monkeypatch.setattr(CaptionPmi, "describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        describe_bundle(bundle.path, DescribeConfig(), progress=False)
+        describe_bundle(bundle.path, CONFIG, progress=False)
     assert Bundle(bundle.path).manifest == bundle.manifest

@@ -141,6 +141,10 @@ def test_look_alikes_are_the_silent_pictures_nearest_to_the_firing_ones(tmp_path
 
 def test_identity_outlives_a_description_but_not_a_rebuild(tmp_path: Path) -> None:
     before = bundle_evidence(tmp_path)
-    described = BundleEvidence(describe_bundle(tmp_path / "b", DescribeConfig(), progress=False))
+    described = BundleEvidence(
+        describe_bundle(
+            tmp_path / "b", DescribeConfig(describer="caption-pmi", metrics=()), progress=False
+        )
+    )
     assert described.identity == before.identity
     assert bundle_evidence(tmp_path / "other", ("a",) * 6).identity != before.identity

@@ -181,6 +181,14 @@ def test_saved_index_answers_alike(tmp_path: Path) -> None:
         assert np.array_equal(a, b)
 
 
+@pytest.mark.usefixtures("small_lists")
+def test_saved_index_gives_back_its_rows(tmp_path: Path) -> None:
+    x = vectors(2000)
+    save_index(build_index([x], floor=0.5)[0], tmp_path / "patches.faiss")
+    mapped = load_index(tmp_path / "patches.faiss")
+    np.testing.assert_allclose(mapped.reconstruct(7), x[7], atol=0.02)  # of 8 bits
+
+
 def test_saved_exact_index_answers_alike(tmp_path: Path) -> None:
     x = vectors(200)
     index, _ = build_index([x], floor=0.5)

@@ -151,5 +151,8 @@ def save_index(index: Any, path: Path) -> None:
 
 
 def load_index(path: Path) -> Any:
-    """Map a FAISS file read-only."""
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    """Map a FAISS file read-only; every type can ``reconstruct`` the vectors of its rows."""
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    if isinstance(index, faiss.IndexIVF):  # where each row lies: 8 bytes a row, up to a million
+        index.make_direct_map()
+    return index

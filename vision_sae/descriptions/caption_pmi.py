@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, hypergeom
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.config import DescribeConfig
+from vision_sae.config import CaptionPmiConfig
 from vision_sae.descriptions.evidence.protocol import Evidence, split
 from vision_sae.descriptions.protocol import Description, Score
 
@@ -95,7 +95,7 @@ class CaptionPmi:
     name = "caption-pmi"
     version = 3
 
-    def __init__(self, config: DescribeConfig) -> None:
+    def __init__(self, config: CaptionPmiConfig) -> None:
         self._config = config
 
     def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:

@@ -1,4 +1,4 @@
-"""Describing every feature of a bundle, and publishing the result into it."""
+"""Labelling every feature of a bundle, and publishing the result into it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,30 @@ from tqdm import tqdm
 
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.config import DescribeConfig
-from vision_sae.descriptions.caption_pmi import CaptionPmi
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.protocol import Describer
+from vision_sae.descriptions.toolbox import Toolbox, describer_version
 
-_DESCRIBERS: dict[str, type[CaptionPmi]] = {CaptionPmi.name: CaptionPmi}
-
-
-def describer(config: DescribeConfig) -> Describer:
-    """The describer that ``config`` names."""
-    return _DESCRIBERS[config.describer](config)
+PROBES = "probes"
+"""Folder beside a bundle where labelling keeps what other bundles and servers can use again."""
 
 
 def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
     """Whether the bundle holds descriptions by just this describer and configuration."""
     made = bundle.manifest.get("describe", {})
-    wanted = {**config.model_dump(mode="json"), "version": describer(config).version}
+    wanted = {**config.model_dump(mode="json"), "version": describer_version(config)}
     return all(made.get(key) == value for key, value in wanted.items())
 
 
 def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True) -> Bundle:
-    """Describe every feature and publish the bundle at ``path`` anew with the descriptions."""
-    bundle, chosen = Bundle(path), describer(config)
+    """Label every feature and publish the bundle at ``path`` anew with the labels."""
+    bundle = Bundle(path)
+    evidence = BundleEvidence(bundle)
+    labeller = Toolbox(config, path.parent / PROBES, progress=progress).labeller(evidence)
     width = bundle.dictionary.width
     rows = [
         asdict(description)
         for description in tqdm(
-            chosen.describe(BundleEvidence(bundle), range(width)),
+            labeller.label(evidence, range(width)),
             total=width,
             desc="describe",
             unit="feature",
@@ -45,7 +42,7 @@ def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
         **config.model_dump(mode="json"),
-        "version": chosen.version,
+        "version": describer_version(config),
         "labelled": labelled,
         "abstained": width - labelled,
     }

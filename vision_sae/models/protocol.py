@@ -78,3 +78,33 @@ class Model(Protocol):
     def identity(self) -> dict[str, Any]:
         """What a manifest binds: name, kind, weights hash, preprocessing, grid."""
         ...
+
+
+class PatchEmbeddings(NamedTuple):
+    """An image in pieces: its patches in the space its texts are in.
+
+    The embedding of a region is the normalised sum of ``weights * vectors`` over its patches.
+    """
+
+    vectors: Tensor
+    """(B, P, E) float32, row-major patches, not normalised."""
+    weights: Tensor
+    """(B, P) float32, not negative, summing to one for each image."""
+
+
+@runtime_checkable
+class ContrastiveModel(Model, Protocol):
+    """A model whose image embeddings share a space with those of texts (CLIP and its kin)."""
+
+    embedding_dim: int
+    """Length E of an embedding."""
+    logit_scale: float
+    """What cosines are multiplied by before a softmax; the exponential of the parameter."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (T, E) float32 of unit length; no text gives (0, E)."""
+        ...
+
+    def embed_patches(self, images: Tensor) -> PatchEmbeddings:
+        """Images (B, 3, H, W) -> one vector and one weight for each patch of the grid."""
+        ...

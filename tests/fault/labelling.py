@@ -1,0 +1,68 @@
+"""Workers on a label job that a test kills."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine.default import DefaultDialect
+
+from tests.fault.killed import die_before_call
+from tests.labels import made
+from vision_sae.descriptions import store as store_module
+from vision_sae.descriptions.jobs import queue as queue_module
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.jobs.worker import Pace, run_worker
+from vision_sae.descriptions.protocol import Description, Score
+from vision_sae.descriptions.store import LabelStore
+
+PACE = Pace(chunk=5, lease_seconds=0.3, hand_in_seconds=0, wait_seconds=0.02)
+_THINKING = 0.002
+
+
+class Describer:
+    """Says of a unit what its number alone decides; every fifth unit it has no words for."""
+
+    def one(self, index: int) -> Description:
+        """The description of a unit."""
+        time.sleep(_THINKING)
+        said = hashlib.sha256(str(index).encode()).hexdigest()[:8]
+        score = Score("pmi", index / 7, index)
+        return made(index, said if index % 5 else None, scores=(score,), evidence=(index,))
+
+    def label(self, _parent: str, indices: Sequence[int]) -> Iterator[Description]:
+        """Of some units."""
+        for index in indices:
+            yield self.one(index)
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "describing": (Describer, "one"),
+    "claiming": (LabelJobs, "claim"),
+    "handing in": (LabelJobs, "finish"),
+    "storing": (LabelStore, "add_within"),
+    "halfway through storing": (store_module, "index_texts"),
+    "counting": (queue_module, "Counter"),
+    "committing": (DefaultDialect, "do_commit"),
+}
+
+
+def work(labels: str | Path, place: str, number: int) -> None:
+    """Work on the job until it has ended, or die before the ``number``-th call of a place."""
+    if place:
+        die_before_call(*PLACES[place], number)
+    run_worker(LabelJobs(LabelStore(labels)), "job", Describer().label, pace=PACE)
+
+
+def start(labels: str | Path, place: str = "", number: int = 0) -> BaseProcess:
+    """A worker in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=work, args=(labels, place, number))
+    process.start()
+    return process

@@ -1,0 +1,257 @@
+"""Labels by search: the formula, its prior, and planted worlds whose labels are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.contrastive_world import PlantedClip, evidence_of, random_cells
+from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.evidence.arrays import ArrayEvidence
+from vision_sae.descriptions.evidence.protocol import split
+from vision_sae.descriptions.probe import make_probe
+from vision_sae.descriptions.protocol import Describer, Description
+from vision_sae.descriptions.vocabulary import Vocabulary
+from vision_sae.descriptions.wpmi import log_likelihood, log_prior, soft_wpmi, top_words
+from vision_sae.errors import MismatchError
+from vision_sae.evaluation.planted_labels import planted_accuracy
+from vision_sae.models.protocol import ContrastiveModel
+
+ANIMALS = ("cat", "dog", "fish", "goose", "horse", "lion", "mouse", "snail")
+FRUIT = [f"{a} {thing}" for a, thing in product(("red", "striped"), ("apple", "pear", "plum"))]
+
+
+def describer_of(
+    directory: Path,
+    model: PlantedClip,
+    evidence: ArrayEvidence,
+    vocabulary: Vocabulary,
+    *,
+    beam: int = 3,
+) -> ContrastiveDescriber:
+    probe = make_probe(model, evidence, directory / "probe", progress=False)
+    return ContrastiveDescriber(model, probe, vocabulary, directory / "search", beam=beam)
+
+
+def describe(
+    directory: Path,
+    things: Sequence[str],
+    evidence: ArrayEvidence,
+    words: Sequence[str],
+    *units: int,
+    beam: int = 3,
+) -> list[Description]:
+    describer = describer_of(
+        directory, PlantedClip(things), evidence, Vocabulary.of(words), beam=beam
+    )
+    return list(describer.describe(evidence, units))
+
+
+# The formula
+
+
+def test_soft_wpmi_by_hand() -> None:
+    # Two exemplars, two words; p = 0.998 and 0.998 - 0.028 / 2 = 0.984.
+    posteriors = torch.tensor([[0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
+    likelihood = math.log(1 + 0.998 * (0.5 - 1) + 1e-7) + math.log(1 + 0.984 * (0.2 - 1) + 1e-7)
+    assert float(log_likelihood(posteriors)[0]) == pytest.approx(likelihood, abs=1e-6)
+    mean = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    prior = math.log(1 + 0.998 * (0.3 - 1) + 1e-7) + math.log(1 + 0.984 * (0.3 - 1) + 1e-7)
+    assert float(log_prior(mean, 2)[0]) == pytest.approx(prior, abs=1e-6)
+    assert float(soft_wpmi(posteriors, mean)[0]) == pytest.approx(likelihood - prior, abs=1e-6)
+
+
+def test_prior_is_the_mean_likelihood_of_exemplars_drawn_from_the_data() -> None:
+    data = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.05, 0.95]], dtype=torch.float64)
+    drawn = [log_likelihood(data[list(rows)]).exp() for rows in product(range(3), repeat=3)]
+    expected = torch.stack(drawn).mean(0).log()
+    torch.testing.assert_close(log_prior(data.mean(0), 3), expected, atol=1e-5, rtol=0)
+
+
+def test_top_words_are_those_of_the_formula_unit_by_unit() -> None:
+    random = np.random.default_rng(0)
+    similarities = random.normal(0, 0.1, (50, 7)).astype(np.float32)
+    exemplars = np.stack([random.permutation(50)[:9] for _ in range(130)])
+    words, pmi = top_words(similarities, exemplars, count=3, temperature=15.0)
+    centred = torch.from_numpy(similarities - similarities.mean(0)).double()
+    posteriors = torch.softmax(15 * centred, dim=1)
+    for unit in (0, 63, 64, 129):
+        scores = soft_wpmi(posteriors[exemplars[unit]], posteriors.mean(0))
+        best = scores.argsort(descending=True)[:3]
+        assert words[unit].tolist() == best.tolist()
+        np.testing.assert_allclose(pmi[unit], scores[best].numpy(), atol=1e-4)
+
+
+def test_planted_labels_are_found_under_noise_that_defeats_a_cosine() -> None:
+    found = planted_accuracy()
+    assert found.soft_wpmi >= 0.99
+    assert found.cosine <= 0.80
+
+
+# Planted worlds
+
+
+def test_fake_is_a_contrastive_model() -> None:
+    assert isinstance(PlantedClip(ANIMALS), ContrastiveModel)
+
+
+def test_contrastive_is_a_describer(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(8, 3), [[0]])
+    made: Describer = describer_of(
+        tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(["cat"])
+    )
+    assert (made.name, made.version) == ("contrastive", 1)
+
+
+def test_units_get_the_names_of_what_they_fire_on(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(60, len(ANIMALS)), [[k] for k in range(len(ANIMALS))])
+    labels = describe(tmp_path, ANIMALS, evidence, ANIMALS, *range(len(ANIMALS)))
+    assert [label.text for label in labels] == list(ANIMALS)
+
+
+def test_description_says_what_it_was_made_from(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(60, len(ANIMALS)), [[k] for k in range(len(ANIMALS))])
+    (label,) = describe(tmp_path, ANIMALS, evidence, ANIMALS, 2)
+    half = split(evidence, 2).describe
+    assert label.evidence == tuple(firing.patch for firing in half)
+    (score,) = label.scores
+    assert (score.metric, score.n, score.negatives) == ("pmi", len(half), "")
+    assert label.candidates[0] == (label.text, score.value)
+    assert len(label.candidates) == 10
+    assert [v for _, v in label.candidates] == sorted((v for _, v in label.candidates), reverse=True)
+    assert label.details["regions"] == len(half)
+    assert label.details["vocabulary"] == Vocabulary.of(ANIMALS).identity
+    assert (tmp_path / "search" / f"prior-{label.details['prior']}.safetensors").is_file()
+
+
+def test_only_the_masked_region_counts(tmp_path: Path) -> None:
+    # A cat is always seen beside a dog, eleven cells of dog to one of cat.
+    cells = random_cells(60, len(ANIMALS))
+    cells[:30] = ANIMALS.index("dog")
+    cells[:30, 0, 0] = ANIMALS.index("cat")
+    cells[30:][np.isin(cells[30:], (0, 1))] = ANIMALS.index("fish")
+    evidence = evidence_of(cells, [[k] for k in range(len(ANIMALS))])
+    labels = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0, 1)
+    assert [label.text for label in labels] == ["cat", "dog"]
+
+
+def test_attribute_and_thing_are_composed(tmp_path: Path) -> None:
+    both = [[k] for k in range(6)]
+    evidence = evidence_of(random_cells(80, 6), [*both, [0, 3], [0, 1, 2]])
+    words = ["apple", "pear", "plum", *ANIMALS]
+    labels = describe(tmp_path, FRUIT, evidence, words, *range(8))
+    assert [label.text for label in labels[:6]] == FRUIT
+    assert labels[6].text == "apple"  # fires on red and on striped ones
+    assert labels[7].text == "red"  # on red apples, pears and plums
+
+
+def test_without_a_beam_labels_are_words(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
+    words = ["apple", "pear", "plum", *ANIMALS]
+    (label,) = describe(tmp_path, FRUIT, evidence, words, 0, beam=0)
+    assert label.text in ("red", "apple")
+    assert label.details["phrases_tried"] == 0
+
+
+def test_phrase_must_be_worth_the_choice_among_so_many(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
+    (label,) = describe(tmp_path, FRUIT, evidence, ["apple", "pear", "plum"], 0)
+    gain = label.scores[0].value - label.details["word_pmi"]
+    assert gain > label.details["phrase_margin"]
+    assert label.details["phrase_margin"] == pytest.approx(
+        math.log(label.details["phrases_tried"]), abs=1e-4
+    )
+
+
+def test_part_of_a_thing(tmp_path: Path) -> None:
+    things = ["eye cat", "tail cat", "eye owl", "tail owl", "wall", "tree"]
+    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
+    labels = describe(tmp_path, things, evidence, ["cat", "owl", "wall", "tree"], 0, 3)
+    assert [label.text for label in labels] == ["eye of a cat", "tail of an owl"]
+
+
+def test_two_attributes_in_their_usual_order(tmp_path: Path) -> None:
+    things = ["striped red cloth", "red cloth", "striped cloth", "striped red wall", "tree", "pond"]
+    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
+    (label,) = describe(tmp_path, things, evidence, ["wall", "tree", "pond", "towel"], 3)
+    assert label.text == "striped red wall"
+
+
+def test_two_things_that_are_always_seen_together(tmp_path: Path) -> None:
+    cells = random_cells(80, len(ANIMALS))
+    cells[np.isin(cells, (0, 1))] = 2
+    cells[:40, 0, :2] = 0, 1  # a cat beside a dog, and neither anywhere else
+    evidence = evidence_of(cells, [[0, 1], *([k] for k in range(len(ANIMALS)))])
+    (label,) = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0)
+    assert label.text in ("cat with dog", "dog with cat")
+
+
+# Independence
+
+
+def test_label_does_not_depend_on_which_units_are_asked_together(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(80, 6), [*([k] for k in range(6)), [0, 3], [0, 1, 2]])
+    words = ["apple", "pear", "plum", *ANIMALS]
+    together = describe(tmp_path / "a", FRUIT, evidence, words, *range(8))
+    for unit in (5, 0, 7):  # in a process of its own, as it were: to the last bit
+        assert describe(tmp_path / f"{unit}", FRUIT, evidence, words, unit) == [together[unit]]
+    backwards = describe(tmp_path / "a", FRUIT, evidence, words, *reversed(range(8)))
+    assert backwards[::-1] == together
+
+
+def test_prior_is_kept_and_belongs_to_the_evidence(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(60, len(ANIMALS)), [[k] for k in range(len(ANIMALS))])
+    first = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0)[0].details["prior"]
+    assert describe(tmp_path, ANIMALS, evidence, ANIMALS, 3)[0].details["prior"] == first
+    other = evidence_of(random_cells(60, len(ANIMALS)), [[k] for k in range(4)])
+    assert describe(tmp_path, ANIMALS, other, ANIMALS, 0)[0].details["prior"] != first
+
+
+def test_single_unit_is_judged_against_the_pictures_at_large(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(300, len(ANIMALS)), [[4]])
+    (label,) = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0)
+    assert label.text == ANIMALS[4]
+
+
+# Abstention
+
+
+def test_abstains_below_five_independent_pictures(tmp_path: Path) -> None:
+    cells = np.full((40, 4, 4), 2)
+    cells[:9, 0, 0], cells[9:19, 0, 0] = 0, 1  # 5 and 5 of them are for describing
+    cells[20:, 1:] = random_cells(20, 6)[:, 1:] + 2
+    crops = [str(i) if i < 9 else f"photo {i % 2}" if i < 19 else str(i) for i in range(40)]
+    evidence = evidence_of(cells, [[0], [1], [2], [3]], sources=crops)
+    nine, crops_of_two = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0, 1)
+    assert nine.text == "cat"
+    assert (crops_of_two.text, crops_of_two.scores) == (None, ())
+    assert crops_of_two.abstained == "fires in 1 independent images, fewer than 5"
+
+
+def test_unit_that_never_fires_is_not_labelled(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(40, 4), [[0], [7]])
+    (dead,) = describe(tmp_path / "some", ANIMALS, evidence, ANIMALS, 1)
+    assert dead.text is None
+    assert "0 independent images" in dead.abstained
+    silence = evidence_of(random_cells(40, 4), [[7]])
+    (dead,) = describe(tmp_path / "none", ANIMALS, silence, ANIMALS, 0)
+    assert dead.text is None
+
+
+def test_unit_that_fires_on_everything_alike_gets_no_word(tmp_path: Path) -> None:
+    evidence = evidence_of(np.zeros((40, 4, 4), dtype=np.int64), [[0]])
+    (label,) = describe(tmp_path, ANIMALS, evidence, ANIMALS, 0, beam=0)
+    assert label.text is None or label.scores[0].value < 0.01
+
+
+def test_probe_of_other_pictures_is_refused(tmp_path: Path) -> None:
+    evidence = evidence_of(random_cells(20, 4), [[0]])
+    describer = describer_of(tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(ANIMALS))
+    with pytest.raises(MismatchError):
+        list(describer.describe(evidence_of(random_cells(20, 4, seed=1), [[0]]), [0]))

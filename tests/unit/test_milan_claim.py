@@ -1,0 +1,135 @@
+"""MILAN's claim on the planted world: without the prior labels are general, with it particular.
+
+People who caption a unit of red things write "a thing" more often than "a red thing". A captioner
+learns that from captions, so its likeliest text is the general one for every unit. The general text
+is also what is written of all other units, so it says less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from tests.milan_world import (
+    encoder_decoder,
+    evidence_of,
+    gpt2_config,
+    processor,
+    save,
+    word_tokenizer,
+)
+from vision_sae.config import MilanConfig
+from vision_sae.descriptions.evidence.arrays import ArrayEvidence
+from vision_sae.descriptions.milan import MilanDescriber
+from vision_sae.evaluation.planted_scenes import Colour, Scene, scenes
+
+SIDE, CELLS, WIDTH = 64, 8, 32
+COLOURS: tuple[str, ...] = get_args(Colour)
+GENERAL = 0.55
+"""Share of captions that do not name the colour."""
+
+
+def object_patches(scene: Scene) -> NDArray[np.bool_]:
+    """The patches (8, 8) that are mostly object; at least the one that is so most."""
+    share = scene.parts["object"].reshape(CELLS, 8, CELLS, 8).mean((1, 3))
+    return np.asarray(share >= min(0.6, share.max()))
+
+
+def captions(seen: Sequence[Scene], random: np.random.Generator) -> list[str]:
+    general = random.random(len(seen)) < GENERAL
+    return [
+        "a thing" if g else f"a {s.attributes.colour} thing"
+        for g, s in zip(general, seen, strict=True)
+    ]
+
+
+def surprise(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean over the tokens up to and with the first that ends a caption."""
+    loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    ended = (ids[:, 1:] == 0).cumsum(1) - (ids[:, 1:] == 0).long()
+    return loss[ended == 0].mean()
+
+
+def train(tokenizer: Any) -> tuple[Any, Any]:
+    """A captioner of regions and a language model, from the same captions."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    captioner = encoder_decoder(len(tokenizer), side=SIDE, width=WIDTH).train()
+    language_model = GPT2LMHeadModel(gpt2_config(len(tokenizer), width=WIDTH)).train()
+    parameters = [*captioner.parameters(), *language_model.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.01)
+    seen = list(scenes(384, seed=1, side=SIDE))
+    pixels = processor(SIDE)([s.image for s in seen], return_tensors="pt").pixel_values
+    inside = [1 + np.flatnonzero(object_patches(scene)) for scene in seen]  # behind CLS
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1, (step + 1) / 20, 2 * (1 - step / STEPS))
+        rows = random.choice(len(seen), 64, replace=False)
+        shown = torch.from_numpy(np.stack([random.choice(inside[row], 6) for row in rows]))
+        states = captioner.encoder(pixels[rows]).last_hidden_state
+        memory = states[torch.arange(len(rows))[:, None], shown]
+        texts = [f"</s> {text} </s>" for text in captions([seen[row] for row in rows], random)]
+        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
+        decoded = captioner.decoder(input_ids=ids, encoder_hidden_states=memory).logits
+        loss = surprise(decoded, ids) + surprise(language_model(input_ids=ids).logits, ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return captioner.eval(), language_model.eval()
+
+
+STEPS = 240
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    tokenizer = word_tokenizer(("a", "thing", *COLOURS))
+    captioner, language_model = train(tokenizer)
+    root: Path = tmp_path_factory.mktemp("models")
+    return {
+        "captioner": save(root / "captioner", captioner, tokenizer, side=SIDE),
+        "language_model": save(root / "language", language_model, tokenizer),
+    }
+
+
+@pytest.fixture(scope="module")
+def evidence() -> ArrayEvidence:
+    """A unit for each colour, which fires on the objects of that colour in scenes not trained on."""
+    shown = list(scenes(96, seed=2, side=SIDE))
+    units = [
+        [(i, object_patches(s)) for i, s in enumerate(shown) if s.attributes.colour == colour]
+        for colour in COLOURS
+    ]
+    pictures: list[Image.Image] = [scene.image for scene in shown]
+    return evidence_of(pictures, units)
+
+
+def labels(directories: dict[str, str], evidence: ArrayEvidence, weight: float) -> list[str | None]:
+    describer = MilanDescriber(MilanConfig(**directories, weight=weight, max_tokens=6))
+    return [label.text for label in describer.describe(evidence, range(len(COLOURS)))]
+
+
+def test_without_the_prior_every_label_is_the_general_one(
+    directories: dict[str, str], evidence: ArrayEvidence
+) -> None:
+    assert labels(directories, evidence, weight=0.0) == ["a thing"] * len(COLOURS)
+
+
+def test_with_the_prior_every_label_names_what_is_particular(
+    directories: dict[str, str], evidence: ArrayEvidence
+) -> None:
+    """By hand: log .55 - .2 log .55 = -.48 < log .45 - .2 log(.45 / 8) = -.22."""
+    general = math.log(GENERAL) * (1 - 0.2)
+    particular = math.log(1 - GENERAL) - 0.2 * math.log((1 - GENERAL) / len(COLOURS))
+    assert particular > general + 0.2
+    assert labels(directories, evidence, weight=0.2) == [f"a {c} thing" for c in COLOURS]

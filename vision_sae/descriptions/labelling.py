@@ -1,0 +1,83 @@
+"""Labels: what a describer says, measured on pictures that it has not seen, or an abstention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.protocol import Describer, Description, Metric
+from vision_sae.descriptions.scores.scorer import Scorer, abstain
+
+_POOL = 128
+"""Units whose labels are the pool of controls, evenly spaced over all."""
+_CONTROLS = 8
+"""Labels of other units that a unit's label is compared with."""
+
+
+class _Control(NamedTuple):
+    """A label of the pool."""
+
+    unit: int
+    text: str
+
+
+class Labeller:
+    """A describer and the scores of what it says.
+
+    Each label is compared with labels of other units, the permuted-label control. These come from a
+    fixed choice of units of the same evidence, so a unit's label, scores and control depend on
+    nothing but the evidence.
+    """
+
+    def __init__(
+        self, describer: Describer, scorer: Scorer | None, metrics: Sequence[Metric]
+    ) -> None:
+        """Without a ``scorer`` labels stand as the describer makes them."""
+        self.describer = describer
+        self.scorer = scorer
+        self._metrics = metrics
+        self._pools: dict[str, list[_Control]] = {}
+
+    def label(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
+        """The labels of ``units`` in order."""
+        for made in self.describer.describe(evidence, units):
+            yield made if self.scorer is None else self._scored(self.scorer, evidence, made)
+
+    def controls(self, evidence: Evidence, unit: int, text: str) -> list[str]:
+        """Labels of other units that say something else; the same whenever they are asked for."""
+        others = [c.text for c in self._pool(evidence) if c.unit != unit and c.text != text]
+        count = min(_CONTROLS, len(others))
+        chosen = np.random.default_rng(unit).choice(len(others), count, replace=False)
+        return [others[i] for i in sorted(chosen.tolist())]
+
+    def _pool(self, evidence: Evidence) -> list[_Control]:
+        if evidence.identity not in self._pools:
+            spread = np.linspace(0, evidence.width - 1, min(_POOL, evidence.width)).round()
+            units = np.unique(spread.astype(np.int64)).tolist()
+            made = self.describer.describe(evidence, units)
+            texts = {d.text: d.feature for d in made if d.text is not None}
+            self._pools[evidence.identity] = [_Control(unit, t) for t, unit in texts.items()]
+        return self._pools[evidence.identity]
+
+    def _scored(self, scorer: Scorer, evidence: Evidence, made: Description) -> Description:
+        if made.text is None:
+            return made
+        scores = scorer.score(
+            evidence,
+            made.feature,
+            made.text,
+            self._metrics,
+            control_texts=self.controls(evidence, made.feature, made.text),
+        )
+        reason = abstain(scores)
+        return replace(
+            made,
+            text=None if reason else made.text,
+            abstained=reason,
+            scores=(*made.scores, *scores),
+            candidates=made.candidates or ((made.text, made.scores[0].value),),
+        )

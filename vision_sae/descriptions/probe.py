@@ -1,0 +1,232 @@
+"""The data set as a contrastive model sees it: every picture, and every patch of it, as a vector.
+
+A unit's evidence is a mask over the patches of the unit's own model. The contrastive model has
+another grid, and often crops otherwise; both lie in the same original picture, where the mask is
+carried over by overlapping area. Both grids are made of upright boxes, so that the area that patch
+(R, C) of one and (r, c) of the other share is ``vertical[R, r] * horizontal[C, c]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, MismatchError, NotFoundError
+from vision_sae.files import (
+    MANIFEST,
+    published,
+    publishing,
+    read_json,
+    sha256_file,
+    sha256_json,
+    verify_files,
+)
+from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.pictures.decode import decode_image
+
+FORMAT = "vision_sae.probe"
+VERSION = 1
+
+EMBEDDINGS = "embeddings.npy"
+PATCHES = "patches.npy"
+WEIGHTS = "weights.npy"
+
+
+class Overlaps(NamedTuple):
+    """Shared lengths, in pixels of the original picture, of the rows and columns of two grids."""
+
+    vertical: NDArray[np.float32]
+    """(rows of the one, rows of the other)"""
+    horizontal: NDArray[np.float32]
+    """(columns of the one, columns of the other)"""
+
+
+def _edges(patches: int, side: int, cut: int, scale: float, limit: int) -> NDArray[np.float64]:
+    """Where the rows or columns of a grid begin and end in the original picture (patches + 1)."""
+    return np.clip((np.arange(patches + 1) * side + cut) / scale, 0, limit)
+
+
+def _shared(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Lengths of the intersections of the intervals between these edges."""
+    ends = np.minimum(one[1:, None], other[None, 1:])
+    starts = np.maximum(one[:-1, None], other[None, :-1])
+    return np.maximum(ends - starts, 0).astype(np.float32)
+
+
+@lru_cache(maxsize=1024)
+def overlaps(
+    grid: PatchGrid, geometry: Geometry, other: PatchGrid, other_geometry: Geometry
+) -> Overlaps:
+    """How two grids overlap in an original picture; both geometries are of this picture."""
+
+    def rows(g: PatchGrid, at: Geometry) -> NDArray[np.float64]:
+        return _edges(g.rows, g.patch_height, at.top, at.scale_y, at.height)
+
+    def columns(g: PatchGrid, at: Geometry) -> NDArray[np.float64]:
+        return _edges(g.cols, g.patch_width, at.left, at.scale_x, at.width)
+
+    return Overlaps(
+        _shared(rows(grid, geometry), rows(other, other_geometry)),
+        _shared(columns(grid, geometry), columns(other, other_geometry)),
+    )
+
+
+class Probe:
+    """A published probe; arrays are mapped read-only. N pictures, P patches each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = published(path)
+        if not (self.path / MANIFEST).is_file():
+            raise NotFoundError(f"{path} is not a finished probe; make it again", field="probe")
+        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
+            raise CorruptArtifactError(f"{path} is not a {FORMAT} of version {VERSION}")
+        self.identity = sha256_file(self.path / MANIFEST)
+        self.grid = PatchGrid(**self.manifest["model"]["grid"])
+        self.preprocessing = Preprocessing(**self.manifest["model"]["preprocessing"])
+        self.embeddings: NDArray[np.float32] = np.load(self.path / EMBEDDINGS, mmap_mode="r")
+        """Pictures (N, E), of unit length."""
+        self.patches: NDArray[np.float16] = np.load(self.path / PATCHES, mmap_mode="r")
+        """Their patches (N, P, E), not normalised."""
+        self.weights: NDArray[np.float16] = np.load(self.path / WEIGHTS, mmap_mode="r")
+        """What each patch contributes to a region (N, P)."""
+
+    def verify(self) -> None:
+        """Check every file against the manifest; raises `CorruptArtifactError` with its name."""
+        verify_files(self.path, self.manifest["files"])
+
+    def check(self, model: ContrastiveModel, evidence: Evidence) -> None:
+        """Raise `MismatchError` unless this is how ``model`` sees the pictures of ``evidence``."""
+        if self.manifest["data_sha256"] != evidence.data_sha256:
+            raise MismatchError(
+                f"{self.path} holds other pictures than those of {evidence.name}; make a probe of "
+                "these",
+                field="probe",
+            )
+        if sha256_json(self.manifest["model"]) != sha256_json(model.identity()):
+            raise MismatchError(
+                f"{self.path} was made with {self.manifest['model']['name']}, not with this "
+                f"{model.name}; make it again",
+                field="probe",
+            )
+
+    def cover(self, evidence: Evidence, firing: Firing) -> NDArray[np.float32]:
+        """How much of each patch (P) a firing's mask covers, in pixels of the original picture.
+
+        Where the mask lies wholly outside what the contrastive model was shown, the patch nearest
+        to its middle counts as covered.
+        """
+        record, there = evidence.images[firing.image], evidence.geometry(firing.image)
+        here = self.preprocessing.geometry(record.width, record.height)
+        shared = overlaps(self.grid, here, evidence.grid, there)
+        area = shared.vertical @ firing.mask.astype(np.float32) @ shared.horizontal.T
+        if not area.any():
+            x0, y0, x1, y1 = evidence.grid.boxes(there)[firing.mask.reshape(-1)].mean(0).tolist()
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            return self.grid.inside((x, y, x, y), here).astype(np.float32)
+        return area.reshape(-1)
+
+    def regions(self, evidence: Evidence, firings: Sequence[Firing]) -> NDArray[np.float32]:
+        """The masked region of each firing as one vector of unit length (n, E)."""
+        vectors = np.zeros((len(firings), self.patches.shape[2]), dtype=np.float32)
+        for vector, firing in zip(vectors, firings, strict=True):
+            cover = self.cover(evidence, firing)
+            shares = cover * self.weights[firing.image].astype(np.float32)
+            if not shares.any():  # an attention that looks away from all of the region
+                shares = cover
+            (chosen,) = np.nonzero(shares)
+            vector[:] = shares[chosen] @ self.patches[firing.image][chosen].astype(np.float32)
+        return _unit(vectors)
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to unit length; rows of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _batches(
+    model: ContrastiveModel, evidence: Evidence, size: int, progress: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first picture, model inputs (<= size, 3, H, W))"""
+    count = len(evidence.images)
+    with tqdm(total=count, desc="probe", unit="img", disable=not progress) as bar:
+        for first in range(0, count, size):
+            thumbnails = map(evidence.thumbnail, range(first, min(first + size, count)))
+            inputs = [model.preprocess(decode_image(thumbnail)) for thumbnail in thumbnails]
+            yield first, torch.stack(inputs)
+            bar.update(len(inputs))
+
+
+def _write(
+    staging: Path, model: ContrastiveModel, evidence: Evidence, batch_size: int, progress: bool
+) -> None:
+    count, patches, dim = len(evidence.images), model.grid.patches, model.embedding_dim
+    shapes: dict[str, tuple[type[np.floating[Any]], tuple[int, ...]]] = {
+        EMBEDDINGS: (np.float32, (count, dim)),
+        PATCHES: (np.float16, (count, patches, dim)),
+        WEIGHTS: (np.float16, (count, patches)),
+    }
+    files = {
+        name: np.lib.format.open_memmap(staging / name, mode="w+", dtype=dtype, shape=shape)
+        for name, (dtype, shape) in shapes.items()
+    }
+    with torch.inference_mode():
+        for first, inputs in _batches(model, evidence, batch_size, progress):
+            rows = slice(first, first + len(inputs))
+            seen = model.embed_patches(inputs.to(model.device))
+            pooled = model.forward(inputs.to(model.device)).embedding.float().cpu().numpy()
+            files[EMBEDDINGS][rows] = _unit(pooled)
+            files[PATCHES][rows] = seen.vectors.cpu().numpy()
+            files[WEIGHTS][rows] = seen.weights.cpu().numpy()
+            if not (np.isfinite(pooled).all() and np.isfinite(files[PATCHES][rows]).all()):
+                raise InvalidInputError(
+                    f"{model.name} gives picture {first} or one soon after it vectors that are "
+                    "not finite in half precision; use another model",
+                    field="clip",
+                )
+    for array in files.values():
+        array.flush()
+
+
+def make_probe(
+    model: ContrastiveModel,
+    evidence: Evidence,
+    directory: Path,
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Probe:
+    """Embed the pictures of ``evidence`` (their thumbnails) and publish the probe at ``directory``.
+
+    A probe that is there already, of the same model and pictures, is used as it is. One writer at
+    a time: whoever starts several workers makes the probe before.
+    """
+    if (published(directory) / MANIFEST).is_file():
+        try:
+            probe = Probe(directory)
+            probe.check(model, evidence)
+        except (MismatchError, CorruptArtifactError):
+            pass  # of something else, or of another version: made anew below
+        else:
+            return probe
+    with publishing(directory) as (staging, manifest):
+        _write(staging, model, evidence, batch_size, progress)
+        manifest |= {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": model.identity(),
+            "data_sha256": evidence.data_sha256,
+            "images": len(evidence.images),
+        }
+    return Probe(directory)

@@ -1,0 +1,38 @@
+"""Embeddings of texts, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vision_sae.models.protocol import ContrastiveModel
+
+_BATCH = 64
+_KEPT = 32768
+"""Embeddings kept for later; beyond, the oldest are forgotten."""
+
+
+class TextEmbeddings:
+    """The texts of one model."""
+
+    def __init__(self, model: ContrastiveModel) -> None:
+        self._model = model
+        self._kept: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (T, E) of unit length, float32."""
+        known = {text: self._kept[text] for text in texts if text in self._kept}
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            with torch.inference_mode():
+                vectors = self._model.embed_texts(batch).float().cpu().numpy()
+            known |= zip(batch, vectors, strict=True)
+        self._kept |= {text: known[text] for text in new[-_KEPT:]}
+        while len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        rows = [known[text] for text in texts]
+        return np.stack(rows) if rows else np.zeros((0, self._model.embedding_dim), np.float32)

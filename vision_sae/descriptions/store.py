@@ -1,0 +1,405 @@
+"""The label store: every description a unit ever had, and which one holds.
+
+A unit is named by its resource, ``dictionaries/X/features/12`` or ``models/M/sites/S/units/5``.
+Descriptions are never changed: a new one is added, and the newest holds. One exception: what a
+person wrote is replaced by people only; a describer's newer text then goes to the history at once.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.descriptions.database import Database, descriptions, units
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.full_text import index_texts, matches, words
+from vision_sae.descriptions.protocol import Description, Score
+from vision_sae.errors import ConflictError, InvalidInputError
+from vision_sae.files import sha256_json
+
+Origin = Literal["describer", "person", "imported"]
+MOST_CHARACTERS = 500
+"""Length of a text or of a reason to abstain."""
+
+_UNIT = re.compile(
+    r"(?P<dictionary>dictionaries/[^/]+)/features/(?P<feature>\d{1,9})"
+    r"|(?P<site>models/[^/]+/sites/[^/]+)/units/(?P<unit>\d{1,9})"
+)
+_BATCH = 500
+"""Values in one IN (...): databases limit the parameters of a statement."""
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One feature of a dictionary or one neuron of a site."""
+
+    parent: str
+    """``dictionaries/{dictionary}`` or ``models/{model}/sites/{site}``: the evidence's name."""
+    index: int
+
+    @classmethod
+    def parse(cls, resource: str) -> Self:
+        """The unit of a resource name."""
+        match = _UNIT.fullmatch(resource)
+        if match is None:
+            raise InvalidInputError(
+                f"{resource!r} names no unit; write dictionaries/NAME/features/INDEX or "
+                "models/MODEL/sites/SITE/units/INDEX",
+                field="unit",
+            )
+        parent, index = match["dictionary"] or match["site"], match["feature"] or match["unit"]
+        return cls(parent, int(index))
+
+    @property
+    def resource(self) -> str:
+        """The resource name."""
+        kind = "features" if self.parent.startswith("dictionaries/") else "units"
+        return f"{self.parent}/{kind}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a unit's description, as stored."""
+
+    unit: Unit
+    description: Description
+    origin: Origin
+    author: str
+    """The person who wrote it; empty for describers."""
+    identity: str
+    """The identity of the evidence it was made from; empty for people."""
+    created: datetime
+    """UTC."""
+    etag: str
+    """Names this version and no other, of any unit."""
+
+
+class Hit(NamedTuple):
+    """A unit whose text was found."""
+
+    unit: Unit
+    rank: float
+    """Higher is better; comparable within one search only."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How far the units of one parent are described."""
+
+    described: int
+    """Units whose current description has a text."""
+    abstained: int
+    """Units whose current description is an abstention."""
+    by_people: int
+    """Units whose current description a person wrote."""
+    describers: tuple[str, ...]
+    """Those who made the others, by name."""
+
+
+class LabelStore:
+    """Descriptions of units, with history and full-text search. Safe to share between threads."""
+
+    def __init__(self, database: Database | str | Path) -> None:
+        """Open a store in ``database``, or at its path or URL; it is made where there is none."""
+        self.database = database if isinstance(database, Database) else Database(database)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close()
+
+    # Writing
+
+    def add(
+        self,
+        parent: str,
+        made: Iterable[Description],
+        *,
+        identity: str,
+        origin: Origin = "describer",
+    ) -> None:
+        """Store what a describer made, or a file of labels brought, of units of ``parent``.
+
+        ``identity`` is that of the evidence it was made from. All of it is stored, or nothing.
+        """
+        with self.database.writing() as connection:
+            self.add_within(connection, parent, list(made), identity=identity, origin=origin)
+
+    def add_within(
+        self,
+        connection: Connection,
+        parent: str,
+        made: Sequence[Description],
+        *,
+        identity: str,
+        origin: Origin = "describer",
+        author: str = "",
+    ) -> list[int]:
+        """`add` within a writing transaction of the caller; gives the ids of the rows."""
+        _check_texts(made)
+        known = self._units(connection, parent, [d.feature for d in made])
+        now = self.database.clock()
+        rows = [
+            _content(description)
+            | {
+                "unit": known[description.feature].id,
+                "origin": origin,
+                "author": author,
+                "identity": identity,
+                "digest": _digest(description, identity),
+                "etag": uuid.uuid4().hex,
+                "created": now,
+            }
+            for description in made
+        ]
+        if not rows:
+            return []
+        insert = descriptions.insert().returning(descriptions.c.id, sort_by_parameter_order=True)
+        ids = list(connection.execute(insert, rows).scalars())
+        holding = [
+            (id_, row)
+            for id_, row, description in zip(ids, rows, made, strict=True)
+            if origin == "person" or known[description.feature].origin != "person"
+        ]
+        if holding:
+            change = units.update().where(units.c.id == sa.bindparam("unit"))
+            connection.execute(
+                change.values(current=sa.bindparam("row")),
+                [{"row": id_, "unit": row["unit"]} for id_, row in holding],
+            )
+            index_texts(connection, {row["unit"]: row["text"] for _, row in holding})
+        return ids
+
+    def edit(
+        self, unit: Unit, text: str | None, *, abstained: str = "", author: str = "", etag: str = ""
+    ) -> Entry:
+        """Store what a person wrote: a text, or None and the reason why there is none.
+
+        Raises `ConflictError` when ``etag`` is given and is not that of the current version.
+        """
+        description = Description(unit.index, text, "" if text else abstained, "", 0)
+        with self.database.writing() as connection:
+            if etag:
+                self._check_etag(connection, unit, etag)
+            self.add_within(
+                connection, unit.parent, [description], identity="", origin="person", author=author
+            )
+            (entry,) = self._entries(connection, _is_unit(unit), current=True)
+        return entry
+
+    def import_bundle(self, bundle: Bundle) -> int:
+        """Take over the descriptions of a bundle; gives how many were new.
+
+        One that was taken over before, from the same evidence, is not taken over again: it may
+        have been replaced since.
+        """
+        evidence = BundleEvidence(bundle)
+        made = [description_from_json(row) for _, row in sorted(bundle.descriptions.items())]
+        with self.database.writing() as connection:
+            known = set(
+                connection.execute(
+                    sa.select(units.c.number, descriptions.c.digest)
+                    .join(units, descriptions.c.unit == units.c.id)
+                    .where(units.c.parent == evidence.name)
+                    .where(descriptions.c.identity == evidence.identity)
+                ).tuples()
+            )
+            new = [d for d in made if (d.feature, _digest(d, evidence.identity)) not in known]
+            self.add_within(connection, evidence.name, new, identity=evidence.identity)
+        return len(new)
+
+    # Reading
+
+    def current(self, unit: Unit) -> Entry | None:
+        """The description that holds; None when nobody tried."""
+        return self.currents(unit.parent, [unit.index]).get(unit.index)
+
+    def currents(self, parent: str, indices: Iterable[int] | None = None) -> dict[int, Entry]:
+        """{index: the description that holds} of some units of ``parent``, or of all."""
+        with self.database.reading() as connection:
+            if indices is None:
+                found = self._entries(connection, units.c.parent == parent, current=True)
+                return {entry.unit.index: entry for entry in found}
+            return {
+                entry.unit.index: entry
+                for chunk in _batches(sorted(set(indices)))
+                for entry in self._entries(
+                    connection, units.c.parent == parent, units.c.number.in_(chunk), current=True
+                )
+            }
+
+    def texts(self, parent: str) -> dict[int, str]:
+        """{index: current text} of the units of ``parent`` that have one."""
+        select = (
+            sa.select(units.c.number, descriptions.c.text)
+            .join(units, units.c.current == descriptions.c.id)
+            .where(units.c.parent == parent, descriptions.c.text.is_not(None))
+        )
+        with self.database.reading() as connection:
+            return dict(connection.execute(select).tuples().all())
+
+    def history(self, unit: Unit) -> list[Entry]:
+        """Every version but the current one, newest first."""
+        with self.database.reading() as connection:
+            return self._entries(connection, _is_unit(unit), current=False)
+
+    def summary(self, parent: str) -> Summary:
+        """How far the units of ``parent`` are described."""
+        text, origin, describer = (descriptions.c[n] for n in ("text", "origin", "describer"))
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                sa.select(text.is_not(None), origin, describer, sa.func.count())
+                .join(units, units.c.current == descriptions.c.id)
+                .where(units.c.parent == parent)
+                .group_by(text.is_not(None), origin, describer)
+            ).all()
+        return Summary(
+            described=sum(count for has_text, _, _, count in rows if has_text),
+            abstained=sum(count for has_text, _, _, count in rows if not has_text),
+            by_people=sum(count for _, by, _, count in rows if by == "person"),
+            describers=tuple(sorted({name for _, _, name, _ in rows if name})),
+        )
+
+    def search(self, query: str, parents: Sequence[str] | None = None) -> list[Hit]:
+        """Units whose current text holds a word of ``query``, best first; see `full_text`.
+
+        ``parents`` limits it to the units of these.
+        """
+        wanted = words(query)
+        if not wanted:
+            return []
+        found = matches(self.database.dialect, wanted).subquery()
+        select = sa.select(units.c.parent, units.c.number, found.c.rank).join(
+            found, found.c.unit == units.c.id
+        )
+        if parents is not None:
+            select = select.where(units.c.parent.in_(parents))
+        select = select.order_by(found.c.rank.desc(), units.c.parent, units.c.number)
+        with self.database.reading() as connection:
+            rows = connection.execute(select).all()
+        return [Hit(Unit(parent, number), float(rank)) for parent, number, rank in rows]
+
+    def entries_by_id(self, connection: Connection, ids: Iterable[int]) -> dict[int, Entry]:
+        """{id of its row: description} within a transaction of the caller."""
+        found: dict[int, Entry] = {}
+        for chunk in _batches(sorted(set(ids))):
+            rows = connection.execute(_select().where(descriptions.c.id.in_(chunk))).mappings()
+            found |= {row["id"]: _entry(row) for row in rows}
+        return found
+
+    @staticmethod
+    def _entries(
+        connection: Connection, *conditions: sa.ColumnElement[bool], current: bool
+    ) -> list[Entry]:
+        """Current or earlier versions, newest first."""
+        is_current = descriptions.c.id == units.c.current
+        select = _select().where(is_current if current else sa.not_(is_current), *conditions)
+        rows = connection.execute(select.order_by(descriptions.c.id.desc())).mappings()
+        return [_entry(row) for row in rows]
+
+    @staticmethod
+    def _units(connection: Connection, parent: str, indices: Sequence[int]) -> dict[int, Any]:
+        """{index: (id, number, origin of the current description)}; missing rows are made."""
+        if len(set(indices)) != len(indices):
+            raise InvalidInputError(f"two descriptions of one unit of {parent}", field="feature")
+
+        def rows() -> dict[int, Any]:
+            select = (
+                sa.select(units.c.id, units.c.number, descriptions.c.origin)
+                .outerjoin(descriptions, descriptions.c.id == units.c.current)
+                .where(units.c.parent == parent)
+            )
+            return {
+                row.number: row
+                for chunk in _batches(indices)
+                for row in connection.execute(select.where(units.c.number.in_(chunk)))
+            }
+
+        found = rows()
+        new = [{"parent": parent, "number": i} for i in indices if i not in found]
+        if not new:
+            return found
+        connection.execute(units.insert(), new)
+        return rows()
+
+    def _check_etag(self, connection: Connection, unit: Unit, etag: str) -> None:
+        current = self._entries(connection, _is_unit(unit), current=True)
+        if [entry.etag for entry in current] != [etag]:
+            raise ConflictError(
+                f"the description of {unit.resource} was changed since you read it; read it again "
+                "and decide anew",
+                field="etag",
+            )
+
+
+def description_from_json(row: Mapping[str, Any]) -> Description:
+    """The inverse of ``dataclasses.asdict`` after a way through JSON."""
+    return Description(
+        feature=row["feature"],
+        text=row["text"],
+        abstained=row["abstained"],
+        describer=row["describer"],
+        describer_version=row["describer_version"],
+        scores=tuple(Score(**score) for score in row["scores"]),
+        evidence=tuple(row["evidence"]),
+        details=dict(row["details"]),
+        candidates=tuple((text, value) for text, value in row.get("candidates", ())),
+    )
+
+
+def _check_texts(made: Sequence[Description]) -> None:
+    for description in made:
+        for said in (description.text or "", description.abstained):
+            if len(said) > MOST_CHARACTERS or "\0" in said:
+                raise InvalidInputError(
+                    f"the text for unit {description.feature} is longer than {MOST_CHARACTERS} "
+                    "characters or holds a null character",
+                    field="text",
+                )
+
+
+def _batches(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(values), _BATCH):
+        yield values[start : start + _BATCH]
+
+
+def _is_unit(unit: Unit) -> sa.ColumnElement[bool]:
+    return sa.and_(units.c.parent == unit.parent, units.c.number == unit.index)
+
+
+def _select() -> sa.Select[Any]:
+    return sa.select(units.c.parent, units.c.number, *descriptions.c).join(
+        units, descriptions.c.unit == units.c.id
+    )
+
+
+def _entry(row: RowMapping) -> Entry:
+    return Entry(
+        unit=Unit(row["parent"], row["number"]),
+        description=description_from_json({"feature": row["number"], **row}),
+        origin=row["origin"],
+        author=row["author"],
+        identity=row["identity"],
+        created=datetime.fromtimestamp(row["created"], UTC),
+        etag=row["etag"],
+    )
+
+
+def _content(made: Description) -> dict[str, Any]:
+    """What a row holds of a description beside its unit."""
+    content = asdict(made)
+    del content["feature"]
+    return content
+
+
+def _digest(made: Description, identity: str) -> str:
+    """Hex SHA-256 of everything a describer said, and from what."""
+    return sha256_json([identity, _content(made)])

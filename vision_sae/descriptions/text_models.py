@@ -1,0 +1,53 @@
+"""Loading the captioners and language models of transformers, by local path or hub name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vision_sae.errors import NotFoundError
+
+Loaded = TypeVar("Loaded")
+
+
+def load_pretrained(load: Callable[..., Loaded], name: str, *, field: str) -> Loaded:
+    """``load(name)`` by a ``from_pretrained`` of transformers.
+
+    Raises `NotFoundError` (``field``) when there is no such directory or model. Code of the
+    model's own is never run.
+    """
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise NotFoundError(f"{field}: there is no directory {name}", field=field)
+    try:
+        return load(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotFoundError(
+            f"{field}: {name} is no model that transformers can load ({error}); give a directory "
+            "written by save_pretrained, with the tokenizer, or a name on its hub",
+            field=field,
+        ) from error
+
+
+def load_weights(auto_class: Any, name: str, *, field: str) -> Any:
+    """A model of ``auto_class`` in float32, ready for inference; safetensors only.
+
+    Raises `NotFoundError` where `load_pretrained` does, and for a checkpoint that leaves weights
+    to chance. Poolers may be missing: no text depends on them.
+    """
+
+    def load(name: str) -> Any:
+        return auto_class.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+
+    model, report = load_pretrained(load, name, field=field)
+    missing = sorted(key for key in report["missing_keys"] if ".pooler." not in key)
+    if missing:
+        raise NotFoundError(
+            f"{field}: {name} has no weights for {missing[0]} (and {len(missing) - 1} more)",
+            field=field,
+        )
+    return model.eval()

@@ -1,0 +1,93 @@
+"""From a configuration to labellers: loads what describers and scorers need, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.caption_pmi import CaptionPmi
+from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.labelling import Labeller
+from vision_sae.descriptions.probe import Probe, make_probe
+from vision_sae.descriptions.protocol import Describer
+from vision_sae.descriptions.scores.scorer import Scorer
+from vision_sae.descriptions.vocabulary import Vocabulary
+from vision_sae.errors import InvalidInputError
+from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.registry import load_model
+from vision_sae.resources import model_resource
+
+_VERSIONS: Mapping[str, int] = {
+    CaptionPmi.name: CaptionPmi.version,
+    ContrastiveDescriber.name: ContrastiveDescriber.version,
+}
+
+
+def describer_version(config: DescribeConfig) -> int:
+    """The version of the describer that ``config`` names."""
+    return _VERSIONS[config.describer]
+
+
+class Toolbox:
+    """What labelling by one configuration takes.
+
+    ``directory`` keeps what is worth keeping between runs: probes, priors, vectors of words.
+    """
+
+    def __init__(self, config: DescribeConfig, directory: Path, *, progress: bool = True) -> None:
+        self.config = config
+        self.directory = directory
+        self._progress = progress
+        self._probes: dict[str, Probe] = {}
+        self._labellers: dict[str, Labeller] = {}
+
+    @cached_property
+    def clip(self) -> ContrastiveModel:
+        """The contrastive model; raises `InvalidInputError` for a model without texts."""
+        model = load_model(self.config.clip)
+        if not isinstance(model, ContrastiveModel):
+            raise InvalidInputError(
+                f"{self.config.clip} has no texts; name a contrastive model, such as demo:clip",
+                field="clip",
+            )
+        return model
+
+    def probe(self, evidence: Evidence) -> Probe:
+        """How the contrastive model sees the pictures of ``evidence``."""
+        data = evidence.data_sha256
+        if data not in self._probes:
+            name = model_resource(self.clip.name).removeprefix("models/")
+            place = self.directory / f"{name}-{data[:16]}"
+            self._probes[data] = make_probe(self.clip, evidence, place, progress=self._progress)
+        return self._probes[data]
+
+    def scorer(self, evidence: Evidence) -> Scorer:
+        """The scores of texts for units of ``evidence``."""
+        return Scorer(self.clip, self.probe(evidence))
+
+    def labeller(self, evidence: Evidence) -> Labeller:
+        """The labeller of units of ``evidence``."""
+        if evidence.identity not in self._labellers:
+            makers: Mapping[str, Callable[[Evidence], Describer]] = {
+                CaptionPmi.name: self._caption_pmi,
+                ContrastiveDescriber.name: self._contrastive,
+            }
+            describer = makers[self.config.describer](evidence)
+            scorer = self.scorer(evidence) if self.config.metrics else None
+            made = Labeller(describer, scorer, self.config.metrics)
+            self._labellers[evidence.identity] = made
+        return self._labellers[evidence.identity]
+
+    def _caption_pmi(self, _evidence: Evidence) -> Describer:
+        return CaptionPmi(self.config.caption_pmi)
+
+    def _contrastive(self, evidence: Evidence) -> Describer:
+        settings = self.config.contrastive
+        path = settings.vocabulary
+        words = Vocabulary.read(path) if path else Vocabulary.of_captions(evidence.images)
+        return ContrastiveDescriber(
+            self.clip, self.probe(evidence), words, self.directory, beam=settings.beam
+        )

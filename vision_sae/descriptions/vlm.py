@@ -1,0 +1,194 @@
+"""Labels by a vision-language model behind any server with OpenAI's chat-completions API.
+
+Off unless a URL and a model are configured. One request a unit shows its exemplars, outlined, and
+asks for a label. An API key is read from the environment variable ``VISION_SAE_VLM_API_KEY`` and
+goes nowhere but into the request's header.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import ipaddress
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+
+from vision_sae.config import VlmConfig
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.regions import outlined, region, thumbnail
+from vision_sae.errors import InvalidInputError, MissingDependencyError, RemoteServerError
+
+API_KEY_VARIABLE = "VISION_SAE_VLM_API_KEY"
+_PROMPT = (
+    "One neuron of a vision network fires at the regions outlined in red in these pictures, and "
+    "not elsewhere. Say what the outlined regions have in common as a short noun phrase of at "
+    "most eight words, nothing else. If they have nothing in common, answer: none"
+)
+_SIDE = 224
+"""Longer side in pixels of the crops that are sent."""
+_LONGEST = 100
+"""Characters of the longest answer that is taken for a label."""
+_MOST_TOKENS = 64
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    """What is used of a server's answer."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class VlmDescriber:
+    """Asks a server about each unit."""
+
+    name = "vlm"
+    version = 1
+
+    def __init__(self, config: VlmConfig) -> None:
+        """Raises `InvalidInputError` without a URL and a model, and for a URL that is not safe."""
+        if not config.url or not config.model:
+            missing = "url" if not config.url else "model"
+            raise InvalidInputError(
+                f"describe.vlm.{missing} is not set; the describer vlm needs the URL of a server "
+                "and the name of its model",
+                field=f"describe.vlm.{missing}",
+            )
+        _refuse_unsafe(config.url)
+        self._config = config
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingDependencyError(
+                "the describer vlm needs: pip install 'vision-sae[vlm]'", field="describer"
+            ) from error
+        key = os.environ.get(API_KEY_VARIABLE)
+        # The library sends what it finds in variables that are meant for OpenAI's own server.
+        unsent = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+        return openai.OpenAI(
+            base_url=self._config.url,
+            api_key=key or "none",
+            default_headers=unsent if key else {**unsent, "Authorization": openai.Omit()},
+            timeout=self._config.timeout_seconds,
+            max_retries=self._config.retries,
+            # Clear text must not leave this machine by a redirection or a proxy either.
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, trust_env=str(self._config.url).startswith("https:")
+            ),
+        )
+
+    def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
+        """Descriptions of ``units`` in order, a request each.
+
+        Raises `RemoteServerError` when the server does not answer, or with an error.
+        """
+        for unit in units:
+            yield self._describe(evidence, unit)
+
+    def _describe(self, evidence: Evidence, unit: int) -> Description:
+        exemplars = split(evidence, unit).describe[: self._config.exemplars]
+        patches = tuple(firing.patch for firing in exemplars)
+        if not exemplars:
+            reason = "it fires in no picture to describe it by"
+            return Description(unit, None, reason, self.name, self.version)
+        answer = self._ask([_crop(evidence, firing) for firing in exemplars])
+        text, abstained = _label(answer)
+        return Description(
+            unit,
+            text,
+            abstained,
+            self.name,
+            self.version,
+            evidence=patches,
+            details={"model": self._config.model, "answer": answer[: 2 * _LONGEST]},
+        )
+
+    def _ask(self, crops: Sequence[Image.Image]) -> str:
+        """The server's answer about these crops, as it came but for white space around it."""
+        import openai
+
+        content: list[dict[str, Any]] = [{"type": "text", "text": _PROMPT}]
+        content += [{"type": "image_url", "image_url": {"url": _data_url(c)}} for c in crops]
+        try:
+            completion = self._client.chat.completions.create(
+                model=self._config.model,
+                messages=[{"role": "user", "content": content}],
+                temperature=0,
+                max_tokens=_MOST_TOKENS,
+            )
+            answer = _Completion.model_validate(completion, from_attributes=True)
+        except openai.APIStatusError as error:
+            raise _failure(f"answered with HTTP status {error.status_code}") from error
+        except openai.APIConnectionError as error:
+            raise _failure(f"could not be asked ({error})") from error
+        except (openai.OpenAIError, ValidationError, ValueError) as error:
+            raise _failure("answered with something else than a chat completion") from error
+        return (answer.choices[0].message.content or "").strip()
+
+
+def _failure(what: str) -> RemoteServerError:
+    return RemoteServerError(f"the server at describe.vlm.url {what}", field="describe.vlm.url")
+
+
+def _refuse_unsafe(url: str) -> None:
+    """Pictures and the key travel in clear text inside this machine only."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if not host or parts.scheme not in ("http", "https") or parts.username is not None:
+        raise InvalidInputError(
+            "describe.vlm.url must be an http or https URL with a host and without a user name",
+            field="describe.vlm.url",
+        )
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise InvalidInputError(
+            f"describe.vlm.url: {host} is another machine; use https", field="describe.vlm.url"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _crop(evidence: Evidence, firing: Firing) -> Image.Image:
+    picture = thumbnail(evidence, firing.image)
+    return outlined(picture, region(evidence, firing, picture.size), _SIDE)
+
+
+def _data_url(picture: Image.Image) -> str:
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+
+
+def _label(answer: str) -> tuple[str | None, str]:
+    """(label, "") or (None, why there is none)"""
+    text = answer.strip(" \t\r\n\"'`.*")
+    if not text:
+        return None, "the model's answer is empty"
+    if text.lower() == "none":
+        return None, "the model sees nothing in common"
+    if len(text) > _LONGEST or "\n" in text:
+        return None, f"the model's answer is no label: {len(text)} characters"
+    return text, ""

@@ -1,0 +1,81 @@
+"""Soft weighted pointwise mutual information between exemplars and words (Oikarinen and Weng 2023).
+
+With ``S[i, d]``, the probability that word d is the one that exemplar i shows, exemplars counted
+from the strongest, and p_i how much exemplar i is believed to belong to the unit at all::
+
+    p_i = 0.998 - 0.028 * i / n                                       i = 0 ... n - 1
+    log p(d | E) = sum_i log(1 + p_i * (S[i, d] - 1) + 1e-7)
+    pmi(d; E) = log p(d | E) - log p(d)
+
+An exemplar of something else costs a word at most ``log(1 - p_i)``, the weakest the least.
+
+p(d) is the expectation of p(d | E) over exemplars drawn from the data without regard to a unit.
+They are independent, so it is the product of the factors' expectations: the same formula with the
+mean of S over the data in place of S. It holds for any number of exemplars and depends on no unit;
+averaging p(d | E) over the units that happen to be labelled, which is usual, does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TEMPERATURE = 20.0
+"""What similarities are multiplied by before the softmax over the words.
+
+It is for cosines that are centred (see `vision_sae.descriptions.prior`), whatever the model. On
+planted worlds of 1,000 words, with hubs, gaps between modalities and impure exemplars, 10 to 40
+did equally well, and 5 or fewer, or cosines that are not centred, worse.
+"""
+_FIRST, _FALL, _FLOOR = 0.998, 0.028, 1e-7
+_CHUNK = 64
+"""Units scored at a time by `top_words`."""
+
+
+def beliefs(count: int) -> Tensor:
+    """p_i of ``count`` exemplars, strongest first (count, 1)."""
+    return (_FIRST - _FALL * torch.arange(count) / count)[:, None]
+
+
+def log_likelihood(posteriors: Tensor) -> Tensor:
+    """log p(d | E) (..., W) of exemplars' posteriors S (..., n, W), strongest first; in nats."""
+    p = beliefs(posteriors.shape[-2])
+    return torch.log(posteriors * p + (1 + _FLOOR - p)).sum(-2)
+
+
+def log_prior(mean_posterior: Tensor, count: int) -> Tensor:
+    """log p(d) (W) of ``count`` exemplars, from the mean of S over the data (W); in nats."""
+    return log_likelihood(mean_posterior.expand(count, -1))
+
+
+def soft_wpmi(posteriors: Tensor, mean_posterior: Tensor) -> Tensor:
+    """pmi(d; E) (..., W) in nats, from S of the exemplars (..., n, W) and of the data (W)."""
+    return log_likelihood(posteriors) - log_prior(mean_posterior, posteriors.shape[-2])
+
+
+def top_words(
+    similarities: NDArray[np.float32],
+    exemplars: NDArray[np.int64],
+    *,
+    count: int = 10,
+    temperature: float = TEMPERATURE,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best words of each unit over a probe set of whole pictures, and their pmi.
+
+    ``similarities`` (N, W) of pictures and words are centred by word; ``exemplars`` (U, n) are the
+    numbers of each unit's pictures, strongest first. Returns two arrays (U, count), best first.
+    Beside (N, W) no array grows with both the units and the words.
+    """
+    given = torch.from_numpy(similarities)
+    posteriors = torch.softmax(temperature * (given - given.mean(0)), dim=1)
+    mean = posteriors.mean(0)
+    best = [
+        torch.topk(soft_wpmi(posteriors[chunk], mean), count, dim=1)
+        for chunk in torch.from_numpy(exemplars).split(_CHUNK)
+    ]
+    return (
+        torch.cat([found.indices for found in best]).numpy(),
+        torch.cat([found.values for found in best]).numpy(),
+    )
