@@ -18,8 +18,8 @@ from vision_sae.cli import app
 
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
 COMMANDS = (
-    *("harvest", "train", "sweep", "import", "export", "build", "describe", "evaluate"),
-    *("serve", "demo"),
+    *("harvest", "train", "sweep", "import", "export", "build", "evaluate"),
+    *("describe", "label", "serve", "demo"),
 )
 
 
@@ -45,14 +45,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture_folder(root / "pictures", 12)
     (root / "pictures" / "bad.png").write_bytes(b"not a picture")
     config = root / "config.yaml"
-    config.write_text("train: {expansion: 2, k: 4, steps: 4, batch_size: 64}\n")
+    config.write_text(
+        "train: {expansion: 2, k: 4, steps: 4, batch_size: 64}\n"
+        "describe: {describer: caption-pmi, metrics: []}\n"
+    )
     harvest = ["harvest", root / "pictures", root / "store", "--model", root / "model"]
     (root / "harvest.txt").write_text(succeed(*harvest, "--site", "blocks.1.update").output)
     held = ["--heldout", root / "store", "--config", config]
     (root / "train.txt").write_text(succeed("train", root / "store", root / "d", *held).output)
     made = succeed("build", root / "store", root / "d", root / "bundle")
     (root / "build.txt").write_text(made.output)
-    (root / "describe.txt").write_text(succeed("describe", root / "bundle").output)
+    (root / "describe.txt").write_text(
+        succeed("describe", root / "bundle", "--config", config).output
+    )
     return root
 
 

@@ -1,0 +1,109 @@
+"""Commands of bundles: build, evaluate, serve, and the demo of it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision_sae.cli.command import Configuration, command
+
+
+@command()
+def build(
+    store: Annotated[Path, typer.Argument(help="ActivationStore to encode.")],
+    dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to publish.")],
+    config: Configuration = None,
+) -> None:
+    """Encode every patch and publish a bundle: codes, statistics, exemplars, patch index."""
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.bundles.build import build as run
+    from vision_sae.config import load_config
+
+    made = run(ActivationStore(store), dictionary, bundle, load_config(config).build)
+    index = made.manifest["patch_index"]
+    typer.echo(
+        f"{bundle}: {index['rows']} patches in {index['type']}, "
+        f"recall@10 {index['recall_at_10']:.3f}, "
+        f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
+    )
+
+
+@command()
+def evaluate(
+    dictionary: Annotated[Path, typer.Argument(help="Dictionary or bundle to measure.")],
+    store: Annotated[Path, typer.Option(help="ActivationStore to measure on, held out.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of pictures to run the model on; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=1)] = 256,
+    name: Annotated[
+        str, typer.Option(help="What a bundle's manifest calls these metrics.")
+    ] = "heldout",
+    against: Annotated[
+        Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
+    ] = None,
+) -> None:
+    """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.evaluation.report import evaluate as run
+    from vision_sae.evaluation.report import lines, match_published
+    from vision_sae.pictures.folder import image_folder
+
+    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
+    matching = match_published(dictionary, against) if against else None
+    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
+    for line in lines(found, matching):
+        typer.echo(line)
+
+
+@command()
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
+    host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 chooses one.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the Prometheus endpoint; none when absent.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="File or postgresql:// URL that keeps labels; in memory when absent."),
+    ] = None,
+    allow_insecure_bind: Annotated[
+        bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
+    ] = False,
+    config: Configuration = None,
+) -> None:
+    """Serve bundles over gRPC until SIGTERM or Ctrl-C."""
+    import asyncio
+
+    from vision_sae_server.app import run
+
+    from vision_sae.config import load_config
+
+    settings = load_config(
+        config, serve={"host": host, "port": port, "metrics_port": metrics_port, "labels": labels}
+    ).serve
+    asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
+
+
+@command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the answer is written.")] = Path("demo-out"),
+    work: Annotated[
+        Path, typer.Option(help="Where stores, dictionary and bundle are kept for the next run.")
+    ] = Path("runs/demo"),
+    once: Annotated[
+        bool, typer.Option("--once", help="End after the answer instead of staying up.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of the server that stays up.")] = 50051,
+    web_port: Annotated[int, typer.Option(help="Port of the web page.")] = 7860,
+) -> None:
+    """The whole job on the embedded default, from pictures to a labelled answer over gRPC."""
+    from vision_sae.demo.run import run
+
+    run(out, work, once=once, port=port, web_port=web_port)

@@ -1,0 +1,61 @@
+"""What every command shares: how it is registered, and how its errors are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+import vision_sae
+from vision_sae.errors import VisionSaeError
+
+app = typer.Typer(
+    help="Find, explain and steer what the insides of a vision model mean.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Configuration = Annotated[
+    Path | None, typer.Option("--config", help="YAML file; flags and environment override it.")
+]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors we raise on purpose become one line and exit status 2; others keep their trace."""
+    try:
+        yield
+    except VisionSaeError as error:
+        typer.secho(f"vision-sae: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def command(name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a command, under its function's name or another, whose deliberate errors are shown
+    as one line."""
+
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with _clear_errors():
+                return function(*args, **kwargs)
+
+        return app.command(name)(run)
+
+    return register
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Find, explain and steer what the insides of a vision model mean."""
+    if version:
+        typer.echo(vision_sae.__version__)
+        raise typer.Exit

@@ -1,0 +1,107 @@
+"""Commands of labels: describe, label, and what labels are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vision_sae.cli.command import Configuration, command
+
+Describer = Annotated[
+    str | None, typer.Option(help="caption-pmi, contrastive, milan or vlm.", show_default=False)
+]
+Clip = Annotated[str | None, typer.Option(help="Contrastive model that labels and scores.")]
+Labels = Annotated[str, typer.Option(help="Label store: a file, or a postgresql:// URL.")]
+
+
+@command()
+def describe(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to describe.")],
+    describer: Describer = None,
+    clip: Clip = None,
+    config: Configuration = None,
+) -> None:
+    """Label every feature of a bundle, or abstain, with the evidence and scores."""
+    from vision_sae.config import load_config
+    from vision_sae.descriptions.describe import describe_bundle
+
+    settings = load_config(config, describe={"describer": describer, "clip": clip}).describe
+    made = describe_bundle(bundle, settings)
+    summary: dict[str, Any] = made.manifest["describe"]
+    typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")
+
+
+@command()
+def label(
+    units: Annotated[str, typer.Argument(help="Bundle, or the name or path of a model.")],
+    labels: Labels = "runs/labels.sqlite",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures; needed for a model's neurons.")
+    ] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Pattern of sites, 'blocks.*.mlp'; may be repeated.")
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(help="Where evidence and probes are kept for the next run.")
+    ] = Path("runs/labelling"),
+    workers: Annotated[int, typer.Option(help="Processes at work.", min=1)] = 1,
+    max_units: Annotated[
+        int | None, typer.Option(help="End when so many units are labelled.", min=1)
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="End after so much computing, over all workers.", min=0)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=1)] = None,
+    describer: Describer = None,
+    clip: Clip = None,
+    config: Configuration = None,
+) -> None:
+    """Label every feature of a bundle, or every neuron of a model, in one job. Resumes."""
+    from vision_sae.config import load_config
+    from vision_sae.descriptions.batch import label_all
+    from vision_sae.descriptions.jobs.job import Budget
+
+    settings = load_config(
+        config,
+        neurons={"sites": tuple(site) if site else None},
+        describe={"describer": describer, "clip": clip},
+    )
+    job = label_all(
+        labels,
+        _evidence(units, images, work, limit, settings),
+        settings.describe,
+        work / "probes",
+        workers=workers,
+        budget=Budget(max_units, max_seconds),
+    )
+    typer.echo(
+        f"{job.name} {job.state}: {job.labelled} labelled, {job.abstained} abstained, "
+        f"{job.failed} failed of {job.total}; {job.used:.0f} s of computing"
+    )
+
+
+def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:
+    """The evidence of a bundle, or of a model's neurons, which is collected first."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.descriptions.batch import EvidenceFolder
+    from vision_sae.descriptions.evidence.neurons import collect_neurons
+    from vision_sae.errors import InvalidInputError
+    from vision_sae.files import MANIFEST, published
+    from vision_sae.models.registry import load_model
+    from vision_sae.pictures.folder import image_folder
+    from vision_sae.resources import model_resource
+
+    if (published(Path(units)) / MANIFEST).is_file():
+        return EvidenceFolder("bundle", Path(units))
+    if images is None:
+        raise InvalidInputError(
+            f"{units} is no bundle; to label the neurons of a model of that name, name a folder of "
+            "pictures with --images",
+            field="images",
+        )
+    place = work / model_resource(units).removeprefix("models/")
+    pictures = choose(image_folder(images), limit)
+    collect_neurons(load_model(units), pictures, place, settings.neurons)
+    return EvidenceFolder("neurons", place)
