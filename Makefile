@@ -60,7 +60,7 @@ constraints: ## Pin in constraints.txt the newest releases that resolve together
 	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins
 	@echo 'Resolving without pins; this takes minutes.'
 	@build/pins/bin/python -m pip install -qq --no-input --disable-pip-version-check \
-		--editable '.[cpu,demo,web,dev,bench]'
+		--editable '.[cpu,demo,web,vlm,dev,bench]'
 	@{ sed -n '/^#/p' constraints.txt; \
 		build/pins/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 			| sed -E '/^(nvidia|cuda)-/d; s/^faiss-cpu==(.*)/&\nfaiss-gpu==\1/'; \
@@ -110,10 +110,10 @@ $(STAMPS)/demo: pyproject.toml constraints.txt requirements-demo.txt $(STAMPS)/t
 
 $(STAMPS)/dev: $(STAMPS)/demo
 	@echo 'Installing the development tools into $(VENV).'
-	@$(LOCKED) --editable '.[cpu,demo,web,dev]'
+	@$(LOCKED) --editable '.[cpu,demo,web,vlm,dev]'
 	@touch $@
 
 $(STAMPS)/bench: $(STAMPS)/dev
 	@echo 'Installing the peers that the benchmarks measure against into $(VENV).'
-	@$(LOCKED) --editable '.[cpu,demo,web,dev,bench]'
+	@$(LOCKED) --editable '.[cpu,demo,web,vlm,dev,bench]'
 	@touch $@

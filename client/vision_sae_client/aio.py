@@ -17,13 +17,23 @@ from vision_sae.v1.catalog_service_pb2 import (
     ListFeaturesResponse,
     ListModelsResponse,
 )
-from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.description_pb2 import Description, Score, ScoreMetric, ScoreNegatives
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.label_job_service_pb2 import (
+    LabelJob,
+    ListLabelJobsResponse,
+    WatchLabelJobResponse,
+)
 from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
 from vision_sae.v1.model_pb2 import Model
-from vision_sae.v1.search_service_pb2 import SearchPatchesResponse
+from vision_sae.v1.search_service_pb2 import (
+    FEATURE_MATCH_UNSPECIFIED,
+    FeatureMatch,
+    SearchFeaturesResponse,
+    SearchPatchesResponse,
+)
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import requests
 from vision_sae_client.channel import call_metadata, open_async_channel
@@ -32,7 +42,13 @@ from vision_sae_client.images import ImageSource
 from vision_sae_client.requests import BoxLike, Call
 
 R = TypeVar("R", bound=Message)
-Page = TypeVar("Page", ListModelsResponse, ListDictionariesResponse, ListFeaturesResponse)
+Page = TypeVar(
+    "Page",
+    ListModelsResponse,
+    ListDictionariesResponse,
+    ListFeaturesResponse,
+    ListLabelJobsResponse,
+)
 
 
 class AsyncClient:
@@ -208,12 +224,140 @@ class AsyncClient:
             )
         )
 
+    async def search_features(
+        self,
+        *,
+        text: str | None = None,
+        feature: str | None = None,
+        image: ImageSource | None = None,
+        box: BoxLike | None = None,
+        dictionaries: Sequence[str] = (),
+        match: FeatureMatch.ValueType = FEATURE_MATCH_UNSPECIFIED,
+        filter: str = "",
+        full: bool = False,
+        count: int = 20,
+        page_token: str = "",
+    ) -> SearchFeaturesResponse:
+        """The features about a text, like a feature, or typical of (a box of) a picture.
+
+        They are of ``dictionaries``; without, of all that can be searched.
+        """
+        return await self._run(
+            requests.search_features(
+                text=text,
+                feature=feature,
+                source=image,
+                box=box,
+                dictionaries=dictionaries,
+                match=match,
+                filter=filter,
+                full=full,
+                count=count,
+                page_token=page_token,
+            )
+        )
+
     async def describe_feature(
-        self, name: str, *, describer: str = "", force: bool = False, full: bool = False
+        self,
+        name: str,
+        *,
+        describer: str = "",
+        force: bool = False,
+        metrics: Sequence[ScoreMetric.ValueType] = (),
+        full: bool = False,
+        request_id: str = "",
     ) -> Description:
         """The description of a feature; made now where there is none, or with ``force``."""
-        call = requests.describe_feature(name, describer=describer, force=force, full=full)
+        call = requests.describe_feature(
+            name,
+            describer=describer,
+            force=force,
+            metrics=metrics,
+            full=full,
+            request_id=request_id,
+        )
         return (await self._run(call)).description
+
+    async def score_description(
+        self,
+        name: str,
+        text: str,
+        *,
+        metrics: Sequence[ScoreMetric.ValueType] = (),
+        negatives: Sequence[ScoreNegatives.ValueType] = (),
+        sample_size: int = 0,
+        seed: int = 0,
+    ) -> list[Score]:
+        """How well any text describes a feature; nothing is stored."""
+        call = requests.score_description(
+            name,
+            text,
+            metrics=metrics,
+            negatives=negatives,
+            sample_size=sample_size,
+            seed=seed,
+        )
+        return list((await self._run(call)).scores)
+
+    async def update_description(
+        self,
+        name: str,
+        text: str | None,
+        *,
+        reason: str = "",
+        etag: str = "",
+        request_id: str = "",
+    ) -> Description:
+        """Write the text of a feature; None, with a ``reason``, says that there is none.
+
+        With the ``etag`` of the description that was seen, the call is refused (ABORTED) when
+        somebody else wrote in between.
+        """
+        call = requests.update_description(
+            name, text, reason=reason, etag=etag, request_id=request_id
+        )
+        return (await self._run(call)).description
+
+    async def create_label_job(
+        self, job: LabelJob, *, name: str = "", request_id: str = ""
+    ) -> LabelJob:
+        """Put a job in the queue, made by `vision_sae_client.jobs.label_job`; it gets a name."""
+        call = requests.create_label_job(job, name=name, request_id=request_id)
+        return (await self._run(call)).label_job
+
+    async def label_job(self, name: str) -> LabelJob:
+        """One label job, ``labelJobs/{label_job}``."""
+        return (await self._run(requests.get_label_job(name))).label_job
+
+    async def label_jobs(self, *, filter: str = "") -> list[LabelJob]:
+        """Label jobs, newest first, filtered as ``LabelJobService.ListLabelJobs`` says."""
+        pages = self._pages(lambda token: requests.list_label_jobs(filter=filter, page_token=token))
+        return [job async for page in pages for job in page.label_jobs]
+
+    async def cancel_label_job(self, name: str) -> LabelJob:
+        """Stop a label job; labels made so far stay."""
+        return (await self._run(requests.cancel_label_job(name))).label_job
+
+    async def watch_label_job(
+        self, name: str, *, resume_token: str = "", progress_only: bool = False
+    ) -> AsyncIterator[WatchLabelJobResponse]:
+        """Follow a label job until it has ended: finished units, and its progress.
+
+        There is no deadline. The ``resume_token`` of any message goes on after that message.
+        """
+        call = requests.watch_label_job(
+            name, resume_token=resume_token, progress_only=progress_only
+        )
+        send = self._channel.unary_stream(
+            call.method,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.response.FromString,
+        )
+        try:
+            async for message in send(call.request, metadata=self._metadata):
+                yield message
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
 
     async def _name(self, dictionary: str | None) -> str:
         return dictionary or (await self.dictionary()).name

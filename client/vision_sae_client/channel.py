@@ -16,6 +16,9 @@ IDEMPOTENT = (
     {"service": "vision_sae.v1.SearchService"},
     {"service": "vision_sae.v1.DescriptionService", "method": "DescribeFeature"},
     {"service": "vision_sae.v1.DescriptionService", "method": "ScoreDescription"},
+    {"service": "vision_sae.v1.LabelJobService", "method": "GetLabelJob"},
+    {"service": "vision_sae.v1.LabelJobService", "method": "ListLabelJobs"},
+    {"service": "vision_sae.v1.LabelJobService", "method": "CancelLabelJob"},
 )
 """Calls that may be sent twice without harm, and are retried while a server is away."""
 

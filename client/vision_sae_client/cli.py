@@ -1,4 +1,4 @@
-"""The command ``vision-sae-client``: attribute, describe, search, info, web."""
+"""The command ``vision-sae-client``: attribute, describe, search, label, info, web."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from google.protobuf.message import Message
 
 from vision_sae import tensors
 from vision_sae.errors import InvalidInputError, VisionSaeError
+from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import SiteAttribution
 from vision_sae_client import overlay, report, targets
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
+from vision_sae_client.jobs import label_job
 from vision_sae_client.requests import BoxLike
 
 app = typer.Typer(
@@ -109,25 +112,44 @@ def describe(
     feature: Annotated[
         str, typer.Argument(help="dictionaries/NAME/features/INDEX, or INDEX alone.")
     ],
+    describer: Annotated[
+        str, typer.Option(help="Describer to ask; default: whoever has described it.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Describe it anew.")] = False,
+    score: Annotated[
+        str | None, typer.Option(help="Measure how well this text fits; store nothing.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Write this text as the description.")] = None,
+    abstain: Annotated[
+        str | None, typer.Option(help="Write that it has no description, and why.")
+    ] = None,
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Show what a feature means, how well the label fits, and the pictures that fire it."""
+    """Show what a feature means, how well that fits, and pictures that fire it; or write it."""
+    if sum(option is not None for option in (score, text, abstain)) > 1:
+        raise InvalidInputError("give only one of --score, --text and --abstain", field="text")
     with Client(address, token=token, timeout=timeout) as client:
         name = _feature_name(client, feature, dictionary)
-        description = client.describe_feature(name)
+        if score is not None:
+            made = Description(text=score, scores=client.score_description(name, score))
+        elif text is not None or abstain is not None:
+            made = client.update_description(name, text, reason=abstain or "")
+        else:
+            made = client.describe_feature(name, describer=describer, force=force)
         if as_json:
-            typer.echo(_json(description))
+            typer.echo(_json(made))
             return
-        typer.echo(report.description(name, description))
+        typer.echo(report.description(name, made))
         typer.echo(report.statistics(client.feature(name)))
 
 
 @_command
 def search(
+    text: Annotated[str | None, typer.Option(help="Find features about this text.")] = None,
     feature: Annotated[
         str | None,
         typer.Option(help="Find patches that fire this feature (name, or index alone)."),
@@ -138,23 +160,93 @@ def search(
     box: Annotated[
         str | None, typer.Option(help="x0,y0,x1,y1 in pixels of the picture.", metavar="BOX")
     ] = None,
-    count: Annotated[int, typer.Option(help="Patches to show.", min=1, max=1000)] = 20,
+    features: Annotated[
+        bool, typer.Option("--features", help="Find features instead of patches.")
+    ] = False,
+    count: Annotated[int, typer.Option(help="Hits to show.", min=1, max=1000)] = 20,
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Find the indexed patches that fire a feature, or that are like a part of a picture."""
+    """Find features about a text, or patches or features like a feature or a picture."""
     with Client(address, token=token, timeout=timeout) as client:
+        named = None if feature is None else _feature_name(client, feature, dictionary)
+        corners = None if box is None else parse_box(box)
+        if features or text is not None:
+            found = client.search_features(
+                text=text,
+                feature=named,
+                image=image,
+                box=corners,
+                dictionaries=[dictionary] if dictionary else [],
+                count=count,
+            )
+            typer.echo(_json(found) if as_json else report.features(found))
+            return
         answer = client.search_patches(
-            feature=None if feature is None else _feature_name(client, feature, dictionary),
-            image=image,
-            box=None if box is None else parse_box(box),
-            dictionary=dictionary,
-            count=count,
+            feature=named, image=image, box=corners, dictionary=dictionary, count=count
         )
     typer.echo(_json(answer) if as_json else report.patches(answer))
+
+
+@_command
+def label(
+    job: Annotated[
+        str | None, typer.Argument(help="Job to follow; without, a new one is made.")
+    ] = None,
+    filter: Annotated[
+        str, typer.Option(help="Which features, 'image_count >= 5'; default: all that fire.")
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="Label neurons of this model instead of features.")
+    ] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Sites of the model, 'blocks.*.mlp'; may be repeated.")
+    ] = None,
+    describer: Annotated[str, typer.Option(help="Describer; default: the server's.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Label those anew that have one.")] = False,
+    max_units: Annotated[int, typer.Option(help="Units to label; 0: all.", min=0)] = 0,
+    max_seconds: Annotated[
+        float, typer.Option(help="Seconds of computing; 0: no limit.", min=0)
+    ] = 0.0,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Stop the job.")] = False,
+    every: Annotated[bool, typer.Option("--list", help="Show all jobs.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Label many features or neurons on the server, in the background, and watch."""
+    if cancel and job is None:
+        raise InvalidInputError("name the job to stop", field="job")
+    show: Callable[[LabelJob], str] = _json if as_json else report.job
+    with Client(address, token=token, timeout=timeout) as client:
+        if every:
+            for found in client.label_jobs():
+                typer.echo(show(found))
+            return
+        if job is None:
+            wanted = label_job(
+                dictionary=None if model else client.dictionary(dictionary).name,
+                filter=filter,
+                model=model,
+                sites=site or [],
+                describer=describer,
+                force=force,
+                max_units=max_units,
+                max_seconds=max_seconds,
+            )
+            followed = client.create_label_job(wanted)
+        else:
+            followed = client.cancel_label_job(job) if cancel else client.label_job(job)
+        typer.echo(show(followed))
+        if not detach and not cancel:
+            for message in client.watch_label_job(followed.name):
+                typer.echo(_json(message) if as_json else report.news(message))
 
 
 @_command

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vision_sae.v1.catalog_service_pb2 import GetServerInfoResponse
-from vision_sae.v1.description_pb2 import Description, ScoreMetric
+from vision_sae.v1.description_pb2 import (
+    DESCRIPTION_ORIGIN_PERSON,
+    Description,
+    Score,
+    ScoreMetric,
+    ScoreNegatives,
+)
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.image_pb2 import Box
+from vision_sae.v1.label_job_service_pb2 import (
+    LabelJob,
+    LabelJobState,
+    WatchLabelJobResponse,
+)
 from vision_sae.v1.ledger_pb2 import Ledger, SiteAttribution
 from vision_sae.v1.model_pb2 import Model
-from vision_sae.v1.search_service_pb2 import SearchPatchesResponse
+from vision_sae.v1.search_service_pb2 import (
+    FeatureMatch,
+    SearchFeaturesResponse,
+    SearchPatchesResponse,
+)
 
 
 def label(description: Description) -> str:
@@ -89,12 +104,25 @@ def description(name: str, made: Description) -> str:
     if made.abstained:
         lines.append(f"  why: {made.abstention_reason}")
     by = made.author or f"{made.describer} {made.describer_version}".strip()
+    if made.origin == DESCRIPTION_ORIGIN_PERSON:
+        by = by or "a person"
     if by:
         lines.append(f"  by: {by}")
-    for measured in made.scores:
-        metric = ScoreMetric.Name(measured.metric).removeprefix("SCORE_METRIC_").lower()
-        lines.append(f"  {metric}: {measured.value:.3f} ({measured.count} pictures)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_measured, made.scores)])
+
+
+def _measured(measured: Score) -> str:
+    """One score, against what, how sure, and what other texts reach."""
+    metric = ScoreMetric.Name(measured.metric).removeprefix("SCORE_METRIC_").lower()
+    said = f"  {metric}: {measured.value:.3f} ({measured.count} pictures)"
+    if measured.negatives:
+        kind = ScoreNegatives.Name(measured.negatives).removeprefix("SCORE_NEGATIVES_").lower()
+        said += f", {kind} negatives"
+    if measured.HasField("lower") and measured.HasField("upper"):
+        said += f", 95 % within {measured.lower:.3f} to {measured.upper:.3f}"
+    if measured.HasField("control"):
+        said += f", other texts {measured.control:.3f}"
+    return said
 
 
 def statistics(feature: Feature) -> str:
@@ -127,6 +155,46 @@ def patches(answer: SearchPatchesResponse) -> str:
     header = ("rank", "score", "picture", "box", "caption")
     found = table(header, rows, frozenset({0, 1}))
     return f"{found}\n\nrecall@10 of this search: {answer.recall_at_10:.3f}"
+
+
+def features(answer: SearchFeaturesResponse) -> str:
+    """The features found, best first, and what made them match."""
+    rows = [
+        (
+            str(rank),
+            f"{hit.score:.3f}",
+            FeatureMatch.Name(hit.match).removeprefix("FEATURE_MATCH_").lower(),
+            hit.feature.name,
+            label(hit.feature.description),
+        )
+        for rank, hit in enumerate(answer.hits, start=1)
+    ]
+    return table(("rank", "score", "match", "feature", "label"), rows, frozenset({0, 1}))
+
+
+def job(made: LabelJob) -> str:
+    """A label job in one line: what it is about, and how far it is."""
+    about = made.features.dictionary or f"{made.neurons.model} {' '.join(made.neurons.sites)}"
+    state = LabelJobState.Name(made.state).removeprefix("LABEL_JOB_STATE_").lower()
+    progress = made.progress
+    line = (
+        f"{made.name} {state}, {about} by {made.describer}: {progress.done} of {progress.total}, "
+        f"{progress.labelled} labelled, {progress.abstained} abstained, {progress.failed} failed"
+    )
+    if progress.rate:
+        line += f", {progress.rate:.1f} a second"
+    if progress.HasField("remaining"):
+        line += f", {progress.remaining.ToTimedelta().total_seconds():.0f} s left"
+    return line + (f"; {made.error.message}" if made.error.message else "")
+
+
+def news(message: WatchLabelJobResponse) -> str:
+    """What happened in a label job: a unit that was finished, or its progress."""
+    if message.WhichOneof("content") == "label_job":
+        return job(message.label_job)
+    if message.unit.HasField("error"):
+        return f"{message.unit.feature}: failed: {message.unit.error.message}"
+    return f"{message.unit.feature}: {label(message.unit.description)}"
 
 
 def server(

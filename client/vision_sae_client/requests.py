@@ -12,11 +12,15 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.v1 import attribution_service_pb2 as attribution_pb
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import description_service_pb2 as description_pb
+from vision_sae.v1 import label_job_service_pb2 as jobs_pb
 from vision_sae.v1 import search_service_pb2 as search_pb
+from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import FEATURE_VIEW_BASIC, FEATURE_VIEW_FULL, FeatureView
 from vision_sae.v1.image_pb2 import Box, Region
+from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
+from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureMatch
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import targets
 from vision_sae_client.images import ImageSource, image
@@ -29,7 +33,7 @@ BoxLike: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Call(Generic[R_co]):
-    """One unary call, ready to be sent over any channel."""
+    """One call, ready to be sent over any channel."""
 
     method: str
     """Full name of the rpc, ``/vision_sae.v1.CatalogService/GetFeature``."""
@@ -40,6 +44,11 @@ class Call(Generic[R_co]):
 def dictionary_name(name: str) -> str:
     """``dictionaries/{dictionary}``, from the whole name or its last part."""
     return name if name.startswith("dictionaries/") else f"dictionaries/{name}"
+
+
+def job_name(name: str) -> str:
+    """``labelJobs/{label_job}``, from the whole name or its last part."""
+    return name if name.startswith("labelJobs/") else f"labelJobs/{name}"
 
 
 def server_info() -> Call[catalog_pb.GetServerInfoResponse]:
@@ -168,22 +177,144 @@ def search_patches(
     if feature is not None:
         request.feature = feature
     if source is not None:
-        request.region.image.CopyFrom(image(source))
-        if box is not None:
-            request.region.region.box.CopyFrom(_box(box))
+        request.region.CopyFrom(_image_region(source, box))
     method = "/vision_sae.v1.SearchService/SearchPatches"
     return Call(method, request, search_pb.SearchPatchesResponse)
 
 
+def search_features(
+    *,
+    text: str | None = None,
+    feature: str | None = None,
+    source: ImageSource | None = None,
+    box: BoxLike | None = None,
+    dictionaries: Sequence[str] = (),
+    match: FeatureMatch.ValueType = FEATURE_MATCH_UNSPECIFIED,
+    filter: str = "",
+    full: bool = False,
+    count: int = 20,
+    page_token: str = "",
+) -> Call[search_pb.SearchFeaturesResponse]:
+    """Features about a text, like a feature, or typical of (a part of) a picture."""
+    if sum(query is not None for query in (text, feature, source)) != 1:
+        raise InvalidInputError(
+            "give one of a text, a feature or an image to search features by", field="query"
+        )
+    if box is not None and source is None:
+        raise InvalidInputError("a box needs the image it lies in", field="box")
+    request = search_pb.SearchFeaturesRequest(
+        dictionaries=[dictionary_name(name) for name in dictionaries],
+        match=match,
+        filter=filter,
+        view=_view(full),
+        page_size=count,
+        page_token=page_token,
+    )
+    if text is not None:
+        request.text = text
+    if feature is not None:
+        request.feature = feature
+    if source is not None:
+        request.region.CopyFrom(_image_region(source, box))
+    method = "/vision_sae.v1.SearchService/SearchFeatures"
+    return Call(method, request, search_pb.SearchFeaturesResponse)
+
+
 def describe_feature(
-    name: str, *, describer: str = "", force: bool = False, full: bool = False
+    name: str,
+    *,
+    describer: str = "",
+    force: bool = False,
+    metrics: Sequence[ScoreMetric.ValueType] = (),
+    full: bool = False,
+    request_id: str = "",
 ) -> Call[description_pb.DescribeFeatureResponse]:
     """The description of a feature."""
     request = description_pb.DescribeFeatureRequest(
-        feature=name, describer=describer, force=force, view=_view(full)
+        feature=name,
+        describer=describer,
+        force=force,
+        metrics=metrics,
+        view=_view(full),
+        request_id=request_id,
     )
-    method = "/vision_sae.v1.DescriptionService/DescribeFeature"
-    return Call(method, request, description_pb.DescribeFeatureResponse)
+    return _description("DescribeFeature", request, description_pb.DescribeFeatureResponse)
+
+
+def score_description(
+    name: str,
+    text: str,
+    *,
+    metrics: Sequence[ScoreMetric.ValueType] = (),
+    negatives: Sequence[ScoreNegatives.ValueType] = (),
+    sample_size: int = 0,
+    seed: int = 0,
+) -> Call[description_pb.ScoreDescriptionResponse]:
+    """How well a text describes a feature."""
+    request = description_pb.ScoreDescriptionRequest(
+        feature=name,
+        text=text,
+        metrics=metrics,
+        negatives=negatives,
+        sample_size=sample_size,
+        seed=seed,
+    )
+    return _description("ScoreDescription", request, description_pb.ScoreDescriptionResponse)
+
+
+def update_description(
+    name: str, text: str | None, *, reason: str = "", etag: str = "", request_id: str = ""
+) -> Call[description_pb.UpdateDescriptionResponse]:
+    """A person's text for a feature; None, with a ``reason``, that there is none."""
+    description = Description(
+        name=f"{name}/description",
+        text=text,
+        abstained=text is None,
+        abstention_reason=reason,
+        etag=etag,
+    )
+    request = description_pb.UpdateDescriptionRequest(
+        description=description, request_id=request_id
+    )
+    return _description("UpdateDescription", request, description_pb.UpdateDescriptionResponse)
+
+
+def create_label_job(
+    job: LabelJob, *, name: str = "", request_id: str = ""
+) -> Call[jobs_pb.CreateLabelJobResponse]:
+    """A new label job."""
+    request = jobs_pb.CreateLabelJobRequest(label_job=job, label_job_id=name, request_id=request_id)
+    return _jobs("CreateLabelJob", request, jobs_pb.CreateLabelJobResponse)
+
+
+def get_label_job(name: str) -> Call[jobs_pb.GetLabelJobResponse]:
+    """One label job."""
+    request = jobs_pb.GetLabelJobRequest(name=job_name(name))
+    return _jobs("GetLabelJob", request, jobs_pb.GetLabelJobResponse)
+
+
+def list_label_jobs(
+    *, filter: str = "", page_token: str = ""
+) -> Call[jobs_pb.ListLabelJobsResponse]:
+    """A page of label jobs."""
+    request = jobs_pb.ListLabelJobsRequest(filter=filter, page_token=page_token)
+    return _jobs("ListLabelJobs", request, jobs_pb.ListLabelJobsResponse)
+
+
+def cancel_label_job(name: str) -> Call[jobs_pb.CancelLabelJobResponse]:
+    """Stop a label job."""
+    request = jobs_pb.CancelLabelJobRequest(name=job_name(name))
+    return _jobs("CancelLabelJob", request, jobs_pb.CancelLabelJobResponse)
+
+
+def watch_label_job(
+    name: str, *, resume_token: str = "", progress_only: bool = False
+) -> Call[jobs_pb.WatchLabelJobResponse]:
+    """Follow a label job; answered by a stream."""
+    request = jobs_pb.WatchLabelJobRequest(
+        name=job_name(name), resume_token=resume_token, progress_only=progress_only
+    )
+    return _jobs("WatchLabelJob", request, jobs_pb.WatchLabelJobResponse)
 
 
 def _catalog(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
@@ -192,6 +323,14 @@ def _catalog(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
 
 def _attribution(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
     return Call(f"/vision_sae.v1.AttributionService/{rpc}", request, response)
+
+
+def _description(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
+    return Call(f"/vision_sae.v1.DescriptionService/{rpc}", request, response)
+
+
+def _jobs(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
+    return Call(f"/vision_sae.v1.LabelJobService/{rpc}", request, response)
 
 
 def _view(full: bool) -> FeatureView.ValueType:
@@ -205,3 +344,7 @@ def _box(box: BoxLike) -> Box:
 
 def _region(box: BoxLike | None) -> Region | None:
     return None if box is None else Region(box=_box(box))
+
+
+def _image_region(source: ImageSource, box: BoxLike | None) -> search_pb.ImageRegion:
+    return search_pb.ImageRegion(image=image(source), region=_region(box))

@@ -56,10 +56,10 @@ class JobLane:
             self._news.clear()
 
     def _next(self) -> Job | None:
-        """The oldest open job whose units and describer this server has."""
+        """The oldest open job that was asked of a server with this describer and these units."""
         for job in reversed(self._state.jobs.all()):
             target = job.target
-            ours = target.describer in self._state.labelling.describers
+            ours = target.asked and target.describer in self._state.labelling.describers
             if job.open and ours and all(map(self._state.evidence, target.identities)):
                 return job
         return None

@@ -238,8 +238,19 @@ def _sequence(token: str) -> int:
     return int(token or 0)
 
 
+def _asked(target: Target) -> dict[str, Any]:
+    """What a job is about, as JSON of a LabelJob; told from its units where no client asked."""
+    if target.asked or not target.identities:
+        return target.asked
+    parents = list(target.identities)
+    if parents[0].startswith("dictionaries/"):
+        return {"features": {"dictionary": parents[0]}}
+    model = parents[0].partition("/sites/")[0]
+    return {"neurons": {"model": model, "sites": [p.partition("/sites/")[2] for p in parents]}}
+
+
 def _values(job: Job) -> Values:
-    asked = job.target.asked
+    asked = _asked(job.target)
     return {
         "state": job.state,
         "dictionary": asked.get("features", {}).get("dictionary"),
@@ -298,7 +309,7 @@ def label_job(job: Job, progress: Progress) -> pb.LabelJob:
         creator=job.creator,
         dictionaries=[dictionary_name(parent) for parent in job.target.identities],
     )
-    ParseDict(job.target.asked, message)
+    ParseDict(_asked(job.target), message)
     message.progress.used.FromMicroseconds(round(job.used * 1e6))
     if progress.remaining is not None:
         message.progress.remaining.FromMicroseconds(round(progress.remaining * 1e6))

@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 from vision_sae.v1 import (
     attribution_service_pb2,
     catalog_service_pb2,
+    description_pb2,
     description_service_pb2,
     edit_pb2,
     generation_service_pb2,
@@ -208,6 +209,19 @@ CONTRAST = target_pb2.Target(contrast=target_pb2.ContrastTarget(positive=TEXT, n
         search_service_pb2.SearchFeaturesRequest(text="striped"),
         description_service_pb2.DescribeFeatureRequest(feature=FEATURE),
         description_service_pb2.ScoreDescriptionRequest(feature=FEATURE, text="striped"),
+        description_service_pb2.UpdateDescriptionRequest(
+            description=description_pb2.Description(name=f"{FEATURE}/description", text="striped")
+        ),
+        search_service_pb2.SearchFeaturesRequest(feature=FEATURE),
+        label_job_service_pb2.CreateLabelJobRequest(
+            label_job=label_job_service_pb2.LabelJob(
+                features=label_job_service_pb2.FeatureUnits(dictionary=DICTIONARY)
+            )
+        ),
+        label_job_service_pb2.GetLabelJobRequest(name="labelJobs/zoo"),
+        label_job_service_pb2.ListLabelJobsRequest(),
+        label_job_service_pb2.CancelLabelJobRequest(name="labelJobs/zoo"),
+        label_job_service_pb2.WatchLabelJobRequest(name="labelJobs/zoo"),
         generation_service_pb2.GenerateRequest(
             settings=generation_service_pb2.GenerationSettings(model="models/sdxl-turbo")
         ),
@@ -259,6 +273,33 @@ def test_the_plainest_request_is_valid(request_: Message) -> None:
         ),
         (search_service_pb2.SearchPatchesRequest(text="striped"), "", "search_patches.dictionary"),
         (search_service_pb2.SearchPatchesRequest(dictionary=DICTIONARY), "query", "required"),
+        (search_service_pb2.SearchFeaturesRequest(), "query", "required"),
+        (
+            description_service_pb2.ScoreDescriptionRequest(feature=FEATURE),
+            "text",
+            "string.min_len",
+        ),
+        (
+            description_service_pb2.UpdateDescriptionRequest(
+                description=description_pb2.Description(
+                    name=f"{FEATURE}/description", text="x" * 501
+                )
+            ),
+            "description.text",
+            "string.max_len",
+        ),
+        (
+            description_service_pb2.DescribeFeatureRequest(feature=FEATURE, request_id="twice"),
+            "request_id",
+            "string.uuid",
+        ),
+        (label_job_service_pb2.CreateLabelJobRequest(), "label_job", "required"),
+        (
+            label_job_service_pb2.CreateLabelJobRequest(label_job=label_job_service_pb2.LabelJob()),
+            "label_job.units",
+            "required",
+        ),
+        (label_job_service_pb2.WatchLabelJobRequest(name="zoo"), "name", "label_job.name"),
         (image_pb2.Box(x0=2, y0=0, x1=2, y1=1), "", "box.area"),
         (image_pb2.Region(), "shape", "required"),
         (

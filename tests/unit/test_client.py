@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from PIL import Image
 from vision_sae_client import AsyncClient, Client, ClientError, requests, targets
 from vision_sae_client.images import image_bytes
+from vision_sae_client.jobs import label_job
 
 from vision_sae.errors import InvalidImageError, InvalidInputError
 from vision_sae.v1 import attribution_service_pb2 as attribution_pb
@@ -25,7 +26,10 @@ from vision_sae.v1 import attribution_service_pb2_grpc as attribution_grpc
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import catalog_service_pb2_grpc as catalog_grpc
 from vision_sae.v1 import description_service_pb2_grpc as description_grpc
+from vision_sae.v1 import label_job_service_pb2 as jobs_pb
+from vision_sae.v1 import label_job_service_pb2_grpc as jobs_grpc
 from vision_sae.v1 import search_service_pb2_grpc as search_grpc
+from vision_sae.v1.description_pb2 import Description
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.image_pb2 import Box
@@ -209,7 +213,15 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
         requests.encode(b"x", "a", box=(0, 0, 1, 1)),
         requests.attribute(b"x", ["a"]),
         requests.search_patches(feature="dictionaries/a/features/1"),
+        requests.search_features(text="dog"),
         requests.describe_feature("dictionaries/a/features/1"),
+        requests.score_description("dictionaries/a/features/1", "dog"),
+        requests.update_description("dictionaries/a/features/1", "dog"),
+        requests.create_label_job(label_job(dictionary="a")),
+        requests.get_label_job("zoo"),
+        requests.list_label_jobs(),
+        requests.cancel_label_job("zoo"),
+        requests.watch_label_job("zoo"),
     ]
     answered: dict[str, Any] = {}
 
@@ -224,6 +236,7 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
         attribution_grpc.AttributionServiceStub,
         search_grpc.SearchServiceStub,
         description_grpc.DescriptionServiceStub,
+        jobs_grpc.LabelJobServiceStub,
     ):
         stub(Recorder())
     for call in calls:
@@ -236,6 +249,10 @@ def test_search_needs_one_query(address: str) -> None:
             client.search_patches()
         with pytest.raises(InvalidInputError, match="a box needs the image"):
             client.search_patches(feature="dictionaries/a/features/1", box=(0, 0, 1, 1))
+        with pytest.raises(InvalidInputError, match="one of a text, a feature or an image"):
+            client.search_features(text="dog", feature="dictionaries/a/features/1")
+        with pytest.raises(InvalidInputError, match="a box needs the image"):
+            client.search_features(text="dog", box=(0, 0, 1, 1))
 
 
 def test_a_search_request_carries_the_box_of_the_picture() -> None:
@@ -243,6 +260,77 @@ def test_a_search_request_carries_the_box_of_the_picture() -> None:
     assert call.request.WhichOneof("query") == "region"
     assert call.request.region.region.box == Box(x0=1, y0=2, x1=3, y1=4)
     assert call.request.dictionary == "dictionaries/a"
+
+
+def test_a_text_or_its_absence_is_written_with_the_version_that_was_seen() -> None:
+    written = requests.update_description("dictionaries/a/features/1", "dog", etag="v1").request
+    assert written.description == Description(
+        name="dictionaries/a/features/1/description", text="dog", etag="v1"
+    )
+    withdrawn = requests.update_description("dictionaries/a/features/1", None, reason="mixed")
+    assert not withdrawn.request.description.HasField("text")
+    assert withdrawn.request.description.abstained
+    assert withdrawn.request.description.abstention_reason == "mixed"
+
+
+def test_a_label_job_is_about_features_or_neurons_within_limits() -> None:
+    job = label_job(dictionary="a", filter="count > 3", max_units=5, max_seconds=1.5)
+    assert (job.features.dictionary, job.features.filter) == ("dictionaries/a", "count > 3")
+    assert (job.budget.max_units, job.budget.max_duration.nanos) == (5, 500_000_000)
+    job = label_job(model="m", sites=["blocks.*.mlp"])
+    assert (job.neurons.model, list(job.neurons.sites)) == ("models/m", ["blocks.*.mlp"])
+    assert not job.HasField("budget")
+    for wrong in ({}, {"dictionary": "a", "model": "m"}):
+        with pytest.raises(InvalidInputError, match="either a dictionary or a model"):
+            label_job(**wrong)
+
+
+class Jobs(jobs_grpc.LabelJobServiceServicer):
+    """Two jobs in two pages; one that is watched from any unit, and one that breaks."""
+
+    def ListLabelJobs(self, request: Any, context: Any) -> Any:
+        last = bool(request.page_token)
+        return jobs_pb.ListLabelJobsResponse(
+            label_jobs=[jobs_pb.LabelJob(name=f"labelJobs/{'one' if last else 'two'}")],
+            next_page_token="" if last else "1",
+        )
+
+    def WatchLabelJob(self, request: Any, context: Any) -> Iterator[Any]:
+        for number in range(int(request.resume_token or 0) + 1, 4):
+            if request.name == "labelJobs/broken" and number == 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+            yield jobs_pb.WatchLabelJobResponse(resume_token=str(number))
+
+
+@pytest.fixture
+def jobs_address() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    jobs_grpc.add_LabelJobServiceServicer_to_server(Jobs(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_jobs_are_listed_and_watched_from_any_token(jobs_address: str) -> None:
+    with Client(jobs_address) as client:
+        assert [job.name for job in client.label_jobs()] == ["labelJobs/two", "labelJobs/one"]
+        messages = client.watch_label_job("zoo", resume_token="1")
+        assert [message.resume_token for message in messages] == ["2", "3"]
+        broken = client.watch_label_job("broken")
+        assert next(broken).resume_token == "1"
+        with pytest.raises(ClientError, match="restarting"):
+            next(broken)
+
+
+async def test_jobs_are_watched_asynchronously(jobs_address: str) -> None:
+    async with AsyncClient(jobs_address) as client:
+        assert len(await client.label_jobs()) == 2
+        messages = client.watch_label_job("zoo", resume_token="1")
+        assert [message.resume_token async for message in messages] == ["2", "3"]
+        with pytest.raises(ClientError, match="restarting"):
+            async for _ in client.watch_label_job("broken"):
+                pass
 
 
 def test_pictures_come_as_paths_bytes_or_pil_images(tmp_path) -> None:

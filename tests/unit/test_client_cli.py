@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,19 @@ from typer.testing import CliRunner
 from vision_sae_client import report
 from vision_sae_client.cli import app, parse_box, write_overlays
 
+from tests import serving
 from tests.conftest import CORPUS, ServedBundle
+from vision_sae.descriptions.store import LabelStore
 from vision_sae.errors import InvalidInputError
 from vision_sae.tensors import to_proto
-from vision_sae.v1.description_pb2 import SCORE_METRIC_PMI, Description, Score
+from vision_sae.v1.description_pb2 import (
+    DESCRIPTION_ORIGIN_PERSON,
+    SCORE_METRIC_DETECTION_AUC,
+    SCORE_METRIC_PMI,
+    SCORE_NEGATIVES_HARD,
+    Description,
+    Score,
+)
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.image_pb2 import Box, PatchGrid
 from vision_sae.v1.ledger_pb2 import FeatureContribution, Ledger, SiteAttribution
@@ -92,6 +102,9 @@ def test_a_missing_server_is_one_line_with_a_hint_and_exit_2() -> None:
         (["attribute", "x.png", "--target", "dog"], "no target"),
         (["search"], "either a feature or an image"),
         (["search", "--image", "x.png", "--box", "1,2"], "'1,2' is no box"),
+        (["search", "--text", "dog", "--image", "x.png"], "one of a text, a feature or an image"),
+        (["describe", "a/features/1", "--text", "x", "--abstain", "y"], "give only one"),
+        (["label", "--cancel"], "name the job"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(arguments: list[str], said: str) -> None:
@@ -105,6 +118,72 @@ def test_a_box_is_four_numbers() -> None:
     assert parse_box("1,2.5,3,4") == (1, 2.5, 3, 4)
     with pytest.raises(InvalidInputError):
         parse_box("1,2,3,x")
+
+
+def test_scores_say_against_what_how_sure_and_what_other_texts_reach() -> None:
+    score = Score(
+        metric=SCORE_METRIC_DETECTION_AUC,
+        negatives=SCORE_NEGATIVES_HARD,
+        value=0.75,
+        count=20,
+        lower=0.5,
+        upper=1,
+        control=0.25,
+    )
+    made = Description(text="dog", origin=DESCRIPTION_ORIGIN_PERSON, scores=[score])
+    assert report.description("dictionaries/a/features/1", made).splitlines() == [
+        "dictionaries/a/features/1: dog",
+        "  by: a person",
+        "  detection_auc: 0.750 (20 pictures), hard negatives, 95 % within 0.500 to 1.000, "
+        "other texts 0.250",
+    ]
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server over two described features; the option that names it."""
+    from vision_sae_server import app as server
+
+    monkeypatch.setattr(server, "_LAME_DUCK_SECONDS", 0)
+    bundle, labels = serving.zoo(tmp_path), LabelStore("sqlite://")
+    labels.import_bundle(bundle)
+    with serving.address(serving.state(bundle, labels)) as address:
+        yield ["--address", address]
+
+
+def run(command: str, *arguments: str) -> str:
+    done = CliRunner().invoke(app, [command, *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_label_is_read_written_withdrawn_and_found(zoo: list[str]) -> None:
+    assert run("describe", "0", *zoo).startswith("dictionaries/zoo/features/0: cat\n")
+    assert "exemplar" in run("describe", "0", "--text", "a lynx", *zoo)
+    found = run("search", "--text", "lynx", *zoo).splitlines()
+    assert found[2].split() == ["1", "0.000", "label", "dictionaries/zoo/features/0", "a", "lynx"]
+    near = run("search", "--features", "--feature", "0", *zoo).splitlines()
+    assert near[2].split()[2] == "direction"
+    said = run("describe", "0", "--abstain", "mixed", *zoo)
+    assert "(abstained)\n  why: mixed\n  by: a person" in said
+    assert len(run("search", "--text", "lynx", *zoo).splitlines()) == 2
+
+
+def test_a_job_is_made_followed_and_listed(zoo: list[str]) -> None:
+    lines = run("label", "--filter", "count > 0", "--force", *zoo).splitlines()
+    assert "queued, dictionaries/zoo by caption-pmi: 0 of 3" in lines[0]
+    assert [line for line in lines if line.startswith("dictionaries/")] == [
+        "dictionaries/zoo/features/0: cat",
+        "dictionaries/zoo/features/1: dog",
+        "dictionaries/zoo/features/2: (abstained)",
+    ]
+    assert "succeeded" in lines[-1]
+    assert "3 of 3, 2 labelled, 1 abstained, 0 failed" in lines[-1]
+    name = lines[0].split()[0]
+    assert run("label", "--list", *zoo).split()[0] == name
+    assert "succeeded" in run("label", name, "--cancel", *zoo)  # an ended job stays as it is
+    final = json.loads(run("label", name, "--detach", "--json", *zoo))
+    assert final["state"] == "LABEL_JOB_STATE_SUCCEEDED"
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.contrastive_world import PlantedClip, evidence_of, random_cells
+from vision_sae.descriptions.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
+from vision_sae.descriptions.phrases import MARGIN
 from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.protocol import Describer, Description
 from vision_sae.descriptions.vocabulary import Vocabulary
@@ -24,7 +26,12 @@ from vision_sae.evaluation.planted_labels import planted_accuracy
 from vision_sae.models.protocol import ContrastiveModel
 
 ANIMALS = ("cat", "dog", "fish", "goose", "horse", "lion", "mouse", "snail")
-FRUIT = [f"{a} {thing}" for a, thing in product(("red", "striped"), ("apple", "pear", "plum"))]
+FRUIT = [
+    f"{a} {thing}" for a, thing in product(("red", "striped", "wooden"), ("apple", "pear", "plum"))
+]
+GARDEN = (*FRUIT, *ANIMALS)
+BY_ONE = [[k] for k in range(len(FRUIT))]
+APPLES, RED = [0, 3, 6], [0, 1, 2]
 
 
 def describer_of(
@@ -103,9 +110,7 @@ def test_fake_is_a_contrastive_model() -> None:
 
 def test_contrastive_is_a_describer(tmp_path: Path) -> None:
     evidence = evidence_of(random_cells(8, 3), [[0]])
-    made: Describer = describer_of(
-        tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(["cat"])
-    )
+    made: Describer = describer_of(tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(["cat"]))
     assert (made.name, made.version) == ("contrastive", 1)
 
 
@@ -124,7 +129,9 @@ def test_description_says_what_it_was_made_from(tmp_path: Path) -> None:
     assert (score.metric, score.n, score.negatives) == ("pmi", len(half), "")
     assert label.candidates[0] == (label.text, score.value)
     assert len(label.candidates) == 10
-    assert [v for _, v in label.candidates] == sorted((v for _, v in label.candidates), reverse=True)
+    assert [v for _, v in label.candidates] == sorted(
+        (v for _, v in label.candidates), reverse=True
+    )
     assert label.details["regions"] == len(half)
     assert label.details["vocabulary"] == Vocabulary.of(ANIMALS).identity
     assert (tmp_path / "search" / f"prior-{label.details['prior']}.safetensors").is_file()
@@ -142,44 +149,45 @@ def test_only_the_masked_region_counts(tmp_path: Path) -> None:
 
 
 def test_attribute_and_thing_are_composed(tmp_path: Path) -> None:
-    both = [[k] for k in range(6)]
-    evidence = evidence_of(random_cells(80, 6), [*both, [0, 3], [0, 1, 2]])
+    evidence = evidence_of(random_cells(80, len(GARDEN)), [*BY_ONE, APPLES, RED])
     words = ["apple", "pear", "plum", *ANIMALS]
-    labels = describe(tmp_path, FRUIT, evidence, words, *range(8))
-    assert [label.text for label in labels[:6]] == FRUIT
-    assert labels[6].text == "apple"  # fires on red and on striped ones
-    assert labels[7].text == "red"  # on red apples, pears and plums
+    *of_one, apples, red = describe(tmp_path, GARDEN, evidence, words, *range(11))
+    assert [label.text for label in of_one] == FRUIT
+    assert apples.text == "apple"  # whatever its looks
+    assert red.text == "red"  # whatever the fruit
 
 
 def test_without_a_beam_labels_are_words(tmp_path: Path) -> None:
-    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
+    evidence = evidence_of(random_cells(80, len(GARDEN)), BY_ONE)
     words = ["apple", "pear", "plum", *ANIMALS]
-    (label,) = describe(tmp_path, FRUIT, evidence, words, 0, beam=0)
+    (label,) = describe(tmp_path, GARDEN, evidence, words, 0, beam=0)
     assert label.text in ("red", "apple")
     assert label.details["phrases_tried"] == 0
 
 
-def test_phrase_must_be_worth_the_choice_among_so_many(tmp_path: Path) -> None:
-    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
-    (label,) = describe(tmp_path, FRUIT, evidence, ["apple", "pear", "plum"], 0)
-    gain = label.scores[0].value - label.details["word_pmi"]
-    assert gain > label.details["phrase_margin"]
-    assert label.details["phrase_margin"] == pytest.approx(
-        math.log(label.details["phrases_tried"]), abs=1e-4
-    )
+def test_phrase_must_be_better_than_a_word_by_the_choice_among_so_many(tmp_path: Path) -> None:
+    assert math.log(len(ATTRIBUTES) + len(PARTS)) == MARGIN
+    evidence = evidence_of(random_cells(80, len(GARDEN)), [*BY_ONE, APPLES])
+    words = ["apple", "pear", "plum", *ANIMALS]
+    phrase, word = describe(tmp_path, GARDEN, evidence, words, 0, 9)
+    assert phrase.scores[0].value > phrase.details["word_pmi"] + MARGIN
+    best_phrase = max(value for text, value in word.candidates if " " in text)
+    assert best_phrase < word.scores[0].value + MARGIN
+    assert word.scores[0].value == pytest.approx(word.details["word_pmi"], abs=1e-4)
 
 
 def test_part_of_a_thing(tmp_path: Path) -> None:
-    things = ["eye cat", "tail cat", "eye owl", "tail owl", "wall", "tree"]
-    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
-    labels = describe(tmp_path, things, evidence, ["cat", "owl", "wall", "tree"], 0, 3)
+    things = ["eye cat", "tail cat", "eye owl", "tail owl", *ANIMALS[2:]]
+    evidence = evidence_of(random_cells(80, len(things)), [[k] for k in range(len(things))])
+    labels = describe(tmp_path, things, evidence, ["cat", "owl", *ANIMALS[2:]], 0, 3)
     assert [label.text for label in labels] == ["eye of a cat", "tail of an owl"]
 
 
 def test_two_attributes_in_their_usual_order(tmp_path: Path) -> None:
-    things = ["striped red cloth", "red cloth", "striped cloth", "striped red wall", "tree", "pond"]
-    evidence = evidence_of(random_cells(80, 6), [[k] for k in range(6)])
-    (label,) = describe(tmp_path, things, evidence, ["wall", "tree", "pond", "towel"], 3)
+    walls = ["striped red wall", "red wall", "striped wall", "blue wall"]
+    things = [*walls, "red door", "striped door", *ANIMALS]
+    evidence = evidence_of(random_cells(80, len(things)), [[k] for k in range(len(things))])
+    (label,) = describe(tmp_path, things, evidence, ["wall", "door", *ANIMALS], 0)
     assert label.text == "striped red wall"
 
 
@@ -196,12 +204,12 @@ def test_two_things_that_are_always_seen_together(tmp_path: Path) -> None:
 
 
 def test_label_does_not_depend_on_which_units_are_asked_together(tmp_path: Path) -> None:
-    evidence = evidence_of(random_cells(80, 6), [*([k] for k in range(6)), [0, 3], [0, 1, 2]])
+    evidence = evidence_of(random_cells(80, len(GARDEN)), [*BY_ONE, APPLES, RED])
     words = ["apple", "pear", "plum", *ANIMALS]
-    together = describe(tmp_path / "a", FRUIT, evidence, words, *range(8))
-    for unit in (5, 0, 7):  # in a process of its own, as it were: to the last bit
-        assert describe(tmp_path / f"{unit}", FRUIT, evidence, words, unit) == [together[unit]]
-    backwards = describe(tmp_path / "a", FRUIT, evidence, words, *reversed(range(8)))
+    together = describe(tmp_path / "a", GARDEN, evidence, words, *range(11))
+    for unit in (5, 0, 10):  # in a process of its own, as it were: to the last bit
+        assert describe(tmp_path / f"{unit}", GARDEN, evidence, words, unit) == [together[unit]]
+    backwards = describe(tmp_path / "a", GARDEN, evidence, words, *reversed(range(11)))
     assert backwards[::-1] == together
 
 

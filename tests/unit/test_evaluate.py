@@ -27,7 +27,8 @@ from vision_sae.evaluation import report
 from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
 from vision_sae.evaluation.downstream import downstream
 from vision_sae.evaluation.monosemanticity import monosemanticity
-from vision_sae.evaluation.report import evaluate, load_bound_model, open_dictionary
+from vision_sae.evaluation.report import evaluate, open_dictionary
+from vision_sae.models.bound import load_bound_model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import image_folder
 

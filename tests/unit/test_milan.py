@@ -19,6 +19,7 @@ from transformers import (
     GitForCausalLM,
     GPT2LMHeadModel,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.milan_world import (
     encoder_decoder,
@@ -286,7 +287,7 @@ def test_a_bad_path_is_named(
 
 def test_an_encoder_whose_tokens_form_no_square_is_refused(evidence: ArrayEvidence) -> None:
     model = encoder_decoder(4, side=16)
-    model.encoder.forward = lambda pixels: type("", (), {"last_hidden_state": torch.ones(1, 34, 16)})
+    model.encoder.forward = lambda pixels: BaseModelOutput(torch.ones(1, 34, 16))
     captioner = EncoderDecoderCaptioner(model, processor(16), word_tokenizer(WORDS))
     with pytest.raises(InvalidInputError, match="34 states of its encoder do not lie on a square"):
         captioner.hypotheses(evidence, split(evidence, 0).describe, beam=2, max_tokens=3)

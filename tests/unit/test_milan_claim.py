@@ -34,6 +34,7 @@ from vision_sae.descriptions.milan import MilanDescriber
 from vision_sae.evaluation.planted_scenes import Colour, Scene, scenes
 
 SIDE, CELLS, WIDTH = 64, 8, 32
+STEPS = 240
 COLOURS: tuple[str, ...] = get_args(Colour)
 GENERAL = 0.55
 """Share of captions that do not name the colour."""
@@ -88,9 +89,6 @@ def train(tokenizer: Any) -> tuple[Any, Any]:
     return captioner.eval(), language_model.eval()
 
 
-STEPS = 240
-
-
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     tokenizer = word_tokenizer(("a", "thing", *COLOURS))
@@ -104,7 +102,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def evidence() -> ArrayEvidence:
-    """A unit for each colour, which fires on the objects of that colour in scenes not trained on."""
+    """A unit for each colour: it fires on the objects of that colour in scenes never trained on."""
     shown = list(scenes(96, seed=2, side=SIDE))
     units = [
         [(i, object_patches(s)) for i, s in enumerate(shown) if s.attributes.colour == colour]

@@ -15,14 +15,15 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from tests.contrastive_world import PlantedClip, evidence_of, random_cells
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
-from vision_sae.descriptions.probe import EMBEDDINGS, PATCHES, WEIGHTS, Probe
+from vision_sae.descriptions.probe import EMBEDDINGS, PATCHES, WEIGHTS, Probe, make_probe
 from vision_sae.descriptions.probe import FORMAT as PROBE_FORMAT
 from vision_sae.descriptions.probe import VERSION as PROBE_VERSION
 from vision_sae.descriptions.protocol import Score
-from vision_sae.descriptions.scores import cosy, simulation
+from vision_sae.descriptions.scores import cosy, simulation, texts
 from vision_sae.descriptions.scores.bootstrap import interval, plain
 from vision_sae.descriptions.scores.fuzzing import wrong_region
 from vision_sae.descriptions.scores.intruder import CHANCE, SHOWN, told_apart
@@ -30,6 +31,7 @@ from vision_sae.descriptions.scores.many import control_texts, score_many
 from vision_sae.descriptions.scores.ranking import auc, balanced_accuracy
 from vision_sae.descriptions.scores.sampling import Case, Sources
 from vision_sae.descriptions.scores.scorer import FEWEST, METRICS, Scorer, abstain
+from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError, MismatchError
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid, Preprocessing
@@ -446,6 +448,14 @@ def test_texts_are_embedded_once(world: World) -> None:
     assert len(world.model.embedded) == before
 
 
+def test_more_texts_than_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "_KEPT", 2)
+    embed = TextEmbeddings(world.model)  # type: ignore[arg-type]
+    for asked in (["wolf", "dog", "oak"], ["oak", "wolf"], []):
+        expected = world.things[[NAMES.index(text) for text in asked]]
+        assert np.array_equal(embed(asked), expected)
+
+
 @pytest.mark.parametrize("crops", [1, 4])
 def test_no_picture_is_scored_on_that_shares_a_source_with_another_or_with_a_describer(
     tmp_path: Path, crops: int
@@ -495,6 +505,26 @@ def test_detection_may_look_at_the_best_region(world: World) -> None:
     assert score.value != world.value(0, "wolf", "detection_auc")
 
 
+def test_pictures_as_a_model_sees_them(tmp_path: Path) -> None:
+    # Pictures of 2 x 2 things out of twelve, through thumbnails and a probe made of them.
+    things = [*("red apple", "green pear", "old oak", "young beech", "grey wolf", "brown dog")]
+    things += [*("blue train", "white tram", "tall tower", "small hut", "wet road", "dry sand")]
+    cells = random_cells(160, 12, cells=2)
+    evidence = evidence_of(cells, [[thing] for thing in range(12)])
+    model = PlantedClip(things, cells=2)
+    scorer = Scorer(model, make_probe(model, evidence, tmp_path / "probe", progress=False))
+    scored = score_many(scorer, evidence, dict(enumerate(things)), METRICS, progress=False)
+    assert scored.abstained == {}
+    for unit in range(12):
+        found = {(s.metric, s.negatives): s for s in scored.scores[unit]}
+        assert found["detection_auc", "random"].value > 0.99
+        assert found["fuzzing_auc", ""].value == 1
+        assert found["simulation_pearson", ""].value > 0.9
+        assert found["cosy_auc", ""].value > 0.9
+    wrong = {unit: things[(unit + 5) % 12] for unit in range(12)}
+    assert len(score_many(scorer, evidence, wrong, progress=False).abstained) >= 11
+
+
 def test_control_texts_are_others_and_never_ones_own() -> None:
     labels = {4: "a dog", 7: "A dog", 9: "a cat", 12: "a bus", 30: "a tree"}
     controls = control_texts(labels, count=3)
@@ -522,6 +552,7 @@ def test_nothing_to_score(world: World) -> None:
         ({"negatives": ["easy"]}, "negatives"),
         ({"negatives": []}, "negatives"),
         ({"sample": 0}, "sample"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_requests_are_refused(world: World, change: dict[str, object], field: str) -> None:

@@ -206,8 +206,8 @@ def test_nothing_meant_for_another_server_is_sent(
     server: Asked, evidence: ArrayEvidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VISION_SAE_VLM_API_KEY", raising=False)
-    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.setenv(name, "elsewhere-8")
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "elsewhere-8")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # would not answer
     server.says("wool")
     assert ask(server, evidence).text == "wool"

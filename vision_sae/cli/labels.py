@@ -1,4 +1,4 @@
-"""Commands of labels: describe, label, and what labels are for."""
+"""Commands that make labels: describe, label."""
 
 from __future__ import annotations
 
@@ -83,18 +83,17 @@ def label(
 
 
 def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:
-    """The evidence of a bundle, or of a model's neurons, which is collected first."""
+    """Where the evidence of a bundle lies, or of a model's neurons, which is collected first."""
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.evidence.neurons import collect_neurons
     from vision_sae.errors import InvalidInputError
-    from vision_sae.files import MANIFEST, published
     from vision_sae.models.registry import load_model
     from vision_sae.pictures.folder import image_folder
     from vision_sae.resources import model_resource
 
-    if (published(Path(units)) / MANIFEST).is_file():
-        return EvidenceFolder("bundle", Path(units))
+    if EvidenceFolder.published(Path(units)):
+        return EvidenceFolder.at(Path(units))
     if images is None:
         raise InvalidInputError(
             f"{units} is no bundle; to label the neurons of a model of that name, name a folder of "
@@ -104,4 +103,4 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
     place = work / model_resource(units).removeprefix("models/")
     pictures = choose(image_folder(images), limit)
     collect_neurons(load_model(units), pictures, place, settings.neurons)
-    return EvidenceFolder("neurons", place)
+    return EvidenceFolder.at(place)

@@ -31,17 +31,18 @@ GRID = 16
 """Patch tokens along each side of a picture."""
 THUMBNAIL = 160
 """Longer side in pixels of the pictures that serve as evidence, and so of those to learn from."""
-THEMES = tuple(
-    "face animal food person heart ball tool bird sport hand plant weather clothing game music "
-    "fruit money sweet space flower ocean drink flag instrument car cat monster building weapon "
-    "vehicle computer book clock tree fish insect star moon".split()
-)
+THEMES = (
+    "face", "animal", "food", "person", "heart", "ball", "tool", "bird", "sport", "hand", "plant",
+    "weather", "clothing", "game", "music", "fruit", "money", "sweet", "space", "flower", "ocean",
+    "drink", "flag", "instrument", "car", "cat", "monster", "building", "weapon", "vehicle",
+    "computer", "book", "clock", "tree", "fish", "insect", "star", "moon",
+)  # fmt: skip
 """Tags of the corpus that may caption what several pictures have in common."""
 NOTHING = "various things"
 """The caption of regions that have nothing in common."""
 
 Split = Literal["train", "heldout"]
-_SCENES: dict[Split, tuple[int, int]] = {"train": (640, 11), "heldout": (160, 12)}
+_SCENES: dict[Split, tuple[int, int]] = {"train": (320, 11), "heldout": (96, 12)}
 """How many composed scenes, and their seed."""
 _DIFFERENT = 24
 """Difference of a channel, of 255, from which on a pixel is not of the ground."""
@@ -108,9 +109,9 @@ def _scenes(split: Split) -> Iterator[Scene]:
     return scenes(count, seed, side=HEIGHT)
 
 
-def _tokens(share: NDArray[np.floating[Any]], least: float) -> Tokens:
-    """The tokens of whose pixels (height, width) ``share`` is at least ``least`` on average."""
-    image = Image.fromarray(share.astype(np.float32))
+def _tokens(pixels: NDArray[np.bool_], least: float) -> Tokens:
+    """The tokens of which a share of at least ``least`` is ``pixels`` (height, width)."""
+    image = Image.fromarray(pixels.astype(np.float32))
     cells = np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX))
     return np.asarray(cells >= least, dtype=np.bool_).reshape(-1)
 
@@ -151,10 +152,10 @@ def _ground(match: re.Match[str], picture: Image.Image) -> NDArray[np.bool_] | N
             return None
         grounds = [Image.new("RGB", picture.size, COLOURS[match["flat"]])]
     else:
-        ends = [Image.new("RGB", picture.size, COLOURS[match[end]]) for end in ("end", "start")]
+        start, end = (Image.new("RGB", picture.size, COLOURS[match[e]]) for e in ("start", "end"))
         ramp = Image.linear_gradient("L")
         turned = (ramp, ramp.transpose(Image.Transpose.ROTATE_90))
-        grounds = [Image.composite(*ends, mask.resize(picture.size)) for mask in turned]
+        grounds = [Image.composite(end, start, mask.resize(picture.size)) for mask in turned]
     pixels = np.asarray(picture).astype(np.int16)
     masks = [np.abs(pixels - np.asarray(g)).max(-1) < _DIFFERENT for g in grounds]
     best = max(masks, key=lambda mask: mask.mean())
@@ -260,7 +261,7 @@ class Examples:
 
     @staticmethod
     def _any(some: Sequence[Region], random: np.random.Generator) -> Region:
-        return some[random.integers(len(some))]
+        return some[int(random.integers(len(some)))]
 
 
 def _theme_kind(theme: str, members: Sequence[Region]) -> str:

@@ -64,7 +64,7 @@ def encoder() -> Any:
         patch_size=14,
         use_mask_token=False,
     )
-    model = Dinov2Model(config)
+    model: Any = Dinov2Model(config)
     model.load_state_dict(_encoder_state(dinov2_small().state_dict()), strict=True)
     return model.eval().requires_grad_(False)
 

@@ -49,7 +49,7 @@ VOCABULARY = 2048
 LONGEST = 48
 """Tokens of the longest caption, with those that begin and end it."""
 WIDTH, LAYERS = {"captioner": 256, "language_model": 192}, 2
-STEPS = {"captioner": 2400, "language_model": 1500}
+STEPS = {"captioner": 2000, "language_model": 1000}
 BATCH = 64
 CHECKPOINT = 200
 LEARNING_RATE, WARMUP, WEIGHT_DECAY, DROPOUT = 1.5e-3, 100, 0.05, 0.1
@@ -65,7 +65,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of tokens and checkpoints")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
     steps: dict[str, Callable[[Path], None]] = {
         "tokens": make_tokens,
         "train": train,
@@ -110,7 +109,8 @@ def make_tokenizer(captions: Sequence[str]) -> Any:
     )
     bpe.train_from_iterator(captions, trainer)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL)
+    wrap: Any = PreTrainedTokenizerFast
+    return wrap(tokenizer_object=bpe, **SPECIAL)
 
 
 def _decoder_config(tokenizer: Any, kind: str) -> Any:
@@ -267,9 +267,7 @@ def _checkpoint(
         save_file(tensors, temporary)
 
 
-def _resume(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, path: Path
-) -> int:
+def _resume(parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, path: Path) -> int:
     """Restore a checkpoint; the step to go on with."""
     if not path.exists():
         return 0
@@ -291,7 +289,7 @@ def export(work: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     captioner = shipped.untrained(_decoder_config(tokenizer, "captioner"))
-    language_model = GPT2LMHeadModel(_decoder_config(tokenizer, "language_model"))
+    language_model: Any = GPT2LMHeadModel(_decoder_config(tokenizer, "language_model"))
     for name, model in (("captioner", captioner), ("language_model", language_model)):
         tensors = load_file(work / f"{name}.safetensors")
         for parameter_name, parameter in model.named_parameters():
@@ -311,9 +309,10 @@ def evaluate(work: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(shipped.CAPTIONER)
     model = shipped.captioner()
-    language_model = AutoModelForCausalLM.from_pretrained(
+    language_model: Any = AutoModelForCausalLM.from_pretrained(
         shipped.LANGUAGE_MODEL, dtype=torch.float32
-    ).eval()
+    )
+    language_model.eval()
     figures: dict[str, Any] = {}
     for split in get_args(Split):
         found = regions(split)
@@ -354,11 +353,20 @@ def _exact(
         if kind == "thing":
             composed = [(s, r) for s, r in pairs if len(r.names) == 2]  # scenes have two names
             yield "composed_thing", _share(text in region.names for text, region in composed)
-            for attribute, position in (("colour", 1), ("shape", -1)):
-                yield f"composed_{attribute}", _share(
-                    text.split()[position : position + 1 or None] == [r.names[1].split()[position]]
-                    for text, r in composed
-                )
+            yield (
+                "composed_colour",
+                _share(_word(s, 1) == _word(r.names[1], 1) for s, r in composed),
+            )
+            yield (
+                "composed_shape",
+                _share(_word(s, -1) == _word(r.names[1], -1) for s, r in composed),
+            )
+
+
+def _word(text: str, position: int) -> str:
+    """A word of a text: the second of "a red star" is the colour, the last one the shape."""
+    words = text.split()
+    return words[position] if len(words) > 1 else ""
 
 
 def _share(right: Iterator[bool]) -> float:

@@ -56,7 +56,7 @@ class Settings:
 
 
 class Captions:
-    """The captions of every picture, tokenised once."""
+    """The captions of every picture."""
 
     def __init__(self, path: Path) -> None:
         entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -65,7 +65,6 @@ class Captions:
         index = {text: row for row, text in enumerate(texts)}
         self.texts = texts
         self.rows = [[index[text] for text in entry["captions"]] for entry in entries]
-        self.tokens: Tensor = clip_weights.tokenizer()(texts)
         first = {entry["captions"][0] for entry in entries}
         self.names = np.array(sorted(index[text] for text in first))
 
@@ -83,7 +82,7 @@ def trimmed(tokens: Tensor) -> Tensor:
 def meanings(module: Any, captions: Captions, path: Path) -> Tensor:
     """Unit vectors (T, D) of the frozen text tower, computed once and kept in ``path``."""
     if not path.is_file():
-        tokens, width = captions.tokens, module.text.proj.in_features
+        tokens, width = clip_weights.tokenizer()(captions.texts), module.text.proj.in_features
         result = torch.empty(len(tokens), width)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for rows in (tokens != 0).sum(1).argsort().split(256):
@@ -203,7 +202,7 @@ class Trainer:
 
     def rate(self) -> float:
         """Share of the full learning rate at this step: a warm-up, then half a cosine."""
-        warm = 60
+        warm = max(1, self.settings.steps // 12)
         done = max(0.0, (self.step - warm) / max(1, self.settings.steps - warm))
         return min(1.0, (self.step + 1) / warm) * 0.5 * (1 + float(np.cos(np.pi * done)))
 

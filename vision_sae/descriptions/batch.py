@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles import bundle
 from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.evidence import neurons
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.evidence.neurons import Neurons
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.job import Budget, Job, Target
 from vision_sae.descriptions.jobs.queue import LabelJobs
@@ -22,7 +22,8 @@ from vision_sae.descriptions.jobs.worker import Label, Pace, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
-from vision_sae.files import sha256_json
+from vision_sae.errors import NotFoundError
+from vision_sae.files import MANIFEST, published, read_json, sha256_json
 
 _SHOWN_EVERY = 1.0
 """Seconds between looks at the job's progress."""
@@ -35,12 +36,33 @@ class EvidenceFolder:
     kind: Literal["bundle", "neurons"]
     path: Path
 
+    @staticmethod
+    def published(path: Path) -> bool:
+        """Whether anything is published there."""
+        return (published(path) / MANIFEST).is_file()
+
+    @classmethod
+    def at(cls, path: Path) -> EvidenceFolder:
+        """What is published there; raises `NotFoundError` when it is no evidence."""
+        kinds: dict[str, Literal["bundle", "neurons"]] = {
+            bundle.FORMAT: "bundle",
+            neurons.FORMAT: "neurons",
+        }
+        found = read_json(published(path) / MANIFEST)["format"] if cls.published(path) else ""
+        if found not in kinds:
+            raise NotFoundError(
+                f"{path} is neither a bundle nor evidence of neurons; run `vision-sae build` or "
+                "`vision-sae label`",
+                field="units",
+            )
+        return cls(kinds[found], path)
+
     def open(self) -> dict[str, Evidence]:
         """{name: evidence}, in order."""
         if self.kind == "bundle":
-            evidence = BundleEvidence(Bundle(self.path))
+            evidence = BundleEvidence(bundle.Bundle(self.path))
             return {evidence.name: evidence}
-        return {evidence.name: evidence for evidence in Neurons(self.path)}
+        return {evidence.name: evidence for evidence in neurons.Neurons(self.path)}
 
 
 def labelling(evidence: Mapping[str, Evidence], toolbox: Toolbox) -> Label:

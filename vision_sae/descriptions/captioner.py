@@ -96,13 +96,16 @@ class _Beam(LogitsProcessor):
 class _Searcher:
     """Beam search with an image-to-text model of transformers."""
 
+    _end: int
+
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self._tokenizer = model, tokenizer
         for part in model.modules():  # what a checkpoint asks for, such as penalties, is not p(d|E)
             if getattr(part, "generation_config", None) is not None:
                 part.generation_config = _plain(part.generation_config)
         if isinstance(model, BlipForConditionalGeneration):  # names the token by another name
-            self._end = model.config.text_config.sep_token_id
+            text_config: Any = model.config.text_config
+            self._end = text_config.sep_token_id
         else:
             self._end = model.generation_config.eos_token_id
         if not isinstance(self._end, int):
@@ -139,7 +142,7 @@ def _plain(given: GenerationConfig) -> GenerationConfig:
     """The special tokens of a generation configuration, and nothing else of it."""
     end = given.eos_token_id
     end = end[0] if isinstance(end, list) and len(end) == 1 else end
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=given.bos_token_id,
         decoder_start_token_id=given.decoder_start_token_id,
         eos_token_id=end,

@@ -3,13 +3,12 @@
 The regions a unit fires on (masked, one a source) are compared with every word of a vocabulary by
 soft-WPMI (`vision_sae.descriptions.wpmi`), against a prior that is stored
 (`vision_sae.descriptions.prior`). Phrases are then composed of the best words
-(`vision_sae.descriptions.phrases`); one is preferred to the best word when it is better by more
-than the logarithm of the number of phrases tried: what the choice among so many is worth by itself.
+(`vision_sae.descriptions.phrases`); one is preferred to the best word when it is better by a margin
+that allows for the choice among so many.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
-from vision_sae.descriptions.phrases import PhraseSearch, Region
+from vision_sae.descriptions.phrases import MARGIN, PhraseSearch, Region
 from vision_sae.descriptions.prior import Prior, load_prior
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Description, Score
@@ -103,8 +102,8 @@ class ContrastiveDescriber:
         scores = soft_wpmi(torch.exp(logits - log_partition), search.prior.mean_posterior)
         words = self._best_words(scores)
         phrases = self._phrases(Region(regions, log_partition), scores, search)
-        (text, pmi), margin = words[0], math.log(max(1, len(phrases)))
-        if phrases and phrases[0][1] > pmi + margin:
+        text, pmi = words[0]
+        if phrases and phrases[0][1] > pmi + MARGIN:
             text, pmi = phrases[0]
         if pmi <= 0:
             return self._abstention(unit, "no word is likelier than it is anywhere", firings)
@@ -123,7 +122,6 @@ class ContrastiveDescriber:
                 "word": words[0][0],
                 "word_pmi": round(words[0][1], 4),
                 "phrases_tried": len(phrases),
-                "phrase_margin": round(margin, 4),
                 "vocabulary": self._vocabulary.identity,
                 "prior": search.prior.identity,
                 "probe": self._probe.identity,
@@ -143,7 +141,7 @@ class ContrastiveDescriber:
         if len(rows) == 0:
             return []
         names = [self._vocabulary.words[row] for row in rows.tolist()]
-        found = search.phrases.search(region, names, search.words[rows])
+        found = search.phrases.search(region, names, search.words[rows], float(scores.max()))
         return sorted(found, key=lambda candidate: -candidate[1])
 
     def _abstention(self, unit: int, reason: str, firings: list[Firing]) -> Description:

@@ -87,7 +87,7 @@ jobs = Table(
     tables,
     Column("id", sa.Integer, primary_key=True),
     Column("name", sa.String(64), nullable=False, unique=True),
-    Column("request_id", sa.String(64), nullable=True, unique=True),
+    Column("request_id", sa.String(128), nullable=True, unique=True),
     Column("target", sa.JSON, nullable=False),
     Column("config", sa.JSON, nullable=False),
     Column("describer", sa.String(64), nullable=False),

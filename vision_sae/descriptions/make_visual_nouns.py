@@ -27,7 +27,8 @@ _FEWEST = {
 where few things can be seen (the running text has much chemistry)."""
 _ALSO = (
     "person", "man", "woman", "child", "boy", "girl", "baby", "crowd", "animal", "text", "word",
-    "letter", "number", "sign", "symbol", "logo", "flag", "map", "fire", "heart", "smile", "pattern",
+    "letter", "number", "sign", "symbol", "logo", "flag", "map", "fire", "heart", "smile",
+    "pattern",
 )  # fmt: skip
 """People, print, and what WordNet knows mostly as something else."""
 _NOUN = "1"

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vision_sae.config import MilanConfig
-from vision_sae.descriptions.captioner import Captioner, load_captioner
 from vision_sae.descriptions.evidence.protocol import Evidence, split
-from vision_sae.descriptions.language_model import LanguageModel, load_language_model
 from vision_sae.descriptions.protocol import Description, Score
+
+if TYPE_CHECKING:  # both load transformers, which takes seconds
+    from vision_sae.descriptions.captioner import Captioner
+    from vision_sae.descriptions.language_model import LanguageModel
 
 _CANDIDATES = 10
 """Texts that a description keeps."""
@@ -36,10 +39,14 @@ class MilanDescriber:
 
     @cached_property
     def _captioner(self) -> Captioner:
+        from vision_sae.descriptions.captioner import load_captioner
+
         return load_captioner(self._config.captioner)
 
     @cached_property
     def _language_model(self) -> LanguageModel:
+        from vision_sae.descriptions.language_model import load_language_model
+
         return load_language_model(self._config.language_model)
 
     def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:

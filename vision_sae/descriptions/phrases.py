@@ -7,18 +7,25 @@ the objective of a word, against its own prior, as if it and its likes were adde
 vocabulary. Its likes have to be: "white apple" is likelier for a red apple than for anything else,
 and would pass for a label of red apples if "red apple" did not claim them.
 
-Texts are embedded in batches that are always the same: all that is made of one thing, or all that
-is tried last for one unit. A batch's composition moves the last bits of its vectors, and labels
-must not depend on which units were asked for before.
+Embedding texts is what takes time. So a phrase is first imagined, as the sum of the directions of
+its two sides, which needs no text tower. Only where something imagined beats the best word are the
+phrases embedded.
+
+They are embedded in batches that are always the same: all that is made of one thing, or all that is
+tried last for one unit. A batch's composition moves the last bits of its vectors, and labels must
+not depend on which units were asked for before.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vision_sae.descriptions.attributes import (
@@ -34,6 +41,9 @@ from vision_sae.descriptions.prior import Prior, posterior_beside
 from vision_sae.descriptions.wpmi import soft_wpmi
 from vision_sae.models.protocol import ContrastiveModel
 
+MARGIN = math.log(len(ATTRIBUTES) + len(PARTS))
+"""By how many nats a phrase must be better than a word: what choosing one of so many additions to
+the word is worth by itself."""
 _KEPT = 1024
 """Things whose phrases are kept in memory, about 100 KB each."""
 _SECOND = 4
@@ -79,47 +89,84 @@ def _with_attributes(attributes: Sequence[str], thing: str) -> str:
     return " ".join((*sorted(attributes, key=_ORDER.__getitem__), thing))
 
 
-def _in_pairs(things: Sequence[str], directions: Tensor) -> list[str]:
-    """"A with B" of things that are not much the same."""
-    return [
-        f"{things[i]} with {things[j]}"
-        for i, j in combinations(range(len(things)), 2)
-        if float(directions[i] @ directions[j]) < _SAME
-        and not set(things[i].split()) & set(things[j].split())
-    ]
-
-
 class PhraseSearch:
     """The beam search of one model and prior."""
 
     def __init__(self, model: ContrastiveModel, prior: Prior) -> None:
         self._model = model
         self._prior = prior
+        self._additions = prior.centred_texts(model.embed_texts(ATTRIBUTES + PARTS).float().cpu())
         self._around = lru_cache(maxsize=_KEPT)(self._embed_around)
+        self._imagined_priors: dict[str, Tensor] = {}
 
     def search(
-        self, region: Region, things: Sequence[str], directions: Tensor
+        self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
     ) -> list[tuple[str, float]]:
         """Phrases and their pmi in nats, in the order in which they are tried.
 
-        ``things`` are the unit's best words, best first, and ``directions`` (T, E) their centred
-        embeddings. The number of phrases returned is what was tried: whoever takes the best of
-        them must allow for it.
+        ``things`` are the unit's best words, best first, ``directions`` (T, E) their centred
+        embeddings, and ``word_pmi`` is what there is to beat. Whoever prefers the best of so many
+        to a word must allow for `MARGIN`.
         """
         found: list[tuple[str, float]] = []
-        tried = [(thing, self._around(thing)) for thing in things]
-        scored = [self._score(region, around) for _, around in tried]
-        for (_, around), scores in zip(tried, scored, strict=True):
-            found += zip(around.texts, scores.pmi, strict=True)
-        best = max(range(len(tried)), key=lambda i: max(scored[i].pmi))
-        thing, around = tried[best]
-        last = [
-            *self._second_attributes(thing, scored[best].pmi),
-            *_in_pairs(things, directions),
+        last: list[str] = []
+        partition, prior_partition = region.log_partition, self._prior.log_partition
+        to_beat = word_pmi + MARGIN
+        for thing, direction in zip(things, directions, strict=True):
+            if self._imagine_around(region, thing, direction) <= word_pmi:
+                continue
+            around = self._around(thing)
+            scored = self._score(region, around)
+            found += zip(around.texts, scored.pmi, strict=True)
+            if max(scored.pmi) > to_beat:
+                to_beat, last = max(scored.pmi), self._second_attributes(thing, scored.pmi)
+                partition, prior_partition = scored.log_partition, around.log_partition
+        last += self._pairs(region, things, directions, word_pmi)
+        if last:
+            texts = self._embed(last, prior_partition)
+            scored = self._score(region._replace(log_partition=partition), texts)
+            found += zip(last, scored.pmi, strict=True)
+        return found
+
+    def _imagine_around(self, region: Region, thing: str, direction: Tensor) -> float:
+        """The best pmi of a thing with an attribute or part, imagined."""
+        directions = F.normalize(self._additions + direction, dim=1)
+        mean = self._imagined_priors.get(thing)
+        if mean is None:
+            mean = self._imagined_priors[thing] = self._imagined_prior(directions)
+        return max(self._score_imagined(region, directions, mean))
+
+    def _pairs(
+        self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
+    ) -> list[str]:
+        """ "A with B" of things that are not much the same, where it is worth a try."""
+        pairs = [
+            (i, j)
+            for i, j in combinations(range(len(things)), 2)
+            if float(directions[i] @ directions[j]) < _SAME
+            and not set(things[i].split()) & set(things[j].split())
         ]
-        texts = self._embed(last, around.log_partition)
-        scores = self._score(region._replace(log_partition=scored[best].log_partition), texts)
-        return [*found, *zip(last, scores.pmi, strict=True)]
+        if not pairs:
+            return []
+        first, second = torch.tensor(pairs).T
+        sums = F.normalize(directions[first] + directions[second], dim=1)
+        pmi = self._score_imagined(region, sums, self._imagined_prior(sums))
+        return [
+            f"{things[i]} with {things[j]}"
+            for (i, j), value in zip(pairs, pmi, strict=True)
+            if value > word_pmi
+        ]
+
+    def _imagined_prior(self, directions: Tensor) -> Tensor:
+        similarities = self._prior.regions @ directions.T
+        return posterior_beside(similarities, self._prior.log_partition).probabilities.mean(0)
+
+    def _score_imagined(
+        self, region: Region, directions: Tensor, mean_posterior: Tensor
+    ) -> list[float]:
+        likely = posterior_beside(region.vectors @ directions.T, region.log_partition)
+        scores: list[float] = soft_wpmi(likely.probabilities, mean_posterior).tolist()
+        return scores
 
     def _embed_around(self, thing: str) -> _Texts:
         """A thing with each attribute, then as the whole of each part."""

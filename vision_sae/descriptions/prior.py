@@ -99,12 +99,11 @@ def _sample(evidence: Evidence) -> list[Firing]:
     halves = (split(evidence, int(unit)).describe for unit in _spaced(evidence.width, _UNITS))
     taken = [[half[i] for i in _spaced(len(half), _REGIONS_PER_UNIT)] for half in halves if half]
     firings = list(chain.from_iterable(taken))
-    missing = max(0, _FEWEST_REGIONS - len(firings)) if firings else 0
-    elsewhere = _spaced(len(evidence.images), missing) if missing else []
-    moved = [
-        firings[i % len(firings)]._replace(image=int(image)) for i, image in enumerate(elsewhere)
-    ]
-    return firings + moved
+    if not firings:
+        return []
+    elsewhere = _spaced(len(evidence.images), max(0, _FEWEST_REGIONS - len(firings)))
+    moved = (firings[i % len(firings)]._replace(image=int(at)) for i, at in enumerate(elsewhere))
+    return [*firings, *moved]
 
 
 def _estimate(identity: str, regions: Tensor, words: Tensor) -> Prior:

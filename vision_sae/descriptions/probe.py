@@ -60,7 +60,7 @@ def _shared(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.
     """Lengths of the intersections of the intervals between these edges."""
     ends = np.minimum(one[1:, None], other[None, 1:])
     starts = np.maximum(one[:-1, None], other[None, :-1])
-    return np.maximum(ends - starts, 0).astype(np.float32)
+    return np.asarray(np.maximum(ends - starts, 0), dtype=np.float32)
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +134,7 @@ class Probe:
             x0, y0, x1, y1 = evidence.grid.boxes(there)[firing.mask.reshape(-1)].mean(0).tolist()
             x, y = (x0 + x1) / 2, (y0 + y1) / 2
             return self.grid.inside((x, y, x, y), here).astype(np.float32)
-        return area.reshape(-1)
+        return np.asarray(area.reshape(-1))
 
     def regions(self, evidence: Evidence, firings: Sequence[Firing]) -> NDArray[np.float32]:
         """The masked region of each firing as one vector of unit length (n, E)."""
@@ -152,7 +152,7 @@ class Probe:
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to unit length; rows of zeros stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def _batches(

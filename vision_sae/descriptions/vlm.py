@@ -78,13 +78,12 @@ class VlmDescriber:
             raise MissingDependencyError(
                 "the describer vlm needs: pip install 'vision-sae[vlm]'", field="describer"
             ) from error
-        key = os.environ.get(API_KEY_VARIABLE)
         # The library sends what it finds in variables that are meant for OpenAI's own server.
-        unsent = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+        unsent: Any = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         return openai.OpenAI(
             base_url=self._config.url,
-            api_key=key or "none",
-            default_headers=unsent if key else {**unsent, "Authorization": openai.Omit()},
+            api_key=os.environ.get(API_KEY_VARIABLE) or "none",
+            default_headers=unsent,
             timeout=self._config.timeout_seconds,
             max_retries=self._config.retries,
             # Clear text must not leave this machine by a redirection or a proxy either.
@@ -123,21 +122,23 @@ class VlmDescriber:
         """The server's answer about these crops, as it came but for white space around it."""
         import openai
 
+        client, keyless = self._client, not os.environ.get(API_KEY_VARIABLE)
         content: list[dict[str, Any]] = [{"type": "text", "text": _PROMPT}]
         content += [{"type": "image_url", "image_url": {"url": _data_url(c)}} for c in crops]
         try:
-            completion = self._client.chat.completions.create(
+            completion = client.chat.completions.create(
                 model=self._config.model,
                 messages=[{"role": "user", "content": content}],
                 temperature=0,
                 max_tokens=_MOST_TOKENS,
+                extra_headers={"Authorization": openai.Omit()} if keyless else None,
             )
             answer = _Completion.model_validate(completion, from_attributes=True)
         except openai.APIStatusError as error:
             raise _failure(f"answered with HTTP status {error.status_code}") from error
         except openai.APIConnectionError as error:
             raise _failure(f"could not be asked ({error})") from error
-        except (openai.OpenAIError, ValidationError, ValueError) as error:
+        except (openai.APIError, ValidationError, ValueError) as error:
             raise _failure("answered with something else than a chat completion") from error
         return (answer.choices[0].message.content or "").strip()
 

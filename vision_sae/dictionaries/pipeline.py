@@ -27,7 +27,7 @@ from vision_sae.dictionaries.training.distributed import Group, join_group
 from vision_sae.dictionaries.training.end_to_end import train_end_to_end
 from vision_sae.dictionaries.training.loop import train, train_together
 from vision_sae.dictionaries.training.scaling import input_scaling
-from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
+from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import sha256_json
 from vision_sae.models.protocol import Model
 
@@ -47,17 +47,10 @@ def splice(store: ActivationStore, images: Path) -> Spliced:
 
     Raises `MismatchError` when the model that answers to the store's name has other weights.
     """
-    from vision_sae.models.registry import load_model
+    from vision_sae.models.bound import load_bound_model
     from vision_sae.pictures.folder import image_folder
 
-    wanted = store.manifest["model"]
-    model = load_model(wanted["name"])
-    if model.identity()["weights_sha256"] != wanted["weights_sha256"]:
-        raise MismatchError(
-            f"model {wanted['name']} has other weights than the store was harvested from; harvest "
-            "again",
-            field="model",
-        )
+    model = load_bound_model(store.manifest["model"])
     return Spliced(model, [model.preprocess(p.load()) for p in image_folder(images)])
 
 

@@ -6,7 +6,6 @@ given.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,15 +24,15 @@ from vision_sae.bundles.bundle import Bundle, republish
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.dictionaries.metrics import Metrics, MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.errors import InvalidInputError, MismatchError
+from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
 from vision_sae.evaluation.density import DensityHistogram, density_histogram
 from vision_sae.evaluation.downstream import Downstream, downstream
 from vision_sae.evaluation.matching import Matching, match
 from vision_sae.evaluation.monosemanticity import MonosemanticityAccumulator, max_pooled
 from vision_sae.files import MANIFEST, published, read_json
+from vision_sae.models.bound import load_bound_model
 from vision_sae.models.protocol import Model
-from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture
 
 _ROWS = 4096
@@ -80,20 +79,6 @@ def open_dictionary(path: Path) -> tuple[Dictionary, dict[str, Any], Bundle | No
         bundle = Bundle(path)
         return bundle.dictionary, bundle.manifest, bundle
     return *load_dictionary(path), None
-
-
-def load_bound_model(identity: dict[str, Any]) -> Model:
-    """Load the model that a manifest names; refuse, by name, one that is not the same."""
-    model = load_model(identity["name"])
-    ours = json.loads(json.dumps(model.identity()))  # tuples become lists, as in the manifest
-    for key in ("weights_sha256", "preprocessing", "grid"):
-        if ours[key] != identity[key]:
-            raise MismatchError(
-                f"the dictionary belongs to a model whose {key} is {identity[key]}, but "
-                f"{identity['name']} has {ours[key]}; put back the model it was made from",
-                field=key,
-            )
-    return model
 
 
 def _pixels(model: Model, pictures: Sequence[Picture], *, progress: bool) -> Iterator[Tensor]:

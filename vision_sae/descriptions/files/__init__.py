@@ -1,1 +1,1 @@
-"""Labels and evidence in the files that others read and write: MILAN's layout, CSV, JSONL, Parquet."""
+"""Labels and evidence in files that others read and write: MILAN's, CSV, JSONL and Parquet."""

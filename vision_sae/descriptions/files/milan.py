@@ -12,26 +12,19 @@ unit of fewer than k pictures is written with black ones, empty masks and the id
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 
-from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.evidence.protocol import FIRINGS, Evidence, Firing, split
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
-from vision_sae.files import publishing, sha256_file, sha256_json
-from vision_sae.models.grid import PatchGrid, Preprocessing
-from vision_sae.models.protocol import Model
+from vision_sae.files import publishing
 from vision_sae.pictures.decode import decode_image
-from vision_sae.resources import site_resource
 
 IMAGES, MASKS, UNITS = "images.npy", "masks.npy", "units.npy"
 IDS, ACTIVATIONS = "ids.csv", "activations.csv"
@@ -41,9 +34,6 @@ SIZE = 224
 """Side of a picture in pixels."""
 EMPTY = -1
 """The id in a place without a picture."""
-
-_BATCH = 16
-_JPEG_QUALITY = 95
 
 
 class UnitExemplars(NamedTuple):
@@ -93,9 +83,10 @@ class MilanLayer:
 
     def _check_tables(self) -> None:
         count, k = self.images.shape[:2]
-        if self.units.shape != (count,) or len(np.unique(self.units)) != count:
+        distinct = np.unique(self.units)
+        if self.units.shape != (count,) or len(distinct) != count or (distinct < 0).any():
             raise CorruptArtifactError(
-                f"{self.path / UNITS} must name each of the {count} units once"
+                f"{self.path / UNITS} must give each of the {count} units a number of its own"
             )
         for name, table in ((IDS, self.ids), (ACTIVATIONS, self.activations)):
             if table is not None and table.shape != (count, k):
@@ -112,15 +103,19 @@ class MilanLayer:
         return self._row[unit]
 
     def unit(self, unit: int) -> UnitExemplars:
-        """The pictures of a unit, read from the disk."""
+        """The pictures of a unit; the images are mapped."""
         row = self.row(unit)
-        return UnitExemplars(
-            np.array(self.images[row]),
-            self.masks[row, :, 0] != 0,
-            self.picture_ids[row],
-            np.ones(self.exemplars, np.float32) if self.activations is None
-            else self.activations[row],
-        )  # fmt: skip
+        activations = np.ones(self.exemplars, dtype=np.float32)
+        if self.activations is not None:
+            activations = self.activations[row]
+        masks = self.masks[row, :, 0] != 0
+        return UnitExemplars(self.images[row], masks, self.picture_ids[row], activations)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the layout that are there."""
+        names = (IMAGES, MASKS, UNITS, IDS, ACTIVATIONS)
+        return [self.path / name for name in names if (self.path / name).is_file()]
 
     @property
     def picture_ids(self) -> NDArray[np.int64]:
@@ -151,137 +146,9 @@ def _table(path: Path, dtype: type[np.generic]) -> NDArray[Any] | None:
     if not path.is_file():
         return None
     try:
-        return np.loadtxt(path, delimiter=",", ndmin=2).astype(dtype)
+        return np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
     except ValueError as error:
         raise CorruptArtifactError(f"{path} is no table of numbers ({error})") from error
-
-
-# Reading a layer as evidence
-
-
-class _Thumbnails(Sequence[bytes]):
-    """JPEGs of the pictures that stand at some (row, slot), made when asked for."""
-
-    def __init__(self, images: NDArray[np.uint8], places: NDArray[np.int64]) -> None:
-        self._images, self._places = images, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        jpeg = io.BytesIO()
-        self.picture(index).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
-        return jpeg.getvalue()
-
-    def picture(self, index: int) -> Image.Image:
-        """One picture as it is stored."""
-        row, slot = self._places[index]
-        return Image.fromarray(np.ascontiguousarray(self._images[row, slot].transpose(1, 2, 0)))
-
-
-def read_evidence(
-    directory: Path, model: Model, *, name: str = "", side: int = 14
-) -> ArrayEvidence:
-    """A layer's exemplars as evidence, so that its units can be described and scored.
-
-    Units keep their numbers; those that the files leave out are silent. Each mask is laid on a grid
-    of ``side`` x ``side`` patches: a patch belongs to it when at least half of it does. What a
-    unit does in pictures beside its own exemplars is not in the files and counts as silence.
-    ``name`` is the model the units belong to (the root's name when empty). ``model`` embeds the
-    pictures, since the units' own is not in the files; look-alikes are found by it.
-    """
-    layer = MilanLayer(directory)
-    height, width = layer.images.shape[3:]
-    if height % side or width % side:
-        raise InvalidInputError(
-            f"pictures of {width} x {height} pixels do not divide into {side} x {side} patches",
-            field="side",
-        )
-    ids, places, numbers = _pictures(layer.picture_ids)
-    grid = PatchGrid(side, side, 0, height // side, width // side)
-    units = int(layer.units.max(initial=-1)) + 1
-    kept = min(layer.exemplars, FIRINGS)
-    peaks = np.zeros((units, len(ids)), dtype=np.float32)
-    firing = np.full((units, kept), -1, dtype=np.int64)
-    maps = np.zeros((units, kept, grid.patches), dtype=np.float16)
-    for unit in layer.units.tolist():
-        seen, own = layer.unit(unit), numbers[layer.row(unit)]
-        order = np.argsort(-seen.activations, kind="stable")
-        order = order[(seen.ids[order] != EMPTY) & (seen.activations[order] > 0)][:kept]
-        np.maximum.at(peaks[unit], own[order], seen.activations[order])
-        firing[unit, : len(order)] = own[order]
-        regions = _patches(seen.masks[order], grid)
-        maps[unit, : len(order)] = regions * seen.activations[order, None]
-    thumbnails = _Thumbnails(layer.images, places)
-    digests = {p.name: sha256_file(p) for p in _files(directory)}
-    return ArrayEvidence(
-        name=site_resource(name or directory.resolve().parent.name, layer.layer),
-        identity=sha256_json([layer.layer, digests, grid.to_json(), model.identity()]),
-        data_sha256=sha256_json([digests[IMAGES], digests.get(IDS)]),
-        site=layer.layer,
-        images=[ImageRecord(str(i), width, height, "", ()) for i in ids.tolist()],
-        grid=grid,
-        preprocessing=Preprocessing(height, width, crop_mode="squash"),
-        thumbnails=thumbnails,
-        embeddings=_embeddings(thumbnails, model),
-        all_peaks=peaks,
-        firing_images=firing,
-        maps=maps,
-        thresholds=_thresholds(maps),
-    )
-
-
-def _files(directory: Path) -> list[Path]:
-    names = (IMAGES, MASKS, UNITS, IDS, ACTIVATIONS)
-    return [directory / name for name in names if (directory / name).is_file()]
-
-
-def _pictures(
-    ids: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct pictures of (units, k) ids: their ids (N), where each stands (N, 2) as row and
-    slot, and the number of each place (units, k), meaningless in empty ones."""
-    distinct, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    inverse, real = inverse.reshape(ids.shape), distinct != EMPTY
-    numbers = np.cumsum(real) - 1
-    places = np.stack(np.unravel_index(first[real], ids.shape), axis=1)
-    return distinct[real], places, numbers[inverse]
-
-
-def _patches(masks: NDArray[np.bool_], grid: PatchGrid) -> NDArray[np.bool_]:
-    """Masks (n, H, W) in pixels -> which patches they are (n, patches), at least one each.
-
-    Where no patch is half covered, the best covered ones count; of an empty mask, all.
-    """
-    shape = (len(masks), grid.rows, grid.patch_height, grid.cols, grid.patch_width)
-    shares = masks.reshape(shape).mean((2, 4)).reshape(len(masks), grid.patches)
-    return np.asarray(shares >= np.minimum(0.5, shares.max(1, keepdims=True, initial=0)))
-
-
-def _thresholds(maps: NDArray[np.float16]) -> NDArray[np.float32]:
-    """The smallest activation of each unit's maps (units): every active patch is in a mask."""
-    positive = np.where(maps > 0, maps, np.inf).min(axis=(1, 2), initial=np.inf)
-    return np.where(np.isfinite(positive), positive, 0).astype(np.float32)
-
-
-def _embeddings(thumbnails: _Thumbnails, model: Model) -> NDArray[np.float32]:
-    """Of all pictures (N, E), some at a time."""
-    made = []
-    with torch.inference_mode():
-        for start in range(0, len(thumbnails), _BATCH):
-            batch = range(start, min(start + _BATCH, len(thumbnails)))
-            inputs = torch.stack([model.preprocess(thumbnails.picture(i)) for i in batch])
-            made.append(model.forward(inputs.to(model.device)).embedding.float().cpu())
-    return np.asarray(torch.cat(made)) if made else np.zeros((0, 0), dtype=np.float32)
-
-
-# Writing evidence as a layer
 
 
 def write_exemplars(
@@ -292,13 +159,12 @@ def write_exemplars(
     layer: str = "",
     exemplars: int = EXEMPLARS,
     size: int = SIZE,
-    choose: Callable[[Evidence, int], Sequence[Firing]] = lambda e, u: split(e, u).describe,
 ) -> Path:
     """Write the strongest firings of ``units`` as MILAN's exemplars; gives the directory.
 
-    The layer is named ``layer``, or by the evidence's site. ``choose`` says which firings of a unit
-    count: those that describers may see, so that what describes them elsewhere can be scored here.
-    Each picture is what the model was shown of it, made from its thumbnail.
+    They are of those that describers may see, so that what somebody makes of them can be scored on
+    the others. The layer is named ``layer``, or by the evidence's site. Each picture is what the
+    model was shown of it, made from its thumbnail.
     """
     layer = layer or evidence.site
     if Path(layer).name != layer or layer.startswith("."):
@@ -306,11 +172,10 @@ def write_exemplars(
     if not units or len(set(units)) != len(units):
         raise InvalidInputError("name each unit once, and one at least", field="units")
     directory, rows = root / layer, sorted(units)
+    seen = (split(evidence, unit).describe[:exemplars] for unit in rows)
     root.mkdir(parents=True, exist_ok=True)
     with publishing(directory) as (staging, manifest):
-        _write(staging, rows, exemplars, size, (
-            _exemplars(evidence, choose(evidence, unit)[:exemplars], size) for unit in rows
-        ))  # fmt: skip
+        _write(staging, rows, (_exemplars(evidence, s, size) for s in seen), exemplars, size)
         manifest |= {
             "format": "milan.exemplars",
             "evidence": evidence.name,
@@ -329,7 +194,7 @@ class _Exemplar(NamedTuple):
 
 
 def _write(
-    staging: Path, units: list[int], k: int, size: int, rows: Iterable[list[_Exemplar]]
+    staging: Path, units: list[int], rows: Iterable[list[_Exemplar]], k: int, size: int
 ) -> None:
     images, masks = (
         open_memmap(
@@ -365,11 +230,9 @@ def _exemplars(evidence: Evidence, firings: Sequence[Firing], size: int) -> list
 
 def _shown(evidence: Evidence, image: int, size: int) -> NDArray[np.uint8]:
     """What the model was shown of a picture (3, size, size); black where it was padded."""
-    picture, at, grid = (
-        decode_image(evidence.thumbnail(image)),
-        evidence.geometry(image),
-        evidence.grid,
-    )
+    picture = decode_image(evidence.thumbnail(image))
+    at, grid = evidence.geometry(image), evidence.grid
+    # Pixels of the thumbnail for one of the resized picture.
     across, down = picture.width / at.width / at.scale_x, picture.height / at.height / at.scale_y
     width, height = grid.cols * grid.patch_width, grid.rows * grid.patch_height
     box = (

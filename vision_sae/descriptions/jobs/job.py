@@ -48,7 +48,8 @@ class Target:
     identities: dict[str, str]
     """{parent of units: identity of the evidence to label them from}"""
     asked: dict[str, Any] = field(default_factory=dict)
-    """The wish that the units came from, as JSON, for whoever shows or filters jobs."""
+    """The request of a server's client that the units came from, as JSON: a server works on such
+    jobs. Empty for jobs of the command line, which bring their own describer."""
     config: dict[str, Any] = field(default_factory=dict)
     """Settings of the describer, as JSON."""
 

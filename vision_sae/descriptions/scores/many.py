@@ -76,7 +76,7 @@ def score_many(
 
     The controls of a unit are labels of others in the list: `control_texts`.
     """
-    check_request(metrics, negatives, sample)
+    check_request(metrics, negatives, sample, seed)
     for text in labels.values():
         check_text(text)
     others = control_texts(labels, count=controls, seed=seed)

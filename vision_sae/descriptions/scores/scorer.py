@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_sae.config import TextMetric
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Metric, Negatives, Score
@@ -17,15 +19,7 @@ from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
 
-METRICS: tuple[Metric, ...] = (
-    "detection_auc",
-    "detection_balanced_accuracy",
-    "fuzzing_auc",
-    "simulation_pearson",
-    "intruder_accuracy",
-    "cosy_auc",
-    "cosy_mean_difference",
-)
+METRICS: tuple[Metric, ...] = get_args(TextMetric)
 """What can be measured of a text; ``pmi`` is its describer's own."""
 _KINDS: tuple[Negatives, ...] = ("random", "hard")
 _WITH_NEGATIVES = detection.METRICS | {"intruder_accuracy"}
@@ -39,6 +33,8 @@ FEWEST = 5
 
 class Scorer:
     """Scores texts with one contrastive model; texts are embedded once."""
+
+    metrics = METRICS
 
     def __init__(self, model: ContrastiveModel, probe: Probe, *, level: Level = "picture") -> None:
         """``level``: what of a picture is compared with the text in detection."""
@@ -70,7 +66,7 @@ class Scorer:
         """
         for each in (text, *control_texts):
             check_text(each)
-        check_request(metrics, negatives, sample)
+        check_request(metrics, negatives, sample, seed)
         texts = self.embed([text, *control_texts])
         return self.score_embedded(evidence, unit, texts, metrics, negatives, sample, seed)
 
@@ -162,7 +158,7 @@ class Scorer:
         """The sources of ``evidence``, after a look whether the probe is of its pictures."""
         if evidence.identity not in self._sources:
             self._probe.check(self._model, evidence)
-            self._sources = {evidence.identity: Sources(evidence)}  # of the last one alone
+            self._sources[evidence.identity] = Sources(evidence)
         return self._sources[evidence.identity]
 
 
@@ -176,8 +172,10 @@ def check_text(text: str) -> None:
         )
 
 
-def check_request(metrics: Sequence[Metric], negatives: Sequence[Negatives], sample: int) -> None:
-    """Refuse metrics, kinds of negatives and sizes that do not exist."""
+def check_request(
+    metrics: Sequence[Metric], negatives: Sequence[Negatives], sample: int, seed: int
+) -> None:
+    """Refuse metrics, kinds of negatives, sizes and seeds that do not exist."""
     for metric in metrics:
         if metric not in METRICS:
             raise InvalidInputError(
@@ -195,6 +193,8 @@ def check_request(metrics: Sequence[Metric], negatives: Sequence[Negatives], sam
         )
     if sample < 1:
         raise InvalidInputError(f"a sample of {sample} pictures says nothing", field="sample")
+    if seed < 0:
+        raise InvalidInputError(f"a seed is not negative, {seed} is", field="seed")
 
 
 def abstain(scores: Sequence[Score]) -> str:

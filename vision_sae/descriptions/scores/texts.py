@@ -32,7 +32,7 @@ class TextEmbeddings:
                 vectors = self._model.embed_texts(batch).float().cpu().numpy()
             known |= zip(batch, vectors, strict=True)
         self._kept |= {text: known[text] for text in new[-_KEPT:]}
-        while len(self._kept) > _KEPT:
-            del self._kept[next(iter(self._kept))]
+        for oldest in list(self._kept)[: max(len(self._kept) - _KEPT, 0)]:
+            self._kept.pop(oldest, None)  # another thread may have been faster
         rows = [known[text] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self._model.embedding_dim), np.float32)

@@ -1,0 +1,104 @@
+"""Servers of tests, in this process, over a bundle of known vectors and a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests import worlds
+from vision_sae.bundles.build import build
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import BuildConfig, DescribeConfig, ServeConfig
+from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.store import LabelStore
+
+DICTIONARY = "dictionaries/zoo"
+MODEL = "models/tiny"
+WIDTH = 32
+FIRING = (0, 1, 2)
+"""The features of the zoo that fire: in pictures of cats, of dogs, and in one of a fox."""
+CAPTIONS = ["a cat", "a dog"] * 20
+PLAIN = DescribeConfig(describer="caption-pmi", metrics=())
+
+
+def zoo(root: Path, *, described: bool = True) -> Bundle:
+    """40 pictures of 4 patches; feature 0 fires in cats, 1 in dogs, 2 in one picture of a fox."""
+    vectors = np.zeros((41, 4, WIDTH))
+    for image in range(40):
+        vectors[image, image % 4, image % 2] = 1 + image
+    vectors[40, 2, 2] = 1
+    captions = [*CAPTIONS, "a fox"]
+    store = worlds.write_store(root / "store", [vectors], captions=captions)
+    worlds.write_dictionary(root / "d", worlds.identity_sae(WIDTH, 2), store)
+    build(store, root / "d", root / "zoo", BuildConfig(), progress=False)
+    if described:
+        describe_bundle(root / "zoo", PLAIN, progress=False)
+    return Bundle(root / "zoo")
+
+
+def state(bundle: Bundle, labels: LabelStore, labelling: Any = None) -> Any:
+    """What a server holds of one bundle, with a model that fits it."""
+    from vision_sae_server.labelling import Labelling
+    from vision_sae_server.lanes import Lane
+    from vision_sae_server.state import Served, ServedModel, State
+
+    model = ServedModel(worlds.tiny_model(img_size=16), Lane("model"))
+    served = Served(bundle, model, labels, BundleEvidence(bundle))
+    return State(
+        ServeConfig(port=0, drain_seconds=2),
+        {MODEL: model},
+        {served.resource: served},
+        labels,
+        labelling or Labelling(),
+        LabelJobs(labels),
+    )
+
+
+@contextmanager
+def serving(held: Any) -> Iterator[grpc.Channel]:
+    """A channel to a server on a free port."""
+    with address(held) as where, grpc.insecure_channel(where) as channel:
+        yield channel
+
+
+@contextmanager
+def address(held: Any) -> Iterator[str]:
+    """Where a server listens on a free port."""
+    from vision_sae_server.app import Server
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> Server:
+        server = Server(held)
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, str]:
+    """(code, reason, field) of what a call raised."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in rpc_status.from_call(error).details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+    return error.code(), info.reason, info.metadata["field"]

@@ -1,0 +1,86 @@
+"""Labelling everything in one job that goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.test_caption_pmi import CONFIG, bundle_of, world
+from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.batch import EvidenceFolder, label_all
+from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.jobs.job import Budget, Job
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.store import LabelStore
+
+PARENT = "dictionaries/bundle"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> EvidenceFolder:
+    """A bundle of six features, three of which have labels."""
+    return EvidenceFolder("bundle", bundle_of(tmp_path, *world()).path)
+
+
+def run(
+    tmp_path: Path, folder: EvidenceFolder, config: DescribeConfig = CONFIG, **more: int
+) -> Job:
+    workers, units = more.get("workers", 1), more.get("units")
+    url, probes = str(tmp_path / "labels.sqlite"), tmp_path / "probes"
+    budget = Budget(units)
+    return label_all(url, folder, config, probes, workers=workers, budget=budget, progress=False)
+
+
+def stored(tmp_path: Path) -> dict[int, Description]:
+    store = LabelStore(str(tmp_path / "labels.sqlite"))
+    return {i: entry.description for i, entry in store.currents(PARENT).items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_job_labels_every_unit_as_describe_does(
+    workers: int, tmp_path: Path, folder: EvidenceFolder
+) -> None:
+    job = run(tmp_path, folder, workers=workers)
+    assert (job.state, job.total, job.labelled, job.abstained) == ("succeeded", 6, 3, 3)
+    described = describe_bundle(folder.path, CONFIG, progress=False).descriptions
+    assert {i: d.text for i, d in stored(tmp_path).items()} == {
+        i: row["text"] for i, row in described.items()
+    }
+
+
+def test_command_given_again_finds_its_finished_job(tmp_path: Path, folder: EvidenceFolder) -> None:
+    first, again = run(tmp_path, folder), run(tmp_path, folder)
+    assert again == first
+
+
+def test_job_behind_one_that_ran_out_takes_the_units_that_are_left(
+    tmp_path: Path, folder: EvidenceFolder
+) -> None:
+    first = run(tmp_path, folder, units=4)
+    assert (first.state, first.done) == ("exhausted", 4)
+    second = run(tmp_path, folder)
+    assert (second.state, second.total) == ("succeeded", 2)
+    assert sorted(stored(tmp_path)) == list(range(6))
+
+
+def test_other_settings_are_another_job(tmp_path: Path, folder: EvidenceFolder) -> None:
+    first = run(tmp_path, folder)
+    strict = CONFIG.model_copy(
+        update={"caption_pmi": CONFIG.caption_pmi.model_copy(update={"words": 1})}
+    )
+    second = run(tmp_path, folder, strict)
+    assert second.name != first.name
+    jobs = LabelJobs(LabelStore(str(tmp_path / "labels.sqlite")))
+    assert [job.name for job in jobs.all()] == [second.name, first.name]
+
+
+def test_evidence_that_changed_is_another_job(tmp_path: Path, folder: EvidenceFolder) -> None:
+    first = run(tmp_path, folder)
+    vectors, captions = world()
+    vectors[:, :, 5] = np.eye(60, 4)
+    (tmp_path / "other").mkdir()
+    moved = bundle_of(tmp_path / "other", vectors, captions)
+    assert run(tmp_path, EvidenceFolder("bundle", moved.path)).name != first.name

@@ -1,0 +1,126 @@
+"""From a model to labels of all its neurons, and what they are used for, on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from tests.unit.test_cli import SIZES, run, succeed
+
+PICTURES = 40
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model``, pictures in one folder a colour, and ``labels.sqlite`` of every neuron."""
+    root = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    sizes = SIZES | {"patch_size": 8}
+    module = timm.create_model("vit_tiny_patch16_224", **sizes)
+    save_for_hf(module, root / "model", model_args=sizes, safe_serialization=True)
+    random = np.random.default_rng(0)
+    lines = []
+    for i in range(PICTURES):
+        colour = list(COLOURS)[i % 2]
+        pixels = np.array(COLOURS[colour]) + random.integers(-25, 25, (32, 32, 3))
+        file = f"{colour}/{i:02}.png"
+        (root / "pictures" / colour).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "pictures" / file)
+        lines.append(json.dumps({"file": file, "caption": f"a {colour} wall"}))
+    (root / "pictures" / "captions.jsonl").write_text("\n".join(lines))
+    (root / "config.yaml").write_text("describe: {describer: caption-pmi, metrics: []}\n")
+    (root / "label.txt").write_text(label(root))
+    return root
+
+
+def label(root: Path, *more: object) -> str:
+    return succeed(
+        *("label", root / "model", "--images", root / "pictures", "--site", "blocks.*.mlp"),
+        *("--labels", root / "labels.sqlite", "--work", root / "work"),
+        *("--config", root / "config.yaml", *more),
+    ).output
+
+
+def neurons(root: Path) -> Path:
+    (found,) = (path for path in (root / "work").iterdir() if (path / "manifest.json").is_file())
+    return found
+
+
+def used(root: Path, command: str, *more: object) -> str:
+    """The output of a command that uses the labels."""
+    out = ["--labels", root / "labels.sqlite", "--out", root / f"{command}.json"]
+    return succeed(command, neurons(root), *more, *out).output
+
+
+def test_label_labels_every_neuron_of_the_matching_sites(world: Path) -> None:
+    # Two blocks of 4 x 32 neurons.
+    output = (world / "label.txt").read_text()
+    assert "succeeded" in output
+    assert "0 failed of 256" in output
+
+
+def test_label_given_again_has_nothing_to_do(world: Path) -> None:
+    assert label(world).splitlines()[-1] == (world / "label.txt").read_text().splitlines()[-1]
+
+
+def test_neurons_of_a_model_need_pictures(world: Path) -> None:
+    refused = run("label", world / "model", "--labels", world / "l.sqlite", "--work", world / "w")
+    assert refused.exit_code == 2
+    assert "--images" in refused.output
+
+
+def test_audit_finds_neurons_by_their_labels(world: Path) -> None:
+    output = used(world, "audit", "red")
+    findings = json.loads((world / "audit.json").read_text())
+    assert findings
+    for finding in findings:
+        assert "red" in finding["text"].split(", ")
+        assert finding["captions"].count("a red wall") >= 6
+    assert f"{len(findings)} of" in output
+
+
+def test_analyse_reports_what_kinds_of_neuron_are_worth(world: Path) -> None:
+    output = used(world, "analyse", "--images", world / "pictures", "--draws", 2)
+    made = json.loads((world / "analyse.json").read_text())
+    assert made["accuracy"] == 1  # the colours are easily told apart
+    assert made["pictures"] == PICTURES // 2
+    colour = next(effect for effect in made["effects"] if effect["kind"] == "colour")
+    assert colour["units"] > 0
+    assert "units of colour" in output
+
+
+def test_edit_reports_robustness_against_painted_words(world: Path) -> None:
+    output = used(world, "edit", "--images", world / "pictures", "--remove", "blue", "--draws", 1)
+    made = json.loads((world / "edit.json").read_text())
+    assert made["before"]["plain"] == 1
+    assert made["units"] > 0
+    assert "recovered" in output
+
+
+def test_units_without_labels_are_refused(world: Path) -> None:
+    refused = run("audit", neurons(world), "red", "--labels", world / "empty.sqlite")
+    assert refused.exit_code == 2
+    assert "no unit" in refused.output
+
+
+def test_folder_without_evidence_is_refused(world: Path) -> None:
+    refused = run("audit", world / "pictures", "red")
+    assert refused.exit_code == 2
+    assert "neither a bundle nor evidence" in refused.output
+
+
+def test_pictures_of_one_class_are_refused(world: Path) -> None:
+    refused = run(
+        *("analyse", neurons(world), "--images", world / "pictures" / "red"),
+        *("--labels", world / "labels.sqlite"),
+    )
+    assert refused.exit_code == 2
+    assert "two classes" in refused.output

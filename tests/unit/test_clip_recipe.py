@@ -1,0 +1,143 @@
+"""The recipe of the demo CLIP: what is held out stays out, and what the loss asks for."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision_sae.demo.clip_figures import Figure, Taboo, held_out, plain_name, with_article
+from vision_sae.demo.clip_pictures import SIDE, on_white, paint_word, plan, texture
+from vision_sae.demo.corpus_drawn import Concept, read_concepts
+from vision_sae.demo.make_corpus import CONCEPTS
+from vision_sae.demo.train_clip import loss
+
+PIG = Concept("1F416", "a pig", "heldout")
+TABOO = Taboo([PIG, Concept("1F9E6", "socks", "train")], {"1f416": "pig", "1f9e6": "pair of socks"})
+
+
+def figure(name: str, folder: Path, *, code: str = "", tags: tuple[str, ...] = ()) -> Figure:
+    path = folder / f"{name}.png"
+    Image.new("RGBA", (20, 10), (255, 0, 0, 255)).save(path)
+    return Figure("maker", name, with_article(name), tags, path=path, code=code, rounds=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["a pig", "Pigs", "a wild pig on grass", "a sock", "pair of socks"]
+)
+def test_a_text_that_names_a_held_out_concept_is_taboo(text: str) -> None:
+    assert TABOO.names(text)
+
+
+@pytest.mark.parametrize("text", ["a pigeon", "piggy bank", "a pair of shoes", ""])
+def test_a_text_that_only_looks_like_it_is_not(text: str) -> None:
+    assert not TABOO.names(text)
+
+
+def test_three_hundred_concepts_are_held_out_with_those_of_the_corpus_among_them() -> None:
+    concepts = read_concepts(CONCEPTS)
+    chosen = held_out(concepts)
+    assert len(chosen) == len({concept.phrase for concept in chosen}) == 300
+    assert {c for c in concepts if c.split == "heldout"} <= set(chosen)
+    assert chosen == held_out(concepts)
+
+
+def test_no_training_picture_shows_or_names_what_is_held_out(tmp_path: Path) -> None:
+    figures = [
+        figure("dog", tmp_path, tags=("animal", "not a pig")),
+        figure("cat", tmp_path),
+        figure("swine", tmp_path, code="1f416"),
+        figure("guinea pig", tmp_path),
+    ]
+    pictures = plan(figures, TABOO, seed=0)
+    texts = {text for picture in pictures for text in picture.captions}
+    assert {"a dog", "a cat"} <= texts
+    assert "animal" in texts
+    assert [text for text in texts if "swine" in text or "pig" in plain_name(text).split()] == []
+
+
+def test_pictures_are_painted_the_same_each_time(tmp_path: Path) -> None:
+    figures = [figure("dog", tmp_path), figure("cat", tmp_path)]
+    first, again = (plan(figures, TABOO, seed=3)[:20] for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert one.captions == other.captions
+        painted = one.paint()
+        assert (painted.size, painted.mode) == ((SIDE, SIDE), "RGB")
+        np.testing.assert_array_equal(np.asarray(painted), np.asarray(other.paint()))
+
+
+def test_a_held_out_figure_is_shown_in_the_middle_of_white(tmp_path: Path) -> None:
+    pixels = np.asarray(on_white(figure("bar", tmp_path), size=0.5))
+    red = (pixels == (255, 0, 0)).all(axis=2)
+    assert red.sum() == 112 * 56
+    assert (pixels[~red] == 255).all()
+    assert red[84:140, 56:168].all()
+
+
+def test_a_painted_word_changes_a_picture_only_where_it_stands() -> None:
+    plain = Image.new("RGB", (200, 200), (0, 0, 255))
+    written = paint_word(plain, "cat", random.Random(0))
+    changed = (np.asarray(written) != np.asarray(plain)).any(axis=2)
+    assert 0.005 < changed.mean() < 0.3
+    assert np.asarray(plain).reshape(-1, 3).tolist() == [[0, 0, 255]] * 40_000
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_texture_is_called_by_its_two_colours_and_has_both(seed: int) -> None:
+    name, picture = texture("red", "blue", random.Random(seed))
+    colours = {tuple(c) for c in np.asarray(picture).reshape(-1, 3).tolist()}
+    assert {(206, 44, 44), (44, 98, 198)} <= colours
+    assert "red" in name
+    assert "blue" in name
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("red apple", "a red apple"),
+        ("apple", "an apple"),
+        ("umbrella", "an umbrella"),
+        ("unicorn", "a unicorn"),
+        ("glasses", "glasses"),
+        ("flag mexico", "the flag of mexico"),
+    ],
+)
+def test_articles(name: str, phrase: str) -> None:
+    assert with_article(name) == phrase
+
+
+def test_loss_is_the_cross_entropy_both_ways() -> None:
+    """Two pictures along the axes with their own texts, scale ln 3: softmax (3, 1) / 4."""
+    axes, nothing = torch.eye(2), torch.zeros(0, 2)
+    apart, none = torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 0, dtype=torch.bool)
+    scale = torch.tensor(math.log(3))
+    assert float(loss(axes, axes, nothing, apart, none, scale)) == pytest.approx(math.log(4 / 3))
+
+
+def test_further_wrong_texts_count_for_pictures_unless_they_mean_the_same() -> None:
+    """A third text at 45 degrees to none: scale 1 and cosines 1, 0 and 0 for both pictures."""
+    axes = torch.eye(3)[:2]
+    apart, scale = torch.zeros(2, 2, dtype=torch.bool), torch.tensor(1.0)
+    further = torch.eye(3)[2:]
+    e = math.e
+    by_text = math.log((e + 1) / e)
+
+    def value(ignored: bool) -> float:
+        same = torch.full((2, 1), ignored)
+        return float(loss(axes, axes, further, apart, same, scale))
+
+    assert value(False) == pytest.approx((math.log((e + 2) / e) + by_text) / 2)
+    assert value(True) == pytest.approx(by_text)
+
+
+def test_captions_that_mean_the_same_are_not_told_apart() -> None:
+    images = torch.eye(2)
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # both pictures have the first one's text
+    same = torch.ones(2, 2, dtype=torch.bool)
+    none, nothing = torch.zeros(2, 0, dtype=torch.bool), torch.zeros(0, 2)
+    assert float(loss(images, texts, nothing, same, none, torch.tensor(1.0))) == 0

@@ -1,0 +1,148 @@
+"""Commands that use labels: audit, analyse, edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vision_sae.cli.command import command
+
+LabelledUnits = Annotated[
+    Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.", metavar="UNITS")
+]
+OfStore = Annotated[
+    str | None, typer.Option(help="Label store; the bundle's own labels when absent.")
+]
+ClassFolders = Annotated[
+    Path, typer.Option(help="Pictures in one folder a class, named as the class.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")]
+_TEMPLATE = "a picture of {}"
+
+
+def _labelled(units: Path, labels: str | None) -> Any:
+    from vision_sae.descriptions.applications.sources import labelled_model
+    from vision_sae.descriptions.batch import EvidenceFolder
+    from vision_sae.descriptions.store import LabelStore
+
+    store = LabelStore(labels) if labels else None
+    return labelled_model(EvidenceFolder.at(units), store)
+
+
+def _task(model: Any, train: Any) -> Any:
+    """Zero-shot for a model with texts; a linear probe on half of the pictures for others."""
+    from vision_sae.evaluation.tasks import LinearProbe, ZeroShot
+    from vision_sae.models.protocol import ContrastiveModel
+
+    if isinstance(model, ContrastiveModel):
+        return ZeroShot(model, train.names, _TEMPLATE)
+    return LinearProbe(model, train)
+
+
+def _report(value: Any, out: Path | None) -> None:
+    from dataclasses import asdict
+
+    from vision_sae.files import write_json
+
+    if out:
+        write_json(
+            out, asdict(value) if not isinstance(value, list) else [asdict(v) for v in value]
+        )
+        typer.echo(f"written: {out}")
+
+
+@command()
+def audit(
+    units: LabelledUnits,
+    query: Annotated[str, typer.Argument(help="Word or phrase, matched as whole words.")],
+    labels: OfStore = None,
+    out: Out = None,
+) -> None:
+    """Which units have a label that speaks of this, and what do they fire on?"""
+    from vision_sae.descriptions.applications.audit import audit as run
+
+    found = _labelled(units, labels)
+    findings = [
+        finding
+        for name, evidence in found.evidence.items()
+        for finding in run(evidence, found.labels[name], query)
+    ]
+    for finding in findings:
+        typer.echo(f"{finding.collection} {finding.index}: {finding.text}")
+        typer.echo(f"    {'; '.join(finding.captions[:3])}")
+    typer.echo(f"{len(findings)} of {len(found.unit_set.units)} labelled units")
+    _report(findings, out)
+
+
+@command()
+def analyse(
+    units: LabelledUnits,
+    images: ClassFolders,
+    labels: OfStore = None,
+    draws: Annotated[int, typer.Option(help="Random groups of units per kind.", min=1)] = 3,
+    limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
+    out: Out = None,
+) -> None:
+    """Which kinds of unit does the model need? Switches each off, against random units."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.descriptions.applications.analysis import analyse as run
+    from vision_sae.evaluation.class_folders import classified
+    from vision_sae.pictures.folder import image_folder
+
+    found = _labelled(units, labels)
+    pictures = choose(image_folder(images), limit)
+    train, test = (classified(found.model, part) for part in (pictures[::2], pictures[1::2]))
+    made = run(found.model, _task(found.model, train), test, found.unit_set, draws=draws)
+    typer.echo(f"accuracy {made.accuracy:.3f} on {made.pictures} pictures")
+    for effect in made.effects:
+        typer.echo(
+            f"without {effect.units:5} units of {effect.kind:10}: {effect.accuracy:.3f}, "
+            f"of random ones {effect.random_mean:.3f} +- {effect.random_std:.3f}"
+        )
+    _report(made, out)
+
+
+@command()
+def edit(
+    units: LabelledUnits,
+    images: ClassFolders,
+    remove: Annotated[
+        list[str] | None, typer.Option(help="Words of the labels of units to remove.")
+    ] = None,
+    labels: OfStore = None,
+    draws: Annotated[int, typer.Option(help="Random groups of units.", min=1)] = 3,
+    limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.")] = 0,
+    out: Out = None,
+) -> None:
+    """Remove units by label, and test against words painted onto the pictures."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.descriptions.applications.editing import TEXT_WORDS, units_that_say
+    from vision_sae.descriptions.applications.editing import edit as run
+    from vision_sae.evaluation.class_folders import classified, painted_over
+    from vision_sae.pictures.folder import image_folder
+
+    found = _labelled(units, labels)
+    pictures = choose(image_folder(images), limit)
+    chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
+    plain = classified(found.model, pictures[1::2])
+    made = run(
+        found.model,
+        _task(found.model, classified(found.model, pictures[::2])),
+        plain,
+        painted_over(found.model, pictures[1::2], seed),
+        found.unit_set,
+        chosen,
+        draws=draws,
+        seed=seed,
+    )
+    for name, measured in (
+        ("as it is", made.before),
+        (f"without {made.units} units", made.after),
+        ("without random ones", made.random),
+    ):
+        typer.echo(f"{name:20} plain {measured.plain:.3f}, painted on {measured.painted:.3f}")
+    typer.echo(f"recovered {made.recovered:.1%}, by random units {made.random_recovered:.1%}")
+    _report(made, out)

@@ -1,0 +1,30 @@
+"""The model that an artifact was made from: found by name, and refused unless it is the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vision_sae.errors import MismatchError
+from vision_sae.models.protocol import Model
+from vision_sae.models.registry import load_model
+
+
+def check_identity(model: Model, identity: dict[str, Any]) -> None:
+    """Raise `MismatchError`, by name, unless ``model`` is the one that a manifest binds."""
+    ours = json.loads(json.dumps(model.identity()))  # tuples become lists, as in the manifest
+    for key in ("weights_sha256", "preprocessing", "grid"):
+        if ours[key] != identity[key]:
+            raise MismatchError(
+                f"this was made with a model whose {key} is {identity[key]}, but "
+                f"{identity['name']} has {ours[key]}; put back the model it was made from, or make "
+                "it again",
+                field=key,
+            )
+
+
+def load_bound_model(identity: dict[str, Any]) -> Model:
+    """Load the model that a manifest names; see `check_identity`."""
+    model = load_model(identity["name"])
+    check_identity(model, identity)
+    return model
