@@ -64,12 +64,12 @@ def processor(side: int) -> ViTImageProcessor:
 
 
 def encoder_decoder(
-    vocabulary: int, *, side: int = 16, width: int = 16
+    vocabulary: int, *, side: int = 16, width: int = 16, layers: int = 1
 ) -> VisionEncoderDecoderModel:
-    """A ViT of one layer and patches of 8 pixels, and a GPT-2 of one layer that attends to it."""
+    """A ViT with patches of 8 pixels, and a GPT-2 of one layer that attends to its tokens."""
     vit = ViTConfig(
         hidden_size=width,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=width,
         image_size=side,

@@ -252,6 +252,8 @@ class ServeConfig(Section):
     labels: str | None = None
     """Where labels and label jobs are kept: a file, or a URL (postgresql://...). Without, they last
     as long as the server."""
+    clip: str | None = None
+    """Contrastive model for labels by search, scores and search by meaning; none when absent."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vision_sae.descriptions.store import Entry
+from vision_sae.descriptions.store import Outline
 from vision_sae.v1.description_pb2 import ScoreMetric
 from vision_sae_server.listing import Values, matcher
 from vision_sae_server.state import Served
@@ -20,13 +20,12 @@ ORDER_FIELDS = (
 FILTER_FIELDS = (*ORDER_FIELDS, "described", "abstained")
 
 
-def feature_values(served: Served, index: int, entry: Entry | None) -> Values:
+def feature_values(served: Served, index: int, made: Outline | None) -> Values:
     """The values of one feature with its current description.
 
     A score that was measured against several kinds of negatives counts as its lowest value.
     """
     bundle, stats = served.bundle, served.bundle.statistics
-    made = entry.description if entry else None
     scores: dict[str, float | None] = dict.fromkeys(_SCORES)
     for score in made.scores if made else ():
         known = scores[score.metric]
@@ -41,8 +40,8 @@ def feature_values(served: Served, index: int, entry: Entry | None) -> Values:
         "image_count": int(bundle.image_counts[index]),
         "text": made.text if made else None,
         "describer": made.describer if made else None,
-        "origin": entry.origin if entry else None,
-        "author": entry.author if entry else None,
+        "origin": made.origin if made else None,
+        "author": made.author if made else None,
         "described": made is not None and made.text is not None,
         "abstained": made is not None and made.text is None,
         **{f"score.{metric}": value for metric, value in scores.items()},
@@ -51,9 +50,9 @@ def feature_values(served: Served, index: int, entry: Entry | None) -> Values:
 
 def values_of_all(served: Served) -> dict[int, Values]:
     """The values of every feature of a dictionary, by index."""
-    entries = served.labels.currents(served.resource)
+    outlines = served.labels.outlines(served.resource)
     width = served.bundle.dictionary.width
-    return {index: feature_values(served, index, entries.get(index)) for index in range(width)}
+    return {index: feature_values(served, index, outlines.get(index)) for index in range(width)}
 
 
 def passing(served: Served, filter: str) -> Callable[[Sequence[int]], list[int]]:

@@ -126,8 +126,8 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
         known = {
             Unit(parent, index)
             for parent in {unit.parent for unit in units}
-            for index, entry in self._state.labels.currents(parent).items()
-            if entry.origin == "person" or entry.description.describer == describer
+            for index, made in self._state.labels.outlines(parent).items()
+            if made.origin == "person" or made.describer == describer
         }
         return [unit for unit in units if unit not in known]
 

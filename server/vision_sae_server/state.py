@@ -13,15 +13,19 @@ from torch import Tensor
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import ServeConfig
 from vision_sae.descriptions.database import MEMORY
+from vision_sae.descriptions.describe import PROBES
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
-from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.bound import check_identity
 from vision_sae.models.grid import Geometry
 from vision_sae.models.protocol import Model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.decode import decode_image
+from vision_sae.resources import dictionary_resource, model_resource
+from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling
 from vision_sae_server.lanes import Lane
 
@@ -49,7 +53,7 @@ class ServedModel:
     @property
     def name(self) -> str:
         """The last part of its resource name: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.name).strip("-")[:128]
+        return model_resource(self.model.name).removeprefix("models/")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Served:
     @property
     def resource(self) -> str:
         """``dictionaries/{dictionary}``."""
-        return f"dictionaries/{self.bundle.name}"
+        return dictionary_resource(self.bundle.name)
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,9 @@ def load_state(
 ) -> State:
     """Open bundles, load their models, each once, and take over the bundles' descriptions.
 
-    Without ``labelling`` the server describes from captions alone. Raises `MismatchError` when a
-    model that answers to a bundle's name is not the one it was made from.
+    Without ``labelling`` and without a contrastive model in ``config`` the server describes from
+    captions alone. Raises `MismatchError` when a model that answers to a bundle's name is not the
+    one it was made from.
     """
     labels = LabelStore(config.labels or MEMORY)
     loaded: dict[str, ServedModel] = {}
@@ -152,23 +157,13 @@ def load_state(
         if identity["name"] not in loaded:
             loaded[identity["name"]] = ServedModel(load_model(identity["name"]), Lane("model"))
         served = loaded[identity["name"]]
-        ours = served.model.identity()
-        for key in ("weights_sha256", "preprocessing", "grid"):
-            # Tuples become lists on their way through JSON.
-            if _plain(ours[key]) != _plain(identity[key]):
-                raise MismatchError(
-                    f"bundle {path} was made with a model whose {key} is {identity[key]}, but "
-                    f"{identity['name']} has {ours[key]}; build the bundle again",
-                    field=key,
-                )
+        check_identity(served.model, identity)
         entry = Served(bundle, served, labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)
     models = {f"models/{model.name}": model for model in loaded.values()}
+    if labelling is None and config.clip:
+        evidence = {name: served.evidence for name, served in dictionaries.items()}
+        probes = bundles[0].parent / PROBES
+        labelling = contrastive_labelling(config.clip, probes, evidence, labels)
     return State(config, models, dictionaries, labels, labelling or Labelling(), LabelJobs(labels))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

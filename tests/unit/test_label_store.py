@@ -144,6 +144,17 @@ def test_units_are_read_by_parent_and_index(store: LabelStore) -> None:
     assert len(store.currents(PARENT, range(600))) == 600
 
 
+def test_an_outline_has_what_units_are_chosen_by(store: LabelStore) -> None:
+    score = Score("pmi", 1.5, 3)
+    store.add(PARENT, [made(1, "cat", scores=(score,)), made(2, None)], identity=IDENTITY)
+    store.edit(Unit(PARENT, 2), "lynx", author="Ada")
+    assert store.outlines(PARENT) == {
+        1: ("cat", "caption-pmi", "describer", "", (score,)),
+        2: ("lynx", "", "person", "Ada", ()),
+    }
+    assert store.texts(PARENT) == {1: "cat", 2: "lynx"}
+
+
 def test_a_summary_counts_what_holds(store: LabelStore) -> None:
     assert store.summary(PARENT).described == 0
     store.add(PARENT, [made(1, "cat"), made(2, "dog"), made(3, None)], identity=IDENTITY)
@@ -228,7 +239,9 @@ def bundle(tmp_path: Path) -> Bundle:
     store = worlds.write_store(tmp_path / "store", [vectors], captions=captions)
     worlds.write_dictionary(tmp_path / "d", worlds.identity_sae(2, 2), store)
     build(store, tmp_path / "d", tmp_path / "zoo", BuildConfig(), progress=False)
-    return describe_bundle(tmp_path / "zoo", DescribeConfig(describer="caption-pmi", metrics=()), progress=False)
+    return describe_bundle(
+        tmp_path / "zoo", DescribeConfig(describer="caption-pmi", metrics=()), progress=False
+    )
 
 
 def test_a_bundles_descriptions_are_taken_over_once(store: LabelStore, bundle: Bundle) -> None:

@@ -8,7 +8,6 @@ is also what is written of all other units, so it says less.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from tests.milan_world import (
+    END,
     encoder_decoder,
     evidence_of,
     gpt2_config,
@@ -34,7 +34,7 @@ from vision_sae.descriptions.milan import MilanDescriber
 from vision_sae.evaluation.planted_scenes import Colour, Scene, scenes
 
 SIDE, CELLS, WIDTH = 64, 8, 32
-STEPS = 240
+STEPS, BATCH = 300, 48
 COLOURS: tuple[str, ...] = get_args(Colour)
 GENERAL = 0.55
 """Share of captions that do not name the colour."""
@@ -46,43 +46,39 @@ def object_patches(scene: Scene) -> NDArray[np.bool_]:
     return np.asarray(share >= min(0.6, share.max()))
 
 
-def captions(seen: Sequence[Scene], random: np.random.Generator) -> list[str]:
-    general = random.random(len(seen)) < GENERAL
-    return [
-        "a thing" if g else f"a {s.attributes.colour} thing"
-        for g, s in zip(general, seen, strict=True)
-    ]
-
-
-def surprise(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean over the tokens up to and with the first that ends a caption."""
+def surprise(logits: Tensor, ids: Tensor, share: Tensor) -> Tensor:
+    """Mean surprise of captions, by the share of people who write each of them."""
     loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    ended = (ids[:, 1:] == 0).cumsum(1) - (ids[:, 1:] == 0).long()
-    return loss[ended == 0].mean()
+    behind = (ids[:, 1:] == 0).cumsum(1) - (ids[:, 1:] == 0).long()  # the first end
+    return ((loss * (behind == 0)).sum(1) * share).sum() / share.sum()
 
 
 def train(tokenizer: Any) -> tuple[Any, Any]:
     """A captioner of regions and a language model, from the same captions."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    captioner = encoder_decoder(len(tokenizer), side=SIDE, width=WIDTH).train()
+    captioner = encoder_decoder(len(tokenizer), side=SIDE, width=WIDTH, layers=0).train()
     language_model = GPT2LMHeadModel(gpt2_config(len(tokenizer), width=WIDTH)).train()
     parameters = [*captioner.parameters(), *language_model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.01)
     seen = list(scenes(384, seed=1, side=SIDE))
     pixels = processor(SIDE)([s.image for s in seen], return_tensors="pt").pixel_values
     inside = [1 + np.flatnonzero(object_patches(scene)) for scene in seen]  # behind CLS
+    share = torch.tensor([GENERAL] * BATCH + [1 - GENERAL] * BATCH)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 20, 2 * (1 - step / STEPS))
-        rows = random.choice(len(seen), 64, replace=False)
+        rows = random.choice(len(seen), BATCH, replace=False)
         shown = torch.from_numpy(np.stack([random.choice(inside[row], 6) for row in rows]))
         states = captioner.encoder(pixels[rows]).last_hidden_state
-        memory = states[torch.arange(len(rows))[:, None], shown]
-        texts = [f"</s> {text} </s>" for text in captions([seen[row] for row in rows], random)]
+        memory = states[torch.arange(BATCH)[:, None], shown].repeat(2, 1, 1)
+        colours = [seen[row].attributes.colour for row in rows]
+        captions = ["a thing"] * BATCH + [f"a {colour} thing" for colour in colours]
+        texts = [f"{END} {caption} {END}" for caption in captions]
         ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
         decoded = captioner.decoder(input_ids=ids, encoder_hidden_states=memory).logits
-        loss = surprise(decoded, ids) + surprise(language_model(input_ids=ids).logits, ids)
+        alone = language_model(input_ids=ids).logits
+        loss = surprise(decoded, ids, share) + surprise(alone, ids, share)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

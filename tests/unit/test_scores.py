@@ -228,6 +228,8 @@ class World:
         directions = np.linalg.qr(random.normal(size=(DIM, 12)))[0].T
         self.things = unit_length(np.repeat(directions[:4], 2, axis=0) + 0.4 * directions[4:])
         self.shows = random.integers(0, 8, PICTURES // crops).repeat(crops)
+        if crops > 1:  # the last crop of each source shows something else
+            self.shows[crops - 1 :: crops] = random.integers(0, 8, PICTURES // crops)
         corners = random.integers(0, SIDE - 1, (PICTURES, 2))
         where = np.zeros((PICTURES, SIDE, SIDE), dtype=np.bool_)
         for picture, (row, col) in enumerate(corners):

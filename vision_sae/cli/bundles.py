@@ -73,6 +73,10 @@ def serve(
         str | None,
         typer.Option(help="File or postgresql:// URL that keeps labels; in memory when absent."),
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="Contrastive model that labels, scores and finds; none when absent."),
+    ] = None,
     allow_insecure_bind: Annotated[
         bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
     ] = False,
@@ -86,7 +90,14 @@ def serve(
     from vision_sae.config import load_config
 
     settings = load_config(
-        config, serve={"host": host, "port": port, "metrics_port": metrics_port, "labels": labels}
+        config,
+        serve={
+            "host": host,
+            "port": port,
+            "metrics_port": metrics_port,
+            "labels": labels,
+            "clip": clip,
+        },
     ).serve
     asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
 

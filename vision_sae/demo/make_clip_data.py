@@ -2,15 +2,19 @@
 
     python -m vision_sae.demo.make_clip_data pictures --cache DOWNLOADS --out DATA
     python -m vision_sae.demo.make_clip_data tokens --out DATA
+    python -m vision_sae.demo.make_clip_data depths --out DATA
     python -m vision_sae.demo.make_clip_data heldout --cache DOWNLOADS
 
 ``pictures`` fetches the pinned packages and paints the training pictures, ``tokens`` runs the
-frozen part of the vision tower over them once, ``heldout`` writes the small pack of held-out
-pictures that ships in ``clip/heldout``. Interrupted, the first two go on where they stopped.
+blocks of the vision tower that stay frozen over them once, ``depths`` its last blocks as they are
+before training, and ``heldout`` writes the small pack of held-out pictures that ships in
+``clip/heldout``. Interrupted, the first three go on where they stopped.
 
     DATA/pictures.npy     (N, 224, 224, 3) uint8
     DATA/captions.jsonl   {"subject", "captions"}, a line a picture
     DATA/tokens.npy       (N, 257, 384) float16: the residual stream behind block `LAST_FROZEN`
+    DATA/depths.npy       (N, 65, 768) float16: class token and some patches, behind that block
+                          and behind the last one
     DATA/*.done           how many rows of the array of that name are complete
 """
 
@@ -20,10 +24,12 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import nn
 from tqdm import tqdm
 
 from vision_sae.demo import clip_evaluation, clip_pictures
@@ -38,24 +44,29 @@ from vision_sae.demo.clip_figures import (
 from vision_sae.demo.corpus_drawn import Concept, plain_code, read_concepts
 from vision_sae.demo.corpus_packages import EMOJIBASE, fetch
 from vision_sae.demo.make_corpus import CONCEPTS
+from vision_sae.demo.weights import dinov2_small
 from vision_sae.models.registry import load_model
 
 SEED = 1
 LAST_FROZEN = 8
 """The blocks behind this one are trained."""
 TOKENS, DIM = 257, 384
+PATCHES = 64
+"""How many patches of a picture ``depths.npy`` keeps."""
 BATCH = 16
 
 
 def main() -> None:
-    """Read the command line and do one of the three steps."""
+    """Read the command line and do one of the steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("step", choices=("pictures", "tokens", "heldout"))
+    parser.add_argument("step", choices=("pictures", "tokens", "depths", "heldout"))
     parser.add_argument("--cache", type=Path, help="folder for downloads")
     parser.add_argument("--out", type=Path, help="folder of the training data")
     arguments = parser.parse_args()
     if arguments.step == "tokens":
         make_tokens(arguments.out)
+    elif arguments.step == "depths":
+        make_depths(arguments.out)
     elif arguments.step == "pictures":
         make_pictures(arguments.out, arguments.cache)
     else:
@@ -102,6 +113,23 @@ def make_tokens(out: Path) -> None:
         array[start:stop] = captured[site].to(torch.float16).numpy()
         if start // BATCH % 32 == 31 or stop == len(pictures):
             _complete(array, out / "tokens.npy", stop)
+
+
+def make_depths(out: Path) -> None:
+    """Run the last blocks over every row of ``tokens.npy`` that is complete: ``depths.npy``."""
+    tokens = np.load(out / "tokens.npy", mmap_mode="r")
+    count = int((out / "tokens.done").read_text())
+    blocks = cast(nn.Sequential, dinov2_small().eval().blocks)[LAST_FROZEN + 1 :]
+    array, done = _array(out / "depths.npy", (len(tokens), 1 + PATCHES, 2 * DIM), np.float16)
+    for start in tqdm(range(done, count, BATCH)):
+        shallow = torch.from_numpy(np.array(tokens[start : min(start + BATCH, count)])).float()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            both = torch.cat([shallow, blocks(shallow)], dim=-1).half().numpy()
+        for row, picture in enumerate(both, start):
+            kept = np.random.default_rng((SEED, row)).permutation(TOKENS - 1)[:PATCHES] + 1
+            array[row] = picture[np.r_[0, kept]]
+        if start // BATCH % 32 == 31 or start + BATCH >= count:
+            _complete(array, out / "depths.npy", start + len(both))
 
 
 def _array(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,12 @@ from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, image_folder
+from vision_sae.resources import dictionary_resource
 
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
-BUNDLE = "demo-dinov2-s-block10"
+MODELS = ("demo:dinov2-s", "demo:clip")
+"""Each gets a dictionary of its own at `SITE`."""
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 600
@@ -58,23 +60,25 @@ def heldout_picture() -> Picture:
     return next(p for p in pictures if p.id == _PICTURE)
 
 
-def make_bundle(work: Path, stages: Stages, config: Config) -> Bundle:
-    """Harvest, train, build and describe; whatever is there already is kept."""
-    settings = HarvestConfig(sites=(SITE,), limit=_TRAIN_IMAGES)
+def make_bundle(name: str, work: Path, stages: Stages, config: Config) -> Bundle:
+    """Harvest, train, build and describe for one model; whatever is there already is kept."""
+    short = name.removeprefix("demo:")
+    place = work / short
+    settings = HarvestConfig(model=name, sites=(SITE,), limit=_TRAIN_IMAGES)
     heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
-    with stages.stage("harvest", f"{settings.model} at {SITE} on {_TRAIN_IMAGES} pictures"):
+    with stages.stage(f"harvest {short}", f"{SITE} on {_TRAIN_IMAGES} pictures"):
         model = load_model(settings.model)
-        store = harvest(model, image_folder(CORPUS / "train"), work / "store", settings)
-        held = harvest(model, image_folder(CORPUS / "heldout"), work / "store-heldout", heldout)
+        store = harvest(model, image_folder(CORPUS / "train"), place / "store", settings)
+        held = harvest(model, image_folder(CORPUS / "heldout"), place / "heldout", heldout)
     training = TrainConfig(steps=_TRAIN_STEPS)
     width = training.expansion * store.sites[SITE]
-    with stages.stage("train", f"TopK SAE, {width} features, k = {training.k}"):
-        metrics = train_dictionary(store, work / "dictionary", training, {"heldout": held})
+    with stages.stage(f"train {short}", f"TopK SAE, {width} features, k = {training.k}"):
+        metrics = train_dictionary(store, place / "dictionary", training, {"heldout": held})
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
-    path = work / BUNDLE
-    with stages.stage("build", "codes, statistics, exemplars and the patch index"):
-        bundle = _current(path, store, work / "dictionary", config)
-    with stages.stage("describe", "label every feature from the captions, or abstain"):
+    path = work / f"demo-{short}-block10"
+    with stages.stage(f"build {short}", "codes, statistics, exemplars and the patch index"):
+        bundle = _current(path, store, place / "dictionary", config)
+    with stages.stage(f"describe {short}", "label every feature by search, score it, or abstain"):
         if not is_described(bundle, config.describe):
             bundle = describe_bundle(path, config.describe)
         summary = bundle.manifest["describe"]
@@ -97,10 +101,11 @@ def _current(path: Path, store: ActivationStore, dictionary: Path, config: Confi
 
 
 @contextmanager
-def serving(bundle: Path, port: int = 0) -> Iterator[str]:
+def serving(bundles: Sequence[Path], port: int = 0) -> Iterator[str]:
     """The server as a process of its own; yields its address, and stops it at the end."""
     command = [
-        sys.executable, "-m", "vision_sae.cli", "serve", str(bundle), "--port", str(port),
+        sys.executable, "-m", "vision_sae.cli", "serve", *map(str, bundles),
+        "--port", str(port), "--clip", "demo:clip",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -113,13 +118,15 @@ def serving(bundle: Path, port: int = 0) -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-def ask(address: str, picture: Picture, stages: Stages, out: Path) -> dict[str, Any]:
-    """Send the picture through the client and write the answer down."""
+def ask(address: str, bundle: str, picture: Picture, stages: Stages, out: Path) -> dict[str, Any]:
+    """Send the picture through the client and write the answer of one dictionary down."""
     from vision_sae_client import Client
 
-    with stages.stage("ask", f"which features fire in {picture.id}?"), Client(address) as client:
-        answer = client.encode(picture.path, top_k=12, full=True)
-        dictionary = client.dictionary(answer.dictionary)
+    name = dictionary_resource(bundle)
+    says = f"which features of {name} fire in {picture.id}?"
+    with stages.stage(f"ask {bundle}", says), Client(address) as client:
+        answer = client.encode(picture.path, dictionary=name, top_k=12, full=True)
+        dictionary = client.dictionary(name)
     return write_report(out, picture, answer, dictionary, stages.seconds)
 
 
@@ -127,13 +134,14 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     """Run all stages, write ``out``; without ``once`` keep the server and the page up."""
     from vision_sae.config import load_config
 
-    stages = Stages()
-    bundle = make_bundle(work, stages, load_config())
+    stages, config = Stages(), load_config()
+    bundles = [make_bundle(name, work, stages, config).path for name in MODELS]
     start = time.perf_counter()
-    with serving(bundle.path, 0 if once else port) as address:
+    with serving(bundles, 0 if once else port) as address:
         stages.seconds["serve"] = round(time.perf_counter() - start, 2)
-        answer = ask(address, heldout_picture(), stages, out)
-        _print_answer(answer, out)
+        for bundle, place in zip(bundles, (out, out / "clip"), strict=True):
+            answer = ask(address, bundle.name, heldout_picture(), stages, place)
+            _print_answer(answer, place)
         if not once:
             _stay(address, web_port)
 

@@ -49,11 +49,11 @@ VOCABULARY = 2048
 LONGEST = 48
 """Tokens of the longest caption, with those that begin and end it."""
 WIDTH, LAYERS = {"captioner": 256, "language_model": 192}, 2
-STEPS = {"captioner": 2000, "language_model": 1000}
+STEPS = {"captioner": 1100, "language_model": 600}
 BATCH = 64
-CHECKPOINT = 200
+CHECKPOINT = 100
 LEARNING_RATE, WARMUP, WEIGHT_DECAY, DROPOUT = 1.5e-3, 100, 0.05, 0.1
-MOST_TOKENS = {1: 64, 2: 24}
+MOST_TOKENS = {1: 48, 2: 16}
 """Patch tokens shown of a region: alone, and in a set."""
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -241,7 +241,8 @@ def _fit(model: Any, name: str, work: Path, loss_at: Callable[[Any, int], Tensor
         torch.manual_seed(SEED + step)  # dropout: the same wherever training was interrupted
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _rate(step, steps)
-        loss = loss_at(model, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_at(model, step)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)

@@ -1,16 +1,18 @@
 """Train what the demo CLIP adds to its two pretrained towers, from cached tokens.
 
-    python -m vision_sae.demo.train_clip --data DATA --work WORK --minutes 20
+    python -m vision_sae.demo.train_clip --stage heads --data DATA --work WORK
+    python -m vision_sae.demo.train_clip --stage updates --data DATA --work WORK
 
-The vision tower's first blocks are frozen and their output is read from ``DATA/tokens.npy`` (see
-`make_clip_data.py`). Trained are the attention pooling, low-rank updates and norms of the
-blocks behind them, and the text head; the text tower is frozen. Each step shows a batch of
-pictures a random part of their patches (Li et al. 2023, arXiv:2212.00794) and ranks their captions
-against each other and against names of the whole vocabulary. Texts that mean almost the same, as
-the untrained text tower sees it, are never told apart.
+First the heads alone are trained, the attention pooling and the text head, on the tokens of the
+vision tower as it is (``DATA/depths.npy``, see `make_clip_data.py`). Then low-rank updates and
+norms of its last blocks join them, and the residual stream in front of these blocks is read from
+``DATA/tokens.npy``. The text tower stays frozen. Each step shows a random part of each picture's
+patches (Li et al. 2023, arXiv:2212.00794) and ranks the captions of a batch against each other and
+against names of the whole vocabulary. Texts that mean almost the same, as the text tower sees it,
+are never told apart.
 
-A checkpoint is written every few minutes; started again, training goes on from it. At the end, or
-with ``--export``, the trained part goes to ``clip/trained.safetensors``.
+A checkpoint is written every few minutes; started again, a stage goes on from it. The second stage
+begins with what the first one ended with. At the end the trained part is written to ``--out``.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import json
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,21 +40,30 @@ SAME_MEANING = 0.8
 CHECKPOINT_SECONDS = 120
 
 
+Stage = Literal["heads", "updates"]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; everything else is fixed above."""
+    """What a stage is made of; everything else is fixed above."""
 
-    steps: int = 1500
-    batch: int = 128
+    steps: int
+    batch: int
+    keep: float
+    """Share of the patches that a picture is shown with."""
+    head_rate: float
+    update_rate: float = 0.0
     names: int = 4096
     """Names of the vocabulary added to each step's captions as wrong answers."""
-    keep: float = 0.4
-    """Share of the patches that a picture is shown with."""
     vision_rank: int = 32
-    head_rate: float = 1e-3
-    update_rate: float = 5e-4
     weight_decay: float = 0.05
     seed: int = 0
+
+
+STAGES: dict[Stage, Settings] = {
+    "heads": Settings(steps=1600, batch=256, keep=0.5, head_rate=2e-3),
+    "updates": Settings(steps=1000, batch=128, keep=0.3, head_rate=3e-4, update_rate=5e-4),
+}
 
 
 class Captions:
@@ -92,12 +103,13 @@ def meanings(module: Any, captions: Captions, path: Path) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def prepare(module: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Freeze the module, open what is trained, and return the optimiser's parameter groups."""
+def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any]]:
+    """Freeze the module, open what the stage trains, and return the optimiser's groups."""
     module.requires_grad_(False)
     tail = tuple(f"blocks.{index}." for index in range(LAST_FROZEN + 1, 12))
     trunk = module.visual.trunk
-    low_rank.add_updates(trunk, settings.vision_rank, lambda name: name.startswith(tail))
+    if stage == "updates":
+        low_rank.add_updates(trunk, settings.vision_rank, lambda name: name.startswith(tail))
     updates: list[nn.Parameter] = []
     heads: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -107,19 +119,28 @@ def prepare(module: Any, settings: Settings) -> list[dict[str, Any]]:
             name.removeprefix("visual.trunk.").startswith(tail) and ("norm" in name or "ls" in name)
         )
         update = name.endswith((low_rank.UP, low_rank.DOWN))
-        if head or norm or update or name == "logit_scale":
+        if head or name == "logit_scale" or (stage == "updates" and (norm or update)):
             parameter.requires_grad_(True)
-            group = plain if norm or parameter.ndim < 2 else updates if update else heads
+            vector = parameter.ndim < 2
+            group = updates if update else plain if vector else heads
             group.append(parameter)
     return [
         {"params": updates, "lr": settings.update_rate, "weight_decay": settings.weight_decay},
         {"params": heads, "lr": settings.head_rate, "weight_decay": settings.weight_decay},
-        {"params": plain, "lr": settings.update_rate, "weight_decay": 0.0},
+        {"params": plain, "lr": settings.head_rate, "weight_decay": 0.0},
     ]
 
 
-def encode_images(module: Any, tokens: Tensor) -> Tensor:
-    """Cached tokens (B, T, D) -> unit embeddings (B, E)."""
+def encode_depths(module: Any, depths: Tensor) -> Tensor:
+    """Cached tokens of both depths (B, T, 2 D) -> unit embeddings (B, E)."""
+    trunk = module.visual.trunk
+    shallow, deep = depths.chunk(2, dim=-1)
+    tokens = torch.cat([trunk.shallow_norm(shallow), trunk.norm(deep)], dim=-1)
+    return nn.functional.normalize(trunk.forward_head(tokens).float(), dim=-1)
+
+
+def encode_tokens(module: Any, tokens: Tensor) -> Tensor:
+    """Cached tokens (B, T, D) in front of the trained blocks -> unit embeddings (B, E)."""
     trunk = module.visual.trunk
     embedding = trunk.forward_head(trunk.from_shallow(tokens))
     return nn.functional.normalize(embedding.float(), dim=-1)
@@ -150,18 +171,25 @@ def loss(
 class Trainer:
     """One run: its modules, data and place in the schedule."""
 
-    def __init__(self, data: Path, settings: Settings) -> None:
+    def __init__(self, data: Path, stage: Stage, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
-        self.settings = settings
-        self.tokens = np.load(data / "tokens.npy", mmap_mode="r")
-        self.count = int((data / "tokens.done").read_text())
+        self.settings, self.stage = settings, stage
+        cached = {"heads": "depths", "updates": "tokens"}[stage]
+        self.encode = {"heads": encode_depths, "updates": encode_tokens}[stage]
+        self.tokens = np.load(data / f"{cached}.npy", mmap_mode="r")
+        self.count = int((data / f"{cached}.done").read_text())
         self.captions = Captions(data / "captions.jsonl")
         self.module: Any = clip_weights.untrained_clip().eval()
         self.meanings = meanings(self.module, self.captions, data / "meanings.npy")
-        self.groups = prepare(self.module, settings)
+        self.groups = prepare(self.module, stage, settings)
         self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.98))
         self.rates = [group["lr"] for group in self.groups]
         self.step = 0
+
+    def begin_with(self, path: Path) -> None:
+        """Take the weights that an earlier stage ended with."""
+        saved = torch.load(path, weights_only=True)
+        self.module.load_state_dict(saved["trained"], strict=False)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one."""
@@ -212,7 +240,7 @@ class Trainer:
         for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = full * self.rate()
         with torch.autocast("cpu", torch.bfloat16):
-            images = encode_images(self.module, self.images(pictures))
+            images = self.encode(self.module, self.images(pictures))
             mine, others = self.meanings[texts], self.meanings[names]
             both = encode_texts(self.module, torch.cat([mine, others]))
         scale = self.module.logit_scale.exp().clamp(max=100)
@@ -236,15 +264,17 @@ class Trainer:
         save_file(low_rank.trained_tensors(self.module), str(path))
 
 
-def train(data: Path, work: Path, out: Path, settings: Settings, minutes: float) -> None:
-    """Run to the last step or for ``minutes``, whichever is first, and export to ``out``."""
+def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -> None:
+    """Run a stage to its last step and export to ``out``."""
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint = work / "checkpoint.pt"
-    trainer = Trainer(data, settings)
+    checkpoint = work / f"{stage}.pt"
+    trainer = Trainer(data, stage, settings)
+    if stage == "updates":
+        trainer.begin_with(work / "heads.pt")
     trainer.restore(checkpoint)
     begun = saved = time.monotonic()
     smooth = float("nan")
-    while trainer.step < settings.steps and time.monotonic() - begun < 60 * minutes:
+    while trainer.step < settings.steps:
         value = trainer.advance()
         smooth = value if np.isnan(smooth) else 0.97 * smooth + 0.03 * value
         if trainer.step % 20 == 0:
@@ -260,16 +290,19 @@ def train(data: Path, work: Path, out: Path, settings: Settings, minutes: float)
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--stage", choices=list(STAGES), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of make_clip_data")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, default=clip_weights.TRAINED)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    for name, default in vars(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    for field in fields(Settings):
+        kind = {"int": int, "float": float}[str(field.type)]
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind)
     arguments = vars(parser.parse_args())
-    settings = Settings(**{name: arguments[name] for name in vars(Settings())})
+    given = {f.name: arguments[f.name] for f in fields(Settings) if arguments[f.name] is not None}
+    stage: Stage = arguments["stage"]
+    settings = replace(STAGES[stage], **given)
     print(" ".join(sys.argv), settings, flush=True)
-    train(arguments["data"], arguments["work"], arguments["out"], settings, arguments["minutes"])
+    train(arguments["data"], arguments["work"], arguments["out"], stage, settings)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class ContrastiveDescriber:
                 "regions": len(firings),
                 "word": words[0][0],
                 "word_pmi": round(words[0][1], 4),
-                "phrases_tried": len(phrases),
+                "phrases_embedded": len(phrases),
                 "vocabulary": self._vocabulary.identity,
                 "prior": search.prior.identity,
                 "probe": self._probe.identity,
@@ -141,8 +141,7 @@ class ContrastiveDescriber:
         if len(rows) == 0:
             return []
         names = [self._vocabulary.words[row] for row in rows.tolist()]
-        found = search.phrases.search(region, names, search.words[rows], float(scores.max()))
-        return sorted(found, key=lambda candidate: -candidate[1])
+        return search.phrases.search(region, names, search.words[rows], float(scores.max()))
 
     def _abstention(self, unit: int, reason: str, firings: list[Firing]) -> Description:
         patches = tuple(firing.patch for firing in firings)

@@ -132,6 +132,7 @@ job_units = Table(
     Column("finished", sa.Double, nullable=True),
     sa.UniqueConstraint("job", "sequence"),
     Index("units_of_lease", "lease"),
+    Index("units_waiting", "job", "sequence", "lease", "position"),
 )
 
 

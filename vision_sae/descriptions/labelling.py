@@ -42,10 +42,16 @@ class Labeller:
         self._metrics = metrics
         self._pools: dict[str, list[_Control]] = {}
 
-    def label(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
-        """The labels of ``units`` in order."""
+    def label(
+        self, evidence: Evidence, units: Iterable[int], metrics: Sequence[Metric] = ()
+    ) -> Iterator[Description]:
+        """The labels of ``units`` in order, scored by ``metrics``; with none, by the usual ones."""
+        wanted = metrics or self._metrics
         for made in self.describer.describe(evidence, units):
-            yield made if self.scorer is None else self._scored(self.scorer, evidence, made)
+            if self.scorer is None or made.text is None:
+                yield made
+            else:
+                yield self._scored(self.scorer, evidence, made, made.text, wanted)
 
     def controls(self, evidence: Evidence, unit: int, text: str) -> list[str]:
         """Labels of other units that say something else; the same whenever they are asked for."""
@@ -63,21 +69,22 @@ class Labeller:
             self._pools[evidence.identity] = [_Control(unit, t) for t, unit in texts.items()]
         return self._pools[evidence.identity]
 
-    def _scored(self, scorer: Scorer, evidence: Evidence, made: Description) -> Description:
-        if made.text is None:
-            return made
-        scores = scorer.score(
-            evidence,
-            made.feature,
-            made.text,
-            self._metrics,
-            control_texts=self.controls(evidence, made.feature, made.text),
-        )
+    def _scored(
+        self,
+        scorer: Scorer,
+        evidence: Evidence,
+        made: Description,
+        text: str,
+        metrics: Sequence[Metric],
+    ) -> Description:
+        controls = self.controls(evidence, made.feature, text)
+        scores = scorer.score(evidence, made.feature, text, metrics, control_texts=controls)
         reason = abstain(scores)
+        own = made.scores[0].value if made.scores else 0.0
         return replace(
             made,
-            text=None if reason else made.text,
+            text=None if reason else text,
             abstained=reason,
             scores=(*made.scores, *scores),
-            candidates=made.candidates or ((made.text, made.scores[0].value),),
+            candidates=made.candidates or ((text, own),),
         )

@@ -1,26 +1,24 @@
 """Labels of several words: the best words of a unit, given attributes, parts and company.
 
-A beam search over texts, each embedded as a whole: the best things ("apple") with every attribute
+A beam search: the best things ("apple") with every attribute
 and as the whole of every part ("red apple", "stem of an apple"); then the best of these with a
 second attribute ("shiny red apple"), and the best things in pairs ("apple with leaf"). A phrase has
 the objective of a word, against its own prior, as if it and its likes were added to the
 vocabulary. Its likes have to be: "white apple" is likelier for a red apple than for anything else,
 and would pass for a label of red apples if "red apple" did not claim them.
 
-Embedding texts is what takes time. So a phrase is first imagined, as the sum of the directions of
-its two sides, which needs no text tower. Only where something imagined beats the best word are the
-phrases embedded.
-
-They are embedded in batches that are always the same: all that is made of one thing, or all that is
-tried last for one unit. A batch's composition moves the last bits of its vectors, and labels must
+Embedding texts takes nearly all the time. So the search is over imagined phrases, each the sum of
+the directions of its words, which need no text tower; the few best, where they beat the best word,
+are then embedded as whole texts and judged by that alone. Those of one unit are embedded together,
+and nobody else's with them: a batch's composition moves the last bits of its vectors, and labels must
 not depend on which units were asked for before.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
@@ -41,13 +39,16 @@ from vision_sae.descriptions.prior import Prior, posterior_beside
 from vision_sae.descriptions.wpmi import soft_wpmi
 from vision_sae.models.protocol import ContrastiveModel
 
-MARGIN = math.log(len(ATTRIBUTES) + len(PARTS))
+_ADDITIONS = ATTRIBUTES + PARTS
+MARGIN = math.log(len(_ADDITIONS))
 """By how many nats a phrase must be better than a word: what choosing one of so many additions to
 the word is worth by itself."""
-_KEPT = 1024
-"""Things whose phrases are kept in memory, about 100 KB each."""
+_KEPT = 2048
+"""Things whose imagined phrases are kept in memory, about 10 KB each."""
+_EMBEDDED = 6
+"""Phrases of a unit that are embedded."""
 _SECOND = 4
-"""Attributes that are tried two by two."""
+"""Attributes of which the best is tried with each other."""
 _SAME = 0.6
 """Things whose directions have at least this cosine are too much alike to be "A with B"."""
 _ORDER = {word: i for i, word in enumerate((*SIZES, *SHAPES, *TEXTURES, *COLOURS, *MATERIALS))}
@@ -62,26 +63,22 @@ class Region(NamedTuple):
     """Log of the denominator of each one's softmax over the vocabulary (n, 1)."""
 
 
-class _Texts(NamedTuple):
-    """Phrases that are embedded together and compete with each other."""
+class _Around(NamedTuple):
+    """The prior of what can be imagined around a thing: A attributes, then parts."""
 
-    texts: tuple[str, ...]
-    directions: Tensor
-    """Centred and of unit length (T, E), float16."""
     mean_posterior: Tensor
-    """Over the prior's regions (T)."""
+    """Over the prior's regions (A + parts)."""
     log_partition: Tensor
     """Of the prior's regions, with these phrases (R, 1)."""
 
 
-class _Scored(NamedTuple):
-    pmi: list[float]
-    log_partition: Tensor
-    """Of the unit's regions, with the phrases (n, 1)."""
-
-
 def _of_a(part: str, thing: str) -> str:
     return f"{part} of {'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+
+
+def _with_addition(addition: int, thing: str) -> str:
+    word = _ADDITIONS[addition]
+    return f"{word} {thing}" if addition < len(ATTRIBUTES) else _of_a(word, thing)
 
 
 def _with_attributes(attributes: Sequence[str], thing: str) -> str:
@@ -95,51 +92,54 @@ class PhraseSearch:
     def __init__(self, model: ContrastiveModel, prior: Prior) -> None:
         self._model = model
         self._prior = prior
-        self._additions = prior.centred_texts(model.embed_texts(ATTRIBUTES + PARTS).float().cpu())
-        self._around = lru_cache(maxsize=_KEPT)(self._embed_around)
-        self._imagined_priors: dict[str, Tensor] = {}
+        self._additions = prior.centred_texts(model.embed_texts(_ADDITIONS).float().cpu())
+        self._kept: OrderedDict[str, _Around] = OrderedDict()
 
     def search(
         self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
     ) -> list[tuple[str, float]]:
-        """Phrases and their pmi in nats, in the order in which they are tried.
+        """Phrases that are worth a try and their pmi in nats, best first.
 
         ``things`` are the unit's best words, best first, ``directions`` (T, E) their centred
         embeddings, and ``word_pmi`` is what there is to beat. Whoever prefers the best of so many
         to a word must allow for `MARGIN`.
         """
-        found: list[tuple[str, float]] = []
-        last: list[str] = []
-        partition, prior_partition = region.log_partition, self._prior.log_partition
-        to_beat = word_pmi + MARGIN
+        imagined = self._pairs(region, things, directions)
         for thing, direction in zip(things, directions, strict=True):
-            if self._imagine_around(region, thing, direction) <= word_pmi:
-                continue
-            around = self._around(thing)
-            scored = self._score(region, around)
-            found += zip(around.texts, scored.pmi, strict=True)
-            if max(scored.pmi) > to_beat:
-                to_beat, last = max(scored.pmi), self._second_attributes(thing, scored.pmi)
-                partition, prior_partition = scored.log_partition, around.log_partition
-        last += self._pairs(region, things, directions, word_pmi)
-        if last:
-            texts = self._embed(last, prior_partition)
-            scored = self._score(region._replace(log_partition=partition), texts)
-            found += zip(last, scored.pmi, strict=True)
-        return found
+            imagined += self._with_additions(region, thing, direction)
+        best = sorted(imagined, key=lambda phrase: -phrase[1])[:_EMBEDDED]
+        texts = [text for text, pmi in best if pmi > word_pmi]
+        if not texts:
+            return []
+        embedded = self._prior.centred_texts(self._model.embed_texts(texts).float().cpu())
+        mean = self._over_prior(embedded, self._prior.log_partition).mean_posterior
+        pmi, _ = self._score(region, embedded, mean)
+        return sorted(zip(texts, pmi, strict=True), key=lambda phrase: -phrase[1])
 
-    def _imagine_around(self, region: Region, thing: str, direction: Tensor) -> float:
-        """The best pmi of a thing with an attribute or part, imagined."""
-        directions = F.normalize(self._additions + direction, dim=1)
-        mean = self._imagined_priors.get(thing)
-        if mean is None:
-            mean = self._imagined_priors[thing] = self._imagined_prior(directions)
-        return max(self._score_imagined(region, directions, mean))
+    def _with_additions(
+        self, region: Region, thing: str, direction: Tensor
+    ) -> list[tuple[str, float]]:
+        """A thing with an attribute, with two, and as the whole of a part, imagined."""
+        around = F.normalize(self._additions + direction, dim=1)
+        prior = self._around(thing, around)
+        pmi, partition = self._score(region, around, prior.mean_posterior)
+        given = set(thing.split())
+        own = [i for i, addition in enumerate(_ADDITIONS) if addition not in given]
+        attributes = sorted((i for i in own if i < len(ATTRIBUTES)), key=lambda i: -pmi[i])
+        first, *others = attributes[:_SECOND]
+        twice = F.normalize(self._additions[[first]] + self._additions[others] + direction, dim=1)
+        mean = self._over_prior(twice, prior.log_partition).mean_posterior
+        both, _ = self._score(region._replace(log_partition=partition), twice, mean)
+        pairs = [(ATTRIBUTES[first], ATTRIBUTES[other]) for other in others]
+        return [
+            *((_with_addition(i, thing), pmi[i]) for i in own),
+            *((_with_attributes(p, thing), v) for p, v in zip(pairs, both, strict=True)),
+        ]
 
     def _pairs(
-        self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
-    ) -> list[str]:
-        """ "A with B" of things that are not much the same, where it is worth a try."""
+        self, region: Region, things: Sequence[str], directions: Tensor
+    ) -> list[tuple[str, float]]:
+        """ "A with B" of things that are not much the same, imagined."""
         pairs = [
             (i, j)
             for i, j in combinations(range(len(things)), 2)
@@ -148,50 +148,31 @@ class PhraseSearch:
         ]
         if not pairs:
             return []
-        first, second = torch.tensor(pairs).T
-        sums = F.normalize(directions[first] + directions[second], dim=1)
-        pmi = self._score_imagined(region, sums, self._imagined_prior(sums))
+        one, other = torch.tensor(pairs).T
+        sums = F.normalize(directions[one] + directions[other], dim=1)
+        mean = self._over_prior(sums, self._prior.log_partition).mean_posterior
+        pmi, _ = self._score(region, sums, mean)
         return [
-            f"{things[i]} with {things[j]}"
+            (f"{things[i]} with {things[j]}", value)
             for (i, j), value in zip(pairs, pmi, strict=True)
-            if value > word_pmi
         ]
 
-    def _imagined_prior(self, directions: Tensor) -> Tensor:
-        similarities = self._prior.regions @ directions.T
-        return posterior_beside(similarities, self._prior.log_partition).probabilities.mean(0)
+    def _around(self, thing: str, directions: Tensor) -> _Around:
+        """`_over_prior` of a thing with each addition, kept for the next unit."""
+        if thing not in self._kept:
+            self._kept[thing] = self._over_prior(directions, self._prior.log_partition)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[thing]
 
-    def _score_imagined(
+    def _over_prior(self, directions: Tensor, log_partition: Tensor) -> _Around:
+        likely = posterior_beside(self._prior.regions @ directions.T, log_partition)
+        return _Around(likely.probabilities.mean(0), likely.log_partition)
+
+    def _score(
         self, region: Region, directions: Tensor, mean_posterior: Tensor
-    ) -> list[float]:
+    ) -> tuple[list[float], Tensor]:
+        """pmi of each phrase (T), and the partition of the regions with all of them (n, 1)."""
         likely = posterior_beside(region.vectors @ directions.T, region.log_partition)
-        scores: list[float] = soft_wpmi(likely.probabilities, mean_posterior).tolist()
-        return scores
-
-    def _embed_around(self, thing: str) -> _Texts:
-        """A thing with each attribute, then as the whole of each part."""
-        given = set(thing.split())
-        attributes = [_with_attributes([a], thing) for a in ATTRIBUTES if a not in given]
-        parts = [_of_a(part, thing) for part in PARTS if part not in given]
-        return self._embed([*attributes, *parts], self._prior.log_partition)
-
-    def _embed(self, texts: Sequence[str], log_partition: Tensor) -> _Texts:
-        embedded = self._model.embed_texts(texts).float().cpu()
-        directions = self._prior.centred_texts(embedded).half()
-        likely = posterior_beside(self._prior.regions @ directions.float().T, log_partition)
-        mean = likely.probabilities.mean(0)
-        return _Texts(tuple(texts), directions, mean, likely.log_partition)
-
-    def _second_attributes(self, thing: str, scores: Sequence[float]) -> list[str]:
-        """The best attribute of a thing together with each of those that follow it."""
-        given = set(thing.split())
-        attributes = [a for a in ATTRIBUTES if a not in given]
-        order = sorted(range(len(attributes)), key=lambda i: -scores[i])[:_SECOND]
-        first, *others = (attributes[i] for i in order)
-        return [_with_attributes((first, other), thing) for other in others]
-
-    def _score(self, region: Region, phrases: _Texts) -> _Scored:
-        similarities = region.vectors @ phrases.directions.float().T
-        likely = posterior_beside(similarities, region.log_partition)
-        pmi = soft_wpmi(likely.probabilities, phrases.mean_posterior)
-        return _Scored(pmi.tolist(), likely.log_partition)
+        pmi: list[float] = soft_wpmi(likely.probabilities, mean_posterior).tolist()
+        return pmi, likely.log_partition

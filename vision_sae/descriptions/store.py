@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -83,6 +83,16 @@ class Entry:
     """Names this version and no other, of any unit."""
 
 
+class Outline(NamedTuple):
+    """What of a current description units are filtered and ordered by."""
+
+    text: str | None
+    describer: str
+    origin: Origin
+    author: str
+    scores: tuple[Score, ...]
+
+
 class Hit(NamedTuple):
     """A unit whose text was found."""
 
@@ -147,18 +157,19 @@ class LabelStore:
         _check_texts(made)
         known = self._units(connection, parent, [d.feature for d in made])
         now = self.database.clock()
+        contents = map(_content, made)
         rows = [
-            _content(description)
+            content
             | {
                 "unit": known[description.feature].id,
                 "origin": origin,
                 "author": author,
                 "identity": identity,
-                "digest": _digest(description, identity),
+                "digest": _digest(content, identity),
                 "etag": uuid.uuid4().hex,
                 "created": now,
             }
-            for description in made
+            for description, content in zip(made, contents, strict=True)
         ]
         if not rows:
             return []
@@ -212,7 +223,12 @@ class LabelStore:
                     .where(descriptions.c.identity == evidence.identity)
                 ).tuples()
             )
-            new = [d for d in made if (d.feature, _digest(d, evidence.identity)) not in known]
+            new = [
+                description
+                for description in made
+                if (description.feature, _digest(_content(description), evidence.identity))
+                not in known
+            ]
             self.add_within(connection, evidence.name, new, identity=evidence.identity)
         return len(new)
 
@@ -235,6 +251,21 @@ class LabelStore:
                     connection, units.c.parent == parent, units.c.number.in_(chunk), current=True
                 )
             }
+
+    def outlines(self, parent: str) -> dict[int, Outline]:
+        """{index: outline of the description that holds} of all units of ``parent``."""
+        columns = (descriptions.c[name] for name in Outline._fields)
+        select = (
+            sa.select(units.c.number, *columns)
+            .join(units, units.c.current == descriptions.c.id)
+            .where(units.c.parent == parent)
+        )
+        with self.database.reading() as connection:
+            rows = connection.execute(select).all()
+        return {
+            number: Outline(text, describer, origin, author, tuple(Score(**s) for s in scores))
+            for number, text, describer, origin, author, scores in rows
+        }
 
     def texts(self, parent: str) -> dict[int, str]:
         """{index: current text} of the units of ``parent`` that have one."""
@@ -395,11 +426,18 @@ def _entry(row: RowMapping) -> Entry:
 
 def _content(made: Description) -> dict[str, Any]:
     """What a row holds of a description beside its unit."""
-    content = asdict(made)
-    del content["feature"]
-    return content
+    return {
+        "text": made.text,
+        "abstained": made.abstained,
+        "describer": made.describer,
+        "describer_version": made.describer_version,
+        "scores": [dict(vars(score)) for score in made.scores],
+        "evidence": list(made.evidence),
+        "details": made.details,
+        "candidates": [list(candidate) for candidate in made.candidates],
+    }
 
 
-def _digest(made: Description, identity: str) -> str:
+def _digest(content: Mapping[str, Any], identity: str) -> str:
     """Hex SHA-256 of everything a describer said, and from what."""
-    return sha256_json([identity, _content(made)])
+    return sha256_json([identity, content])

@@ -14,6 +14,7 @@ from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
+from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.descriptions.vocabulary import Vocabulary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
@@ -54,6 +55,11 @@ class Toolbox:
                 field="clip",
             )
         return model
+
+    @cached_property
+    def texts(self) -> TextEmbeddings:
+        """Embeddings of texts by the contrastive model, each made once."""
+        return TextEmbeddings(self.clip)
 
     def probe(self, evidence: Evidence) -> Probe:
         """How the contrastive model sees the pictures of ``evidence``."""

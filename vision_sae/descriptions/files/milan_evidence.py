@@ -78,7 +78,7 @@ def read_evidence(
     firing = np.full((units, kept), -1, dtype=np.int64)
     maps = np.zeros((units, kept, grid.patches), dtype=np.float32)
     for unit in layer.units.tolist():
-        seen, own = layer.unit(unit), numbers[0]
+        seen, own = layer.unit(unit), numbers[layer.row(unit)]
         order = np.argsort(-seen.activations, kind="stable")
         order = order[(seen.ids[order] != EMPTY) & (seen.activations[order] > 0)][:kept]
         np.maximum.at(peaks[unit], own[order], seen.activations[order])

@@ -235,7 +235,7 @@ class LabelJobs:
     ) -> bool:
         """Store what labelling gave for some units of a chunk, by index, and keep the rest leased.
 
-        False when nothing was stored because the lease is lost, or when the job has ended.
+        The last units end the lease. False when nothing was stored because the lease is lost, or when the job has ended.
         """
         with self._database.writing() as connection:
             row, now = self._row(connection, name), self._database.clock()
@@ -260,6 +260,9 @@ class LabelJobs:
             if counts:
                 more = {kind: jobs.c[kind] + count for kind, count in counts.items()}
                 connection.execute(change.values(more))
+            unfinished = sa.select(sa.exists().where(job_units.c.lease == chunk.lease))
+            if not connection.execute(unfinished).scalar_one():
+                self._drop_leases(connection, leases.c.id == chunk.lease)
             self._end_if_done(connection, name)
             return self._row(connection, name)["state"] in OPEN
 

@@ -70,19 +70,20 @@ def _work(
 ) -> None:
     """Label a chunk and hand it in, piece by piece."""
     ready: dict[int, Outcome] = {}
-    handed_in = time.monotonic()
+    left, handed_in = len(chunk.indices), time.monotonic()
     with _renewing(jobs, name, chunk, pace) as lost:
         for index, outcome in _outcomes(label, chunk):
             ready[index] = outcome
+            left -= 1
             if stop.is_set() or lost.is_set():
                 break
-            if time.monotonic() - handed_in >= pace.hand_in_seconds:
+            if time.monotonic() - handed_in >= pace.hand_in_seconds and left:
                 if not jobs.finish(name, chunk, ready, seconds=pace.lease_seconds):
                     return
                 ready, handed_in = {}, time.monotonic()
-    if not lost.is_set():
-        jobs.finish(name, chunk, ready, seconds=pace.lease_seconds)
-    jobs.release(name, chunk.lease)
+    held = not lost.is_set() and jobs.finish(name, chunk, ready, seconds=pace.lease_seconds)
+    if held and left:
+        jobs.release(name, chunk.lease)
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""What a server labels with when it has a contrastive model: search, scores, and meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.meanings import meanings, nearest
+from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
+from vision_sae.descriptions.scores.scorer import METRICS
+from vision_sae.descriptions.scores.texts import TextEmbeddings
+from vision_sae.descriptions.store import LabelStore
+from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae_server.labelling import CaptionLabels, Labelling, Labels, Meaning
+
+
+class _Labels:
+    """See `vision_sae_server.labelling.Labels`."""
+
+    metrics: Sequence[Metric] = ("pmi", *METRICS)
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+        self.version = describer_version(toolbox.config)
+
+    def label(
+        self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
+    ) -> Iterable[Description]:
+        measured = [metric for metric in metrics if metric != "pmi"]  # the describer's own
+        return self._toolbox.labeller(evidence).label(evidence, units, measured)
+
+
+class _Scores:
+    """See `vision_sae_server.labelling.Scores`."""
+
+    metrics: Sequence[Metric] = METRICS
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+
+    def score(
+        self,
+        evidence: Evidence,
+        unit: int,
+        text: str,
+        metrics: Sequence[Metric],
+        *,
+        negatives: Sequence[Negatives],
+        sample: int,
+        seed: int,
+        control_texts: Sequence[str],
+    ) -> list[Score]:
+        return self._toolbox.scorer(evidence).score(
+            evidence,
+            unit,
+            text,
+            metrics,
+            negatives=negatives,
+            sample=sample,
+            seed=seed,
+            control_texts=control_texts,
+        )
+
+
+class _Meanings:
+    """See `vision_sae_server.labelling.Meanings`."""
+
+    def __init__(
+        self, toolbox: Toolbox, evidence: Mapping[str, Evidence], labels: LabelStore
+    ) -> None:
+        self._toolbox, self._evidence, self._labels = toolbox, evidence, labels
+
+    def nearest(self, text: str, dictionary: str, by: Meaning) -> Sequence[tuple[int, float]]:
+        embed = self._embed
+        (query,) = embed([text])
+        if by == "label":
+            texts = self._labels.texts(dictionary)
+            rows = list(texts)
+            found = nearest(query, embed(list(texts.values()))) if texts else []
+            return [(rows[row], cosine) for row, cosine in found]
+        evidence, toolbox = self._evidence[dictionary], self._toolbox
+        return nearest(query, meanings(evidence, toolbox.probe(evidence), toolbox.directory))
+
+    @property
+    def _embed(self) -> TextEmbeddings:
+        return self._toolbox.texts
+
+
+def contrastive_labelling(
+    clip: str, probes: Path, evidence: Mapping[str, Evidence], labels: LabelStore
+) -> Labelling:
+    """Labels by search with the contrastive model ``clip``, its scores, and search by meaning.
+
+    Nothing is loaded before it is asked for. ``probes`` is the folder in which labelling keeps what
+    it needs again; ``evidence`` is that of the dictionaries served, by name.
+    """
+    config = DescribeConfig(clip=clip)
+    toolbox = Toolbox(config, probes, progress=False)
+    describers: dict[str, Labels] = {
+        config.describer: _Labels(toolbox),
+        "caption-pmi": CaptionLabels(config.caption_pmi),
+    }
+    return Labelling(describers, _Scores(toolbox), meanings=_Meanings(toolbox, evidence, labels))

@@ -1,0 +1,219 @@
+"""Labels: how good the contrastive model is that finds them, how good they are, and how fast.
+
+``python -m tests.benchmarks.labels --bundle BUNDLE ...`` prints JSON. Bundles, of the demo's models
+for example (``make demo`` makes them), are labelled anew by every describer and scored; the other
+figures need no bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import DescribeConfig
+from vision_sae.demo import clip_evaluation
+from vision_sae.demo.corpus_drawn import read_concepts
+from vision_sae.demo.make_corpus import CONCEPTS
+from vision_sae.demo.run import CORPUS
+from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.evidence.arrays import ArrayEvidence
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.protocol import FIRINGS
+from vision_sae.descriptions.probe import make_probe
+from vision_sae.descriptions.toolbox import Toolbox
+from vision_sae.descriptions.vocabulary import Vocabulary
+from vision_sae.descriptions.wpmi import top_words
+from vision_sae.evaluation.planted_labels import planted_accuracy
+from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.folder import Picture, data_sha256, image_folder
+from vision_sae.pictures.views import with_views
+
+_CLASSES, _VIEWS = 60, 16
+_SPEED = {"images": 2000, "concepts": 3000, "units": 6144}
+
+
+def last_layer(model: ContrastiveModel, directory: Path) -> float:
+    """Share of the units of a linear classifier that get the name of their class.
+
+    The classes are drawings of the demo's corpus in random crops: half of the crops train the
+    classifier, on the model's embeddings; the others are the data its units are labelled from, by
+    search among the names of all concepts of the corpus.
+    """
+    phrases = {c.code.lower(): c.phrase for c in read_concepts(CONCEPTS)}
+    drawings = [
+        p
+        for p in image_folder(CORPUS / "train")
+        if p.id.startswith("drawn/") and Path(p.id).stem.rpartition("-")[0] in phrases
+    ]
+    chosen = drawings[:: len(drawings) // _CLASSES][:_CLASSES]
+    names = [phrases[Path(p.id).stem.rpartition("-")[0]] for p in chosen]
+    crops = with_views(chosen, _VIEWS)
+    train, probe = ([c for i, c in enumerate(crops) if i % _VIEWS % 2 == side] for side in range(2))
+    classes = np.repeat(np.arange(_CLASSES), _VIEWS // 2)
+    classifier = LogisticRegression(max_iter=2000).fit(_embeddings(model, train), classes)
+    embeddings = _embeddings(model, probe)
+    evidence = _classifier_evidence(model, probe, embeddings, classifier.decision_function)
+    made = make_probe(model, evidence, directory / "probe", progress=False)
+    vocabulary = Vocabulary(tuple(sorted(set(phrases.values()))))
+    describer = ContrastiveDescriber(model, made, vocabulary, directory, beam=0)
+    labels = describer.describe(evidence, range(_CLASSES))
+    return float(np.mean([d.text == names[d.feature] for d in labels]))
+
+
+def _embeddings(model: ContrastiveModel, pictures: list[Picture]) -> NDArray[np.float32]:
+    inputs = [model.preprocess(picture.load()) for picture in pictures]
+    with torch.inference_mode():
+        parts = [model.forward(x).embedding for x in torch.stack(inputs).split(16)]
+    unit = torch.nn.functional.normalize(torch.cat(parts), dim=1)
+    return np.asarray(unit.cpu().numpy(), dtype=np.float32)
+
+
+def _classifier_evidence(
+    model: ContrastiveModel, pictures: list[Picture], embeddings: NDArray[np.float32], logits: Any
+) -> ArrayEvidence:
+    """Each class is a unit that fires, all over a picture, with the logit above the median."""
+    from vision_sae.activations.decoding import Decoded, decode
+
+    values = logits(embeddings)
+    peaks = np.maximum(values - np.median(values, axis=0), 0).T.astype(np.float32)
+    order = np.argsort(-peaks, axis=1, kind="stable")[:, : min(FIRINGS, _VIEWS // 2)]
+    heights = np.take_along_axis(peaks, order, axis=1)
+    decoded = [decode(picture, model, 224) for picture in pictures]
+    ready = [d for d in decoded if isinstance(d, Decoded)]
+    return ArrayEvidence(
+        name="models/classifier/sites/logits",
+        identity=data_sha256(pictures),
+        data_sha256=data_sha256(pictures),
+        site="logits",
+        # Every crop counts as a picture of its own here: the classes have but one drawing each.
+        images=[d.record._replace(source=d.record.id) for d in ready],
+        grid=model.grid,
+        preprocessing=model.preprocessing,
+        thumbnails=[d.thumbnail for d in ready],
+        embeddings=embeddings,
+        all_peaks=peaks,
+        firing_images=order,
+        maps=np.repeat(heights[:, :, None], model.grid.patches, axis=2),
+        thresholds=np.zeros(len(peaks)),
+    )
+
+
+def labelled(path: Path, describer: str, directory: Path) -> dict[str, float]:
+    """One bundle's labels by one describer: their number, their scores and their speed."""
+    config = DescribeConfig.model_validate({"describer": describer})
+    evidence = BundleEvidence(Bundle(path))
+    labeller = Toolbox(config, directory, progress=False).labeller(evidence)
+    next(iter(labeller.label(evidence, [0])))  # probe, prior and pool of controls are made once
+    begin = time.perf_counter()
+    made = list(labeller.label(evidence, range(evidence.width)))
+    seconds = time.perf_counter() - begin
+    alive = [d for d in made if len(evidence.firings(d.feature))]
+    kept = [d for d in made if d.text is not None]
+
+    def median(metric: str, kind: str, field: str = "value") -> float:
+        found = [
+            getattr(s, field)
+            for d in kept
+            for s in d.scores
+            if (s.metric, s.negatives) == (metric, kind)
+        ]
+        return (
+            round(float(np.median([v for v in found if v is not None])), 4)
+            if found
+            else float("nan")
+        )
+
+    return {
+        "units": len(made),
+        "share_labelled": round(len(kept) / len(made), 4),
+        "share_of_alive_labelled": round(len(kept) / max(1, len(alive)), 4),
+        "detection_auc_random": median("detection_auc", "random"),
+        "detection_auc_hard": median("detection_auc", "hard"),
+        "permuted_auc": median("detection_auc", "random", "control"),
+        "fuzzing_auc": median("fuzzing_auc", ""),
+        "labels_per_s": round(len(made) / seconds, 1),
+    }
+
+
+def clip_dissect(similarities: torch.Tensor, activations: torch.Tensor, top: int) -> torch.Tensor:
+    """Soft-WPMI as it is published: every unit against every concept, p(d) their average."""
+    posterior = torch.softmax(10 * similarities, dim=1)
+    strongest = activations.topk(top, dim=0).indices
+    belief = torch.linspace(0.998, 0.97, top)[:, None]
+    log_given = torch.stack(
+        [
+            torch.log(1 + belief * (posterior[strongest[:, unit]] - 1) + 1e-7).sum(0)
+            for unit in range(activations.shape[1])
+        ]
+    )
+    log_prior = torch.logsumexp(log_given, dim=0) - np.log(len(log_given))
+    best: torch.Tensor = (log_given - log_prior).argmax(1)
+    return best
+
+
+def speed() -> dict[str, float]:
+    """Labels a second of ours and of CLIP-Dissect's scoring, on the same matrices."""
+    random = torch.Generator().manual_seed(0)
+    similarities = torch.randn(_SPEED["images"], _SPEED["concepts"], generator=random) / 10
+    activations = torch.rand(_SPEED["images"], _SPEED["units"], generator=random)
+
+    def ours() -> None:
+        strongest = activations.topk(100, dim=0).indices.T.contiguous()
+        top_words(similarities.numpy(), strongest.numpy(), count=10)
+
+    def theirs() -> None:
+        clip_dissect(similarities, activations, 100)
+
+    rates = {}
+    for name, run in (("labels_per_s", ours), ("clip_dissect_labels_per_s", theirs)):
+        begin = time.perf_counter()
+        run()
+        rates[name] = round(_SPEED["units"] / (time.perf_counter() - begin), 1)
+    return rates
+
+
+def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--clip", default="demo:clip")
+    parser.add_argument("--describer", action="append")
+    arguments = parser.parse_args()
+    model = load_model(arguments.clip)
+    assert isinstance(model, ContrastiveModel)
+    planted = planted_accuracy()
+    describers = arguments.describer or ["caption-pmi", "contrastive"]
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        print(
+            json.dumps(
+                {
+                    "clip": clip_evaluation.evaluate(model),
+                    "planted_accuracy": planted.soft_wpmi,
+                    "planted_accuracy_cosine": planted.cosine,
+                    "last_layer_top1": last_layer(model, directory),
+                    "dictionaries": {
+                        path.name: {d: labelled(path, d, directory) for d in describers}
+                        for path in arguments.bundle
+                    },
+                    **speed(),
+                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
