@@ -10,7 +10,6 @@ from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.meanings import meanings, nearest
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
 from vision_sae.descriptions.scores.scorer import METRICS
-from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
 from vision_sae_server.labelling import CaptionLabels, Labelling, Labels, Meaning
@@ -73,19 +72,15 @@ class _Meanings:
         self._toolbox, self._evidence, self._labels = toolbox, evidence, labels
 
     def nearest(self, text: str, dictionary: str, by: Meaning) -> Sequence[tuple[int, float]]:
-        embed = self._embed
+        evidence, toolbox = self._evidence[dictionary], self._toolbox
+        embed = toolbox.scorer(evidence).embed
         (query,) = embed([text])
         if by == "label":
             texts = self._labels.texts(dictionary)
             rows = list(texts)
             found = nearest(query, embed(list(texts.values()))) if texts else []
             return [(rows[row], cosine) for row, cosine in found]
-        evidence, toolbox = self._evidence[dictionary], self._toolbox
         return nearest(query, meanings(evidence, toolbox.probe(evidence), toolbox.directory))
-
-    @property
-    def _embed(self) -> TextEmbeddings:
-        return self._toolbox.texts
 
 
 def contrastive_labelling(

@@ -19,7 +19,8 @@ from vision_sae.cli import app
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
 COMMANDS = (
     *("harvest", "train", "sweep", "import", "export", "build", "evaluate"),
-    *("describe", "label", "audit", "analyse", "edit", "serve", "demo"),
+    *("describe", "label", "score", "export-labels", "export-exemplars"),
+    *("audit", "analyse", "edit", "serve", "demo"),
 )
 
 

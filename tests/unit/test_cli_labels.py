@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
+from tests.contrastive_world import PlantedClip
 from tests.unit.test_cli import SIZES, run, succeed
 
 PICTURES = 40
@@ -124,3 +125,43 @@ def test_pictures_of_one_class_are_refused(world: Path) -> None:
     )
     assert refused.exit_code == 2
     assert "two classes" in refused.output
+
+
+def test_labels_are_exported_with_who_made_them(world: Path) -> None:
+    out = world / "labels.jsonl"
+    succeed("export-labels", world / "labels.sqlite", out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 256
+    assert {row["describer"] for row in rows} == {"caption-pmi"}
+    assert {row["unit"].rpartition("/units/")[0].rpartition("/")[2] for row in rows} == {
+        "blocks.0.mlp",
+        "blocks.1.mlp",
+    }
+    some = succeed(
+        *("export-labels", world / "labels.sqlite", world / "one.csv"),
+        *("--units", rows[0]["unit"].rpartition("/units/")[0]),
+    )
+    assert "128 labels" in some.output
+
+
+def test_exemplars_are_exported_in_milans_layout(world: Path) -> None:
+    succeed("export-exemplars", neurons(world), world / "milan")
+    images = np.load(world / "milan" / "blocks.1.mlp" / "images.npy", mmap_mode="r")
+    assert images.shape[1:] == (15, 3, 224, 224)
+    assert images.dtype == np.uint8
+
+
+def test_labels_of_others_are_scored(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = PlantedClip(("red", "blue"), cells=4)
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _name: clip)
+    (tmp_path / "labels.csv").write_text(
+        "layer,unit,description\n"
+        + "".join(f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20))
+    )
+    output = succeed(
+        "score", neurons(world), tmp_path / "labels.csv", "--work", tmp_path / "probes"
+    ).output
+    assert "blocks.0.mlp: 20 labels" in output
+    assert "has no label for blocks.1.mlp" in output

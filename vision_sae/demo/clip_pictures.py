@@ -61,8 +61,9 @@ def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
     grounds = _Grounds([path for path, _ in photographs])
     rng = random.Random(seed)
     pictures = [
+        *(_single(figure, grounds.plain, rng.random(), (0.75, 0.98)) for figure in allowed),
         *(
-            _single(figure, grounds, rng.random())
+            _single(figure, grounds.any, rng.random(), (0.45, 0.98))
             for figure in allowed
             for _ in range(figure.rounds)
         ),
@@ -90,26 +91,28 @@ def _captions(figure: Figure, phrase: str, ground: str) -> tuple[str, ...]:
     return (phrase, f"{phrase}{behind}", *described, *tags[:6])
 
 
-def _single(figure: Figure, grounds: _Grounds, seed: float) -> Picture:
-    rng = random.Random(seed)
-    tint = rng.choice([c for c in COLOURS if c not in _PALE]) if figure.tinted else None
-    phrase = f"{colour_phrase(tint)} {figure.name}" if tint else figure.phrase
-    look = random.Random(rng.random())
-    called = grounds.choose(random.Random(look.random()), avoid=tint)[0]
-    captions = _captions(figure, figure.phrase, called)
-    if tint:
-        captions = (phrase, *captions)
+def _single(
+    figure: Figure, ground: Callable[..., Ground], seed: float, sizes: tuple[float, float]
+) -> Picture:
+    """A figure alone on a ground, its size a share of the picture between ``sizes``."""
+
+    def decide() -> tuple[str | None, random.Random, Ground]:
+        rng = random.Random(seed)
+        tint = rng.choice([c for c in COLOURS if c not in _PALE]) if figure.tinted else None
+        look = random.Random(rng.random())
+        return tint, look, ground(random.Random(look.random()), avoid=tint)
 
     def paint() -> Image.Image:
-        again = random.Random(seed)
-        if figure.tinted:
-            again.choice([c for c in COLOURS if c not in _PALE])
-        look = random.Random(again.random())
-        picture = grounds.choose(random.Random(look.random()), avoid=tint)[1].copy()
-        size = look.uniform(0.45, 0.98)
+        tint, look, (_, picture) = decide()
+        picture = picture.copy()
+        size = look.uniform(*sizes)
         _lay(figure.draw(tint), picture, size, look.random(), look.random(), look)
         return picture
 
+    tint, _, (called, _) = decide()
+    captions = _captions(figure, figure.phrase, called)
+    if tint:
+        captions = (f"{colour_phrase(tint)} {figure.name}", *captions)
     return Picture(figure.name, captions, paint)
 
 
@@ -152,26 +155,34 @@ class _Grounds:
     def __init__(self, photographs: Sequence[Path]) -> None:
         self._photographs = photographs
 
-    def choose(self, rng: random.Random, avoid: str | None = None) -> Ground:
-        """One ground; ``avoid`` is the colour a figure would vanish on."""
+    def plain(self, rng: random.Random, avoid: str | None = None) -> Ground:
+        """White, or now and then another colour or a gradient."""
+        return self._colours(rng, avoid, shares=(0.65, 0.9))
+
+    def any(self, rng: random.Random, avoid: str | None = None) -> Ground:
+        """One ground of all kinds; ``avoid`` is the colour a figure would vanish on."""
         draw = rng.random()
-        colours = [colour for colour in COLOURS if colour != avoid]
-        if draw < 0.3:
-            return "a white background", Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
-        if draw < 0.6:
-            colour = rng.choice(colours)
-            return (
-                f"{colour_phrase(colour)} background",
-                Image.new("RGB", (SIDE, SIDE), COLOURS[colour]),
-            )
         if draw < 0.72:
-            return self._gradient(*rng.sample(colours, 2), turned=rng.random() < 0.5)
+            return self._colours(rng, avoid, shares=(0.42, 0.83))
         if draw < 0.86:
-            first, second = rng.sample(colours, 2)
+            first, second = rng.sample([colour for colour in COLOURS if colour != avoid], 2)
             name, picture = texture(first, second, rng)
             return f"a background of {name}", picture
         path = rng.choice(self._photographs)
         return "", _crop(path, rng)
+
+    def _colours(
+        self, rng: random.Random, avoid: str | None, shares: tuple[float, float]
+    ) -> Ground:
+        """White, one colour or a gradient; ``shares`` are where the first two end."""
+        draw, colours = rng.random(), [colour for colour in COLOURS if colour != avoid]
+        if draw < shares[0]:
+            return "a white background", Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
+        if draw < shares[1]:
+            colour = rng.choice(colours)
+            plain = Image.new("RGB", (SIDE, SIDE), COLOURS[colour])
+            return f"{colour_phrase(colour)} background", plain
+        return self._gradient(*rng.sample(colours, 2), turned=rng.random() < 0.5)
 
     @staticmethod
     def _gradient(start: str, end: str, *, turned: bool) -> Ground:
@@ -228,7 +239,7 @@ def _pairs(
 
 
 def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Picture:
-    called = grounds.choose(random.Random(seed))[0]
+    called = grounds.any(random.Random(seed))[0]
     both = f"{left.phrase} and {right.phrase}"
     behind = f" on {called}" if called else ""
     aside = f"{left.phrase} on the left and {right.phrase} on the right"
@@ -236,7 +247,7 @@ def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Pictur
 
     def paint() -> Image.Image:
         look = random.Random(seed)
-        picture = grounds.choose(random.Random(seed))[1].copy()
+        picture = grounds.any(random.Random(seed))[1].copy()
         for index, figure in enumerate((left, right)):
             tint = "black" if figure.tinted else None
             box = (index * SIDE // 2, 0, (index + 1) * SIDE // 2, SIDE)
@@ -267,7 +278,7 @@ def _painted_word(word: str, figure: Figure | None, grounds: _Grounds, seed: flo
 
     def paint() -> Image.Image:
         look = random.Random(seed)
-        picture = grounds.choose(random.Random(seed))[1].copy()
+        picture = grounds.any(random.Random(seed))[1].copy()
         if figure is not None:
             _lay(figure.draw("black"), picture, look.uniform(0.6, 0.95), 0.5, look.random(), look)
         return paint_word(picture, word, look, large=figure is None)

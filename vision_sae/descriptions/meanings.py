@@ -40,7 +40,7 @@ def _compute(evidence: Evidence, probe: Probe) -> NDArray[np.float32]:
     if fires.any():
         vectors[fires] -= vectors[fires].mean(0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def nearest(text: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[tuple[int, float]]:
@@ -48,5 +48,5 @@ def nearest(text: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[tup
     first."""
     cosines = vectors @ text
     order = np.argsort(-cosines, kind="stable")
-    alive = vectors.any(1)
+    alive = np.asarray(vectors.any(1))
     return [(int(row), float(cosines[row])) for row in order if alive[row]]

@@ -9,9 +9,9 @@ and would pass for a label of red apples if "red apple" did not claim them.
 
 Embedding texts takes nearly all the time. So the search is over imagined phrases, each the sum of
 the directions of its words, which need no text tower; the few best, where they beat the best word,
-are then embedded as whole texts and judged by that alone. Those of one unit are embedded together,
-and nobody else's with them: a batch's composition moves the last bits of its vectors, and labels must
-not depend on which units were asked for before.
+are then embedded as whole texts, and each is judged in the place of its imagined twin. Those of one
+unit are embedded together, and nobody else's with them: a batch's composition moves the last bits
+of its vectors, and labels must not depend on which units were asked for before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vision_sae.descriptions.attributes import (
     TEXTURES,
 )
 from vision_sae.descriptions.prior import Prior, posterior_beside
-from vision_sae.descriptions.wpmi import soft_wpmi
+from vision_sae.descriptions.wpmi import TEMPERATURE, soft_wpmi
 from vision_sae.models.protocol import ContrastiveModel
 
 _ADDITIONS = ATTRIBUTES + PARTS
@@ -51,6 +51,8 @@ _SECOND = 4
 """Attributes of which the best is tried with each other."""
 _SAME = 0.6
 """Things whose directions have at least this cosine are too much alike to be "A with B"."""
+_ROUNDING = 1e-6
+"""A twin leaves at least this share to all others, so that rounding cannot leave less than none."""
 _ORDER = {word: i for i, word in enumerate((*SIZES, *SHAPES, *TEXTURES, *COLOURS, *MATERIALS))}
 
 
@@ -63,13 +65,26 @@ class Region(NamedTuple):
     """Log of the denominator of each one's softmax over the vocabulary (n, 1)."""
 
 
-class _Around(NamedTuple):
-    """The prior of what can be imagined around a thing: A attributes, then parts."""
+class _Known(NamedTuple):
+    """The prior of phrases that compete with each other."""
 
     mean_posterior: Tensor
-    """Over the prior's regions (A + parts)."""
+    """Over the prior's regions (T)."""
     log_partition: Tensor
     """Of the prior's regions, with these phrases (R, 1)."""
+
+
+class _Imagined(NamedTuple):
+    """A phrase that was not embedded, and what it competed with, itself included."""
+
+    text: str
+    pmi: float
+    direction: Tensor
+    """(E)"""
+    log_partition: Tensor
+    """Of the unit's regions (n, 1)."""
+    prior_partition: Tensor
+    """Of the prior's (R, 1)."""
 
 
 def _of_a(part: str, thing: str) -> str:
@@ -86,6 +101,18 @@ def _with_attributes(attributes: Sequence[str], thing: str) -> str:
     return " ".join((*sorted(attributes, key=_ORDER.__getitem__), thing))
 
 
+def _posterior_instead(
+    regions: Tensor, texts: Tensor, twins: Tensor, log_partitions: Tensor
+) -> Tensor:
+    """Probability (n, T) of each text in the place of its twin, which is in its partition (n, T).
+
+    Regions, texts and twins are centred directions.
+    """
+    of_twins = torch.exp(TEMPERATURE * (regions @ twins.T) - log_partitions)
+    others = log_partitions + torch.log1p(-of_twins.clamp(max=1 - _ROUNDING))
+    return torch.sigmoid(TEMPERATURE * (regions @ texts.T) - others)
+
+
 class PhraseSearch:
     """The beam search of one model and prior."""
 
@@ -93,7 +120,7 @@ class PhraseSearch:
         self._model = model
         self._prior = prior
         self._additions = prior.centred_texts(model.embed_texts(_ADDITIONS).float().cpu())
-        self._kept: OrderedDict[str, _Around] = OrderedDict()
+        self._kept: OrderedDict[str, _Known] = OrderedDict()
 
     def search(
         self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
@@ -107,39 +134,33 @@ class PhraseSearch:
         imagined = self._pairs(region, things, directions)
         for thing, direction in zip(things, directions, strict=True):
             imagined += self._with_additions(region, thing, direction)
-        best = sorted(imagined, key=lambda phrase: -phrase[1])[:_EMBEDDED]
-        texts = [text for text, pmi in best if pmi > word_pmi]
-        if not texts:
-            return []
-        embedded = self._prior.centred_texts(self._model.embed_texts(texts).float().cpu())
-        mean = self._over_prior(embedded, self._prior.log_partition).mean_posterior
-        pmi, _ = self._score(region, embedded, mean)
-        return sorted(zip(texts, pmi, strict=True), key=lambda phrase: -phrase[1])
+        better = [phrase for phrase in imagined if phrase.pmi > word_pmi]
+        best = sorted(better, key=lambda phrase: -phrase.pmi)[:_EMBEDDED]
+        return self._embedded(region, best) if best else []
 
-    def _with_additions(
-        self, region: Region, thing: str, direction: Tensor
-    ) -> list[tuple[str, float]]:
-        """A thing with an attribute, with two, and as the whole of a part, imagined."""
-        around = F.normalize(self._additions + direction, dim=1)
-        prior = self._around(thing, around)
-        pmi, partition = self._score(region, around, prior.mean_posterior)
+    def _with_additions(self, region: Region, thing: str, direction: Tensor) -> list[_Imagined]:
+        """A thing with an attribute, with two, and as the whole of a part."""
+        once = F.normalize(self._additions + direction, dim=1)
+        texts = [_with_addition(i, thing) for i in range(len(_ADDITIONS))]
+        found = self._imagine(region, texts, once, self._around(thing, once))
         given = set(thing.split())
-        own = [i for i, addition in enumerate(_ADDITIONS) if addition not in given]
-        attributes = sorted((i for i in own if i < len(ATTRIBUTES)), key=lambda i: -pmi[i])
-        first, *others = attributes[:_SECOND]
-        twice = F.normalize(self._additions[[first]] + self._additions[others] + direction, dim=1)
-        mean = self._over_prior(twice, prior.log_partition).mean_posterior
-        both, _ = self._score(region._replace(log_partition=partition), twice, mean)
-        pairs = [(ATTRIBUTES[first], ATTRIBUTES[other]) for other in others]
-        return [
-            *((_with_addition(i, thing), pmi[i]) for i in own),
-            *((_with_attributes(p, thing), v) for p, v in zip(pairs, both, strict=True)),
+        attributes = [i for i, word in enumerate(ATTRIBUTES) if word not in given]
+        first, *others = sorted(attributes, key=lambda i: -found[i].pmi)[:_SECOND]
+        twice = F.normalize(self._additions[first] + self._additions[others] + direction, dim=1)
+        pairs = [
+            _with_attributes((ATTRIBUTES[first], ATTRIBUTES[other]), thing) for other in others
         ]
+        alone = found[first]
+        found += self._imagine(
+            region._replace(log_partition=alone.log_partition),
+            pairs,
+            twice,
+            self._over_prior(twice, alone.prior_partition),
+        )
+        return [phrase for phrase in found if len(set(phrase.text.split())) > len(given)]
 
-    def _pairs(
-        self, region: Region, things: Sequence[str], directions: Tensor
-    ) -> list[tuple[str, float]]:
-        """ "A with B" of things that are not much the same, imagined."""
+    def _pairs(self, region: Region, things: Sequence[str], directions: Tensor) -> list[_Imagined]:
+        """ "A with B" of things that are not much the same."""
         pairs = [
             (i, j)
             for i, j in combinations(range(len(things)), 2)
@@ -150,29 +171,40 @@ class PhraseSearch:
             return []
         one, other = torch.tensor(pairs).T
         sums = F.normalize(directions[one] + directions[other], dim=1)
-        mean = self._over_prior(sums, self._prior.log_partition).mean_posterior
-        pmi, _ = self._score(region, sums, mean)
-        return [
-            (f"{things[i]} with {things[j]}", value)
-            for (i, j), value in zip(pairs, pmi, strict=True)
-        ]
+        texts = [f"{things[i]} with {things[j]}" for i, j in pairs]
+        known = self._over_prior(sums, self._prior.log_partition)
+        return self._imagine(region, texts, sums, known)
 
-    def _around(self, thing: str, directions: Tensor) -> _Around:
-        """`_over_prior` of a thing with each addition, kept for the next unit."""
+    def _around(self, thing: str, directions: Tensor) -> _Known:
+        """The prior of a thing with each addition, kept for the next unit."""
         if thing not in self._kept:
             self._kept[thing] = self._over_prior(directions, self._prior.log_partition)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return self._kept[thing]
 
-    def _over_prior(self, directions: Tensor, log_partition: Tensor) -> _Around:
+    def _over_prior(self, directions: Tensor, log_partition: Tensor) -> _Known:
         likely = posterior_beside(self._prior.regions @ directions.T, log_partition)
-        return _Around(likely.probabilities.mean(0), likely.log_partition)
+        return _Known(likely.probabilities.mean(0), likely.log_partition)
 
-    def _score(
-        self, region: Region, directions: Tensor, mean_posterior: Tensor
-    ) -> tuple[list[float], Tensor]:
-        """pmi of each phrase (T), and the partition of the regions with all of them (n, 1)."""
+    def _imagine(
+        self, region: Region, texts: Sequence[str], directions: Tensor, known: _Known
+    ) -> list[_Imagined]:
         likely = posterior_beside(region.vectors @ directions.T, region.log_partition)
-        pmi: list[float] = soft_wpmi(likely.probabilities, mean_posterior).tolist()
-        return pmi, likely.log_partition
+        pmi = soft_wpmi(likely.probabilities, known.mean_posterior).tolist()
+        return [
+            _Imagined(text, value, direction, likely.log_partition, known.log_partition)
+            for text, value, direction in zip(texts, pmi, directions, strict=True)
+        ]
+
+    def _embedded(self, region: Region, phrases: Sequence[_Imagined]) -> list[tuple[str, float]]:
+        """The phrases as texts, each in the place of what was imagined; best first."""
+        texts = [phrase.text for phrase in phrases]
+        vectors = self._prior.centred_texts(self._model.embed_texts(texts).float().cpu())
+        twins = torch.stack([phrase.direction for phrase in phrases])
+        here = torch.cat([phrase.log_partition for phrase in phrases], dim=1)
+        there = torch.cat([phrase.prior_partition for phrase in phrases], dim=1)
+        likely = _posterior_instead(region.vectors, vectors, twins, here)
+        mean = _posterior_instead(self._prior.regions, vectors, twins, there).mean(0)
+        pmi: list[float] = soft_wpmi(likely, mean).tolist()
+        return sorted(zip(texts, pmi, strict=True), key=lambda phrase: -phrase[1])

@@ -234,6 +234,12 @@ class LabelStore:
 
     # Reading
 
+    def parents(self) -> list[str]:
+        """The dictionaries and sites that have units with a description, in order."""
+        select = sa.select(units.c.parent).where(units.c.current.is_not(None)).distinct()
+        with self.database.reading() as connection:
+            return sorted(connection.execute(select).scalars())
+
     def current(self, unit: Unit) -> Entry | None:
         """The description that holds; None when nobody tried."""
         return self.currents(unit.parent, [unit.index]).get(unit.index)

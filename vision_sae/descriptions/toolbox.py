@@ -14,8 +14,7 @@ from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
-from vision_sae.descriptions.scores.texts import TextEmbeddings
-from vision_sae.descriptions.vocabulary import Vocabulary
+from vision_sae.descriptions.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
@@ -43,6 +42,7 @@ class Toolbox:
         self.directory = directory
         self._progress = progress
         self._probes: dict[str, Probe] = {}
+        self._scorers: dict[str, Scorer] = {}
         self._labellers: dict[str, Labeller] = {}
 
     @cached_property
@@ -56,11 +56,6 @@ class Toolbox:
             )
         return model
 
-    @cached_property
-    def texts(self) -> TextEmbeddings:
-        """Embeddings of texts by the contrastive model, each made once."""
-        return TextEmbeddings(self.clip)
-
     def probe(self, evidence: Evidence) -> Probe:
         """How the contrastive model sees the pictures of ``evidence``."""
         data = evidence.data_sha256
@@ -72,7 +67,12 @@ class Toolbox:
 
     def scorer(self, evidence: Evidence) -> Scorer:
         """The scores of texts for units of ``evidence``."""
-        return Scorer(self.clip, self.probe(evidence))
+        probe = self.probe(evidence)
+        if probe.identity not in self._scorers:
+            words = embed_vocabulary(self.clip, self._vocabulary(evidence), self.directory)
+            centre = words.mean(0).numpy()
+            self._scorers[probe.identity] = Scorer(self.clip, probe, centre=centre)
+        return self._scorers[probe.identity]
 
     def labeller(self, evidence: Evidence) -> Labeller:
         """The labeller of units of ``evidence``."""
@@ -91,9 +91,11 @@ class Toolbox:
         return CaptionPmi(self.config.caption_pmi)
 
     def _contrastive(self, evidence: Evidence) -> Describer:
-        settings = self.config.contrastive
-        path = settings.vocabulary
-        words = Vocabulary.read(path) if path else Vocabulary.of_captions(evidence.images)
+        words, beam = self._vocabulary(evidence), self.config.contrastive.beam
         return ContrastiveDescriber(
-            self.clip, self.probe(evidence), words, self.directory, beam=settings.beam
+            self.clip, self.probe(evidence), words, self.directory, beam=beam
         )
+
+    def _vocabulary(self, evidence: Evidence) -> Vocabulary:
+        path = self.config.contrastive.vocabulary
+        return Vocabulary.read(path) if path else Vocabulary.of_captions(evidence.images)

@@ -235,7 +235,8 @@ class LabelJobs:
     ) -> bool:
         """Store what labelling gave for some units of a chunk, by index, and keep the rest leased.
 
-        The last units end the lease. False when nothing was stored because the lease is lost, or when the job has ended.
+        The last units end the lease. False when nothing was stored because the lease is lost, or
+        when the job has ended.
         """
         with self._database.writing() as connection:
             row, now = self._row(connection, name), self._database.clock()

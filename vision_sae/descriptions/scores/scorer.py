@@ -36,9 +36,17 @@ class Scorer:
 
     metrics = METRICS
 
-    def __init__(self, model: ContrastiveModel, probe: Probe, *, level: Level = "picture") -> None:
-        """``level``: what of a picture is compared with the text in detection."""
-        self.embed = TextEmbeddings(model)
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        probe: Probe,
+        *,
+        level: Level = "picture",
+        centre: NDArray[np.float32] | None = None,
+    ) -> None:
+        """``level``: what of a picture is compared with the text in detection. ``centre`` (E): the
+        mean of many texts, which is subtracted from each."""
+        self.embed = TextEmbeddings(model, centre)
         self._model, self._probe, self._level = model, probe, level
         self._sources: dict[str, Sources] = {}
 

@@ -1,4 +1,9 @@
-"""Embeddings of texts, each made once."""
+"""Embeddings of texts, each made once.
+
+Contrastive models put all texts into a narrow cone, and some pictures near all of it: a picture of
+a thing resembles any name of a thing. Subtracting the mean of many texts takes away what a picture
+has with every text, and leaves what it has with this one.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,10 @@ _KEPT = 32768
 
 
 class TextEmbeddings:
-    """The texts of one model."""
+    """The texts of one model, as directions from ``centre`` (E) where there is one."""
 
-    def __init__(self, model: ContrastiveModel) -> None:
-        self._model = model
+    def __init__(self, model: ContrastiveModel, centre: NDArray[np.float32] | None = None) -> None:
+        self._model, self._centre = model, centre
         self._kept: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -29,10 +34,18 @@ class TextEmbeddings:
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
             with torch.inference_mode():
-                vectors = self._model.embed_texts(batch).float().cpu().numpy()
+                vectors = self._embed(batch)
             known |= zip(batch, vectors, strict=True)
         self._kept |= {text: known[text] for text in new[-_KEPT:]}
         for oldest in list(self._kept)[: max(len(self._kept) - _KEPT, 0)]:
             self._kept.pop(oldest, None)  # another thread may have been faster
         rows = [known[text] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self._model.embedding_dim), np.float32)
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = np.asarray(self._model.embed_texts(texts).float().cpu().numpy())
+        if self._centre is None:
+            return vectors
+        vectors = vectors - self._centre
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))

@@ -1,0 +1,98 @@
+"""Commands that exchange labels with the world: score, export-labels, export-exemplars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.labels import Clip
+
+
+@command()
+def score(
+    units: Annotated[Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.")],
+    labels: Annotated[
+        Path, typer.Argument(help="CSV with columns layer, unit, description; layer is the site.")
+    ],
+    clip: Clip = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Where probes are kept; beside UNITS when absent.")
+    ] = None,
+    config: Configuration = None,
+) -> None:
+    """Score anybody's labels: do they tell the unit's pictures from others?"""
+    from vision_sae.config import load_config
+    from vision_sae.descriptions.batch import EvidenceFolder
+    from vision_sae.descriptions.describe import PROBES
+    from vision_sae.descriptions.files.annotations import read_descriptions
+    from vision_sae.descriptions.scores.many import score_many
+    from vision_sae.descriptions.toolbox import Toolbox
+
+    settings = load_config(config, describe={"clip": clip}).describe
+    toolbox = Toolbox(settings, work or units.parent / PROBES)
+    given = read_descriptions(labels)
+    for evidence in EvidenceFolder.at(units).open().values():
+        if evidence.site not in given:
+            typer.secho(f"{labels} has no label for {evidence.site}", fg="yellow", err=True)
+            continue
+        found = score_many(
+            toolbox.scorer(evidence), evidence, given[evidence.site], settings.metrics
+        ).summary
+        shown = ", ".join(
+            f"{name} {value:.3f}"
+            for name, value in (
+                ("against random pictures", found.detection_auc_random),
+                ("against look-alikes", found.detection_auc_hard),
+                ("of other units' labels", found.permuted_auc),
+            )
+            if value is not None
+        )
+        typer.echo(
+            f"{evidence.name}: {found.labels} labels, {found.share_labelled:.1%} better than "
+            f"chance; median detection AUC {shown}"
+        )
+
+
+@command("export-labels")
+def export_labels(
+    labels: Annotated[str, typer.Argument(help="Label store: a file, or a postgresql:// URL.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .csv, .jsonl or .parquet.")],
+    units: Annotated[
+        list[str] | None,
+        typer.Option(help="dictionaries/NAME or models/NAME/sites/SITE; all when absent."),
+    ] = None,
+) -> None:
+    """Write the current label of every unit, with its scores and who made it."""
+    from dataclasses import asdict
+
+    from vision_sae.descriptions.files.export import export
+    from vision_sae.descriptions.store import LabelStore
+
+    store = LabelStore(labels)
+    rows = (
+        (
+            entry.unit.resource,
+            asdict(entry.description)
+            | {"origin": entry.origin, "author": entry.author, "create_time": entry.created},
+        )
+        for parent in units or store.parents()
+        for _, entry in sorted(store.currents(parent).items())
+    )
+    typer.echo(f"{out}: {export(out, rows)} labels")
+
+
+@command("export-exemplars")
+def export_exemplars(
+    units: Annotated[Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; a folder a site is made in it.")],
+) -> None:
+    """Write the exemplars of every unit that fires, in MILAN's layout."""
+    from vision_sae.descriptions.batch import EvidenceFolder
+    from vision_sae.descriptions.files.milan import write_exemplars
+
+    for evidence in EvidenceFolder.at(units).open().values():
+        firing = [unit for unit in range(evidence.width) if evidence.peaks(unit).any()]
+        typer.echo(f"{write_exemplars(evidence, out, firing)}: {len(firing)} units")
