@@ -42,7 +42,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train_dictionary(store, root / "dictionary", training, {}, progress=False)
     build(store, root / "dictionary", root / "tiny", BuildConfig(), progress=False)
-    describe_bundle(root / "tiny", DescribeConfig(describer="caption-pmi", metrics=()), progress=False)
+    describe_bundle(
+        root / "tiny", DescribeConfig(describer="caption-pmi", metrics=()), progress=False
+    )
     return root / "tiny"
 
 
