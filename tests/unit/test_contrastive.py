@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.contrastive_world import PlantedClip, evidence_of, random_cells
+from vision_sae.descriptions import wpmi
 from vision_sae.descriptions.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
@@ -81,7 +82,8 @@ def test_prior_is_the_mean_likelihood_of_exemplars_drawn_from_the_data() -> None
     torch.testing.assert_close(log_prior(data.mean(0), 3), expected, atol=1e-5, rtol=0)
 
 
-def test_top_words_are_those_of_the_formula_unit_by_unit() -> None:
+def test_top_words_are_those_of_the_formula_unit_by_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wpmi, "_ELEMENTS", 64 * 9 * 7)  # 64 units at a time
     random = np.random.default_rng(0)
     similarities = random.normal(0, 0.1, (50, 7)).astype(np.float32)
     exemplars = np.stack([random.permutation(50)[:9] for _ in range(130)])

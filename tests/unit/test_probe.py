@@ -98,8 +98,6 @@ def test_attention_weighs_the_patches_of_a_region(
     tmp_path: Path, model: PlantedClip, evidence: ArrayEvidence
 ) -> None:
     probe = probe_of(model, evidence, tmp_path / "probe")
-    row = np.zeros((2, 2))
-    row[0] = 1
     f = firing([[1, 1, 0, 0]] + [[0] * 4] * 3)
     probe.weights = np.zeros((20, 16), dtype=np.float16)
     probe.weights[0, :2] = 0.25, 0.75

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import TypedDict
 import torch
 from PIL import Image
 
+from vision_sae.demo.clip_figures import TEST_MAKERS
 from vision_sae.demo.corpus_drawn import COLOURS
 from vision_sae.models.protocol import ContrastiveModel
 
 PACK = Path(__file__).parent / "clip" / "heldout"
 CORPUS = Path(__file__).parent / "corpus"
-MAKERS = ("fluent", "noto")
+MAKERS = TEST_MAKERS
 OTHER_SOURCE = "tuxpaint-stamps-default"
 _SIDE = 128
 _QUALITY = 80
@@ -57,7 +59,8 @@ class NamedPicture:
 
 def write_pack(pictures: Iterable[tuple[str, str, str, Image.Image]]) -> None:
     """Write the held-out pack from (maker, code, name, picture)."""
-    PACK.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(PACK, ignore_errors=True)
+    PACK.mkdir(parents=True)
     entries = []
     for maker, code, name, picture in pictures:
         file = f"{code}-{maker}.webp"

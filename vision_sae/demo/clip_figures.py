@@ -1,8 +1,10 @@
 """The drawings that the demo CLIP learns from: many makers' emoji, icons and clip art, with names.
 
 A figure is one drawing on a transparent ground and what it shows. Three hundred concepts are held
-out: `held_out` draws them from `concepts.jsonl`, and `Taboo` knows every text that would give one
-of them away, so that no maker's drawing of them and no caption or tag naming them is learned.
+out: `held_out` draws them from all emoji that both makers of the test draw, flags excepted (nobody
+can know a flag by knowing others). `Taboo` keeps them out of training: every maker's drawing of
+that code point or of that name, and every tag, written word and caption that says the name. What
+bears a longer name, as a tropical fish where the fish is held out, stays.
 
 Making the drawings needs the network once (`corpus_packages.fetch`) and the rasteriser
 ``resvg_py==0.5.0``.
@@ -15,7 +17,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from vision_sae.demo.corpus_drawn import COLOURS, Concept, plain_code
 from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, Package
 
 HELD_OUT = 300
+TEST_MAKERS = ("fluent", "noto")
+FLAGS = 9
+"""emojibase's group of the flags."""
 SEED = 7
 PIXELS = 224
 """What drawings that come as curves are rasterised to."""
@@ -90,7 +95,8 @@ class Figure:
     svg: str = ""  # or the drawing itself
     code: str = ""  # emoji only
     tinted: bool = False  # drawn in one colour, which may be chosen
-    rounds: int = 1  # how many training pictures show it alone
+    group: int = -1  # emojibase's number of the emoji's kind
+    rounds: int = 1  # how many training pictures on varied grounds show it alone
 
     def draw(self, tint: str | None = None) -> Image.Image:
         """The drawing (RGBA), curves rasterised to `PIXELS`; ``tint`` names a colour of it."""
@@ -131,29 +137,46 @@ def _stems(text: str) -> str:
     return f" {' '.join(_stem(word) for word in plain_name(text).split())} "
 
 
-def held_out(concepts: list[Concept]) -> list[Concept]:
-    """The concepts no training picture or text may show: the corpus's own held-out ones and
-    others drawn at random, `HELD_OUT` in all, each with a name of its own."""
-    first = [concept for concept in concepts if concept.split == "heldout"]
-    others = [concept for concept in concepts if concept.split != "heldout"]
-    random.Random(SEED).shuffle(others)
-    chosen = [*first, *others][:HELD_OUT]
-    return sorted(chosen, key=lambda concept: concept.code)
+def held_out(figures: Iterable[Figure]) -> list[Figure]:
+    """The figures no training picture or text may show: `HELD_OUT` concepts drawn at random, each
+    by both of `TEST_MAKERS`, in order of code and maker."""
+    drawn = {maker: dict[str, Figure]() for maker in TEST_MAKERS}
+    for figure in figures:
+        if figure.maker in drawn and figure.group != FLAGS:
+            drawn[figure.maker][figure.code] = figure
+    first, second = (drawn[maker] for maker in TEST_MAKERS)
+    codes = sorted(set(first) & set(second))
+    chosen = sorted(random.Random(SEED).sample(codes, HELD_OUT))
+    return [by_code[code] for code in chosen for by_code in (first, second)]
 
 
 class Taboo:
-    """Every text that names a held-out concept, singular or plural, alone or among other words."""
+    """What would give a held-out figure away."""
 
-    def __init__(self, concepts: Iterable[Concept], labels: Mapping[str, str]) -> None:
-        concepts = list(concepts)
-        self.codes = {plain_code(concept.code) for concept in concepts}
-        names = {_stems(concept.phrase) for concept in concepts}
-        names |= {_stems(labels[code]) for code in self.codes if code in labels}
-        self._names = re.compile("|".join(sorted(map(re.escape, names), key=len, reverse=True)))
+    def __init__(self, figures: Iterable[Figure]) -> None:
+        figures = list(figures)
+        self._codes = {figure.code for figure in figures if figure.code}
+        self._names = {_stems(text) for f in figures for text in (f.name, f.phrase)}
+        names = sorted(map(re.escape, self._names), key=len, reverse=True)
+        self._said = re.compile("|".join(names))
 
-    def names(self, text: str) -> bool:
-        """Whether ``text`` says the name of a held-out concept."""
-        return self._names.search(_stems(text)) is not None
+    def shows(self, figure: Figure) -> bool:
+        """Whether it is a held-out concept, by code point or by name."""
+        same = {_stems(figure.name), _stems(figure.phrase)} & self._names
+        return figure.code in self._codes or bool(same)
+
+    def says(self, text: str) -> bool:
+        """Whether ``text`` says the name of a held-out concept, singular or plural, alone or among
+        other words."""
+        return self._said.search(_stems(text)) is not None
+
+    def allowed(self, figures: Iterable[Figure]) -> list[Figure]:
+        """The figures that may be learned from, without the tags that may not."""
+        return [
+            replace(figure, tags=tuple(tag for tag in figure.tags if not self.says(tag)))
+            for figure in figures
+            if not self.shows(figure)
+        ]
 
 
 @dataclass(frozen=True)
@@ -189,6 +212,7 @@ def read_figures(
             path=path,
             svg=svg,
             code=code,
+            group=emojibase.entries[code]["group"],
             rounds=_rounds(emojibase.entries[code], maker),
         )
         for maker, code, path, svg in emoji
@@ -199,7 +223,7 @@ def read_figures(
 
 def _rounds(entry: dict[str, Any], maker: str) -> int:
     """Things are shown twice; flags, and the variants of people by gender, by fewer makers."""
-    flag = entry["group"] == 9
+    flag = entry["group"] == FLAGS
     if flag or "gender" in entry:
         return int(maker in (("fluent",) if flag else ("fluent", "noto", "twemoji")))
     return 2 if entry["group"] in range(3, 8) else 1

@@ -48,15 +48,8 @@ def colour_phrase(colour: str) -> str:
 
 
 def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
-    """All training pictures in a shuffled order; no text of theirs names a held-out concept."""
-    allowed = [
-        figure
-        for figure in figures
-        if figure.code not in taboo.codes
-        and not taboo.names(figure.name)
-        and not taboo.names(figure.phrase)
-        and figure.rounds > 0
-    ]
+    """All training pictures in a shuffled order, without what is ``taboo``."""
+    allowed = [figure for figure in taboo.allowed(figures) if figure.rounds > 0]
     photographs = [*_photographs(taboo)]
     grounds = _Grounds([path for path, _ in photographs])
     rng = random.Random(seed)
@@ -68,20 +61,13 @@ def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
             for _ in range(figure.rounds)
         ),
         *_pairs(allowed, grounds, rng, count=2600),
-        *_painted_words(allowed, grounds, rng, count=1600),
+        *_painted_words(allowed, taboo, grounds, rng, count=1600),
         *_shapes(rng, count=900),
         *_textures(rng, count=500),
         *(_photograph(path, caption, rng.random()) for path, caption in photographs * 3),
     ]
     rng.shuffle(pictures)
-    return [_without(picture, taboo) for picture in pictures]
-
-
-def _without(picture: Picture, taboo: Taboo) -> Picture:
-    captions = tuple(text for text in picture.captions if not taboo.names(text))
-    if not captions:
-        raise ValueError(f"every caption of {picture.subject!r} names a held-out concept")
-    return Picture(picture.subject, captions, picture.paint)
+    return pictures
 
 
 def _captions(figure: Figure, phrase: str, ground: str) -> tuple[str, ...]:
@@ -258,10 +244,11 @@ def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Pictur
 
 
 def _painted_words(
-    figures: Sequence[Figure], grounds: _Grounds, rng: random.Random, count: int
+    figures: Sequence[Figure], taboo: Taboo, grounds: _Grounds, rng: random.Random, count: int
 ) -> Iterator[Picture]:
     emoji = [figure for figure in figures if figure.rounds == 2]
-    words = sorted({figure.name for figure in emoji if len(figure.name) < 13})
+    short = {figure.name for figure in emoji if len(figure.name) < 13}
+    words = sorted(name for name in short if not taboo.says(name))
     for number in range(count):
         word = rng.choice(words)
         # A quarter shows the word alone; of the rest, the caption tells what is drawn.
@@ -360,7 +347,7 @@ def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:
     lines = (CORPUS / "train/captions.jsonl").read_text("utf-8").splitlines()
     for entry in map(json.loads, lines):
         photograph = entry["file"].startswith("photographs/")
-        tested = entry["source"].startswith(TEST_SOURCE) or taboo.names(entry["caption"])
+        tested = entry["source"].startswith(TEST_SOURCE) or taboo.says(entry["caption"])
         if photograph and not tested:
             yield CORPUS / "train" / entry["file"], entry["caption"]
 

@@ -41,7 +41,7 @@ from vision_sae.demo.clip_figures import (
     held_out,
     read_figures,
 )
-from vision_sae.demo.corpus_drawn import Concept, plain_code, read_concepts
+from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, fetch
 from vision_sae.demo.make_corpus import CONCEPTS
 from vision_sae.demo.weights import dinov2_small
@@ -73,18 +73,16 @@ def main() -> None:
         make_heldout(arguments.cache)
 
 
-def _figures(cache: Path) -> tuple[list[Figure], list[Concept], Taboo]:
-    """(every figure, held-out concepts, the texts that name one)"""
+def _figures(cache: Path) -> list[Figure]:
     roots: Mapping[str, Path] = {p.name: fetch(p, cache) for p in FIGURE_PACKAGES}
-    concepts, emojibase = read_concepts(CONCEPTS), Emojibase(roots[EMOJIBASE.name])
-    hidden = held_out(concepts)
-    return read_figures(roots, concepts, emojibase), hidden, Taboo(hidden, emojibase.labels)
+    emojibase = Emojibase(roots[EMOJIBASE.name])
+    return read_figures(roots, read_concepts(CONCEPTS), emojibase)
 
 
 def make_pictures(out: Path, cache: Path) -> None:
     """Paint ``pictures.npy`` and write ``captions.jsonl``."""
-    figures, _, taboo = _figures(cache)
-    pictures = clip_pictures.plan(figures, taboo, SEED)
+    figures = _figures(cache)
+    pictures = clip_pictures.plan(figures, Taboo(held_out(figures)), SEED)
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"subject": p.subject, "captions": p.captions}) for p in pictures]
     (out / "captions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
@@ -151,11 +149,9 @@ def _complete(
 
 def make_heldout(cache: Path) -> None:
     """Write the held-out pictures that ship: each concept on white, by two makers."""
-    figures, hidden, _ = _figures(cache)
-    phrases = {plain_code(concept.code): concept.phrase for concept in hidden}
-    chosen = [f for f in figures if f.code in phrases and f.maker in clip_evaluation.MAKERS]
     clip_evaluation.write_pack(
-        (f.maker, f.code, phrases[f.code], clip_pictures.on_white(f)) for f in chosen
+        (figure.maker, figure.code, figure.phrase, clip_pictures.on_white(figure))
+        for figure in held_out(_figures(cache))
     )
     (clip_evaluation.PACK.parent / "LICENSES.md").write_text(licenses(), "utf-8")
 

@@ -43,6 +43,8 @@ _ADDITIONS = ATTRIBUTES + PARTS
 MARGIN = math.log(len(_ADDITIONS))
 """By how many nats a phrase must be better than a word: what choosing one of so many additions to
 the word is worth by itself."""
+_WORTH_A_TRY = MARGIN / 2
+"""By how many nats an imagined phrase must be better than the best word to be embedded."""
 _KEPT = 2048
 """Things whose imagined phrases are kept in memory, about 10 KB each."""
 _EMBEDDED = 6
@@ -134,7 +136,7 @@ class PhraseSearch:
         imagined = self._pairs(region, things, directions)
         for thing, direction in zip(things, directions, strict=True):
             imagined += self._with_additions(region, thing, direction)
-        better = [phrase for phrase in imagined if phrase.pmi > word_pmi]
+        better = [phrase for phrase in imagined if phrase.pmi > word_pmi + _WORTH_A_TRY]
         best = sorted(better, key=lambda phrase: -phrase.pmi)[:_EMBEDDED]
         return self._embedded(region, best) if best else []
 

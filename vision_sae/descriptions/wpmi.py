@@ -31,8 +31,8 @@ equally well at single words, better than 5 and better than cosines that are not
 were found best at 14: at 7 they were missed, at 20 preferred to the plain words they ought to be.
 """
 _FIRST, _FALL, _FLOOR = 0.998, 0.028, 1e-7
-_CHUNK = 64
-"""Units scored at a time by `top_words`."""
+_ELEMENTS = 2**21
+"""Probabilities that `top_words` looks at at a time."""
 
 
 def beliefs(count: int) -> Tensor:
@@ -72,9 +72,10 @@ def top_words(
     given = torch.from_numpy(similarities)
     posteriors = torch.softmax(temperature * (given - given.mean(0)), dim=1)
     mean = posteriors.mean(0)
+    units = max(1, _ELEMENTS // (exemplars.shape[1] * len(mean)))
     best = [
         torch.topk(soft_wpmi(posteriors[chunk], mean), count, dim=1)
-        for chunk in torch.from_numpy(exemplars).split(_CHUNK)
+        for chunk in torch.from_numpy(exemplars).split(units)
     ]
     return (
         torch.cat([found.indices for found in best]).numpy(),
