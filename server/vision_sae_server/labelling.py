@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vision_sae.config import CaptionPmiConfig
-from vision_sae.descriptions.caption_pmi import CaptionPmi
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
 from vision_sae.errors import NotConfiguredError, NotFoundError

@@ -26,14 +26,14 @@ from vision_sae.demo import clip_evaluation
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.make_corpus import CONCEPTS
 from vision_sae.demo.run import CORPUS
-from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.vocabulary import Vocabulary
+from vision_sae.descriptions.describers.wpmi import top_words
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
 from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.toolbox import Toolbox
-from vision_sae.descriptions.vocabulary import Vocabulary
-from vision_sae.descriptions.wpmi import top_words
 from vision_sae.evaluation.planted_labels import planted_accuracy
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model

@@ -14,8 +14,8 @@ from tests.worlds import identity_sae, write_dictionary, write_store
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, CaptionPmiConfig, DescribeConfig
-from vision_sae.descriptions.caption_pmi import CaptionPmi, words
 from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi, words
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.toolbox import describer_version

@@ -13,15 +13,15 @@ import torch
 
 from tests.contrastive_world import PlantedClip, evidence_of, random_cells
 from vision_sae.descriptions import wpmi
-from vision_sae.descriptions.attributes import ATTRIBUTES, PARTS
-from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
+from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.phrases import MARGIN
+from vision_sae.descriptions.describers.vocabulary import Vocabulary
+from vision_sae.descriptions.describers.wpmi import log_likelihood, log_prior, soft_wpmi, top_words
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
-from vision_sae.descriptions.phrases import MARGIN
 from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.protocol import Describer, Description
-from vision_sae.descriptions.vocabulary import Vocabulary
-from vision_sae.descriptions.wpmi import log_likelihood, log_prior, soft_wpmi, top_words
 from vision_sae.errors import MismatchError
 from vision_sae.evaluation.planted_labels import planted_accuracy
 from vision_sae.models.protocol import ContrastiveModel

@@ -9,8 +9,8 @@ import torch
 
 from tests.contrastive_world import PlantedClip
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.attributes import ATTRIBUTES, PARTS
-from vision_sae.descriptions.vocabulary import Vocabulary, embed_vocabulary
+from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
+from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.errors import InvalidInputError
 
 

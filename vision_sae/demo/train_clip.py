@@ -4,7 +4,8 @@
     python -m vision_sae.demo.train_clip --stage updates --data DATA --work WORK
 
 First the heads alone are trained, the attention pooling and the text head, on the tokens of the
-vision tower as it is (``DATA/depths.npy``, see `make_clip_data.py`). Then low-rank updates and
+vision tower as it is (``DATA/depths.npy``, see `make_clip_data.py`); they begin with a ridge
+regression from patches to the meaning of captions. Then low-rank updates and
 norms of its last blocks join them, and the residual stream in front of these blocks is read from
 ``DATA/tokens.npy``. The text tower stays frozen. Each step shows a random part of each picture's
 patches (Li et al. 2023, arXiv:2212.00794) and ranks the captions of a batch against each other and
@@ -62,8 +63,8 @@ class Settings:
 
 
 STAGES: dict[Stage, Settings] = {
-    "heads": Settings(steps=1600, batch=256, keep=0.5, head_rate=2e-3),
-    "updates": Settings(steps=1000, batch=128, keep=0.3, head_rate=3e-4, update_rate=5e-4),
+    "heads": Settings(steps=600, batch=256, keep=0.5, head_rate=5e-4),
+    "updates": Settings(steps=600, batch=128, keep=0.3, head_rate=1e-4, update_rate=5e-4),
 }
 
 
@@ -111,6 +112,7 @@ def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any
     module.requires_grad_(False)
     tail = tuple(f"blocks.{index}." for index in range(LAST_FROZEN + 1, 12))
     trunk = module.visual.trunk
+    trunk.patch_pooling.train()  # nothing else has dropout to speak of
     if stage == "updates":
         low_rank.add_updates(trunk, settings.vision_rank, lambda name: name.startswith(tail))
     updates: list[nn.Parameter] = []
@@ -134,12 +136,17 @@ def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any
     ]
 
 
-def encode_depths(module: Any, depths: Tensor) -> Tensor:
-    """Cached tokens of both depths (B, T, 2 D) -> unit embeddings (B, E)."""
+def at_both_depths(module: Any, depths: Tensor) -> Tensor:
+    """Cached tokens of both depths (B, T, 2 D), normalised as the pooling reads them."""
     trunk = module.visual.trunk
     shallow, deep = depths.chunk(2, dim=-1)
-    tokens = torch.cat([trunk.shallow_norm(shallow), trunk.norm(deep)], dim=-1)
-    return nn.functional.normalize(trunk.forward_head(tokens).float(), dim=-1)
+    return torch.cat([trunk.shallow_norm(shallow), trunk.norm(deep)], dim=-1)
+
+
+def encode_depths(module: Any, depths: Tensor) -> Tensor:
+    """Cached tokens of both depths (B, T, 2 D) -> unit embeddings (B, E)."""
+    embedding = module.visual.trunk.forward_head(at_both_depths(module, depths))
+    return nn.functional.normalize(embedding.float(), dim=-1)
 
 
 def encode_tokens(module: Any, tokens: Tensor) -> Tensor:
@@ -188,6 +195,38 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.98))
         self.rates = [group["lr"] for group in self.groups]
         self.step = 0
+
+    def regress(self, ridge: float = 100.0) -> None:
+        """Begin the pooling as an even mean of patches, mapped to the meaning of captions by a
+        ridge regression from the means of both depths and their class token."""
+        pooling, width = self.module.visual.trunk.patch_pooling, self.tokens.shape[2]
+        with torch.no_grad():
+            rows = range(0, self.count, 256)
+            seen = torch.cat([self._means(start, min(start + 256, self.count)) for start in rows])
+            plainest = [rows[0] for rows in self.captions.rows[: self.count]]
+            wanted = self.meanings[plainest]
+            middle, average = seen.mean(0), wanted.mean(0)
+            seen = seen - middle
+            moments = seen.T @ seen + ridge * torch.eye(seen.shape[1])
+            weights = torch.linalg.solve(moments, seen.T @ (wanted - average)).T
+            nn.init.zeros_(pooling.key.weight)
+            nn.init.zeros_(pooling.refined.weight)
+            nn.init.zeros_(pooling.refined.bias)
+            nn.init.eye_(pooling.proj.weight)
+            nn.init.zeros_(pooling.proj.bias)
+            for part, columns in (
+                (pooling.whole, slice(None, width)),
+                (pooling.value, slice(width, None)),
+            ):
+                part.weight.copy_(weights[:, columns])
+                part.bias.copy_(-weights[:, columns] @ middle[columns])
+            self.module.logit_scale.fill_(float(np.log(20)))
+
+    def _means(self, start: int, stop: int) -> Tensor:
+        """(rows, 2 width): class token and mean patch of both depths, normalised."""
+        both = torch.from_numpy(np.array(self.tokens[start:stop])).float()
+        tokens = at_both_depths(self.module, both)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
 
     def begin_with(self, path: Path) -> None:
         """Take the weights that an earlier stage ended with."""
@@ -274,6 +313,8 @@ def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -
     trainer = Trainer(data, stage, settings)
     if stage == "updates":
         trainer.begin_with(work / "heads.pt")
+    elif not checkpoint.is_file():
+        trainer.regress()
     trainer.restore(checkpoint)
     begun = saved = time.monotonic()
     smooth = float("nan")

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 from vision_sae.config import DescribeConfig
-from vision_sae.descriptions.caption_pmi import CaptionPmi
-from vision_sae.descriptions.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
+from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
-from vision_sae.descriptions.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model

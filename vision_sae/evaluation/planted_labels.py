@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_sae.descriptions.wpmi import top_words
+from vision_sae.descriptions.describers.wpmi import top_words
 
 
 class PlantedAccuracy(NamedTuple):

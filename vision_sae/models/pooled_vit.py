@@ -25,18 +25,24 @@ class PatchPooling(nn.Module):
     """Attention over patches, asked by the class token, with values that stay apart.
 
     A patch's value passes through layers of its own before the attention and through one linear
-    map behind it, so the pooled embedding is a sum of one vector a patch.
+    map behind it. What the class token says of the whole is added to every patch's vector alike,
+    so the pooled embedding is a weighted sum of one vector a patch. In training the whole is left
+    out for half of the pictures: the patches learn to do without it.
     """
 
     def __init__(self, width: int, embed_dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = nn.Dropout(0.2)
         self.query = nn.Linear(width, embed_dim)
         self.key = nn.Linear(width, embed_dim)
         self.value = nn.Linear(width, embed_dim)
         self.hidden = nn.Linear(width, hidden)
         self.refined = nn.Linear(hidden, embed_dim)
+        self.whole = nn.Linear(width, embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.zeros_(self.whole.weight)
+        nn.init.zeros_(self.whole.bias)
 
     def _attention(self, tokens: Tensor) -> Tensor:
         """Tokens (B, 1 + P, width), class token first -> shares (B, H, P) that sum to one."""
@@ -49,7 +55,7 @@ class PatchPooling(nn.Module):
 
     def _values(self, tokens: Tensor) -> Tensor:
         """(B, H, P, E / H)"""
-        patches = tokens[:, 1:]
+        patches = self.dropout(tokens[:, 1:])
         values = self.value(patches) + self.refined(nn.functional.gelu(self.hidden(patches)))
         by_head: Tensor = values.unflatten(-1, (self.heads, -1)).transpose(1, 2).float()
         return by_head
@@ -57,8 +63,15 @@ class PatchPooling(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, 1 + P, width) -> embedding (B, E)."""
         pooled = torch.einsum("bhp,bhpd->bhd", self._attention(tokens), self._values(tokens))
-        embedding: Tensor = self.proj(pooled.flatten(1))
+        embedding: Tensor = self.proj(pooled.flatten(1) + self._whole(tokens))
         return embedding
+
+    def _whole(self, tokens: Tensor) -> Tensor:
+        """What the class token adds (B, E), whatever the patches' weights are."""
+        added: Tensor = self.whole(self.dropout(tokens[:, 0])).float()
+        if self.training:
+            added = added * (torch.rand(len(added), 1, device=added.device) < 0.5)
+        return added
 
     def apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens -> vectors (B, P, E) and weights (B, P): their weighted sum is the embedding.
@@ -70,7 +83,7 @@ class PatchPooling(nn.Module):
         weights = attention.mean(dim=1)
         share = attention / weights[:, None].clamp_min(1e-12)
         parts = (share[..., None] * self._values(tokens)).transpose(1, 2).flatten(2)
-        return self.proj(parts).float(), weights
+        return self.proj(parts + self._whole(tokens)[:, None]).float(), weights
 
 
 class PooledVit(VisionTransformer):

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_sae.descriptions.attributes import (
+from vision_sae.descriptions.describers.attributes import (
     ATTRIBUTES,
     COLOURS,
     MATERIALS,
@@ -35,8 +35,8 @@ from vision_sae.descriptions.attributes import (
     SIZES,
     TEXTURES,
 )
-from vision_sae.descriptions.prior import Prior, posterior_beside
-from vision_sae.descriptions.wpmi import TEMPERATURE, soft_wpmi
+from vision_sae.descriptions.describers.prior import Prior, posterior_beside
+from vision_sae.descriptions.describers.wpmi import TEMPERATURE, soft_wpmi
 from vision_sae.models.protocol import ContrastiveModel
 
 _ADDITIONS = ATTRIBUTES + PARTS

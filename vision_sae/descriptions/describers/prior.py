@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vision_sae.descriptions.describers.wpmi import TEMPERATURE
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.descriptions.probe import Probe
-from vision_sae.descriptions.wpmi import TEMPERATURE
 from vision_sae.files import replacing, sha256_json
 
 _UNITS = 512

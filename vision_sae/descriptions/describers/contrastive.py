@@ -1,10 +1,10 @@
 """Labels by search: which words make a contrastive model expect just these regions?
 
 The regions a unit fires on (masked, one a source) are compared with every word of a vocabulary by
-soft-WPMI (`vision_sae.descriptions.wpmi`), against a prior that is stored
-(`vision_sae.descriptions.prior`). Phrases are then composed of the best words
-(`vision_sae.descriptions.phrases`); one is preferred to the best word when it is better by a margin
-that allows for the choice among so many.
+soft-WPMI (`vision_sae.descriptions.describers.wpmi`), against a prior that is stored
+(`vision_sae.descriptions.describers.prior`). Phrases are then composed of the best words
+(`vision_sae.descriptions.describers.phrases`); one is preferred to the best word when it is better
+by a margin that allows for the choice among so many.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vision_sae.descriptions.describers.phrases import MARGIN, PhraseSearch, Region
+from vision_sae.descriptions.describers.prior import Prior, load_prior
+from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
+from vision_sae.descriptions.describers.wpmi import TEMPERATURE, soft_wpmi
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
-from vision_sae.descriptions.phrases import MARGIN, PhraseSearch, Region
-from vision_sae.descriptions.prior import Prior, load_prior
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Description, Score
-from vision_sae.descriptions.vocabulary import Vocabulary, embed_vocabulary
-from vision_sae.descriptions.wpmi import TEMPERATURE, soft_wpmi
 from vision_sae.models.protocol import ContrastiveModel
 
 _FEWEST_REGIONS = 5

@@ -1,0 +1,1 @@
+"""Describers: from evidence to words."""
