@@ -26,9 +26,10 @@ TEMPERATURE = 15.0
 """What similarities are multiplied by before the softmax over the words.
 
 It is for cosines that are centred (see `vision_sae.descriptions.describers.prior`), whatever the
-model. On planted worlds with hubs, a gap between pictures and texts, noise and impure exemplars, 10 to 40 did
-equally well at single words, better than 5 and better than cosines that are not centred; phrases
-were found best at 14: at 7 they were missed, at 20 preferred to the plain words they ought to be.
+model. On planted worlds with hubs, a gap between pictures and texts, noise and impure exemplars, 10
+to 40 did equally well at single words, better than 5 and better than cosines that are not centred;
+phrases were found best at 14: at 7 they were missed, at 20 preferred to the plain words they ought
+to be.
 """
 _FIRST, _FALL, _FLOOR = 0.998, 0.028, 1e-7
 _ELEMENTS = 2**21
