@@ -185,7 +185,10 @@ def _write(
         for first, inputs in _batches(model, evidence, batch_size, progress):
             rows = slice(first, first + len(inputs))
             seen = model.embed_patches(inputs.to(model.device))
-            pooled = model.forward(inputs.to(model.device)).embedding.float().cpu().numpy()
+            whole = seen.whole
+            if whole is None:
+                whole = model.forward(inputs.to(model.device)).embedding
+            pooled = whole.float().cpu().numpy()
             files[EMBEDDINGS][rows] = _unit(pooled)
             files[PATCHES][rows] = seen.vectors.cpu().numpy()
             files[WEIGHTS][rows] = seen.weights.cpu().numpy()

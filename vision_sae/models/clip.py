@@ -131,7 +131,7 @@ class TimmTower:
         trunk = self._trunk
         if isinstance(trunk, PooledVit):
             vectors, weights = trunk.patch_pooling.apart(trunk.forward_features(images))
-            return PatchEmbeddings(vectors, weights)
+            return PatchEmbeddings(vectors, weights, (vectors * weights[..., None]).sum(1))
         special = self.grid.special
         if trunk.global_pool == "map":
             features = trunk.forward_features(images)

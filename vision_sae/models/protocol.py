@@ -90,6 +90,8 @@ class PatchEmbeddings(NamedTuple):
     """(B, P, E) float32, row-major patches, not normalised."""
     weights: Tensor
     """(B, P) float32, not negative, summing to one for each image."""
+    whole: Tensor | None = None
+    """The embedding of the image (B, E), where it is just the sum of its patches; else None."""
 
 
 @runtime_checkable

@@ -1,0 +1,113 @@
+"""Every MLP neuron of the demo's ViT labelled in one job, and in one that is killed ten times.
+
+``python -m tests.benchmarks.label_job`` prints JSON: the time of the whole and of its labelling,
+the rate, the share that is labelled, and whether the killed job stored the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vision_sae.demo.run import CORPUS
+from vision_sae.descriptions.jobs.job import Job
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.store import LabelStore
+
+
+def command(root: Path, labels: str, arguments: argparse.Namespace) -> list[str]:
+    """The public command, on evidence that all runs share."""
+    return [
+        *(sys.executable, "-m", "vision_sae.cli", "label", "demo:dinov2-s"),
+        *("--images", str(CORPUS / "train"), "--limit", str(arguments.images)),
+        *("--site", arguments.site, "--work", str(root / "work")),
+        *("--labels", str(root / labels), "--describer", arguments.describer),
+    ]
+
+
+def stored(path: Path) -> tuple[Job, dict[str, Description]]:
+    """(the newest job, {unit: its description})"""
+    store = LabelStore(path)
+    labels = {
+        entry.unit.resource: entry.description
+        for parent in store.parents()
+        for entry in store.currents(parent).values()
+    }
+    return LabelJobs(store).all()[0], labels
+
+
+def killed(run: list[str], labels: Path, kills: int, seconds: float, units: int) -> int:
+    """Run the command and kill it as often, at random instants of its labelling; then let it end.
+
+    Returns how often it was killed at work."""
+    chance, done = random.Random(0), 0
+    while done < kills:
+        with subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not _at_work(labels, units * done // (kills + 1)):
+                time.sleep(0.2)
+            time.sleep(chance.uniform(0, seconds / kills / 4))
+            if process.poll() is not None:
+                return done
+            process.send_signal(signal.SIGKILL)
+            done += 1
+    subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return done
+
+
+def _at_work(labels: Path, least: int) -> bool:
+    """Whether the job has finished more than so many units."""
+    if not labels.is_file():
+        return False
+    store = LabelStore(labels)
+    jobs = LabelJobs(store).all()
+    store.close()
+    return bool(jobs) and jobs[0].done > least
+
+
+def main() -> None:
+    """Run both jobs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--site", default="blocks.*.mlp")
+    parser.add_argument("--describer", default="contrastive")
+    parser.add_argument("--kills", type=int, default=10)
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        begin = time.perf_counter()
+        subprocess.run(command(root, "whole.sqlite", arguments), check=True, stdout=sys.stderr)
+        result["seconds"] = round(time.perf_counter() - begin, 1)
+        job, labels = stored(root / "whole.sqlite")
+        result |= {
+            "units": job.total,
+            "labelling_seconds": round(job.used, 1),
+            "units_per_s": round(job.total / job.used, 1),
+            "share_labelled": round(job.labelled / job.total, 4),
+            "failed": job.failed,
+        }
+        if arguments.kills:
+            run = command(root, "killed.sqlite", arguments)
+            again = root / "killed.sqlite"
+            kills = killed(run, again, arguments.kills, job.used, job.total)
+            other, others = stored(again)
+            result["killed"] = {
+                "kills": kills,
+                "units": other.total,
+                "done": other.done,
+                "equal": others == labels,
+            }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
