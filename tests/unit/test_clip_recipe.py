@@ -5,54 +5,85 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vision_sae.demo.clip_figures import Figure, Taboo, held_out, plain_name, with_article
-from vision_sae.demo.clip_pictures import SIDE, on_white, paint_word, plan, texture
-from vision_sae.demo.corpus_drawn import Concept, read_concepts
-from vision_sae.demo.make_corpus import CONCEPTS
+from vision_sae.demo.clip_figures import (
+    FLAGS,
+    TEST_MAKERS,
+    Figure,
+    Taboo,
+    held_out,
+    plain_name,
+    with_article,
+)
+from vision_sae.demo.clip_grounds import SIDE, texture
+from vision_sae.demo.clip_pictures import on_white, paint_word, plan
 from vision_sae.demo.train_clip import loss
 
-PIG = Concept("1F416", "a pig", "heldout")
-TABOO = Taboo([PIG, Concept("1F9E6", "socks", "train")], {"1f416": "pig", "1f9e6": "pair of socks"})
+
+def figure(name: str, folder: Path | None = None, **options: Any) -> Figure:
+    """A red bar that goes by ``name``."""
+    path = None
+    if folder is not None:
+        path = folder / f"{name}.png"
+        Image.new("RGBA", (20, 10), (255, 0, 0, 255)).save(path)
+    given: dict[str, Any] = {
+        "maker": "maker",
+        "phrase": with_article(name),
+        "tags": (),
+        "rounds": 2,
+    }
+    return Figure(name=name, path=path, **given | options)
 
 
-def figure(name: str, folder: Path, *, code: str = "", tags: tuple[str, ...] = ()) -> Figure:
-    path = folder / f"{name}.png"
-    Image.new("RGBA", (20, 10), (255, 0, 0, 255)).save(path)
-    return Figure("maker", name, with_article(name), tags, path=path, code=code, rounds=2)
+TABOO = Taboo([figure("pig", code="1f416"), figure("pair of socks", phrase="socks")])
 
 
 @pytest.mark.parametrize(
     "text", ["a pig", "Pigs", "a wild pig on grass", "a sock", "pair of socks"]
 )
-def test_a_text_that_names_a_held_out_concept_is_taboo(text: str) -> None:
-    assert TABOO.names(text)
+def test_a_text_that_says_a_held_out_name_is_taboo(text: str) -> None:
+    assert TABOO.says(text)
 
 
 @pytest.mark.parametrize("text", ["a pigeon", "piggy bank", "a pair of shoes", ""])
 def test_a_text_that_only_looks_like_it_is_not(text: str) -> None:
-    assert not TABOO.names(text)
+    assert not TABOO.says(text)
 
 
-def test_three_hundred_concepts_are_held_out_with_those_of_the_corpus_among_them() -> None:
-    concepts = read_concepts(CONCEPTS)
-    chosen = held_out(concepts)
-    assert len(chosen) == len({concept.phrase for concept in chosen}) == 300
-    assert {c for c in concepts if c.split == "heldout"} <= set(chosen)
-    assert chosen == held_out(concepts)
+def test_what_is_held_out_is_known_by_code_and_by_name_in_any_style() -> None:
+    assert TABOO.shows(figure("swine", code="1f416"))
+    assert TABOO.shows(figure("pigs"))
+    assert TABOO.shows(figure("warm feet", phrase="socks"))
+    assert not TABOO.shows(figure("guinea pig"))
+
+
+def test_three_hundred_concepts_that_both_makers_draw_are_held_out() -> None:
+    def emoji(maker: str, number: int, group: int = 3) -> Figure:
+        return figure(f"thing {number}", maker=maker, code=f"{number:05x}", group=group)
+
+    flags = [emoji(maker, n, FLAGS) for maker in TEST_MAKERS for n in range(1000, 1100)]
+    alone = [emoji(TEST_MAKERS[0], n) for n in range(2000, 2100)]
+    shared = [emoji(maker, n) for maker in TEST_MAKERS for n in range(400)]
+    chosen = held_out([*flags, *alone, *shared])
+    assert len(chosen) == 600
+    assert [f.maker for f in chosen[:4]] == [*TEST_MAKERS] * 2
+    assert len({f.code for f in chosen}) == 300
+    assert all(f in shared for f in chosen)
+    assert chosen == held_out([*shared, *alone, *flags])
 
 
 def test_no_training_picture_shows_or_names_what_is_held_out(tmp_path: Path) -> None:
     figures = [
-        figure("dog", tmp_path, tags=("animal", "not a pig")),
-        figure("cat", tmp_path),
+        figure("dog", tmp_path, tags=("animal", "not a pig"), code="1f415"),
+        figure("cat", tmp_path, code="1f408"),
         figure("swine", tmp_path, code="1f416"),
-        figure("guinea pig", tmp_path),
+        figure("pig", tmp_path),
     ]
     pictures = plan(figures, TABOO, seed=0)
     texts = {text for picture in pictures for text in picture.captions}
@@ -89,11 +120,11 @@ def test_a_painted_word_changes_a_picture_only_where_it_stands() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_texture_is_called_by_its_two_colours_and_has_both(seed: int) -> None:
-    name, picture = texture("red", "blue", random.Random(seed))
-    colours = {tuple(c) for c in np.asarray(picture).reshape(-1, 3).tolist()}
+    ground = texture("red", "blue", random.Random(seed))
+    colours = {tuple(c) for c in np.asarray(ground.paint()).reshape(-1, 3).tolist()}
     assert {(206, 44, 44), (44, 98, 198)} <= colours
-    assert "red" in name
-    assert "blue" in name
+    assert "red" in ground.name
+    assert "blue" in ground.name
 
 
 @pytest.mark.parametrize(

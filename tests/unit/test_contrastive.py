@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.contrastive_world import PlantedClip, evidence_of, random_cells
-from vision_sae.descriptions import wpmi
+from vision_sae.descriptions.describers import wpmi
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.describers.phrases import MARGIN

@@ -15,11 +15,11 @@ from vision_sae.config import MilanConfig
 from vision_sae.demo import captioner as demo
 from vision_sae.demo import train_captioner
 from vision_sae.demo.weights import dinov2_small
-from vision_sae.descriptions.captioner import load_captioner
+from vision_sae.descriptions.describers.captioner import load_captioner
+from vision_sae.descriptions.describers.language_model import load_language_model
+from vision_sae.descriptions.describers.milan import MilanDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
-from vision_sae.descriptions.language_model import load_language_model
-from vision_sae.descriptions.milan import MilanDescriber
 from vision_sae.evaluation.planted_scenes import Attributes, Colour, Shape, draw
 
 SIDE = 160

@@ -32,12 +32,12 @@ from tests.milan_world import (
 )
 from tests.worlds import noise_image
 from vision_sae.config import MilanConfig
-from vision_sae.descriptions.captioner import EncoderDecoderCaptioner, ExpertsCaptioner
+from vision_sae.descriptions.describers.captioner import EncoderDecoderCaptioner, ExpertsCaptioner
+from vision_sae.descriptions.describers.language_model import LanguageModel
+from vision_sae.descriptions.describers.milan import MilanDescriber
+from vision_sae.descriptions.describers.regions import blanked, region, thumbnail
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
-from vision_sae.descriptions.language_model import LanguageModel
-from vision_sae.descriptions.milan import MilanDescriber
-from vision_sae.descriptions.regions import blanked, region, thumbnail
 from vision_sae.errors import InvalidInputError, NotFoundError
 
 WORDS = ("red", "blue", "thing")

@@ -29,8 +29,8 @@ from tests.milan_world import (
     word_tokenizer,
 )
 from vision_sae.config import MilanConfig
+from vision_sae.descriptions.describers.milan import MilanDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.milan import MilanDescriber
 from vision_sae.evaluation.planted_scenes import Colour, Scene, scenes
 
 SIDE, CELLS, WIDTH = 64, 8, 32

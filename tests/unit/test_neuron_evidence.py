@@ -12,6 +12,7 @@ from tests.worlds import picture_folder, tiny_model
 from vision_sae.config import NeuronConfig
 from vision_sae.descriptions.evidence.neurons import Neurons, collect_neurons, matching_sites
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.files import write_json
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
 
@@ -132,6 +133,15 @@ def test_changed_file_is_refused_by_name(
         file.seek(-1, 2)
         file.write(b"\xff")
     with pytest.raises(CorruptArtifactError, match=r"maps\.npy"):
+        Neurons(tmp_path / "n")
+
+
+def test_evidence_of_another_version_is_refused(
+    model: VitModel, pictures: list[Picture], tmp_path: Path
+) -> None:
+    made = collect(model, pictures, tmp_path / "n")
+    write_json(made.path / "manifest.json", made.manifest | {"version": 2})
+    with pytest.raises(CorruptArtifactError, match="version 1"):
         Neurons(tmp_path / "n")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.milan_world import evidence_of
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.regions import blanked, bounds, outlined, region, thumbnail
+from vision_sae.descriptions.describers.regions import blanked, bounds, outlined, region, thumbnail
 
 CORNER = np.array([[True, False], [False, False]])
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from tests.milan_world import evidence_of
 from vision_sae.config import VlmConfig
+from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.vlm import VlmDescriber
 from vision_sae.errors import InvalidInputError, RemoteServerError
 
 CENTRE = np.zeros((4, 4), dtype=np.bool_)

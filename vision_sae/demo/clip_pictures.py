@@ -17,17 +17,14 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_sae.demo.clip_figures import Figure, Taboo
+from vision_sae.demo.clip_grounds import SIDE, Ground, Grounds, colour_phrase, crop, flat, texture
 from vision_sae.demo.corpus_drawn import COLOURS
 
-SIDE = 224
 CORPUS = Path(__file__).parent / "corpus"
 TEST_SOURCE = "tuxpaint-stamps-default"
 """The package whose pictures are never trained on."""
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "dot")
 _PALE = ("white", "light grey", "beige", "light green", "light blue", "yellow", "pink")
-
-Ground = tuple[str, Image.Image]
-"""What lies behind a figure: how a caption calls it ("" when it does not), and the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,11 @@ class Picture:
     """-> RGB, 224 x 224."""
 
 
-def colour_phrase(colour: str) -> str:
-    """ "orange" -> "an orange"."""
-    return f"{'an' if colour[0] in 'aeio' else 'a'} {colour}"
-
-
 def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
     """All training pictures in a shuffled order, without what is ``taboo``."""
     allowed = [figure for figure in taboo.allowed(figures) if figure.rounds > 0]
     photographs = [*_photographs(taboo)]
-    grounds = _Grounds([path for path, _ in photographs])
+    grounds = Grounds([path for path, _ in photographs])
     rng = random.Random(seed)
     pictures = [
         *(_single(figure, grounds.plain, rng.random(), (0.75, 0.98)) for figure in allowed),
@@ -89,14 +81,14 @@ def _single(
         return tint, look, ground(random.Random(look.random()), avoid=tint)
 
     def paint() -> Image.Image:
-        tint, look, (_, picture) = decide()
-        picture = picture.copy()
+        tint, look, behind = decide()
+        picture = behind.paint()
         size = look.uniform(*sizes)
         _lay(figure.draw(tint), picture, size, look.random(), look.random(), look)
         return picture
 
-    tint, _, (called, _) = decide()
-    captions = _captions(figure, figure.phrase, called)
+    tint, _, behind = decide()
+    captions = _captions(figure, figure.phrase, behind.name)
     if tint:
         captions = (f"{colour_phrase(tint)} {figure.name}", *captions)
     return Picture(figure.name, captions, paint)
@@ -135,105 +127,24 @@ def _resized(drawn: Image.Image, scale: float) -> Image.Image:
     return drawn.resize(size, Image.Resampling.LANCZOS)
 
 
-class _Grounds:
-    """What figures are laid on: colours, gradients, textures, and blurred or sharp photographs."""
-
-    def __init__(self, photographs: Sequence[Path]) -> None:
-        self._photographs = photographs
-
-    def plain(self, rng: random.Random, avoid: str | None = None) -> Ground:
-        """White, or now and then another colour or a gradient."""
-        return self._colours(rng, avoid, shares=(0.65, 0.9))
-
-    def any(self, rng: random.Random, avoid: str | None = None) -> Ground:
-        """One ground of all kinds; ``avoid`` is the colour a figure would vanish on."""
-        draw = rng.random()
-        if draw < 0.72:
-            return self._colours(rng, avoid, shares=(0.42, 0.83))
-        if draw < 0.86:
-            first, second = rng.sample([colour for colour in COLOURS if colour != avoid], 2)
-            name, picture = texture(first, second, rng)
-            return f"a background of {name}", picture
-        path = rng.choice(self._photographs)
-        return "", _crop(path, rng)
-
-    def _colours(
-        self, rng: random.Random, avoid: str | None, shares: tuple[float, float]
-    ) -> Ground:
-        """White, one colour or a gradient; ``shares`` are where the first two end."""
-        draw, colours = rng.random(), [colour for colour in COLOURS if colour != avoid]
-        if draw < shares[0]:
-            return "a white background", Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
-        if draw < shares[1]:
-            colour = rng.choice(colours)
-            plain = Image.new("RGB", (SIDE, SIDE), COLOURS[colour])
-            return f"{colour_phrase(colour)} background", plain
-        return self._gradient(*rng.sample(colours, 2), turned=rng.random() < 0.5)
-
-    @staticmethod
-    def _gradient(start: str, end: str, *, turned: bool) -> Ground:
-        ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
-        ramp = ramp.transpose(Image.Transpose.ROTATE_90) if turned else ramp
-        first, last = (Image.new("RGB", (SIDE, SIDE), COLOURS[name]) for name in (start, end))
-        name = f"a background fading from {start} to {end}"
-        return name, Image.composite(last, first, ramp)
-
-
-def texture(first: str, second: str, rng: random.Random) -> Ground:
-    """Stripes, dots, checks or a grid in two colours."""
-    kind = rng.choice(("stripes", "diagonal stripes", "dots", "checks", "grid"))
-    step = rng.choice((14, 20, 28, 40))
-    picture = Image.new("RGB", (SIDE, SIDE), COLOURS[first])
-    pen, ink = ImageDraw.Draw(picture), COLOURS[second]
-    for i in range(-SIDE, 2 * SIDE, step):
-        if kind == "stripes":
-            pen.rectangle((i, 0, i + step // 2, SIDE), fill=ink)
-        elif kind == "diagonal stripes":
-            pen.line((i, 0, i + SIDE, SIDE), fill=ink, width=step // 3)
-        elif kind == "grid":
-            pen.line((i, 0, i, SIDE), fill=ink, width=2)
-            pen.line((0, i, SIDE, i), fill=ink, width=2)
-        for j in range(0, SIDE, step) if kind in ("dots", "checks") else ():
-            odd = (i + j) // step % 2 == 1
-            if kind == "dots":
-                pen.ellipse((i, j, i + step // 2, j + step // 2), fill=ink)
-            elif odd:
-                pen.rectangle((i, j, i + step - 1, j + step - 1), fill=ink)
-    if kind == "stripes" and rng.random() < 0.5:
-        picture = picture.rotate(90)
-        return f"horizontal {first} and {second} stripes", picture
-    if kind == "dots":
-        return f"{second} dots on {first}", picture
-    return f"{first} and {second} {kind}", picture
-
-
-def _crop(path: Path, rng: random.Random) -> Image.Image:
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
-    side = min(picture.size) * rng.uniform(0.6, 1)
-    left, top = rng.uniform(0, picture.width - side), rng.uniform(0, picture.height - side)
-    box = (left, top, left + side, top + side)
-    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
-
-
 def _pairs(
-    figures: Sequence[Figure], grounds: _Grounds, rng: random.Random, count: int
+    figures: Sequence[Figure], grounds: Grounds, rng: random.Random, count: int
 ) -> Iterator[Picture]:
     for _ in range(count):
         left, right = rng.sample(figures, 2)
         yield _pair(left, right, grounds, rng.random())
 
 
-def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Picture:
-    called = grounds.any(random.Random(seed))[0]
+def _pair(left: Figure, right: Figure, grounds: Grounds, seed: float) -> Picture:
+    ground = grounds.any(random.Random(seed))
     both = f"{left.phrase} and {right.phrase}"
-    behind = f" on {called}" if called else ""
+    behind = f" on {ground.name}" if ground.name else ""
     aside = f"{left.phrase} on the left and {right.phrase} on the right"
     captions = (both, f"{both}{behind}", f"{right.phrase} and {left.phrase}", aside)
 
     def paint() -> Image.Image:
         look = random.Random(seed)
-        picture = grounds.any(random.Random(seed))[1].copy()
+        picture = ground.paint()
         for index, figure in enumerate((left, right)):
             tint = "black" if figure.tinted else None
             box = (index * SIDE // 2, 0, (index + 1) * SIDE // 2, SIDE)
@@ -244,7 +155,7 @@ def _pair(left: Figure, right: Figure, grounds: _Grounds, seed: float) -> Pictur
 
 
 def _painted_words(
-    figures: Sequence[Figure], taboo: Taboo, grounds: _Grounds, rng: random.Random, count: int
+    figures: Sequence[Figure], taboo: Taboo, grounds: Grounds, rng: random.Random, count: int
 ) -> Iterator[Picture]:
     emoji = [figure for figure in figures if figure.rounds == 2]
     short = {figure.name for figure in emoji if len(figure.name) < 13}
@@ -256,8 +167,8 @@ def _painted_words(
         yield _painted_word(word, figure, grounds, rng.random())
 
 
-def _painted_word(word: str, figure: Figure | None, grounds: _Grounds, seed: float) -> Picture:
-    said = f'the word "{word}"'
+def _painted_word(word: str, figure: Figure | None, grounds: Grounds, seed: float) -> Picture:
+    said, ground = f'the word "{word}"', grounds.any(random.Random(seed))
     if figure is None:
         captions: tuple[str, ...] = (said, f"a sign that says {word}")
     else:
@@ -265,7 +176,7 @@ def _painted_word(word: str, figure: Figure | None, grounds: _Grounds, seed: flo
 
     def paint() -> Image.Image:
         look = random.Random(seed)
-        picture = grounds.any(random.Random(seed))[1].copy()
+        picture = ground.paint()
         if figure is not None:
             _lay(figure.draw("black"), picture, look.uniform(0.6, 0.95), 0.5, look.random(), look)
         return paint_word(picture, word, look, large=figure is None)
@@ -306,7 +217,7 @@ def _shape(shape: str, ink: str, paper: str, seed: float) -> Picture:
 
     def paint() -> Image.Image:
         rng = random.Random(seed)
-        picture = Image.new("RGB", (SIDE, SIDE), COLOURS[paper])
+        picture = flat(paper)
         pen, colour = ImageDraw.Draw(picture), COLOURS[ink]
         r = rng.uniform(0.1, 0.16) * SIDE if shape == "dot" else rng.uniform(0.2, 0.45) * SIDE
         x, y = rng.uniform(r, SIDE - r), rng.uniform(r, SIDE - r)
@@ -333,13 +244,8 @@ def _shape(shape: str, ink: str, paper: str, seed: float) -> Picture:
 def _textures(rng: random.Random, count: int) -> Iterator[Picture]:
     for _ in range(count):
         first, second = rng.sample(list(COLOURS), 2)
-        seed = rng.random()
-        name = texture(first, second, random.Random(seed))[0]
-
-        def paint(first: str = first, second: str = second, seed: float = seed) -> Image.Image:
-            return texture(first, second, random.Random(seed))[1]
-
-        yield Picture(name, (name, f"a pattern of {name}"), paint)
+        found = texture(first, second, rng)
+        yield Picture(found.name, (found.name, f"a pattern of {found.name}"), found.paint)
 
 
 def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:
@@ -355,7 +261,7 @@ def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:
 def _photograph(path: Path, caption: str, seed: float) -> Picture:
     def paint() -> Image.Image:
         rng = random.Random(seed)
-        picture = _crop(path, rng)
+        picture = crop(path, rng)
         mirrored = rng.random() < 0.5
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 
@@ -364,7 +270,7 @@ def _photograph(path: Path, caption: str, seed: float) -> Picture:
 
 def on_white(figure: Figure, *, size: float = 0.9) -> Image.Image:
     """A figure alone, in the middle of a white ground: how held-out concepts are shown."""
-    picture = Image.new("RGB", (SIDE, SIDE), COLOURS["white"])
+    picture = flat("white")
     drawn = figure.draw("black" if figure.tinted else None)
     drawn = _resized(drawn, size * SIDE / max(drawn.size))
     corner = ((SIDE - drawn.width) // 2, (SIDE - drawn.height) // 2)

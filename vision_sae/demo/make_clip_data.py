@@ -41,6 +41,7 @@ from vision_sae.demo.clip_figures import (
     held_out,
     read_figures,
 )
+from vision_sae.demo.clip_grounds import SIDE
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, fetch
 from vision_sae.demo.make_corpus import CONCEPTS
@@ -86,7 +87,7 @@ def make_pictures(out: Path, cache: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"subject": p.subject, "captions": p.captions}) for p in pictures]
     (out / "captions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    side = clip_pictures.SIDE
+    side = SIDE
     array, done = _array(out / "pictures.npy", (len(pictures), side, side, 3), np.uint8)
     for row in tqdm(range(done, len(pictures)), initial=done, total=len(pictures)):
         array[row] = np.asarray(pictures[row].paint())

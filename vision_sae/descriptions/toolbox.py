@@ -9,6 +9,8 @@ from pathlib import Path
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.milan import MilanDescriber
+from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.labelling import Labeller
@@ -23,6 +25,8 @@ from vision_sae.resources import model_resource
 _VERSIONS: Mapping[str, int] = {
     CaptionPmi.name: CaptionPmi.version,
     ContrastiveDescriber.name: ContrastiveDescriber.version,
+    MilanDescriber.name: MilanDescriber.version,
+    VlmDescriber.name: VlmDescriber.version,
 }
 
 
@@ -78,17 +82,16 @@ class Toolbox:
         """The labeller of units of ``evidence``."""
         if evidence.identity not in self._labellers:
             makers: Mapping[str, Callable[[Evidence], Describer]] = {
-                CaptionPmi.name: self._caption_pmi,
+                CaptionPmi.name: lambda _: CaptionPmi(self.config.caption_pmi),
                 ContrastiveDescriber.name: self._contrastive,
+                MilanDescriber.name: lambda _: MilanDescriber(self.config.milan),
+                VlmDescriber.name: lambda _: VlmDescriber(self.config.vlm),
             }
             describer = makers[self.config.describer](evidence)
             scorer = self.scorer(evidence) if self.config.metrics else None
             made = Labeller(describer, scorer, self.config.metrics)
             self._labellers[evidence.identity] = made
         return self._labellers[evidence.identity]
-
-    def _caption_pmi(self, _evidence: Evidence) -> Describer:
-        return CaptionPmi(self.config.caption_pmi)
 
     def _contrastive(self, evidence: Evidence) -> Describer:
         words, beam = self._vocabulary(evidence), self.config.contrastive.beam

@@ -25,7 +25,7 @@ from vision_sae.activations.thumbnails import Thumbnails, write_thumbnails
 from vision_sae.config import NeuronConfig
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import (
     MANIFEST,
     open_staging,
@@ -221,6 +221,8 @@ class Neurons:
                 f"{directory} holds no evidence of neurons; run `vision-sae label`", field="units"
             )
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
+            raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
         verify_files(self.path, self.manifest["files"])
         self.sites: list[str] = self.manifest["sites"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vision_sae.descriptions.text_models import load_pretrained, load_weights
+from vision_sae.descriptions.describers.text_models import load_pretrained, load_weights
 from vision_sae.errors import InvalidInputError
 
 _FIELD = "describe.milan.language_model"

@@ -40,9 +40,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from vision_sae.descriptions.describers.regions import blanked, region, thumbnail
+from vision_sae.descriptions.describers.text_models import load_pretrained, load_weights
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
-from vision_sae.descriptions.regions import blanked, region, thumbnail
-from vision_sae.descriptions.text_models import load_pretrained, load_weights
 from vision_sae.errors import InvalidInputError
 
 _FIELD = "describe.milan.captioner"

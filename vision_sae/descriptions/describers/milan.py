@@ -2,10 +2,10 @@
 
     pmi(d; E) = log p(d | E) - weight * log p(d)
 
-p(d | E) is a captioner's (`vision_sae.descriptions.captioner`), p(d) a language model's. A beam
-search proposes the texts with the largest log p(d | E); all of them are ranked by pmi. With weight
-0 the captioner's favourites win, which are general ("a thing"); the larger the weight, the more
-particular the label. Neither term is divided by the length of the text.
+p(d | E) is a captioner's (`vision_sae.descriptions.describers.captioner`), p(d) a language model's.
+A beam search proposes the texts with the largest log p(d | E); all of them are ranked by pmi. With
+weight 0 the captioner's favourites win, which are general ("a thing"); the larger the weight, the
+more particular the label. Neither term is divided by the length of the text.
 
 Source: Hernandez et al., Natural Language Descriptions of Deep Visual Features, ICLR 2022.
 """
@@ -21,8 +21,8 @@ from vision_sae.descriptions.evidence.protocol import Evidence, split
 from vision_sae.descriptions.protocol import Description, Score
 
 if TYPE_CHECKING:  # both load transformers, which takes seconds
-    from vision_sae.descriptions.captioner import Captioner
-    from vision_sae.descriptions.language_model import LanguageModel
+    from vision_sae.descriptions.describers.captioner import Captioner
+    from vision_sae.descriptions.describers.language_model import LanguageModel
 
 _CANDIDATES = 10
 """Texts that a description keeps."""
@@ -39,13 +39,13 @@ class MilanDescriber:
 
     @cached_property
     def _captioner(self) -> Captioner:
-        from vision_sae.descriptions.captioner import load_captioner
+        from vision_sae.descriptions.describers.captioner import load_captioner
 
         return load_captioner(self._config.captioner)
 
     @cached_property
     def _language_model(self) -> LanguageModel:
-        from vision_sae.descriptions.language_model import load_language_model
+        from vision_sae.descriptions.describers.language_model import load_language_model
 
         return load_language_model(self._config.language_model)
 

@@ -20,9 +20,9 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from vision_sae.config import VlmConfig
+from vision_sae.descriptions.describers.regions import outlined, region, thumbnail
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.regions import outlined, region, thumbnail
 from vision_sae.errors import InvalidInputError, MissingDependencyError, RemoteServerError
 
 API_KEY_VARIABLE = "VISION_SAE_VLM_API_KEY"
