@@ -48,7 +48,7 @@ DIM = 384
 VOCABULARY = 2048
 LONGEST = 48
 """Tokens of the longest caption, with those that begin and end it."""
-WIDTH, LAYERS = {"captioner": 256, "language_model": 192}, 2
+WIDTH, LAYERS = {"captioner": 256, "language_model": 128}, 2
 STEPS = {"captioner": 1100, "language_model": 600}
 BATCH = 64
 CHECKPOINT = 100
@@ -202,17 +202,23 @@ def train(work: Path) -> None:
     tokenizer = make_tokenizer(texts)
     tokenizer.save_pretrained(work / "tokenizer")
     examples = Examples(found, SEED)
+    _train_language_model(work, examples, tokenizer)
+    _train_captioner(work, examples, tokenizer)
+
+
+def _train_language_model(work: Path, examples: Examples, tokenizer: Any) -> None:
+    from transformers import GPT2LMHeadModel
 
     def surprise(model: Any, step: int) -> Tensor:
         ids = _spelled(tokenizer, [examples[i].caption for i in _indices(step)])
         return _loss(model(input_ids=ids).logits, ids, tokenizer.pad_token_id)
 
-    from transformers import GPT2LMHeadModel
-
     torch.manual_seed(SEED)
-    language_model = GPT2LMHeadModel(_decoder_config(tokenizer, "language_model"))
-    _fit(language_model, "language_model", work, surprise)
+    model = GPT2LMHeadModel(_decoder_config(tokenizer, "language_model"))
+    _fit(model, "language_model", work, surprise)
 
+
+def _train_captioner(work: Path, examples: Examples, tokenizer: Any) -> None:
     captioned = Captioned(np.load(work / "train.npy", mmap_mode="r"), examples, tokenizer)
     torch.manual_seed(SEED)
     model = shipped.untrained(_decoder_config(tokenizer, "captioner"))
