@@ -253,7 +253,10 @@ def test_bfloat16_keeps_the_residual_stream_in_float32(saved: Path) -> None:
 def test_patches_come_with_weights_that_sum_to_one(saved: Path) -> None:
     model = load(saved)
     with torch.inference_mode():
-        vectors, weights = model.embed_patches(images(model, 3))
+        vectors, weights, whole = model.embed_patches(images(model, 3))
+        embedding = model.forward(images(model, 3)).embedding
+    if whole is not None:  # only of a tower that is the sum of its patches
+        torch.testing.assert_close(whole, embedding, rtol=1e-3, atol=1e-3)
     assert vectors.shape == (3, model.grid.patches, model.embedding_dim)
     assert (vectors.dtype, weights.dtype) == (torch.float32, torch.float32)
     assert weights.min() >= 0
@@ -266,7 +269,7 @@ def test_where_the_pooling_is_a_mean_all_patches_make_up_the_image(
 ) -> None:
     model = load(save(CONFIGS[config], tmp_path))
     with torch.inference_mode():
-        vectors, weights = model.embed_patches(images(model))
+        vectors, weights, _ = model.embed_patches(images(model))
         whole = model.forward(images(model)).embedding
     together = torch.einsum("bp,bpe->be", weights, vectors)
     torch.testing.assert_close(together, whole, rtol=1e-4, atol=1e-4)
@@ -287,7 +290,7 @@ def test_patches_of_a_class_token_tower_go_by_the_value_path_of_the_last_block(
         tokens = tokens + attn.out_proj(value + attn.in_proj_bias[2 * width :])
         tokens = tokens + last.mlp(last.ln_2(tokens))
         expected = visual.ln_post(tokens) @ visual.proj
-        vectors, weights = model.embed_patches(images(model))
+        vectors, weights, _ = model.embed_patches(images(model))
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 16))
 

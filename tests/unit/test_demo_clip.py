@@ -54,8 +54,8 @@ def test_it_is_a_contrastive_model_with_the_grid_of_the_demo_vit() -> None:
 
 def test_a_picture_is_nearest_to_its_own_caption() -> None:
     model = demo()
-    texts = model.embed_texts(["a strawberry", "a violin", "a helicopter", "a camel"])
-    names = ["a strawberry", "a violin", "a helicopter", "a camel"]
+    texts = model.embed_texts(["a strawberry", "a violin", "a tiger", "a rose"])
+    names = ["a strawberry", "a violin", "a tiger", "a rose"]
     images = torch.stack([model.preprocess(picture(name)) for name in names])
     with torch.inference_mode():
         scores = cosine(model.forward(images).embedding, texts)
@@ -75,41 +75,48 @@ def test_the_right_name_of_things_never_seen_is_among_the_first_ten_of_three_hun
     assert float((found < 10).float().mean()) >= 0.6
 
 
-def test_all_patches_together_are_the_image() -> None:
+def test_all_patches_together_are_the_image_but_for_its_class_token() -> None:
     model = load_model("demo:clip", dtype="float32")
     assert isinstance(model, ClipModel)
-    image = model.preprocess(side_by_side("a camel", "a violin"))[None]
+    image = model.preprocess(side_by_side("a tiger", "a violin"))[None]
     with torch.inference_mode():
-        vectors, weights = model.embed_patches(image)
-        whole = model.forward(image).embedding
+        vectors, weights, whole = model.embed_patches(image)
+        embedding = model.forward(image).embedding
+    assert whole is not None
+    torch.testing.assert_close(whole, embedding, rtol=1e-3, atol=1e-3)
+    # The patches make up all of it but what the class token adds.
+    pooling = model.backbone.module.visual.trunk.patch_pooling  # type: ignore[union-attr]
+    torch.nn.init.zeros_(pooling.whole.weight)
+    torch.nn.init.zeros_(pooling.whole.bias)
+    with torch.inference_mode():
+        without = model.forward(image).embedding
     together = (weights[..., None] * vectors).sum(dim=1)
-    assert float(cosine(together, whole)) > 0.9999
-    torch.testing.assert_close(together, whole, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together, without, rtol=1e-3, atol=1e-3)
 
 
 PAIRS = [
     ("a strawberry", "a violin"),
-    ("a helicopter", "a camel"),
-    ("a pizza", "a dolphin"),
-    ("a butterfly", "a tent"),
-    ("a carrot", "a key"),
-    ("a pig", "a candle"),
+    ("a banana", "a tiger"),
+    ("a dolphin", "broccoli"),
+    ("an owl", "a rose"),
+    ("a pineapple", "a police car"),
+    ("a scorpion", "a doughnut"),
 ]
 
 
-def test_a_region_is_named_by_what_it_shows() -> None:
-    """Two things side by side: each half prefers its own name to the other's."""
+def test_a_name_is_nearest_to_the_half_that_shows_it() -> None:
+    """Two things side by side, neither ever trained on: chance is 6 of 12."""
     model = demo()
     images = torch.stack([model.preprocess(side_by_side(*pair)) for pair in PAIRS])
     with torch.inference_mode():
-        vectors, weights = model.embed_patches(images)
-    parts = (weights[..., None] * vectors).unflatten(1, (16, 16))
+        embedded = model.embed_patches(images)
+    parts = (embedded.weights[..., None] * embedded.vectors).unflatten(1, (16, 16))
     halves = torch.stack([parts[:, :, :8].sum((1, 2)), parts[:, :, 8:].sum((1, 2))], dim=1)
     right = 0
     for pair, half in zip(PAIRS, halves, strict=True):
-        scores = cosine(half, model.embed_texts(pair))
-        right += int(scores[0, 0] > scores[0, 1]) + int(scores[1, 1] > scores[1, 0])
-    assert right >= 10  # of 12
+        left, other = cosine(model.embed_texts(pair), half).argmax(dim=1).tolist()
+        right += int(left == 0) + int(other == 1)
+    assert right >= 9
 
 
 def test_its_last_blocks_are_its_own() -> None:

@@ -234,4 +234,4 @@ def test_server_and_what_it_loads_never_read_foreign_checkpoints() -> None:
     sources = [p for d in ("server", "vision_sae") for p in (root / d).rglob("*.py")]
     own = root / "vision_sae/dictionaries/interop"
     users = {p.name for p in sources if "interop" in p.read_text() and own not in p.parents}
-    assert users == {"cli.py"}
+    assert users == {"dictionaries.py"}

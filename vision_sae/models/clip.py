@@ -121,7 +121,7 @@ class TimmTower:
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:
         """By the way the trunk pools.
 
-        `PooledVit`: exact. Mean: the patches behind the last norm, each through the head. Class
+        `PooledVit`: just what each patch adds. Mean: the patches behind the last norm, each through the head. Class
         token: as MaskCLIP (see `_each_alone`). Attention with a learned query ("map", as SigLIP,
         Zhai et al. 2023, arXiv:2303.15343): each patch alone through the pooling, MaskCLIP's way
         with the pooling attention of CLIP's ResNets, weighted by its mean share of the attention.
@@ -130,8 +130,7 @@ class TimmTower:
 
         trunk = self._trunk
         if isinstance(trunk, PooledVit):
-            vectors, weights = trunk.patch_pooling.apart(trunk.forward_features(images))
-            return PatchEmbeddings(vectors, weights, (vectors * weights[..., None]).sum(1))
+            return PatchEmbeddings(*trunk.patch_pooling.apart(trunk.forward_features(images)))
         special = self.grid.special
         if trunk.global_pool == "map":
             features = trunk.forward_features(images)

@@ -1,4 +1,4 @@
-"""A vision transformer whose image embedding is, exactly, a weighted sum of its patches.
+"""A vision transformer whose image embedding is a weighted sum of its patches, and a whole.
 
 open_clip's configs can name any timm model as their vision tower but none that pools this way, so
 this one is registered with timm under a name of its own, `NAME`, which also fixes the image size
@@ -25,9 +25,9 @@ class PatchPooling(nn.Module):
     """Attention over patches, asked by the class token, with values that stay apart.
 
     A patch's value passes through layers of its own before the attention and through one linear
-    map behind it. What the class token says of the whole is added to every patch's vector alike,
-    so the pooled embedding is a weighted sum of one vector a patch. In training the whole is left
-    out for half of the pictures: the patches learn to do without it.
+    map behind it: a weighted sum of one vector a patch, to which is added what the class token says
+    of the whole. In training the whole is left out for half of the pictures: the patches learn to
+    do without it, as the patches of a region must.
     """
 
     def __init__(self, width: int, embed_dim: int, heads: int, hidden: int) -> None:
@@ -73,17 +73,21 @@ class PatchPooling(nn.Module):
             added = added * (torch.rand(len(added), 1, device=added.device) < 0.5)
         return added
 
-    def apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens -> vectors (B, P, E) and weights (B, P): their weighted sum is the embedding.
+    def apart(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens -> vectors (B, P, E), weights (B, P), and the embedding (B, E).
 
         The weight of a patch is its mean share over heads; its vector is what the patch adds,
-        divided by that weight.
+        divided by that weight. Their weighted sum is the embedding without what the class token
+        adds to it.
         """
         attention = self._attention(tokens)
         weights = attention.mean(dim=1)
         share = attention / weights[:, None].clamp_min(1e-12)
         parts = (share[..., None] * self._values(tokens)).transpose(1, 2).flatten(2)
-        return self.proj(parts + self._whole(tokens)[:, None]).float(), weights
+        vectors = self.proj(parts).float()
+        local = (weights[..., None] * vectors).sum(1)
+        added = nn.functional.linear(self._whole(tokens), self.proj.weight)
+        return vectors, weights, local + added.float()
 
 
 class PooledVit(VisionTransformer):

@@ -91,7 +91,7 @@ class PatchEmbeddings(NamedTuple):
     weights: Tensor
     """(B, P) float32, not negative, summing to one for each image."""
     whole: Tensor | None = None
-    """The embedding of the image (B, E), where it is just the sum of its patches; else None."""
+    """The embedding of the image (B, E), where it comes out on the way; else None."""
 
 
 @runtime_checkable
