@@ -121,10 +121,11 @@ class TimmTower:
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:
         """By the way the trunk pools.
 
-        `PooledVit`: just what each patch adds. Mean: the patches behind the last norm, each through the head. Class
-        token: as MaskCLIP (see `_each_alone`). Attention with a learned query ("map", as SigLIP,
-        Zhai et al. 2023, arXiv:2303.15343): each patch alone through the pooling, MaskCLIP's way
-        with the pooling attention of CLIP's ResNets, weighted by its mean share of the attention.
+        `PooledVit`: just what each patch adds. Mean: the patches behind the last norm, each through
+        the head. Class token: as MaskCLIP (see `_each_alone`). Attention with a learned query
+        ("map", as SigLIP, Zhai et al. 2023, arXiv:2303.15343): each patch alone through the
+        pooling, MaskCLIP's way with the pooling attention of CLIP's ResNets, weighted by its mean
+        share of the attention.
         """
         from vision_sae.models.pooled_vit import PooledVit
 
