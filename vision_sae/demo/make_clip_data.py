@@ -10,8 +10,6 @@ blocks of the vision tower that stay frozen over them once, ``depths`` its last 
 before training, and ``heldout`` writes the small pack of held-out pictures that ships in
 ``clip/heldout``. Interrupted, the first three go on where they stopped.
 
-The first step draws vector pictures, which nothing else here needs: ``pip install resvg_py==0.5.0``.
-
     DATA/pictures.npy     (N, 224, 224, 3) uint8
     DATA/captions.jsonl   {"subject", "captions"}, a line a picture
     DATA/tokens.npy       (N, 257, 384) float16: the residual stream behind block `LAST_FROZEN`
