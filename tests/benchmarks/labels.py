@@ -40,7 +40,7 @@ from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, data_sha256, image_folder
 from vision_sae.pictures.views import with_views
 
-_CLASSES, _VIEWS = 60, 16
+_CLASSES, _VIEWS = 60, 24
 _SPEED = {"images": 2000, "concepts": 3000, "units": 6144}
 
 
