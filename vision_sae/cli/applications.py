@@ -88,12 +88,13 @@ def analyse(
     """Which kinds of unit does the model need? Switches each off, against random units."""
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.analysis import analyse as run
-    from vision_sae.evaluation.class_folders import classified
+    from vision_sae.evaluation.class_folders import class_names, classified
     from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels)
     pictures = choose(image_folder(images), limit)
-    train, test = (classified(found.model, part) for part in (pictures[::2], pictures[1::2]))
+    names = class_names(pictures)
+    train, test = (classified(found.model, half, names) for half in (pictures[::2], pictures[1::2]))
     made = run(found.model, _task(found.model, train), test, found.unit_set, draws=draws)
     typer.echo(f"accuracy {made.accuracy:.3f} on {made.pictures} pictures")
     for effect in made.effects:
@@ -121,18 +122,18 @@ def edit(
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.editing import TEXT_WORDS, units_that_say
     from vision_sae.descriptions.applications.editing import edit as run
-    from vision_sae.evaluation.class_folders import classified, painted_over
+    from vision_sae.evaluation.class_folders import class_names, classified, painted_over
     from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels)
     pictures = choose(image_folder(images), limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
-    plain = classified(found.model, pictures[1::2])
+    names, test = class_names(pictures), pictures[1::2]
     made = run(
         found.model,
-        _task(found.model, classified(found.model, pictures[::2])),
-        plain,
-        painted_over(found.model, pictures[1::2], seed),
+        _task(found.model, classified(found.model, pictures[::2], names)),
+        classified(found.model, test, names),
+        painted_over(found.model, test, names, seed),
         found.unit_set,
         chosen,
         draws=draws,

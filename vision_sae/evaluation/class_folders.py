@@ -19,16 +19,8 @@ def class_of(picture: Picture) -> str:
     return picture.id.rpartition("/")[0].rpartition("/")[2]
 
 
-def classified(
-    model: Model,
-    pictures: Sequence[Picture],
-    change: Callable[[int, Image.Image], Image.Image] = lambda _number, image: image,
-) -> Classified:
-    """Decode pictures for ``model``; their classes are their folders, ``dog/1.jpg`` a dog.
-
-    ``change`` takes the number and the pixels of each. Raises `InvalidInputError` unless there are
-    two classes at least.
-    """
+def class_names(pictures: Sequence[Picture]) -> list[str]:
+    """The classes of all pictures, in order; raises `InvalidInputError` for fewer than two."""
     names = sorted({class_of(picture) for picture in pictures})
     if len(names) < 2:
         raise InvalidInputError(
@@ -36,15 +28,33 @@ def classified(
             "its own, named as the class",
             field="images",
         )
+    return names
+
+
+def classified(
+    model: Model,
+    pictures: Sequence[Picture],
+    names: Sequence[str],
+    change: Callable[[int, Image.Image], Image.Image] = lambda _number, image: image,
+) -> Classified:
+    """Decode pictures for ``model``; their classes are their folders, ``dog/1.jpg`` a dog.
+
+    ``names`` are the `class_names` of these and of any others that they are used with; ``change``
+    takes the number and the pixels of each.
+    """
     pixels = [model.preprocess(change(i, p.load())) for i, p in enumerate(pictures)]
-    classes = torch.tensor([names.index(class_of(picture)) for picture in pictures])
-    return Classified(torch.stack(pixels), classes, names)
+    return Classified(torch.stack(pixels), torch.tensor(_numbers(pictures, names)), names)
 
 
-def painted_over(model: Model, pictures: Sequence[Picture], seed: int) -> Classified:
+def painted_over(
+    model: Model, pictures: Sequence[Picture], names: Sequence[str], seed: int
+) -> Classified:
     """The same with the name of a wrong class painted on every picture."""
-    plain = classified(model, pictures)
-    wrong = wrong_classes(plain.classes.tolist(), len(plain.names), seed)
+    wrong = wrong_classes(_numbers(pictures, names), len(names), seed)
     return classified(
-        model, pictures, lambda i, image: paint_word(image, plain.names[wrong[i]], seed + i)
+        model, pictures, names, lambda i, image: paint_word(image, names[wrong[i]], seed + i)
     )
+
+
+def _numbers(pictures: Sequence[Picture], names: Sequence[str]) -> list[int]:
+    return [names.index(class_of(picture)) for picture in pictures]

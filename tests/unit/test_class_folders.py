@@ -1,0 +1,43 @@
+"""Pictures in one folder a class: the numbers of the classes are those of all pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import noise_image, tiny_model
+from vision_sae.errors import InvalidInputError
+from vision_sae.evaluation.class_folders import class_names, classified, painted_over
+from vision_sae.pictures.folder import Picture, image_folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Picture]:
+    """One cat, two cows, one dog."""
+    for number, name in enumerate(("cat", "cow", "cow", "dog")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        noise_image(40, 40, seed=number).save(tmp_path / name / f"{number}.png")
+    return image_folder(tmp_path)
+
+
+def test_a_part_of_the_pictures_keeps_the_numbers_of_all_classes(pictures: list[Picture]) -> None:
+    names = class_names(pictures)
+    assert names == ["cat", "cow", "dog"]
+    # The first half holds no dog, the second no cat.
+    assert classified(tiny_model(), pictures[:2], names).classes.tolist() == [0, 1]
+    assert classified(tiny_model(), pictures[2:], names).classes.tolist() == [1, 2]
+
+
+def test_painted_over_are_the_same_pictures_with_something_on_them(
+    pictures: list[Picture],
+) -> None:
+    names, model = class_names(pictures), tiny_model()
+    plain, painted = classified(model, pictures, names), painted_over(model, pictures, names, 0)
+    assert painted.classes.tolist() == plain.classes.tolist()
+    assert (painted.pixels != plain.pixels).flatten(1).any(1).all()
+
+
+def test_one_class_is_none(pictures: list[Picture]) -> None:
+    with pytest.raises(InvalidInputError, match="two classes"):
+        class_names(pictures[1:3])
