@@ -8,10 +8,11 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_sae.bundles.patch_index import normalised, search
+from vision_sae.bundles.patch_index import search
 from vision_sae.errors import InvalidInputError, NotServedError
 from vision_sae.v1 import exemplar_pb2, search_service_pb2_grpc
 from vision_sae.v1 import search_service_pb2 as pb
+from vision_sae.vectors import normalised
 from vision_sae_server import messages
 from vision_sae_server.attribution import region_mask, site_vectors
 from vision_sae_server.feature_search import search_features
@@ -95,7 +96,7 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         self, served: Served, query: NDArray[np.float32], request: pb.SearchPatchesRequest
     ) -> pb.SearchPatchesResponse:
         report = served.bundle.manifest["patch_index"]
-        unit = normalised(query, np.zeros_like(served.bundle.site_mean))
+        unit = normalised(query)
         depth = min(_DEEPEST, int(report["rows"]))
         cosines, rows = search(served.bundle.patch_index, unit, depth, int(report["nprobe"]))
         found = [(int(r), float(c)) for r, c in zip(rows[0], cosines[0], strict=True) if r >= 0]

@@ -35,10 +35,12 @@ from vision_sae.descriptions.evidence.protocol import FIRINGS
 from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.evaluation.planted_labels import planted_accuracy
+from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, data_sha256, image_folder
 from vision_sae.pictures.views import with_views
+from vision_sae.vectors import normalised
 
 _CLASSES, _VIEWS = 60, 24
 _SPEED = {"images": 2000, "concepts": 3000, "units": 6144}
@@ -73,11 +75,8 @@ def last_layer(model: ContrastiveModel, directory: Path) -> float:
 
 
 def _embeddings(model: ContrastiveModel, pictures: list[Picture]) -> NDArray[np.float32]:
-    inputs = [model.preprocess(picture.load()) for picture in pictures]
-    with torch.inference_mode():
-        parts = [model.forward(x).embedding for x in torch.stack(inputs).split(16)]
-    unit = torch.nn.functional.normalize(torch.cat(parts), dim=1)
-    return np.asarray(unit.cpu().numpy(), dtype=np.float32)
+    inputs = torch.stack([model.preprocess(picture.load()) for picture in pictures])
+    return normalised(embeddings(model, inputs).numpy())
 
 
 def _classifier_evidence(

@@ -15,7 +15,7 @@ from tests.worlds import SITE, identity_sae, write_dictionary, write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle, republish
-from vision_sae.bundles.patch_index import PatchIndexBuilder, normalised, search
+from vision_sae.bundles.patch_index import PatchIndexBuilder, search
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.topk import TopKSae
@@ -26,6 +26,7 @@ from vision_sae.errors import (
     NotFoundError,
     RecallTooLowError,
 )
+from vision_sae.vectors import normalised
 
 CONFIG = BuildConfig(exemplars=3, quantile_exemplars=2)
 DIM, IMAGES = 6, 12

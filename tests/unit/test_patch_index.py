@@ -17,11 +17,11 @@ from vision_sae.bundles.patch_index import (
     PatchIndexBuilder,
     index_type,
     load_index,
-    normalised,
     save_index,
     search,
 )
 from vision_sae.errors import RecallTooLowError
+from vision_sae.vectors import normalised
 
 
 def vectors(rows: int, dim: int = 8) -> NDArray[np.float32]:

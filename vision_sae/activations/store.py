@@ -44,6 +44,11 @@ class ImageRecord(NamedTuple):
     source: str = ""
     """What it was cut from: see `vision_sae.pictures.folder.Picture.source`."""
 
+    @property
+    def origin(self) -> str:
+        """What makes it independent evidence: its source, or with none itself."""
+        return self.source or self.id
+
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All objects of a JSON-lines file."""

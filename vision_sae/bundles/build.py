@@ -20,7 +20,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
-from vision_sae.bundles.patch_index import PatchIndexBuilder, normalised, save_index
+from vision_sae.bundles.patch_index import PatchIndexBuilder, save_index
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
@@ -29,6 +29,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
+from vision_sae.vectors import normalised
 
 _BATCH = 1024
 """Patches encoded at a time: few enough that the allocator keeps their pre-activations."""

@@ -42,13 +42,6 @@ class IndexReport(NamedTuple):
     """The recall below which the index would not have been published."""
 
 
-def normalised(vectors: NDArray[np.float32], centre: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of ``vectors - centre`` scaled to unit norm; a zero row stays zero."""
-    centred = vectors - centre
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.maximum(norm, 1e-12), dtype=np.float32)
-
-
 def index_type(rows: int) -> str:
     """The FAISS factory string for this many rows."""
     if rows < _FLAT_UP_TO:

@@ -18,7 +18,7 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.job import Budget, Job, Target
 from vision_sae.descriptions.jobs.queue import LabelJobs
-from vision_sae.descriptions.jobs.worker import Label, Pace, run_worker
+from vision_sae.descriptions.jobs.worker import Label, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
@@ -143,7 +143,7 @@ def label_all(
     ) as bar:
         if workers == 1:
             label = _counted(labelling(evidence, toolbox), bar)
-            run_worker(jobs, job.name, label, pace=Pace())
+            run_worker(jobs, job.name, label)
         else:
             _run_processes(workers, (url, job.name, folder, config, probes), jobs, bar)
     job = jobs.get(job.name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.evidence.protocol import Evidence, spaced
 from vision_sae.descriptions.protocol import Describer, Description, Metric
 from vision_sae.descriptions.scores.scorer import Scorer, abstain
 
@@ -62,8 +62,7 @@ class Labeller:
 
     def _pool(self, evidence: Evidence) -> list[_Control]:
         if evidence.identity not in self._pools:
-            spread = np.linspace(0, evidence.width - 1, min(_POOL, evidence.width)).round()
-            units = np.unique(spread.astype(np.int64)).tolist()
+            units = spaced(evidence.width, _POOL).tolist()
             made = self.describer.describe(evidence, units)
             texts = {d.text: d.feature for d in made if d.text is not None}
             self._pools[evidence.identity] = [_Control(unit, t) for t, unit in texts.items()]

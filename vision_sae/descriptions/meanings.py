@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.probe import Probe
 from vision_sae.files import replacing, sha256_json
+from vision_sae.vectors import normalised
 
 _REGIONS = 8
 """Strongest firings of a unit that are averaged."""
@@ -39,8 +40,7 @@ def _compute(evidence: Evidence, probe: Probe) -> NDArray[np.float32]:
     fires = vectors.any(1)
     if fires.any():
         vectors[fires] -= vectors[fires].mean(0)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+    return normalised(vectors)
 
 
 def nearest(text: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[tuple[int, float]]:

@@ -33,6 +33,7 @@ from vision_sae.files import (
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.pictures.decode import decode_image
+from vision_sae.vectors import normalised
 
 FORMAT = "vision_sae.probe"
 VERSION = 1
@@ -146,13 +147,7 @@ class Probe:
                 shares = cover
             (chosen,) = np.nonzero(shares)
             vector[:] = shares[chosen] @ self.patches[firing.image][chosen].astype(np.float32)
-        return _unit(vectors)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to unit length; rows of zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+        return normalised(vectors)
 
 
 def _batches(
@@ -189,7 +184,7 @@ def _write(
             if whole is None:
                 whole = model.forward(inputs.to(model.device)).embedding
             pooled = whole.float().cpu().numpy()
-            files[EMBEDDINGS][rows] = _unit(pooled)
+            files[EMBEDDINGS][rows] = normalised(pooled)
             files[PATCHES][rows] = seen.vectors.cpu().numpy()
             files[WEIGHTS][rows] = seen.weights.cpu().numpy()
             if not (np.isfinite(pooled).all() and np.isfinite(files[PATCHES][rows]).all()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.descriptions.applications.units import LabelledUnit, UnitSet
 from vision_sae.descriptions.batch import EvidenceFolder
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.neurons import Neurons
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.store import LabelStore
@@ -35,41 +36,29 @@ def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> Labelled
     Labels come from ``store``, or without one from the bundle. Raises `InvalidInputError` when
     there are none, and `MismatchError` when the model that answers to its name is another one.
     """
-    evidence = folder.open()
-    if store:
-        labels = {
-            name: {
-                index: entry.description.text
-                for index, entry in store.currents(name).items()
-                if entry.description.text is not None
-            }
-            for name in evidence
-        }
-    elif folder.kind == "bundle":
-        rows = Bundle(folder.path).descriptions
-        labels = {name: {i: r["text"] for i, r in rows.items() if r["text"]} for name in evidence}
+    opened: Bundle | Neurons
+    dictionaries: dict[str, Dictionary] = {}
+    described: dict[int, str] = {}
+    if folder.kind == "bundle":
+        opened = Bundle(folder.path)
+        found: list[Evidence] = [BundleEvidence(opened)]
+        dictionaries = {opened.site: opened.dictionary}
+        described = {i: row["text"] for i, row in opened.descriptions.items() if row["text"]}
     else:
-        labels = {}
-    if not any(labels.values()):
+        opened = Neurons(folder.path)
+        found = list(opened)
+    labels = {e.name: store.texts(e.name) if store else described for e in found}
+    units = [
+        LabelledUnit(e.site, index, text)
+        for e in found
+        for index, text in sorted(labels[e.name].items())
+    ]
+    if not units:
         raise InvalidInputError(
             f"no unit of {folder.path} has a label; run `vision-sae describe` or `vision-sae "
             "label`, and name the label store with --labels",
             field="labels",
         )
-    model, dictionaries = _model(folder)
-    units = [
-        LabelledUnit(found.site, index, text)
-        for name, found in evidence.items()
-        for index, text in sorted(labels[name].items())
-    ]
+    model = load_bound_model(opened.manifest["model"])
+    evidence = {e.name: e for e in found}
     return LabelledModel(model, evidence, labels, UnitSet(units, dictionaries, model.grid.special))
-
-
-def _model(folder: EvidenceFolder) -> tuple[Model, dict[str, Dictionary]]:
-    dictionaries: dict[str, Dictionary] = {}
-    if folder.kind == "bundle":
-        bundle = Bundle(folder.path)
-        identity, dictionaries = bundle.manifest["model"], {bundle.site: bundle.dictionary}
-    else:
-        identity = Neurons(folder.path).manifest["model"]
-    return load_bound_model(identity), dictionaries

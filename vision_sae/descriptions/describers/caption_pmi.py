@@ -75,7 +75,7 @@ class _Vocabulary(NamedTuple):
 def _vocabulary(images: tuple[ImageRecord, ...]) -> _Vocabulary:
     per_image = [words(" ".join((image.caption, *image.tags))) for image in images]
     number: dict[str, int] = {}
-    source = np.array([number.setdefault(i.source or i.id, len(number)) for i in images])
+    source = np.array([number.setdefault(i.origin, len(number)) for i in images])
     of_source: list[set[str]] = [set() for _ in number]
     for owner, found in zip(source, per_image, strict=True):
         of_source[owner] |= found

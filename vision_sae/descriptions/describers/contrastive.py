@@ -152,6 +152,5 @@ def _independent(evidence: Evidence, firings: list[Firing]) -> list[Firing]:
     """The strongest firing of each source; strongest first."""
     first: dict[str, Firing] = {}
     for firing in firings:
-        record = evidence.images[firing.image]
-        first.setdefault(record.source or record.id, firing)
+        first.setdefault(evidence.images[firing.image].origin, firing)
     return list(first.values())

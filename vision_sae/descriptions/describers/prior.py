@@ -16,15 +16,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.descriptions.describers.wpmi import TEMPERATURE
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing, spaced, split
 from vision_sae.descriptions.probe import Probe
 from vision_sae.files import replacing, sha256_json
 
@@ -89,19 +87,14 @@ def _directions(vectors: Tensor, mean: Tensor) -> Tensor:
     return F.normalize(vectors - mean, dim=-1, eps=_NOWHERE)
 
 
-def _spaced(count: int, wanted: int) -> NDArray[np.int64]:
-    """At most ``wanted`` of the numbers below ``count``, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
-
-
 def _sample(evidence: Evidence) -> list[Firing]:
     """Firings of evenly spaced units, of the half that is for describing."""
-    halves = (split(evidence, int(unit)).describe for unit in _spaced(evidence.width, _UNITS))
-    taken = [[half[i] for i in _spaced(len(half), _REGIONS_PER_UNIT)] for half in halves if half]
+    halves = (split(evidence, int(unit)).describe for unit in spaced(evidence.width, _UNITS))
+    taken = [[half[i] for i in spaced(len(half), _REGIONS_PER_UNIT)] for half in halves if half]
     firings = list(chain.from_iterable(taken))
     if not firings:
         return []
-    elsewhere = _spaced(len(evidence.images), max(0, _FEWEST_REGIONS - len(firings)))
+    elsewhere = spaced(len(evidence.images), max(0, _FEWEST_REGIONS - len(firings)))
     moved = (firings[i % len(firings)]._replace(image=int(at)) for i, at in enumerate(elsewhere))
     return [*firings, *moved]
 

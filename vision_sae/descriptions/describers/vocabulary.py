@@ -157,7 +157,7 @@ class Vocabulary:
         for image in images:
             for text in (image.caption, *image.tags):
                 for phrase in _phrases(text):
-                    sources[phrase].add(image.source or image.id)
+                    sources[phrase].add(image.origin)
         found = sorted(
             phrase
             for phrase, owners in sources.items()

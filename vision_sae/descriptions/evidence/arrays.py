@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.protocol import Firing, silent
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+from vision_sae.vectors import normalised
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,6 @@ class ArrayEvidence:
     def width(self) -> int:
         """Number of units."""
         return len(self.all_peaks)
-
-    def direction(self, unit: int) -> None:
-        """Raw units have no decoder row."""
 
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
@@ -76,9 +74,7 @@ class ArrayEvidence:
     @cached_property
     def _directions(self) -> NDArray[np.float32]:
         """Of the embeddings from their mean (N, E), of unit length."""
-        centred = self.embeddings - self.embeddings.mean(0)
-        lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-        return np.asarray(centred / np.maximum(lengths, 1e-12))
+        return normalised(self.embeddings, self.embeddings.mean(0))
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
         """Silent pictures whose embeddings point most where those of the firing ones do."""

@@ -37,10 +37,6 @@ class BundleEvidence:
         """Number of features."""
         return self._bundle.dictionary.width
 
-    def direction(self, unit: int) -> NDArray[np.float32]:
-        """The decoder row (D)."""
-        return np.asarray(self._bundle.dictionary.decoder[unit].numpy())
-
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
         return self._bundle.thumbnails[image]

@@ -72,10 +72,6 @@ class Evidence(Protocol):
         """Number of units."""
         ...
 
-    def direction(self, unit: int) -> NDArray[np.float32] | None:
-        """The decoder row of a feature (D); None for what has none."""
-        ...
-
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
         ...
@@ -115,8 +111,8 @@ def split(evidence: Evidence, unit: int) -> Split:
     sides: tuple[list[Firing], list[Firing]] = ([], [])
     side_of: dict[str, int] = {}
     for firing in evidence.firings(unit):
-        record = evidence.images[firing.image]
-        side = side_of.setdefault(record.source or record.id, len(side_of) % 2)
+        origin = evidence.images[firing.image].origin
+        side = side_of.setdefault(origin, len(side_of) % 2)
         sides[side].append(firing)
     return Split(*sides)
 
@@ -128,3 +124,8 @@ def silent(evidence: Evidence, unit: int) -> NDArray[np.bool_]:
     """
     peaks = evidence.peaks(unit)
     return np.asarray(peaks <= np.median(peaks), dtype=np.bool_)
+
+
+def spaced(count: int, wanted: int) -> NDArray[np.int64]:
+    """At most ``wanted`` of the numbers below ``count``, evenly spaced: the same for every run."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))

@@ -22,7 +22,7 @@ class Sources:
     def __init__(self, evidence: Evidence) -> None:
         number: dict[str, int] = {}
         self.of_picture = np.array(
-            [number.setdefault(i.source or i.id, len(number)) for i in evidence.images],
+            [number.setdefault(i.origin, len(number)) for i in evidence.images],
             dtype=np.int64,
         )
         """Number of each picture's source (N)."""

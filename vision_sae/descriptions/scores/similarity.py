@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from vision_sae.descriptions.probe import Probe
+from vision_sae.vectors import normalised
 
 _SMOOTHING = 3
 """Side in patches of the square a patch's similarity is averaged over."""
@@ -25,9 +26,7 @@ def patch_similarities(
     """Of each patch of the probe's grid (T, n, rows, cols)."""
     maps = np.empty((len(texts), len(pictures), probe.grid.patches), dtype=np.float32)
     for column, picture in enumerate(pictures):
-        vectors = probe.patches[picture].astype(np.float32)
-        lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
-        maps[:, column] = texts @ (vectors / lengths[:, None]).T
+        maps[:, column] = texts @ normalised(probe.patches[picture].astype(np.float32)).T
     return maps.reshape(*maps.shape[:2], probe.grid.rows, probe.grid.cols)
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.vectors import normalised
 
 _BATCH = 64
 _KEPT = 32768
@@ -46,6 +47,4 @@ class TextEmbeddings:
         vectors = np.asarray(self._model.embed_texts(texts).float().cpu().numpy())
         if self._centre is None:
             return vectors
-        vectors = vectors - self._centre
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
+        return normalised(vectors, self._centre)
