@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from vision_sae.dictionaries.kernels import bag, sampled_dot, top_k, transpose, transposed_bag
+from vision_sae.dictionaries.kernels_cpu import Lanes, current_lanes
 
 INDICES = torch.tensor([[0, 2], [2, 3]])
 VALUES = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
@@ -30,3 +31,21 @@ def test_top_k_by_hand() -> None:
     indices, values = top_k(torch.tensor([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]]), 2)
     assert indices.tolist() == [[0, 2], [0, 2]]
     assert values.tolist() == [[3, 2], [0, 5]]
+
+
+def test_a_lane_computes_on_one_thread_and_is_a_single_lane_to_what_it_runs() -> None:
+    """Even where torch has work for more: a lane must not wake threads on the cores of others."""
+    torch.set_num_threads(2)
+    lanes = Lanes(2)
+
+    def work(_first: int, _last: int) -> tuple[int, int]:
+        torch.ones(10**6).add_(1)  # large enough to be split
+        return torch.get_num_threads(), current_lanes().count
+
+    assert lanes.run(work, 2) == [(1, 1), (1, 1)]
+    assert torch.get_num_threads() == 2
+
+
+def test_lanes_share_everything_out_once() -> None:
+    shares = Lanes(3).run(lambda first, last: list(range(first, last)), 10, grain=2)
+    assert shares == [[0, 1], [2, 3, 4, 5], [6, 7, 8, 9]]

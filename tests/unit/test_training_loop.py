@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.worlds import write_store
@@ -130,6 +131,21 @@ def test_dictionaries_trained_in_lockstep_are_those_trained_alone(
     together = train_together(planted[0], configs, progress=False).dictionaries
     for config, made in zip(configs, together, strict=True):
         assert same(made, train(planted[0], config, progress=False))
+
+
+def test_a_lockstep_is_even_again_at_every_checkpoint(
+    planted: tuple[ActivationStore, Tensor], tmp_path: Path
+) -> None:
+    """Within a stretch learners run apart; what is saved is the same step of all."""
+    configs = [SHORT.model_copy(update={"k": k, "checkpoint_steps": 7}) for k in (3, 5, 8)]
+    checkpoint = tmp_path / "c.safetensors"
+    undisturbed = train_together(planted[0], configs, progress=False).dictionaries
+    train_together(planted[0], configs, checkpoint=checkpoint, progress=False)
+    saved = load_file(checkpoint)
+    assert {int(t) for name, t in saved.items() if name.endswith("steps")} == {14}
+    resumed = train_together(planted[0], configs, checkpoint=checkpoint, progress=False)
+    for one, other in zip(resumed.dictionaries, undisturbed, strict=True):
+        assert same(one, other)
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "shuffle_seed"])

@@ -264,6 +264,30 @@ def reconstruct(
 
 
 @compiled
+def sum_rows(
+    slope: NDArray[np.float32],
+    centred: NDArray[np.float32],
+    error: NDArray[np.float32],
+    values: NDArray[np.float32],
+    by_column: NDArray[np.float64],
+    numbers: NDArray[np.float64],
+) -> None:
+    """Add to ``by_column`` (2, D) the sums of ``slope`` and ``centred`` (N, D), and to ``numbers``
+    the sums of ``error^2`` and ``centred^2`` and how many ``values`` (N, K) are positive."""
+    for n in range(len(centred)):
+        wrong, length = np.float32(0), np.float32(0)
+        for d in range(centred.shape[1]):
+            wrong += error[n, d] * error[n, d]
+            length += centred[n, d] * centred[n, d]
+            by_column[0, d] += slope[n, d]
+            by_column[1, d] += centred[n, d]
+        numbers[0] += wrong
+        numbers[1] += length
+        for slot in range(values.shape[1]):
+            numbers[2] += values[n, slot] > 0
+
+
+@compiled
 def transpose(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -444,6 +468,7 @@ class Lanes:
 
 
 def _one_torch_thread() -> None:
+    torch.get_num_threads()  # what is set before a thread's first question is forgotten by it
     torch.set_num_threads(1)
 
 

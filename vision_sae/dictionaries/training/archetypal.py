@@ -28,6 +28,7 @@ from vision_sae.dictionaries.training.sparse import (
     Kernels,
     Shared,
     SparseLearner,
+    Totals,
     Weights,
     adam_,
 )
@@ -80,19 +81,21 @@ class MixedDecoder:
         """Take notice of weights that were changed from outside."""
         self._kernels.refresh()
 
-    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
+    def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
-        return self._kernels.choose(centred, k, shared)
+        return self._kernels.choose(z, k, shared)
 
-    def finish(
-        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
-    ) -> Forward:
+    def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
-        return self._kernels.finish(centred, chosen, ends, weight)
+        return self._kernels.finish(chosen, ends, weight)
 
     def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
         """See `sparse.Kernels`."""
         return self._kernels.gradients_at(forward, slopes)
+
+    def totals(self, forward: Forward) -> Totals:
+        """See `sparse.Kernels`."""
+        return self._kernels.totals(forward)
 
     def update(
         self,

@@ -42,9 +42,9 @@ def aux_gradients(
     ``x_hat - x``. At most D / 2 dead features a row take part; with fewer dead than that the
     coefficient shrinks in proportion. None when no feature is dead.
     """
-    numbers = dead.nonzero()[:, 0]
-    if len(numbers) == 0 or coefficient == 0:
+    if coefficient == 0 or not dead.any():  # `nonzero` wakes threads, even for nothing
         return None
+    numbers = dead.nonzero()[:, 0]
     n, k_aux = len(centred), centred.shape[1] // 2
     enc, dec = w_enc[numbers], w_dec[numbers]
     activations = torch.addmm(b_enc[numbers], centred, enc.T).relu_()

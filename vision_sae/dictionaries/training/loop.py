@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,9 @@ from vision_sae.errors import InvalidInputError
 
 _SHARED = ("site", "steps", "batch_size", "shuffle_mb", "shuffle_seed", "checkpoint_steps")
 """What dictionaries trained in lockstep must have in common."""
+
+_STRETCH = 8
+"""Steps by which one learner may be ahead of another."""
 
 Transform = Callable[[Tensor], Tensor]
 """Site vectors (N, D) -> what is trained on instead (N, D)."""
@@ -60,47 +64,73 @@ def _check_lockstep(configs: Sequence[TrainConfig]) -> None:
             )
 
 
-def _decoder_gradients(
-    learners: Sequence[Learner], configs: Sequence[TrainConfig], step: int
-) -> list[Tensor | None]:
-    """Gradients of the penalties on each decoder; None where a configuration has none."""
-    gradients: list[Tensor | None] = [
-        orthogonality_gradient(learner.decoder, config.orthogonality, (config.seed, step))
-        if config.orthogonality
-        else None
-        for learner, config in zip(learners, configs, strict=True)
-    ]
-    agreement = configs[0].agreement
-    if agreement and len(learners) > 1:
-        mutual = agreement_gradients([x.decoder for x in learners], agreement, (step,))
-        gradients = [m if g is None else g + m for g, m in zip(gradients, mutual, strict=True)]
-    return gradients
+class _Lockstep:
+    """Learners that are taken along the same batches, a few steps at a time.
 
-
-def _step_all(
-    learners: Sequence[Learner],
-    z: Tensor,
-    rates: Sequence[float],
-    gradients: Sequence[Tensor | None],
-    *,
-    side_by_side: bool,
-) -> list[StepReport]:
-    """One step of every learner; ``side_by_side``, as many at a time as there are cores.
-
-    A core to itself wastes nothing on waiting for others; what does not divide by the number of
-    cores goes one by one, each on all of them.
+    A core to itself wastes nothing on waiting for others, so where there are at least as many
+    learners as cores, each core takes the learner that is furthest behind, by one step. Within a
+    stretch of steps a quick learner runs ahead of a slow one; at its end all are even. Otherwise
+    they go one by one, each on all cores.
     """
 
-    def steps(first: int, last: int) -> list[StepReport]:
-        return [
-            learners[i].step(z, rates[i], decoder_gradient=gradients[i]) for i in range(first, last)
-        ]
+    def __init__(
+        self, learners: Sequence[Learner], configs: Sequence[TrainConfig], *, threads: bool
+    ) -> None:
+        """``threads``: whether learners may step at the same time."""
+        self._learners, self._configs = learners, configs
+        self._tied = configs[0].agreement > 0 and len(learners) > 1
+        lanes = current_lanes()
+        self._lanes = lanes if threads and 1 < lanes.count <= len(learners) else None
+        self.stretch = _STRETCH if self._lanes and not self._tied else 1
+        """Steps that can be taken together."""
 
-    lanes = current_lanes()
-    apart = len(learners) - len(learners) % lanes.count if side_by_side else 0
-    if apart < 2:
-        return steps(0, len(learners))
-    return [*chain.from_iterable(lanes.run(steps, apart)), *steps(apart, len(learners))]
+    def advance(self, first: int, batches: Sequence[Tensor]) -> list[StepReport]:
+        """The steps ``first`` ... of every learner, one a batch; the reports of the last ones."""
+        agreement = self._agreement(first)
+        done = [0] * len(self._learners)
+        free, lock = set(range(len(done))), Lock()
+        reports: dict[int, StepReport] = {}
+
+        def work(_first: int, _last: int) -> None:
+            while True:
+                with lock:
+                    behind = [i for i in free if done[i] < len(batches)]
+                    if not behind:
+                        return
+                    chosen = min(behind, key=lambda i: (done[i], i))
+                    free.remove(chosen)
+                number = done[chosen]
+                gradient = self._decoder_gradient(chosen, first + number, agreement[chosen])
+                reports[chosen] = self._learners[chosen].step(
+                    batches[number],
+                    learning_rate(self._configs[chosen], first + number),
+                    decoder_gradient=gradient,
+                )
+                with lock:
+                    done[chosen] += 1
+                    free.add(chosen)
+
+        if self._lanes:
+            self._lanes.run(work, self._lanes.count)
+        else:
+            work(0, 1)
+        return [reports[i] for i in range(len(done))]
+
+    def _agreement(self, step: int) -> Sequence[Tensor | None]:
+        """Gradients of the penalty that ties the decoders together."""
+        if not self._tied:
+            return [None] * len(self._learners)
+        decoders = [learner.decoder for learner in self._learners]
+        return agreement_gradients(decoders, self._configs[0].agreement, (step,))
+
+    def _decoder_gradient(self, index: int, step: int, agreement: Tensor | None) -> Tensor | None:
+        """Gradient of all penalties on one decoder; None where there are none."""
+        config = self._configs[index]
+        if not config.orthogonality:
+            return agreement
+        decoder = self._learners[index].decoder
+        gradient = orthogonality_gradient(decoder, config.orthogonality, (config.seed, step))
+        return gradient if agreement is None else gradient + agreement
 
 
 def train_together(
@@ -144,7 +174,7 @@ def train_together(
         store, site, config.batch_size, shuffle_mb=config.shuffle_mb, seed=config.shuffle_seed
     )
     # Collective calls of several processes must come in one order: then one learner at a time.
-    together = device == "cpu" and group.size == 1
+    lockstep = _Lockstep(learners, configs, threads=device == "cpu" and group.size == 1)
     begin = time.perf_counter()
     idle = 0.0
     with tqdm(
@@ -156,15 +186,14 @@ def train_together(
     ) as bar:
         batches = stream.batches(step)
         while step < config.steps:
+            to_save = config.checkpoint_steps - step % config.checkpoint_steps
+            count = min(lockstep.stretch, to_save, config.steps - step)
             waiting = time.perf_counter()
-            vectors = next(batches)
+            vectors = list(islice(batches, count))
             idle += time.perf_counter() - waiting
-            z = prepare(vectors)
-            gradients = _decoder_gradients(learners, configs, step)
-            rates = [learning_rate(c, step) for c in configs]
-            reports = _step_all(learners, z, rates, gradients, side_by_side=together)
-            step += 1
-            if bar.update():  # only when it is drawn, so that nothing waits for a device
+            reports = lockstep.advance(step, [prepare(v) for v in vectors])
+            step += count
+            if bar.update(count):  # only when it is drawn, so that nothing waits for a device
                 shown = [
                     f"EV {1 - float(r.fvu):.3f} L0 {float(r.l0):.1f} dead {float(r.dead):.1%}"
                     for r in reports

@@ -61,6 +61,8 @@ class Weights(NamedTuple):
 class Chosen(NamedTuple):
     """Which features fire: K slots a row, of which the first ``counts[n]`` are taken."""
 
+    centred: Tensor
+    """z - b_dec (N, D)"""
     features: Tensor
     """(N, K) int32, ascending in each row."""
     counts: Tensor
@@ -86,6 +88,19 @@ class Forward(NamedTuple):
     """Gradient of the loss by the activations (N, K); 0 where they are 0."""
 
 
+class Totals(NamedTuple):
+    """Sums over the N rows of a `Forward`."""
+
+    slope: Tensor
+    """Gradient of the loss by a shift of the output (D)."""
+    squares: Tensor
+    """Squared error, ()."""
+    spread: Tensor
+    """Squared distance of the rows from their mean, ()."""
+    active: Tensor
+    """Features that fire, ()."""
+
+
 class Adam(NamedTuple):
     """The numbers of one Adam step (Kingma & Ba 2015), bias corrections worked in."""
 
@@ -107,20 +122,22 @@ class Shared(NamedTuple):
 class Kernels(Protocol):
     """The heavy part of a step, on one kind of device."""
 
-    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
-        """The k largest positive pre-activations of each row of (N, D), or with ``shared`` the
+    def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
+        """The k largest positive pre-activations of each row of z (N, D), or with ``shared`` the
         ``k * rows`` largest of the whole batch, at most `WIDEST_ROW` k a row."""
         ...
 
-    def finish(
-        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
-    ) -> Forward:
+    def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """Activations, errors, and the gradients of ``weight / 2 * sum |error|^2``, summed over
         the nested prefixes that end at ``ends``."""
         ...
 
     def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
         """``forward`` with another gradient ``slopes`` (1, N, D) by the reconstruction."""
+        ...
+
+    def totals(self, forward: Forward) -> Totals:
+        """What a step reports, and what moves b_dec."""
         ...
 
     def update(
@@ -195,11 +212,9 @@ class SparseLearner:
         """Encode and reconstruct z (N, D); gradients are those of the mean squared error over
         ``rows`` rows (N when absent)."""
         rows = rows or len(z)
-        centred = z - self.weights.b_dec
         shared = Shared(self._group, rows) if self._across_rows else None
-        chosen = self._kernels.choose(centred, self.config.k, shared)
-        weight = 2 / (rows * len(self._ends))
-        return self._kernels.finish(centred, chosen, self._ends, weight)
+        chosen = self._kernels.choose(z, self.config.k, shared)
+        return self._kernels.finish(chosen, self._ends, 2 / (rows * len(self._ends)))
 
     def step(self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None) -> StepReport:
         """One optimiser step on z (N, D), the whole batch in every process."""
@@ -231,25 +246,21 @@ class SparseLearner:
         self.steps_done += 1
         t = int(self.steps_done)
         adam = Adam(rate / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t) ** -0.5)
-        active = forward.values > 0
+        totals = self._kernels.totals(forward)
         if self._across_rows:
-            self._follow_threshold(forward.values[active])
+            self._follow_threshold(forward.values[forward.values > 0])
         fired, through_encoder = self._kernels.update(
             forward, self._ends, adam, aux, decoder_gradient
         )
         # b_dec is added to the output (the first group's slope sums every prefix) and subtracted
         # from the encoder's input.
-        g_b_dec = forward.slopes[0].sum(0) - through_encoder
+        g_b_dec = totals.slope - through_encoder
         adam_(w.b_dec, g_b_dec, w.m_b_dec, w.v_b_dec, adam)
 
         self.silent += n
-        self.silent[fired] = 0
-        norm = torch.linalg.vector_norm  # unlike square().sum() it writes nothing down
-        spread = norm(forward.centred).square() - n * norm(forward.centred.mean(0)).square()
+        self.silent.masked_fill_(fired, 0)
         return StepReport(
-            fvu=norm(forward.error).square() / spread,
-            l0=active.sum() / n,
-            dead=dead.float().mean(),
+            fvu=totals.squares / totals.spread, l0=totals.active / n, dead=dead.float().mean()
         )
 
     def _follow_threshold(self, kept: Tensor) -> None:

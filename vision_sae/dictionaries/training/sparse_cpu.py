@@ -1,4 +1,8 @@
-"""`sparse.Kernels` on a CPU: compiled loops, one lane a core."""
+"""`sparse.Kernels` on a CPU: compiled loops, one lane a core.
+
+Whatever touches every row runs in the lanes. An operation of torch's own on many rows would leave
+its threads waiting busily for the next one, on the cores that the lanes need.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,17 @@ from vision_sae.dictionaries.training.sparse import (
     Chosen,
     Forward,
     Shared,
+    Totals,
     Weights,
 )
 from vision_sae.models.precision import fastest_dtype
 
 _CHUNK_BYTES = 3 * 2**20
 """Pre-activations of a chunk of rows: what a core has just computed should still be near it."""
-_FEATURES = 1024
+_FEATURES = 128
 """Features that are updated together."""
+_ROWS = 512
+"""Rows that are summed together, and the most in a chunk: every lane gets some."""
 _INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -54,23 +61,27 @@ class CpuKernels:
             self._scratch.buffer = buffer
         return buffer[:rows]
 
-    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
+    def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
-        n, width = len(centred), len(self._w.w_enc)
+        n, width = len(z), len(self._w.w_enc)
         slots = min(width, WIDEST_ROW * k) if shared else k
-        chosen = Chosen(torch.zeros(n, slots, dtype=torch.int32), torch.zeros(n, dtype=torch.int32))
-        features, counts = chosen.features.numpy(), chosen.counts.numpy()
+        chosen = Chosen(
+            torch.empty_like(z),
+            torch.zeros(n, slots, dtype=torch.int32),
+            torch.zeros(n, dtype=torch.int32),
+        )
+        centred, features, counts = chosen.centred, chosen.features.numpy(), chosen.counts.numpy()
         kept = np.zeros((n, slots) if shared else (0, 0), dtype=np.int32)
-        inputs = centred.to(self._dtype)
         directions = (self._low if len(self._low) else self._w.w_enc).T
         bias = self._w.b_enc.to(self._dtype)
-        size = max(1, _CHUNK_BYTES // (width * self._dtype.itemsize))
+        size = max(1, min(_ROWS, _CHUNK_BYTES // (width * self._dtype.itemsize)))
 
         def work(first: int, last: int) -> None:
             for start in range(first, last, size):
                 rows = slice(start, min(start + size, last))
                 pre = self._chunk(rows.stop - start)
-                torch.addmm(bias, inputs[rows], directions, out=pre)
+                torch.sub(z[rows], self._w.b_dec, out=centred[rows])
+                torch.addmm(bias, centred[rows].to(self._dtype), directions, out=pre)
                 bits = pre.view(_INTEGER[self._dtype]).numpy()
                 loops.choose_largest(bits, slots, features[rows], counts[rows])
                 if shared:
@@ -85,15 +96,11 @@ class CpuKernels:
                 loops.keep_above(kept, bound, features, counts)
         return chosen
 
-    def finish(
-        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
-    ) -> Forward:
+    def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
-        (n, dim), slots = centred.shape, chosen.features.shape[1]
+        (n, dim), slots = chosen.centred.shape, chosen.features.shape[1]
         forward = Forward(
-            centred=centred,
-            features=chosen.features,
-            counts=chosen.counts,
+            *chosen,
             values=torch.empty(n, slots),
             error=torch.empty(n, dim),
             slopes=torch.empty(len(ends), n, dim),
@@ -127,6 +134,33 @@ class CpuKernels:
         )
         g_values.mul_(forward.values > 0)
         return forward._replace(slopes=slopes, g_values=g_values)
+
+    def totals(self, forward: Forward) -> Totals:
+        """See `sparse.Kernels`."""
+        n, dim = forward.centred.shape
+        # Like `update`'s, a sum for every so many rows.
+        by_column = np.zeros((-(-n // _ROWS), 2, dim))
+        numbers = np.zeros((len(by_column), 3))
+        slope, centred = forward.slopes[0].numpy(), forward.centred.numpy()
+        error, values = forward.error.numpy(), forward.values.numpy()
+
+        def work(first: int, last: int) -> None:
+            for start in range(first, last, _ROWS):
+                rows, part = slice(start, min(start + _ROWS, last)), start // _ROWS
+                loops.sum_rows(
+                    slope[rows], centred[rows], error[rows], values[rows],
+                    by_column[part], numbers[part],
+                )  # fmt: skip
+
+        loops.current_lanes().run(work, n, grain=_ROWS)
+        slopes, columns = torch.from_numpy(by_column.sum(0))
+        squares, lengths, active = torch.from_numpy(numbers.sum(0))
+        return Totals(
+            slope=slopes.float(),
+            squares=squares,
+            spread=lengths - columns.square().sum() / n,
+            active=active,
+        )
 
     def update(
         self,

@@ -18,6 +18,7 @@ from vision_sae.dictionaries.training.sparse import (
     Chosen,
     Forward,
     Shared,
+    Totals,
     Weights,
     adam_,
 )
@@ -34,9 +35,10 @@ class TorchKernels:
     def refresh(self) -> None:
         """Nothing is remembered between steps."""
 
-    def choose(self, centred: Tensor, k: int, shared: Shared | None) -> Chosen:
+    def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
         w, dtype = self._w, self._dtype
+        centred = z - w.b_dec
         pre = F.linear(centred.to(dtype), w.w_enc.to(dtype), w.b_enc.to(dtype))
         slots = min(len(w.w_enc), WIDEST_ROW * k) if shared else k
         indices, values = top_k(pre, slots)
@@ -48,13 +50,11 @@ class TorchKernels:
                 positive &= values >= rivals.topk(places).values[-1]
         # Those that fire move to the front of their row and stay in order.
         order = (~positive).sort(dim=1, stable=True).indices
-        return Chosen(indices.gather(1, order).int(), positive.sum(1).int())
+        return Chosen(centred, indices.gather(1, order).int(), positive.sum(1).int())
 
-    def finish(
-        self, centred: Tensor, chosen: Chosen, ends: tuple[int, ...], weight: float
-    ) -> Forward:
+    def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
-        w, indices = self._w, chosen.features.long()
+        w, centred, indices = self._w, chosen.centred, chosen.features.long()
         taken = torch.arange(indices.shape[1], device=indices.device) < chosen.counts[:, None]
         values = _dots(indices, centred, w.w_enc) + w.b_enc[indices]
         values = values.relu() * taken
@@ -68,9 +68,7 @@ class TorchKernels:
             inside = (group == number) & (values > 0)
             g_values += _dots(indices, slope, w.w_dec) * inside
         return Forward(
-            centred=centred,
-            features=chosen.features,
-            counts=chosen.counts,
+            *chosen,
             values=values,
             error=errors[-1],
             slopes=slopes,
@@ -81,6 +79,16 @@ class TorchKernels:
         """See `sparse.Kernels`."""
         g_values = _dots(forward.features.long(), slopes[0], self._w.w_dec) * (forward.values > 0)
         return forward._replace(slopes=slopes, g_values=g_values)
+
+    def totals(self, forward: Forward) -> Totals:
+        """See `sparse.Kernels`."""
+        centred = forward.centred
+        return Totals(
+            slope=forward.slopes[0].sum(0),
+            squares=forward.error.square().sum(),
+            spread=(centred - centred.mean(0)).square().sum(),
+            active=(forward.values > 0).sum(),
+        )
 
     def update(
         self,
