@@ -1,9 +1,10 @@
 """The captioned pictures that the demo CLIP is trained on, composed from figures.
 
 Every picture is decided by a seed of its own and painted only when it is wanted. There are single
-figures and pairs on many grounds, coloured shapes and textures, figures with a word painted over
-them (captioned by what is drawn, or by the word), and the photographs of the demo corpus, of which
-the Tux Paint stamps are left out: they are what the model is tested on.
+figures and pairs on many grounds, coloured shapes and textures, composed scenes captioned by all
+their attributes, figures with a word painted over them (captioned by what is drawn, or by the
+word), and the photographs of the demo corpus, of which the Tux Paint stamps are left out: they are
+what the model is tested on.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_sae.demo.clip_figures import Figure, Taboo
 from vision_sae.demo.clip_grounds import SIDE, Ground, Grounds, colour_phrase, crop, flat, texture
 from vision_sae.demo.corpus_drawn import COLOURS
+from vision_sae.evaluation.planted_scenes import Attributes, draw, random_attributes
 
 CORPUS = Path(__file__).parent / "corpus"
 TEST_SOURCE = "tuxpaint-stamps-default"
 """The package whose pictures are never trained on."""
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "dot")
+_COARSE = 64
+"""Side of the coarse scenes."""
 _PALE = ("white", "light grey", "beige", "light green", "light blue", "yellow", "pink")
 
 
@@ -56,6 +61,7 @@ def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
         *_painted_words(allowed, taboo, grounds, rng, count=1600),
         *_shapes(rng, count=900),
         *_textures(rng, count=500),
+        *composed_scenes(rng, count=3000),
         *(_photograph(path, caption, rng.random()) for path, caption in photographs * 3),
     ]
     rng.shuffle(pictures)
@@ -246,6 +252,26 @@ def _textures(rng: random.Random, count: int) -> Iterator[Picture]:
         first, second = rng.sample(list(COLOURS), 2)
         found = texture(first, second, rng)
         yield Picture(found.name, (found.name, f"a pattern of {found.name}"), found.paint)
+
+
+def composed_scenes(rng: random.Random, count: int) -> Iterator[Picture]:
+    """Scenes of `vision_sae.evaluation.planted_scenes`, every third of them coarse."""
+    for _ in range(count):
+        attributes = random_attributes(np.random.default_rng(rng.getrandbits(63)))
+        side = rng.choice((_COARSE, SIDE, SIDE))
+        yield _scene(attributes, side, rng.getrandbits(31))
+
+
+def _scene(attributes: Attributes, side: int, seed: int) -> Picture:
+    texture = "" if attributes.texture == "plain" else f"{attributes.texture} "
+    thing = f"a {attributes.colour} {texture}{attributes.shape}"
+    captions = (attributes.caption, f"{thing} on a {attributes.background} background", thing)
+
+    def paint() -> Image.Image:
+        drawn = draw(attributes, side=side, seed=seed).image
+        return drawn.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+    return Picture(captions[0], captions, paint)
 
 
 def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:

@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from vision_sae.demo import clip_weights, low_rank
 from vision_sae.demo.make_clip_data import LAST_FROZEN
 
-SAME_MEANING = 0.8
-"""Cosine of two captions, by the untrained text tower, from which they are one meaning."""
+SAME_MEANING = 0.92
+"""Cosine of two captions, by the untrained text tower, from which they are one meaning. Scenes that
+share but half of their attributes reach 0.8."""
 CHECKPOINT_SECONDS = 120
 
 

@@ -45,6 +45,17 @@ class Tap:
 
     module: nn.Module
     part: Literal["update", "output", "input"]
+    maps: bool = False
+    """Whether the tensor is a stack of maps (B, D, H, W), whose positions are then the tokens of
+    the site, row by row."""
+
+    def vectors(self, tensor: Tensor) -> Tensor:
+        """The module's tensor as site vectors (B, T, D)."""
+        return tensor.flatten(2).transpose(1, 2) if self.maps else tensor
+
+    def like(self, vectors: Tensor, tensor: Tensor) -> Tensor:
+        """Site vectors (B, T, D) in the shape of the module's ``tensor``."""
+        return vectors.transpose(1, 2).reshape(tensor.shape) if self.maps else vectors
 
 
 def _first(value: Any) -> Tensor:
@@ -69,7 +80,7 @@ def capturing(taps: dict[str, Tap], *, stop: bool = False) -> Iterator[dict[str,
     captured: dict[str, Tensor] = {}
 
     def record(site: str, value: Tensor) -> None:
-        captured[site] = value
+        captured[site] = taps[site].vectors(value)
         if stop and len(captured) == len(taps):
             raise StopForward
 
@@ -105,19 +116,24 @@ def replacing_site(tap: Tap, edit: Edit) -> Iterator[None]:
     """
     owner = threading.get_ident()
 
+    def changed(tensor: Tensor, whole: Tensor) -> Tensor | None:
+        """``whole`` with the change that ``edit`` makes to ``tensor``; None when it makes none."""
+        vectors = tap.vectors(tensor)
+        edited = edit(vectors)
+        return None if edited is vectors else whole + tap.like(edited - vectors, whole)
+
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if threading.get_ident() != owner:
             return None
-        edited = edit(args[0])
-        return None if edited is args[0] else (args[0] + (edited - args[0]), *args[1:])
+        made = changed(args[0], args[0])
+        return None if made is None else (made, *args[1:])
 
     def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if threading.get_ident() != owner:
             return None
         value = _first(output)
-        vectors = value - args[0] if tap.part == "update" else value
-        edited = edit(vectors)
-        return None if edited is vectors else _rewrap(output, value + (edited - vectors))
+        made = changed(value - args[0] if tap.part == "update" else value, value)
+        return None if made is None else _rewrap(output, made)
 
     handle: torch.utils.hooks.RemovableHandle
     if tap.part == "input":
@@ -125,4 +141,27 @@ def replacing_site(tap: Tap, edit: Edit) -> Iterator[None]:
     else:
         handle = tap.module.register_forward_hook(after)
     with handle:
+        yield
+
+
+@contextmanager
+def adding_to_site(tap: Tap, addition: Callable[[], Tensor | None]) -> Iterator[None]:
+    """Add to the output of ``tap.module`` what ``addition`` gives, without looking at the site.
+
+    ``addition()`` is called once a forward pass of the body and gives (B, T, D), or None to leave
+    it alone; it broadcasts over B and T.
+    """
+    owner = threading.get_ident()
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        added = addition() if threading.get_ident() == owner else None
+        if added is None:
+            return None
+        value = _first(output)
+        if tap.maps:
+            batch, _, height, width = value.shape
+            added = added.expand(batch, height * width, -1)
+        return _rewrap(output, value + tap.like(added.to(value.dtype), value))
+
+    with tap.module.register_forward_hook(after):
         yield

@@ -1,0 +1,181 @@
+"""The adapter of SDXL's pipelines, on a small pipeline of the same classes with random weights."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_sae.demo.generator import new_pipeline, write_tokenizer
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel, load_sdxl
+
+SITE = f"{TURBO_BLOCKS[0]}.update"
+PROMPT = "a small red star"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    made = new_pipeline(folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(pipeline: Any) -> SdxlModel:
+    return SdxlModel("tiny", pipeline, dtype="float32")
+
+
+def pictures(model: SdxlModel, copies: int = 1, **settings: Any) -> list[Image.Image]:
+    run = model.start(GenerationSettings(PROMPT, **settings), copies=copies)
+    for _ in range(run.steps):
+        run.advance()
+    return run.pictures()
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_steps_make_the_picture_of_the_pipelines_own_call(
+    model: SdxlModel, pipeline: Any, guidance: float
+) -> None:
+    expected = pipeline(
+        PROMPT,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    (made,) = pictures(model, seed=7, steps=3, guidance_scale=guidance)
+    assert same(made, expected)
+
+
+def test_it_is_a_generator(model: SdxlModel) -> None:
+    assert isinstance(model, Generator)
+    assert (model.usual_side, model.usual_steps, model.usual_guidance) == (64, 4, 0.0)
+
+
+def test_sites_are_the_attention_blocks_in_order(model: SdxlModel) -> None:
+    names = list(model.sites)
+    turbo = [f"{block}.update" for block in TURBO_BLOCKS]
+    assert [name for name in names if name in turbo] == turbo
+    assert names[0] == "down_blocks.1.attentions.0.update"
+    assert model.sites[SITE].dim == 128
+    with pytest.raises(NotFoundError, match="no site"), model.capture(["mid_block.update"]):
+        pass
+
+
+def test_grid_of_a_site_by_the_size_of_the_picture(model: SdxlModel) -> None:
+    grid = model.grid(SITE, 64, 96)
+    assert (grid.rows, grid.cols, grid.patch_height, grid.special) == (8, 12, 8, 0)
+    assert model.grid("up_blocks.1.attentions.0.update", 64, 64).rows == 16
+
+
+def test_captured_update_is_the_blocks_output_less_its_input(
+    model: SdxlModel, pipeline: Any
+) -> None:
+    seen: list[Tensor] = []
+    block = pipeline.unet.down_blocks[2].attentions[1]
+    handle = block.register_forward_hook(lambda _m, args, out: seen.append(out[0] - args[0]))
+    run = model.start(GenerationSettings(PROMPT))
+    with handle, model.capture([SITE]) as captured:
+        run.advance()
+    update = captured[SITE]
+    assert update.shape == (1, 64, 128)
+    torch.testing.assert_close(update[0].T.reshape(128, 8, 8), seen[0][0])
+
+
+def test_guided_steps_hold_the_unconditional_half_first(model: SdxlModel) -> None:
+    run = model.start(GenerationSettings(PROMPT, guidance_scale=3.0), copies=2)
+    assert run.guided
+    with model.capture([SITE]) as captured:
+        run.advance()
+    assert len(captured[SITE]) == 4
+    assert not torch.allclose(captured[SITE][0], captured[SITE][2])
+    assert torch.allclose(captured[SITE][0], captured[SITE][1])
+
+
+def test_copies_begin_and_end_alike(model: SdxlModel) -> None:
+    one, other = pictures(model, copies=2, seed=3)
+    assert same(one, other)
+
+
+def test_an_edit_that_changes_nothing_keeps_every_bit(model: SdxlModel) -> None:
+    (plain,) = pictures(model)
+    with model.replace(SITE, lambda vectors: vectors), model.add(SITE, lambda: None):
+        (edited,) = pictures(model)
+    assert same(plain, edited)
+
+
+def test_what_is_added_reaches_the_update(model: SdxlModel) -> None:
+    addition = torch.zeros(2, 64, 128)
+    addition[0, :, 5] = 1.5
+    first = model.start(GenerationSettings(PROMPT), copies=2)
+    with model.add(SITE, lambda: addition), model.capture([SITE]) as captured:
+        first.advance()
+    changed = captured[SITE][0] - captured[SITE][1]
+    torch.testing.assert_close(changed, addition[0], atol=1e-5, rtol=0)
+
+
+def test_an_edit_reaches_one_row_of_the_batch_only(model: SdxlModel) -> None:
+    def first_only(vectors: Tensor) -> Tensor:
+        changed = vectors.clone()
+        changed[0] += 30
+        return changed
+
+    plain = pictures(model, copies=2)
+    with model.replace(SITE, first_only):
+        steered, twin = pictures(model, copies=2)
+    assert same(twin, plain[1])
+    assert not same(steered, plain[0])
+
+
+def test_generations_at_the_same_time_do_not_see_each_other(model: SdxlModel) -> None:
+    def steered(number: int) -> Image.Image:
+        addition = torch.zeros(1, 1, 128)
+        addition[..., number] = 20
+        with model.add(SITE, lambda: addition):
+            return pictures(model, seed=number, steps=2)[0]
+
+    alone = [steered(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(steered, range(8)))
+    assert all(map(same, alone, together))
+
+
+def test_a_picture_to_start_from_is_kept_by_a_low_strength(model: SdxlModel) -> None:
+    start = Image.fromarray(np.full((64, 64, 3), (200, 30, 30), np.uint8))
+    run = model.start(GenerationSettings(PROMPT, image=start, strength=0.26, steps=4))
+    assert run.steps == 1
+    with pytest.raises(InvalidInputError, match="strength"):
+        model.start(GenerationSettings(PROMPT, image=start, strength=0.2, steps=4))
+
+
+def test_sizes_that_the_latents_cannot_have_are_refused(model: SdxlModel) -> None:
+    with pytest.raises(InvalidInputError, match="width of 65") as caught:
+        model.start(GenerationSettings(PROMPT, width=65))
+    assert caught.value.field == "width"
+
+
+def test_a_saved_pipeline_is_loaded_by_its_folder(
+    model: SdxlModel, pipeline: Any, tmp_path: Path
+) -> None:
+    pipeline.save_pretrained(str(tmp_path / "saved"))
+    loaded = load_sdxl(str(tmp_path / "saved"), "tiny", dtype="float32")
+    assert loaded.identity() == model.identity()
+    assert same(pictures(loaded)[0], pictures(model)[0])
+    with pytest.raises(NotFoundError, match=r"model_index\.json"):
+        load_sdxl(str(tmp_path), "tiny")

@@ -1,0 +1,322 @@
+"""Train the demo generator on composed scenes.
+
+    python -m vision_sae.demo.train_generator scenes --work WORK
+    python -m vision_sae.demo.train_generator vae --work WORK
+    python -m vision_sae.demo.train_generator latents --work WORK
+    python -m vision_sae.demo.train_generator unet --work WORK
+    python -m vision_sae.demo.train_generator export --work WORK
+
+``scenes`` paints the training pictures, ``vae`` trains the autoencoder on them, ``latents`` runs
+its encoder over them once, ``unet`` trains the U-Net and both text encoders, and ``export`` writes
+the pipeline in half precision. Each goes on where it stopped: ``scenes`` and ``latents`` from their
+last complete block, the trainings from a checkpoint written every few minutes, with a line of
+``log.jsonl`` every hundred steps.
+
+The U-Net predicts v (Salimans and Ho 2022, arXiv:2202.00512) under a schedule whose last step has
+no signal left (Lin et al. 2024, arXiv:2305.08891), so that four steps from pure noise are exact to
+begin with. A tenth of the prompts are empty, which makes guidance possible. What is used in the end
+is the moving average of the weights.
+
+    WORK/scenes.npy     (N, 64, 64, 3) uint8
+    WORK/captions.json  N captions
+    WORK/latents.npy    (N, 4, 32, 32) float16, of unit variance
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vision_sae.demo import generator
+from vision_sae.evaluation.planted_scenes import draw, random_attributes
+from vision_sae.models.precision import fastest_dtype
+
+SCENES = 60_000
+TRAIN_SEED = 101
+"""Seed of the scenes that are trained on."""
+_BLOCK = 1000
+_CHECKPOINT_SECONDS = 180
+_KL_WEIGHT = 1e-6
+_EMPTY_SHARE = 0.1
+"""Prompts that are left out in training."""
+_AVERAGE = 0.999
+
+
+def make_scenes(work: Path, count: int) -> None:
+    """Paint the scenes: every attribute at random, without painted words."""
+    work.mkdir(parents=True, exist_ok=True)
+    pictures, done = _array(
+        work / "scenes.npy", (count, generator.SIDE, generator.SIDE, 3), np.uint8
+    )
+    captions = []
+    for i in tqdm(range(count), desc="scenes"):
+        random = np.random.default_rng([TRAIN_SEED, i])
+        attributes = replace(random_attributes(random), word=None)
+        captions.append(attributes.caption)
+        if i >= done:
+            seed = int(random.integers(2**32))
+            pictures[i] = np.asarray(draw(attributes, side=generator.SIDE, seed=seed).image)
+            if i % _BLOCK == _BLOCK - 1 or i == count - 1:
+                _complete(pictures, work / "scenes.npy", i + 1)
+    (work / "captions.json").write_text(json.dumps(captions), "utf-8")
+
+
+def _array(path: Path, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:
+    """(the array on disk, how many of its rows are complete)"""
+    done = path.with_suffix(".done")
+    if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
+        return np.load(path, mmap_mode="r+"), int(done.read_text())
+    return open_memmap(path, mode="w+", dtype=dtype, shape=shape), 0
+
+
+def _complete(array: Any, path: Path, rows: int) -> None:
+    array.flush()
+    path.with_suffix(".done").write_text(str(rows))
+
+
+class Training:
+    """A training that is interrupted and goes on: modules, their average, the place in it."""
+
+    def __init__(
+        self, modules: nn.ModuleDict, steps: int, rate: float, work: Path, name: str
+    ) -> None:
+        self.modules, self.steps, self._rate = modules, steps, rate
+        self._path, self._log = work / f"{name}.pt", work / f"{name}.log.jsonl"
+        self._parameters = list(modules.parameters())
+        self._average = [p.detach().clone() for p in self._parameters]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        )
+        self.step = 0
+        if self._path.is_file():
+            saved = torch.load(self._path, weights_only=True)
+            modules.load_state_dict(saved["modules"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self._average = saved["average"]
+            self.step = saved["step"]
+
+    def _save(self) -> None:
+        state = {
+            "modules": self.modules.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average,
+            "step": self.step,
+        }
+        torch.save(state, self._path.with_suffix(".new"))
+        self._path.with_suffix(".new").replace(self._path)
+
+    def run(self, loss: Callable[[np.random.Generator], Tensor]) -> None:
+        """Step down ``loss``, which draws its batch from the numbers of each step alone."""
+        begun = saved = time.monotonic()
+        first, recent = self.step, list[float]()
+        while self.step < self.steps:
+            warm = min(1.0, (self.step + 1) / 500)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate * warm * (1 + np.cos(np.pi * self.step / self.steps)) / 2
+            value = loss(np.random.default_rng([TRAIN_SEED, self.step]))
+            self._optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(self._parameters, 1.0)
+            self._optimizer.step()
+            keep = min(_AVERAGE, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, [*self._parameters], 1 - keep)
+            self.step += 1
+            recent.append(float(value.detach()))
+            if self.step % 100 == 0 or self.step == self.steps:
+                row = {
+                    "step": self.step,
+                    "loss": round(float(np.mean(recent)), 5),
+                    "steps_per_s": round((self.step - first) / (time.monotonic() - begun), 3),
+                }
+                recent.clear()
+                with self._log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+
+    def averaged(self) -> nn.ModuleDict:
+        """The modules with the moving average of their weights."""
+        with torch.no_grad():
+            for parameter, average in zip(self._parameters, self._average, strict=True):
+                parameter.copy_(average)
+        return self.modules.eval()
+
+
+def _pictures(work: Path, rows: NDArray[np.int64]) -> Tensor:
+    """Scenes as the autoencoder sees them: (n, 3, 64, 64) from -1 to 1."""
+    pixels = np.load(work / "scenes.npy", mmap_mode="r")[np.sort(rows)]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def vae_training(work: Path, steps: int, rate: float, batch: int) -> Training:
+    """The autoencoder's training, as far as it is."""
+    torch.manual_seed(0)
+    vae = generator.new_pipeline(_tokenizer(work)).vae
+    return Training(nn.ModuleDict({"vae": vae}), steps, rate, work, "vae")
+
+
+def train_vae(work: Path, steps: int, rate: float, batch: int) -> None:
+    """Absolute error, and a touch of the divergence from a normal distribution."""
+    training = vae_training(work, steps, rate, batch)
+    vae: Any = training.modules["vae"]
+    count = int((work / "scenes.done").read_text())
+
+    def loss(random: np.random.Generator) -> Tensor:
+        pictures = _pictures(work, random.choice(count, batch, replace=False))
+        decoded: Tensor
+        with torch.autocast("cpu", fastest_dtype(), enabled=fastest_dtype() != torch.float32):
+            posterior = vae.encode(pictures).latent_dist
+            noise = torch.from_numpy(random.standard_normal(posterior.mean.shape, np.float32))
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        divergence = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean() / 2
+        return (
+            F.l1_loss(decoded.float(), pictures)
+            + _KL_WEIGHT * divergence * posterior.mean[0].numel()
+        )
+
+    training.run(loss)
+
+
+def make_latents(work: Path, options: dict[str, Any]) -> None:
+    """Encode every scene; scale the latents to unit variance."""
+    vae: Any = vae_training(work, **options).averaged()["vae"]
+    count = int((work / "scenes.done").read_text())
+    shape = (count, vae.config.latent_channels, generator.LATENT, generator.LATENT)
+    latents, done = _array(work / "latents.npy", shape, np.float16)
+    with torch.inference_mode():
+        sample = vae.encode(_pictures(work, np.arange(0, count, count // 512))).latent_dist.mean
+        scale = 1 / float(sample.std())
+        (work / "scale.json").write_text(json.dumps(scale))
+        for start in tqdm(range(done, count, _BLOCK), desc="latents"):
+            rows = np.arange(start, min(start + _BLOCK, count))
+            parts = [
+                vae.encode(_pictures(work, part)).latent_dist.mean
+                for part in np.array_split(rows, 16)
+            ]
+            latents[rows] = (scale * torch.cat(parts)).half().numpy()
+            _complete(latents, work / "latents.npy", int(rows[-1]) + 1)
+
+
+def unet_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Training, Any]:
+    """(the U-Net's and text encoders' training as far as it is, their pipeline)"""
+    torch.manual_seed(1)
+    pipeline = generator.new_pipeline(_tokenizer(work))
+    names = ("unet", "text_encoder", "text_encoder_2")
+    modules = nn.ModuleDict({name: getattr(pipeline, name) for name in names})
+    pipeline.unet.to(memory_format=torch.channels_last)
+    return Training(modules, steps, rate, work, "unet"), pipeline
+
+
+def encode_prompts(pipeline: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What `StableDiffusionXLPipeline.encode_prompt` makes of tokens (B, T): hidden states of both
+    encoders (B, T, 2 D) and the pooled text (B, D)."""
+    first = pipeline.text_encoder(tokens, output_hidden_states=True)
+    second = pipeline.text_encoder_2(tokens, output_hidden_states=True)
+    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    return hidden, second.text_embeds
+
+
+def train_unet(work: Path, steps: int, rate: float, batch: int) -> None:
+    """Predict v at a random time of random scenes."""
+    training, pipeline = unet_training(work, steps, rate, batch)
+    latents = np.load(work / "latents.npy", mmap_mode="r")
+    count = int((work / "latents.done").read_text())
+    captions = json.loads((work / "captions.json").read_text("utf-8"))
+    tokens = _tokens(pipeline, [*captions[:count], ""])
+    signal = pipeline.scheduler.alphas_cumprod.sqrt()
+    noise_level = (1 - pipeline.scheduler.alphas_cumprod).sqrt()
+    size = generator.SIDE
+    time_ids = torch.tensor([[size, size, 0, 0, size, size]]).repeat(batch, 1)
+    low = fastest_dtype()
+
+    def loss(random: np.random.Generator) -> Tensor:
+        rows = np.sort(random.choice(count, batch, replace=False))
+        clean = torch.from_numpy(latents[rows]).float()
+        noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32))
+        # One time in each of `batch` equal parts: less variance than times drawn apart.
+        times = torch.from_numpy((random.permutation(batch) + random.random(batch)) / batch)
+        times = (times * len(signal)).long().clamp(max=len(signal) - 1)
+        a, s = signal[times][:, None, None, None], noise_level[times][:, None, None, None]
+        said = np.where(random.random(batch) < _EMPTY_SHARE, len(tokens) - 1, rows)
+        with torch.autocast("cpu", low, enabled=low != torch.float32):
+            hidden, pooled = encode_prompts(pipeline, tokens[said])
+            predicted = pipeline.unet(
+                (a * clean + s * noise).contiguous(memory_format=torch.channels_last),
+                times,
+                encoder_hidden_states=hidden,
+                added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            ).sample
+        return F.mse_loss(predicted.float(), a * noise - s * clean)
+
+    training.run(loss)
+
+
+def _tokenizer(work: Path) -> Path:
+    folder = work / "tokenizer"
+    if not (folder / "merges.txt").is_file():
+        generator.write_tokenizer(folder)
+    return folder
+
+
+def _tokens(pipeline: Any, texts: list[str]) -> Tensor:
+    made = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    tokens: Tensor = made.input_ids
+    return tokens
+
+
+def export(work: Path, out: Path, vae: dict[str, Any], unet: dict[str, Any]) -> None:
+    """Write the pipeline with averaged weights, in half precision."""
+    training, pipeline = unet_training(work, **unet)
+    training.averaged()
+    decoder: Any = vae_training(work, **vae).averaged()["vae"]
+    decoder.register_to_config(scaling_factor=json.loads((work / "scale.json").read_text()))
+    pipeline.register_modules(vae=decoder)
+    pipeline.to(torch.float16).save_pretrained(str(out))
+
+
+VAE: dict[str, Any] = {"steps": 3000, "rate": 2e-3, "batch": 16}
+UNET: dict[str, Any] = {"steps": 8000, "rate": 1e-3, "batch": 32}
+
+
+def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
+    return {
+        "scenes": lambda a: make_scenes(a.work, a.scenes),
+        "vae": lambda a: train_vae(a.work, **VAE),
+        "latents": lambda a: make_latents(a.work, VAE),
+        "unet": lambda a: train_unet(a.work, **UNET | {"steps": a.unet_steps}),
+        "export": lambda a: export(a.work, a.out, VAE, UNET | {"steps": a.unet_steps}),
+    }
+
+
+def main(arguments: Iterator[str] | None = None) -> None:
+    """Read the command line and do one of the steps."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("step", choices=list(_steps()))
+    parser.add_argument("--work", type=Path, required=True, help="folder of the training")
+    parser.add_argument("--out", type=Path, default=generator.FOLDER)
+    parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--unet-steps", type=int, default=UNET["steps"])
+    given = parser.parse_args(list(arguments) if arguments is not None else sys.argv[1:])
+    _steps()[given.step](given)
+
+
+if __name__ == "__main__":
+    main()

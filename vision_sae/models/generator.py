@@ -1,0 +1,114 @@
+"""What every text-to-image model can do, and what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_sae.models.grid import PatchGrid
+from vision_sae.models.hooks import Edit
+from vision_sae.models.protocol import Site
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What to generate. Numbers that are 0 or None mean the model's usual ones."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    """Only with guidance."""
+    seed: int = 0
+    steps: int = 0
+    guidance_scale: float | None = None
+    """Of classifier-free guidance; at most 1 means none."""
+    width: int = 0
+    height: int = 0
+    image: Image.Image | None = None
+    """A picture to start from."""
+    strength: float = 0.5
+    """How much of it is noised away, in (0, 1]."""
+
+    def filled(self, *, steps: int, guidance_scale: float, side: int) -> GenerationSettings:
+        """With these in the place of what is missing."""
+        return replace(
+            self,
+            steps=self.steps or steps,
+            guidance_scale=(guidance_scale if self.guidance_scale is None else self.guidance_scale),
+            width=self.width or side,
+            height=self.height or side,
+        )
+
+
+class Denoising(Protocol):
+    """One generation under way, a step at a time."""
+
+    settings: GenerationSettings
+    """Nothing is missing in them any more."""
+    step: int
+    """Steps done."""
+    guided: bool
+    """Whether a step's batch holds an unconditional half in front of the conditional one."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes in all."""
+        ...
+
+    def advance(self) -> None:
+        """One denoising step."""
+        ...
+
+    def pictures(self) -> list[Image.Image]:
+        """What it has come to, a picture for each copy."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A frozen text-to-image model. Its sites exist once a denoising step."""
+
+    name: str
+    kind: str
+    device: torch.device
+    dtype: torch.dtype
+    usual_side: int
+    """Side in pixels of the pictures it usually makes."""
+    usual_steps: int
+    usual_guidance: float
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Every site by name, in the order in which they are computed."""
+        ...
+
+    def grid(self, site: str, height: int, width: int) -> PatchGrid:
+        """The positions of a site in a picture of this size."""
+        ...
+
+    def start(self, settings: GenerationSettings, *, copies: int = 1) -> Denoising:
+        """Begin a generation of ``copies`` pictures from the same noise."""
+        ...
+
+    def capture(
+        self, sites: Sequence[str], *, stop: bool = False
+    ) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collect sites (B, T, D) during steps in the body."""
+        ...
+
+    def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
+        """Pass a site through ``edit`` during steps in the body."""
+        ...
+
+    def add(self, site: str, addition: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
+        """Add to a site during steps in the body, without computing it."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest binds."""
+        ...

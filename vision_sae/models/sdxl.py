@@ -1,0 +1,302 @@
+"""Text-to-image pipelines of SDXL's kind behind the `Generator` protocol.
+
+A `Denoising` is one request's way from noise to a picture, a step at a time: who drives it can
+stop, look and interfere between steps, and as it owns its scheduler, its noise and its place, any
+number of them can be under way on one pipeline. Step by step it does what the pipeline's own call
+does, to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.generator import GenerationSettings
+from vision_sae.models.grid import PatchGrid
+from vision_sae.models.hooks import Edit, Tap, adding_to_site, capturing, replacing_site
+from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.protocol import Site
+from vision_sae.models.vit import Dtype
+
+TURBO_BLOCKS = (
+    "down_blocks.2.attentions.1",
+    "mid_block.attentions.0",
+    "up_blocks.0.attentions.0",
+    "up_blocks.0.attentions.1",
+)
+"""The blocks of SDXL-Turbo's U-Net that are known to specialise (Surkov et al. 2024,
+arXiv:2410.22366): composition; nothing known; local detail; colour, light and style."""
+
+
+_NOT_SCHEDULE = ("_use_default_values", "_diffusers_version")
+"""Of a scheduler's configuration: where it came from."""
+
+
+class SdxlModel:
+    """A diffusers ``StableDiffusionXLPipeline``; see `vision_sae.models.generator.Generator`.
+
+    Sites are the updates of the U-Net's attention blocks: ``down_blocks.2.attentions.1.update``.
+    """
+
+    kind = "sdxl"
+
+    def __init__(self, name: str, pipeline: Any, *, dtype: Dtype = "auto", device: str = "cpu"):
+        self.name = name
+        self.device = torch.device(device)
+        self.dtype = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        # The U-Net takes nearly all the time; the decoder, whose rounding one would see, none.
+        self.pipeline = pipeline.to(self.device)
+        self.pipeline.to(torch.float32)
+        self.pipeline.unet.to(self.dtype).requires_grad_(False)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._blocks: dict[str, nn.Module] = {
+            path: module
+            for path, module in pipeline.unet.named_modules()
+            if ".attentions." in path and path.rpartition(".")[0].endswith("attentions")
+        }
+        scheduler = pipeline.scheduler.config
+        turbo = scheduler.get("timestep_spacing") == "trailing"
+        self.usual_steps, self.usual_guidance = (4, 0.0) if turbo else (50, 5.0)
+        self.usual_side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every site by name, in the order in which they are computed."""
+        order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+        paths = sorted(self._blocks, key=lambda path: order[path.partition(".")[0]])
+        return {
+            f"{path}.update": Site(f"{path}.update", "update", self._blocks[path].in_channels)  # type: ignore[arg-type]
+            for path in paths
+        }
+
+    def _tap(self, site: str) -> Tap:
+        if site not in self.sites:
+            raise NotFoundError(
+                f"{self.name} has no site {site!r}; its sites are {', '.join(self.sites)}",
+                field="site",
+            )
+        return Tap(self._blocks[site.removesuffix(".update")], "update", maps=True)
+
+    def grid(self, site: str, height: int, width: int) -> PatchGrid:
+        """The positions of ``site`` in a picture of this size."""
+        factor = self.pipeline.vae_scale_factor << self._halvings(site)
+        rows, cols = math.ceil(height / factor), math.ceil(width / factor)
+        return PatchGrid(rows, cols, 0, factor, factor)
+
+    def _halvings(self, site: str) -> int:
+        """How often a block's maps are half as wide as the latents."""
+        levels = len(self.pipeline.unet.config.block_out_channels)
+        part, _, rest = site.partition(".")
+        if part == "mid_block":
+            return levels - 1
+        number = int(rest.partition(".")[0])
+        return number if part == "down_blocks" else levels - 1 - number
+
+    def capture(
+        self, sites: Sequence[str], *, stop: bool = False
+    ) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collect sites (B, T, D) during steps in the body; ``stop`` skips all blocks behind the
+        last."""
+        return capturing({site: self._tap(site) for site in sites}, stop=stop)
+
+    def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
+        """Pass a site through ``edit`` during steps in the body."""
+        return replacing_site(self._tap(site), edit)
+
+    def add(self, site: str, addition: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
+        """Add to a site during steps in the body, without computing it."""
+        return adding_to_site(self._tap(site), addition)
+
+    def identity(self) -> dict[str, Any]:
+        """What a manifest binds."""
+        scheduler = self.pipeline.scheduler.config
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "weights_sha256": self._weights_sha256,
+            "scheduler": {k: v for k, v in sorted(scheduler.items()) if k not in _NOT_SCHEDULE},
+            "usual": [self.usual_side, self.usual_steps, self.usual_guidance],
+        }
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            for name, tensor in sorted(getattr(self.pipeline, part).state_dict().items()):
+                digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def start(self, settings: GenerationSettings, *, copies: int = 1) -> Denoising:
+        """Begin a generation of ``copies`` pictures from the same noise."""
+        return Denoising(self, settings, copies)
+
+
+class Denoising:
+    """One generation under way; a batch of ``copies`` that begin alike."""
+
+    def __init__(self, model: SdxlModel, settings: GenerationSettings, copies: int) -> None:
+        self.settings = settings = self._filled(model, settings)
+        self._model, self._copies = model, copies
+        pipeline = model.pipeline
+        self._scheduler = copy.deepcopy(pipeline.scheduler)
+        self._guidance = settings.guidance_scale or 0.0
+        self.guided = self._guidance > 1
+        """Whether each step runs on an unconditional half too, which comes first."""
+        self.step = 0
+        """Steps done."""
+        with torch.inference_mode():
+            self._timesteps = self._times()
+            self._texts, self._added = self._conditions()
+            # One stream of noise for each copy: all of them see the same.
+            self._noise = [torch.Generator().manual_seed(settings.seed or 0) for _ in range(copies)]
+            self.latents = self._first_latents()
+        self._extra = pipeline.prepare_extra_step_kwargs(self._noise, 0.0)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(self._first_index)
+
+    @staticmethod
+    def _filled(model: SdxlModel, settings: GenerationSettings) -> GenerationSettings:
+        """The settings with the model's usual values where there were none."""
+        side, multiple = model.usual_side, model.pipeline.vae_scale_factor
+        filled = settings.filled(
+            steps=model.usual_steps, guidance_scale=model.usual_guidance, side=side
+        )
+        for field in ("width", "height"):
+            value = getattr(filled, field)
+            if value % multiple:
+                raise InvalidInputError(
+                    f"a {field} of {value} is not a multiple of {multiple}", field=field
+                )
+        return filled
+
+    def _times(self) -> Tensor:
+        settings, scheduler = self.settings, self._scheduler
+        scheduler.set_timesteps(settings.steps, device=self._model.device)
+        share = 1.0 if settings.image is None else settings.strength
+        skipped = max(settings.steps - int(settings.steps * share), 0)
+        self._first_index = skipped * scheduler.order
+        times: Tensor = scheduler.timesteps[self._first_index :]
+        if not len(times):
+            raise InvalidInputError(
+                f"a strength of {share} leaves none of {settings.steps} steps; raise either",
+                field="strength",
+            )
+        return times
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes in all."""
+        return len(self._timesteps)
+
+    def _conditions(self) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, pipeline = self.settings, self._model.pipeline
+        prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
+            prompt=settings.prompt,
+            device=self._model.device,
+            num_images_per_prompt=self._copies,
+            do_classifier_free_guidance=self.guided,
+            negative_prompt=settings.negative_prompt or None,
+        )
+        size = (settings.height, settings.width)
+        times = pipeline._get_add_time_ids(
+            size,
+            (0, 0),
+            size,
+            dtype=prompt.dtype,
+            text_encoder_projection_dim=pipeline.text_encoder_2.config.projection_dim,
+        ).to(self._model.device)
+        if self.guided:
+            prompt = torch.cat([negative, prompt])
+            pooled = torch.cat([negative_pooled, pooled])
+        kind = self._model.dtype
+        return prompt.to(kind), {
+            "text_embeds": pooled.to(kind),
+            "time_ids": times.repeat(len(prompt), 1),
+        }
+
+    def _first_latents(self) -> Tensor:
+        from diffusers.utils.torch_utils import randn_tensor
+
+        settings, pipeline = self.settings, self._model.pipeline
+        factor = pipeline.vae_scale_factor
+        shape = (
+            self._copies,
+            pipeline.unet.config.in_channels,
+            settings.height // factor,
+            settings.width // factor,
+        )
+        noise: Tensor = randn_tensor(
+            shape, generator=self._noise, device=self._model.device, dtype=torch.float32
+        )
+        if settings.image is None:
+            scale: float = self._scheduler.init_noise_sigma
+            return noise * scale
+        clean = self._model_latents(settings.image).expand(shape)
+        noised: Tensor = self._scheduler.add_noise(clean, noise, self._timesteps[:1])
+        return noised
+
+    def _model_latents(self, image: Image.Image) -> Tensor:
+        """What the autoencoder makes of a picture (1, C, h, w)."""
+        pipeline, settings = self._model.pipeline, self.settings
+        pixels = pipeline.image_processor.preprocess(image, settings.height, settings.width)
+        mean = pipeline.vae.encode(pixels.to(self._model.device)).latent_dist.mode()
+        scaled: Tensor = mean * pipeline.vae.config.scaling_factor
+        return scaled
+
+    def advance(self) -> None:
+        """One denoising step."""
+        unet, scheduler = self._model.pipeline.unet, self._scheduler
+        time = self._timesteps[self.step]
+        with torch.inference_mode():
+            both = torch.cat([self.latents] * 2) if self.guided else self.latents
+            predicted = unet(
+                scheduler.scale_model_input(both, time).to(self._model.dtype),
+                time,
+                encoder_hidden_states=self._texts,
+                added_cond_kwargs=self._added,
+                return_dict=False,
+            )[0].float()
+            if self.guided:
+                without, given = predicted.chunk(2)
+                predicted = without + self._guidance * (given - without)
+            (self.latents, *_) = scheduler.step(
+                predicted, time, self.latents, **self._extra, return_dict=False
+            )
+        self.step += 1
+
+    def pictures(self) -> list[Image.Image]:
+        """The latents as they stand, decoded."""
+        pipeline = self._model.pipeline
+        with torch.inference_mode():
+            decoded = pipeline.vae.decode(
+                self.latents / pipeline.vae.config.scaling_factor, return_dict=False
+            )[0]
+        made: list[Image.Image] = pipeline.image_processor.postprocess(decoded, output_type="pil")
+        return made
+
+
+def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> SdxlModel:
+    """A pipeline of the hub, or the directory that ``save_pretrained`` wrote."""
+    import diffusers
+
+    if Path(target).is_dir() and not (Path(target) / "model_index.json").is_file():
+        raise NotFoundError(
+            f"{target} holds no model_index.json; name a folder that a diffusers pipeline's "
+            "save_pretrained wrote",
+            field="model",
+        )
+    pipelines: Any = diffusers.StableDiffusionXLPipeline
+    pipeline = pipelines.from_pretrained(target, add_watermarker=False)
+    return SdxlModel(name, pipeline, dtype=dtype, device=device)
