@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from vision_sae.models.sdxl import SdxlModel
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +18,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pipeline of SDXL's classes as small as the demo's, with random weights."""
+    from vision_sae.demo.generator import new_pipeline, write_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    torch.manual_seed(0)
+    made = new_pipeline(folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tiny_pipeline: Any) -> SdxlModel:
+    """The same, behind the `Generator` protocol, in float32."""
+    return SdxlModel("tiny", tiny_pipeline, dtype="float32")

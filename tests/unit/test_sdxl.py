@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.demo.generator import new_pipeline, write_tokenizer
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel, load_sdxl
@@ -21,19 +20,9 @@ SITE = f"{TURBO_BLOCKS[0]}.update"
 PROMPT = "a small red star"
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    torch.manual_seed(0)
-    made = new_pipeline(folder)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-@pytest.fixture(scope="module")
-def model(pipeline: Any) -> SdxlModel:
-    return SdxlModel("tiny", pipeline, dtype="float32")
+@pytest.fixture
+def model(tiny_generator: SdxlModel) -> SdxlModel:
+    return tiny_generator
 
 
 def pictures(model: SdxlModel, copies: int = 1, **settings: Any) -> list[Image.Image]:
@@ -49,9 +38,9 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_steps_make_the_picture_of_the_pipelines_own_call(
-    model: SdxlModel, pipeline: Any, guidance: float
+    model: SdxlModel, tiny_pipeline: Any, guidance: float
 ) -> None:
-    expected = pipeline(
+    expected = tiny_pipeline(
         PROMPT,
         num_inference_steps=3,
         guidance_scale=guidance,
@@ -85,10 +74,10 @@ def test_grid_of_a_site_by_the_size_of_the_picture(model: SdxlModel) -> None:
 
 
 def test_captured_update_is_the_blocks_output_less_its_input(
-    model: SdxlModel, pipeline: Any
+    model: SdxlModel, tiny_pipeline: Any
 ) -> None:
     seen: list[Tensor] = []
-    block = pipeline.unet.down_blocks[2].attentions[1]
+    block = tiny_pipeline.unet.down_blocks[2].attentions[1]
     handle = block.register_forward_hook(lambda _m, args, out: seen.append(out[0] - args[0]))
     run = model.start(GenerationSettings(PROMPT))
     with handle, model.capture([SITE]) as captured:
@@ -171,9 +160,9 @@ def test_sizes_that_the_latents_cannot_have_are_refused(model: SdxlModel) -> Non
 
 
 def test_a_saved_pipeline_is_loaded_by_its_folder(
-    model: SdxlModel, pipeline: Any, tmp_path: Path
+    model: SdxlModel, tiny_pipeline: Any, tmp_path: Path
 ) -> None:
-    pipeline.save_pretrained(str(tmp_path / "saved"))
+    tiny_pipeline.save_pretrained(str(tmp_path / "saved"))
     loaded = load_sdxl(str(tmp_path / "saved"), "tiny", dtype="float32")
     assert loaded.identity() == model.identity()
     assert same(pictures(loaded)[0], pictures(model)[0])

@@ -181,7 +181,6 @@ def train_vae(work: Path, steps: int, rate: float, batch: int) -> None:
 
     def loss(random: np.random.Generator) -> Tensor:
         pictures = _pictures(work, random.choice(count, batch, replace=False))
-        decoded: Tensor
         with torch.autocast("cpu", fastest_dtype(), enabled=fastest_dtype() != torch.float32):
             posterior = vae.encode(pictures).latent_dist
             noise = torch.from_numpy(random.standard_normal(posterior.mean.shape, np.float32))

@@ -1,0 +1,136 @@
+"""Steered pictures and their twins, on a small pipeline with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import FeatureNotFoundError
+from vision_sae.models.generator import Denoising, GenerationSettings
+from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
+from vision_sae.steering.edits import FeatureEdit
+from vision_sae.steering.generation import Cancelled, SiteDictionary, Steered, Steering, generate
+
+SITES = [f"{block}.update" for block in TURBO_BLOCKS]
+DIM, WIDTH = 128, 32
+
+
+def dictionary(seed: int) -> TopKSae:
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(WIDTH, DIM, generator=random), dim=1)
+    return TopKSae(
+        k=4, w_enc=rows.clone(), b_enc=torch.zeros(WIDTH), w_dec=rows, b_dec=torch.zeros(DIM)
+    )
+
+
+FOUND = {f"d{i}": SiteDictionary(dictionary(i), site) for i, site in enumerate(SITES)}
+
+
+def edit(feature: int = 3, operation: Any = "add", value: float = 20.0, **more: Any) -> FeatureEdit:
+    return FeatureEdit(more.pop("dictionary", "d2"), feature, operation, value, **more)
+
+
+def made(model: SdxlModel, *edits: FeatureEdit, **settings: Any) -> Steered:
+    given = {"prompt": "a star", "seed": 5, "steps": 2} | settings
+    return generate(model, GenerationSettings(**given), edits, FOUND)
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def change(result: Steered) -> np.ndarray[Any, Any]:
+    """Absolute change of the picture (64, 64)."""
+    one, other = (np.asarray(p, dtype=np.float32) for p in (result.picture, result.twin))
+    return np.asarray(np.abs(one - other).sum(2))
+
+
+def test_without_edits_picture_and_twin_are_the_same_bits(tiny_generator: SdxlModel) -> None:
+    result = made(tiny_generator)
+    assert same(result.picture, result.twin)
+    assert (result.settings.width, result.settings.guidance_scale) == (64, 0.0)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+@pytest.mark.parametrize("operation", ["add", "clamp", "scale", "ablate", "replace"])
+def test_an_edit_changes_the_picture_and_not_its_twin(
+    tiny_generator: SdxlModel, operation: str, guidance: float
+) -> None:
+    plain = made(tiny_generator, guidance_scale=guidance)
+    # Of all features where something must fire for the edit to do anything.
+    features = range(WIDTH if operation in ("scale", "ablate") else 1)
+    several = [edit(feature, operation, 30.0) for feature in features]
+    result = made(tiny_generator, *several, guidance_scale=guidance)
+    assert same(result.twin, plain.twin)
+    assert not same(result.picture, plain.picture)
+
+
+def test_edits_of_all_blocks_together(tiny_generator: SdxlModel) -> None:
+    one = made(tiny_generator, edit(dictionary="d0"))
+    other = made(tiny_generator, edit(dictionary="d3"))
+    both = made(tiny_generator, edit(dictionary="d0"), edit(dictionary="d3"))
+    assert not same(both.picture, one.picture)
+    assert not same(both.picture, other.picture)
+
+
+def test_a_masked_addition_changes_its_site_there_alone(tiny_generator: SdxlModel) -> None:
+    weights = torch.zeros(8, 8)
+    weights[:4, :4] = 1
+    steering = Steering(tiny_generator, [edit(weights=weights.flatten())], FOUND)
+    run = tiny_generator.start(GenerationSettings("a star"), copies=2)
+    with steering.applied(run), tiny_generator.capture([SITES[2]]) as captured:
+        run.advance()
+    steered, twin = captured[SITES[2]]
+    moved = (steered - twin).norm(dim=1).reshape(8, 8) > 1e-3
+    assert torch.equal(moved, weights > 0)
+
+
+def test_an_edit_outside_of_the_steps_does_nothing(tiny_generator: SdxlModel) -> None:
+    assert same(*made(tiny_generator, edit(steps=(2, None)))[:2])
+    late, early = (made(tiny_generator, edit(steps=(s, s))) for s in (0, 1))
+    assert not same(late.picture, early.picture)
+
+
+def test_halves_of_a_guided_batch(tiny_generator: SdxlModel) -> None:
+    halves: list[Any] = ["conditional", "both", "opposed"]
+    results = [
+        made(tiny_generator, edit(half=half, value=5.0), guidance_scale=3.0) for half in halves
+    ]
+    changes = [change(r).mean() for r in results]
+    # Guidance 3 takes 3 times the conditional half less 2 times the other: to oppose is strongest,
+    # and what is done to both is amplified least.
+    assert changes[1] < changes[0] < changes[2]
+    unguided = [made(tiny_generator, edit(half=half, value=5.0)) for half in halves]
+    assert same(unguided[0].picture, unguided[1].picture)
+    assert same(unguided[0].picture, unguided[2].picture)
+
+
+def test_additions_with_and_without_codes_agree(tiny_generator: SdxlModel) -> None:
+    plain = made(tiny_generator, edit(value=5.0))
+    looked = made(tiny_generator, edit(value=5.0), edit(9, "scale", 1.0))
+    difference = np.asarray(plain.picture, int) - np.asarray(looked.picture, int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_generation_nobody_wants_is_stopped_after_the_step(tiny_generator: SdxlModel) -> None:
+    seen = []
+
+    def stop(run: Denoising) -> bool:
+        seen.append(run.step)
+        return run.step < 2
+
+    with pytest.raises(Cancelled):
+        generate(tiny_generator, GenerationSettings("a star", steps=4), after_step=stop)
+    assert seen == [1, 2]
+
+
+def test_a_feature_that_does_not_exist_is_refused_before_any_step(
+    tiny_generator: SdxlModel,
+) -> None:
+    with pytest.raises(FeatureNotFoundError):
+        made(tiny_generator, edit(WIDTH))

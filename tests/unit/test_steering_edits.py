@@ -1,0 +1,78 @@
+"""What edits do to vectors, worked out by hand on a dictionary of three features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import FeatureNotFoundError
+from vision_sae.steering.edits import FeatureEdit, added, changed, check_features
+
+D = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0.6, 0.8]])
+SAE = TopKSae(k=3, w_enc=D.clone(), b_enc=torch.zeros(3), w_dec=D.clone(), b_dec=torch.zeros(4))
+# Two patches: the first fires feature 0 with 2; the second features 1 with 3 and 2 with 0.6 * 0.5.
+X = torch.tensor([[2.0, 0, 0, 0], [0, 3.0, 0.5, 0]])
+
+
+def edit(feature: int, operation: Any, value: float = 0.0, **more: Any) -> FeatureEdit:
+    return FeatureEdit("sae", feature, operation, value, **more)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (edit(0, "ablate"), [[0.0, 0, 0, 0], [0, 3.0, 0.5, 0]]),
+        (edit(0, "scale", 3), [[6.0, 0, 0, 0], [0, 3.0, 0.5, 0]]),
+        (edit(0, "clamp", 5), [[5.0, 0, 0, 0], [5.0, 3.0, 0.5, 0]]),
+        (edit(2, "add", 10), [[2.0, 0, 6, 8], [0, 3.0, 6.5, 8]]),
+        # Feature 2 takes its 0.3 along (0.6, 0.8) away; the error, what no feature explains, stays.
+        (edit(2, "ablate"), [[2.0, 0, 0, 0], [0, 3.0, 0.5 - 0.18, -0.24]]),
+        (edit(2, "replace", 10), [[0.0, 0, 6, 8], [0, 0, 6, 8]]),
+        (edit(1, "add", 1, fires_above=0.0), [[2.0, 0, 0, 0], [0, 4.0, 0.5, 0]]),
+        (edit(1, "add", 1, fires_above=3.5), [[2.0, 0, 0, 0], [0, 3.0, 0.5, 0]]),
+        (edit(0, "add", 4, weights=torch.tensor([0.5, 0.0])), [[4.0, 0, 0, 0], [0, 3, 0.5, 0]]),
+    ],
+)
+def test_edit_by_hand(change: FeatureEdit, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(changed(X, [change], SAE, 0), torch.tensor(expected))
+
+
+def test_edits_of_one_feature_follow_each_other() -> None:
+    twice = [edit(0, "add", 1), edit(0, "scale", 2)]
+    assert changed(X, twice, SAE, 0)[0, 0] == 6  # (2 + 1) * 2
+    assert changed(X, twice[::-1], SAE, 0)[0, 0] == 5  # 2 * 2 + 1
+
+
+def test_nothing_to_change_gives_back_the_same_vectors() -> None:
+    assert changed(X, [edit(0, "scale", 1)], SAE, 0) is X
+    assert changed(X, [edit(0, "ablate", steps=(1, 2))], SAE, 0) is X
+
+
+def test_additions_need_no_codes_and_equal_those_with() -> None:
+    edits = [edit(0, "add", 2), edit(2, "add", -1, weights=torch.tensor([0.0, 1.0]))]
+    assert not any(e.looks for e in edits)
+    torch.testing.assert_close(X + added(edits, SAE, 0, 2), changed(X, edits, SAE, 0))
+    assert edit(0, "add", 2, fires_above=0.0).looks
+    assert edit(0, "clamp", 2).looks
+
+
+def test_steps_and_their_factors() -> None:
+    late = edit(0, "add", 2, steps=(1, 2), factors=(9.0, 1.0, 0.5))
+    assert [late.value_at(step) for step in range(4)] == [None, 2.0, 1.0, None]
+    always = edit(0, "add", 2, factors=(1.0, 0.5))
+    assert [always.value_at(step) for step in (0, 1, 7)] == [2.0, 1.0, 1.0]
+
+
+def test_features_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(FeatureNotFoundError, match="features 0 to 2, not 3"):
+        check_features([edit(3, "ablate")], {"sae": SAE})
+
+
+def test_vectors_are_not_changed_in_place() -> None:
+    before: Tensor = X.clone()
+    changed(X, [edit(0, "ablate"), edit(1, "replace", 2)], SAE, 0)
+    assert torch.equal(before, X)

@@ -1,0 +1,124 @@
+"""Edits of features: what, how much, where and when, and what they do to a site's vectors.
+
+Every edit moves a feature's activation and nothing else: ``x' = x + w (f' - f) d``, with the
+feature's activation f, what it becomes f', its direction d and a weight w for each place. What the
+dictionary does not explain stays as it is. Only ``replace`` is otherwise: ``x' = x + w (v d - x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import FeatureNotFoundError
+
+Operation = Literal["ablate", "add", "scale", "clamp", "replace"]
+Half = Literal["conditional", "both", "opposed"]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureEdit:
+    """A change to one feature of one dictionary."""
+
+    dictionary: str
+    """Key of the dictionary in what goes with the edits."""
+    feature: int
+    operation: Operation
+    value: float = 0.0
+    """In units of the site: added, multiplied with, or set. Ignored by ``ablate``."""
+    weights: Tensor | None = None
+    """Factor of the change at each patch (P), in [0, 1]; everywhere when None."""
+    fires_above: float | None = None
+    """Only at patches where the feature's activation exceeds this."""
+    factors: tuple[float, ...] = (1.0,)
+    """Factor of ``value`` at each denoising step; the last holds for all further ones."""
+    steps: tuple[int, int | None] = (0, None)
+    """First and last denoising step, both included."""
+    half: Half = "conditional"
+    """Which half of a batch with guidance it reaches; ``opposed`` subtracts from the other."""
+
+    def value_at(self, step: int) -> float | None:
+        """``value`` at a denoising step; None outside of the steps."""
+        first, last = self.steps
+        if step < first or (last is not None and step > last):
+            return None
+        return self.value * self.factors[min(step, len(self.factors) - 1)]
+
+    @property
+    def looks(self) -> bool:
+        """Whether it depends on what the site holds."""
+        return self.operation != "add" or self.fires_above is not None
+
+
+def check_features(edits: Sequence[FeatureEdit], dictionaries: Mapping[str, Dictionary]) -> None:
+    """Raise `FeatureNotFoundError` for an edit of a feature that its dictionary does not have."""
+    for edit in edits:
+        width = dictionaries[edit.dictionary].width
+        if not 0 <= edit.feature < width:
+            raise FeatureNotFoundError(
+                f"{edit.dictionary} has features 0 to {width - 1}, not {edit.feature}",
+                field="edits.feature",
+            )
+
+
+def added(edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int, patches: int) -> Tensor:
+    """What edits that do not look at the site add to it (P, D); all of one dictionary."""
+    rows = dictionary.decoder[[edit.feature for edit in edits]]
+    scales = torch.stack([_scale(edit, step, patches) for edit in edits], dim=1)
+    return scales @ rows
+
+
+def _scale(edit: FeatureEdit, step: int, patches: int) -> Tensor:
+    value = edit.value_at(step) or 0.0
+    return torch.full((patches,), value) if edit.weights is None else edit.weights * value
+
+
+def changed(
+    vectors: Tensor, edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int
+) -> Tensor:
+    """Site vectors (P, D) with all ``edits`` of one dictionary, in their order.
+
+    Several edits of one feature follow each other; edits of different features do not touch. With
+    nothing to change ``vectors`` itself is returned.
+    """
+    codes = dictionary.encode(vectors.float())
+    result, before, now = vectors, dict[int, Tensor](), dict[int, Tensor]()
+    for edit in edits:
+        value = edit.value_at(step)
+        if value is None:
+            continue
+        feature = edit.feature
+        if feature not in before:
+            fires = codes.indices == feature
+            before[feature] = now[feature] = (codes.values * fires).sum(1)
+        weight = torch.ones(len(vectors)) if edit.weights is None else edit.weights
+        if edit.fires_above is not None:
+            weight = weight * (before[feature] > edit.fires_above)
+        if edit.operation == "replace":
+            wanted = value * dictionary.decoder[feature]
+            result = result + weight[:, None] * (wanted - vectors)
+        else:
+            wanted = _wanted(edit.operation, now[feature], value)
+            now[feature] = now[feature] + weight * (wanted - now[feature])
+    moved = [f for f in now if not torch.equal(now[f], before[f])]
+    if not moved:
+        return result
+    change = torch.stack([now[f] - before[f] for f in moved], dim=1)
+    return result + change @ dictionary.decoder[moved]
+
+
+def _wanted(operation: Operation, activation: Tensor, value: float) -> Tensor:
+    match operation:
+        case "ablate":
+            return torch.zeros_like(activation)
+        case "add":
+            return activation + value
+        case "scale":
+            return activation * value
+        case _:
+            return torch.full_like(activation, value)
