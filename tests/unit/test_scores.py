@@ -19,6 +19,7 @@ from tests.contrastive_world import PlantedClip, evidence_of, random_cells
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
+from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.probe import EMBEDDINGS, PATCHES, WEIGHTS, Probe, make_probe
 from vision_sae.descriptions.probe import FORMAT as PROBE_FORMAT
 from vision_sae.descriptions.probe import VERSION as PROBE_VERSION
@@ -29,7 +30,7 @@ from vision_sae.descriptions.scores.fuzzing import wrong_region
 from vision_sae.descriptions.scores.intruder import CHANCE, SHOWN, told_apart
 from vision_sae.descriptions.scores.many import control_texts, score_many
 from vision_sae.descriptions.scores.ranking import auc, balanced_accuracy
-from vision_sae.descriptions.scores.sampling import Case, Sources
+from vision_sae.descriptions.scores.sampling import Case
 from vision_sae.descriptions.scores.scorer import FEWEST, METRICS, Scorer, abstain
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError, MismatchError
@@ -475,6 +476,7 @@ def test_no_picture_is_scored_on_that_shares_a_source_with_another_or_with_a_des
             assert len(negative) == len(set(negative)) > 0
             assert not set(negative) & (described | set(positive))
             assert (evidence.peaks(unit)[case.negatives(kind)] == 0).all()
+            assert not sources.for_describing[case.negatives(kind)].any()
         assert not described & {image // crops for image in case.undescribed.tolist()}
 
 

@@ -185,11 +185,9 @@ def train_vae(work: Path, steps: int, rate: float, batch: int) -> None:
             posterior = vae.encode(pictures).latent_dist
             noise = torch.from_numpy(random.standard_normal(posterior.mean.shape, np.float32))
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        divergence = (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean() / 2
-        return (
-            F.l1_loss(decoded.float(), pictures)
-            + _KL_WEIGHT * divergence * posterior.mean[0].numel()
-        )
+        divergence: Tensor = posterior.kl().float().mean()
+        total: Tensor = F.l1_loss(decoded.float(), pictures) + _KL_WEIGHT * divergence
+        return total
 
     training.run(loss)
 

@@ -3,8 +3,14 @@
 The regions a unit fires on (masked, one a source) are compared with every word of a vocabulary by
 soft-WPMI (`vision_sae.descriptions.describers.wpmi`), against a prior that is stored
 (`vision_sae.descriptions.describers.prior`). Phrases are then composed of the best words
-(`vision_sae.descriptions.describers.phrases`); one is preferred to the best word when it is better
-by a margin that allows for the choice among so many.
+(`vision_sae.descriptions.describers.phrases`); one is considered beside the words when it is better
+than the best of them by a margin that allows for the choice among so many.
+
+Many words come close to the best, and regions alone do not say which of them is absent elsewhere.
+So the best ten are judged once more, by how well they tell the pictures that fire the unit from
+pictures that leave it silent. An AUC of A is the separation ``d' = sqrt(2) Phi^-1(A)`` of two
+normal distributions of equal width (Green and Swets 1966), which is worth ``d'^2 / 2`` nats a
+picture; so it adds to the pmi, which is in nats too.
 """
 
 from __future__ import annotations
@@ -13,14 +19,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
 from torch import Tensor
 
-from vision_sae.descriptions.describers.phrases import MARGIN, PhraseSearch, Region
+from vision_sae.descriptions.describers.phrases import MARGIN, Phrase, PhraseSearch, Region
 from vision_sae.descriptions.describers.prior import Prior, load_prior
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.descriptions.describers.wpmi import TEMPERATURE, soft_wpmi
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing, silent, spaced, split
+from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Description, Score
 from vision_sae.models.protocol import ContrastiveModel
@@ -28,6 +38,8 @@ from vision_sae.models.protocol import ContrastiveModel
 _FEWEST_REGIONS = 5
 """Regions of independent sources below which no label is tried."""
 _CANDIDATES = 10
+_SILENT = 256
+"""The most silent pictures, evenly spaced, that candidates are told from."""
 
 
 class _Search(NamedTuple):
@@ -37,13 +49,14 @@ class _Search(NamedTuple):
     words: Tensor
     """Centred words (W, E), of unit length."""
     phrases: PhraseSearch
+    sources: Sources
 
 
 class ContrastiveDescriber:
     """Soft-WPMI over words, then a beam over phrases."""
 
     name = "contrastive"
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -90,7 +103,8 @@ class ContrastiveDescriber:
         prior = load_prior(evidence, self._probe, words, self._vocabulary.identity, self._directory)
         if prior is None:
             return None
-        return _Search(prior, prior.centred_texts(words), PhraseSearch(self._model, prior))
+        phrases = PhraseSearch(self._model, prior)
+        return _Search(prior, prior.centred_texts(words), phrases, Sources(evidence))
 
     def _describe(
         self, evidence: Evidence, unit: int, firings: list[Firing], search: _Search
@@ -100,27 +114,30 @@ class ContrastiveDescriber:
         logits = TEMPERATURE * (regions @ search.words.T)
         log_partition = torch.logsumexp(logits, dim=1, keepdim=True)
         scores = soft_wpmi(torch.exp(logits - log_partition), search.prior.mean_posterior)
-        words = self._best_words(scores)
+        words = self._best_words(scores, search)
         phrases = self._phrases(Region(regions, log_partition), scores, search)
-        text, pmi = words[0]
-        if phrases and phrases[0][1] > pmi + MARGIN:
-            text, pmi = phrases[0]
-        if pmi <= 0:
+        if words[0].pmi <= 0:
             return self._abstention(unit, "no word is likelier than it is anywhere", firings)
-        ranked = sorted([*words, *phrases[:_CANDIDATES]], key=lambda candidate: -candidate[1])
+        better = [phrase for phrase in phrases[:1] if phrase.pmi > words[0].pmi + MARGIN]
+        considered = [*better, *words][:_CANDIDATES]
+        tells = self._telling(evidence, unit, firings, considered, search.sources)
+        pmi = np.array([candidate.pmi for candidate in considered])
+        order = np.argsort(-np.where(pmi > 0, pmi + tells, -np.inf), kind="stable")
+        ranked = [considered[i] for i in order]
         return Description(
             unit,
-            text,
+            ranked[0].text,
             "",
             self.name,
             self.version,
-            scores=(Score("pmi", pmi, len(firings)),),
+            scores=(Score("pmi", ranked[0].pmi, len(firings)),),
             evidence=tuple(firing.patch for firing in firings),
-            candidates=tuple(ranked[:_CANDIDATES]),
+            candidates=tuple((candidate.text, candidate.pmi) for candidate in ranked),
             details={
                 "regions": len(firings),
-                "word": words[0][0],
-                "word_pmi": round(words[0][1], 4),
+                "tells": round(float(tells[order[0]]), 4),
+                "word": words[0].text,
+                "word_pmi": round(words[0].pmi, 4),
                 "phrases_embedded": len(phrases),
                 "vocabulary": self._vocabulary.identity,
                 "prior": search.prior.identity,
@@ -128,12 +145,33 @@ class ContrastiveDescriber:
             },
         )
 
-    def _best_words(self, scores: Tensor) -> list[tuple[str, float]]:
+    def _best_words(self, scores: Tensor, search: _Search) -> list[Phrase]:
         values, rows = torch.topk(scores, min(_CANDIDATES, len(scores)))
-        names = (self._vocabulary.words[row] for row in rows.tolist())
-        return list(zip(names, values.tolist(), strict=True))
+        names = [self._vocabulary.words[row] for row in rows.tolist()]
+        return list(map(Phrase, names, values.tolist(), search.words[rows]))
 
-    def _phrases(self, region: Region, scores: Tensor, search: _Search) -> list[tuple[str, float]]:
+    def _telling(
+        self,
+        evidence: Evidence,
+        unit: int,
+        firings: list[Firing],
+        candidates: list[Phrase],
+        sources: Sources,
+    ) -> NDArray[np.float64]:
+        """What it is worth, in nats, how each candidate tells the pictures of ``firings`` from
+        silent ones by its cosines with whole pictures; 0 for all without silent pictures."""
+        fired = np.array([firing.image for firing in evidence.firings(unit)])
+        others = silent(evidence, unit) & sources.for_describing & sources.none_of(fired)
+        pictures = sources.first_of_each(np.flatnonzero(others))
+        if not len(pictures):
+            return np.zeros(len(candidates))
+        pictures = pictures[spaced(len(pictures), _SILENT)]
+        directions = torch.stack([candidate.direction for candidate in candidates]).numpy()
+        shown = self._probe.embeddings[[firing.image for firing in firings]] @ directions.T
+        hidden = self._probe.embeddings[pictures] @ directions.T
+        return separation_nats(shown, hidden)
+
+    def _phrases(self, region: Region, scores: Tensor, search: _Search) -> list[Phrase]:
         """Phrases around the best things that are likelier here than anywhere, best first."""
         things = scores.masked_fill(~self._vocabulary.is_thing, -torch.inf)
         values, rows = torch.topk(things, min(self._beam, len(scores)))
@@ -146,6 +184,18 @@ class ContrastiveDescriber:
     def _abstention(self, unit: int, reason: str, firings: list[Firing]) -> Description:
         patches = tuple(firing.patch for firing in firings)
         return Description(unit, None, reason, self.name, self.version, evidence=patches)
+
+
+def separation_nats(shown: NDArray[np.float32], hidden: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What it is worth, in nats, how the columns of ``shown`` (n, T) exceed those of ``hidden``
+    (m, T): ``n d'^2 / 2`` with ``d' = sqrt(2) Phi^-1(AUC)``, negative for an AUC below one half."""
+    n, m = len(shown), len(hidden)
+    above = (shown[:, None] > hidden[None]).sum((0, 1)) + (shown[:, None] == hidden[None]).sum(
+        (0, 1)
+    ) / 2
+    # Half a pair on either side: a perfect AUC of few pictures is not worth infinitely much.
+    quantile = ndtri((above + 0.5) / (n * m + 1))
+    return np.asarray(n * np.sign(quantile) * quantile**2, dtype=np.float64)
 
 
 def _independent(evidence: Evidence, firings: list[Firing]) -> list[Firing]:

@@ -58,6 +58,16 @@ _ROUNDING = 1e-6
 _ORDER = {word: i for i, word in enumerate((*SIZES, *SHAPES, *TEXTURES, *COLOURS, *MATERIALS))}
 
 
+class Phrase(NamedTuple):
+    """A phrase that is worth a try."""
+
+    text: str
+    pmi: float
+    """In nats."""
+    direction: Tensor
+    """Its centred embedding (E)."""
+
+
 class Region(NamedTuple):
     """What phrases are compared with: a unit's centred regions, strongest first."""
 
@@ -126,8 +136,8 @@ class PhraseSearch:
 
     def search(
         self, region: Region, things: Sequence[str], directions: Tensor, word_pmi: float
-    ) -> list[tuple[str, float]]:
-        """Phrases that are worth a try and their pmi in nats, best first.
+    ) -> list[Phrase]:
+        """Phrases that are worth a try, best first.
 
         ``things`` are the unit's best words, best first, ``directions`` (T, E) their centred
         embeddings, and ``word_pmi`` is what there is to beat. Whoever prefers the best of so many
@@ -199,7 +209,7 @@ class PhraseSearch:
             for text, value, direction in zip(texts, pmi, directions, strict=True)
         ]
 
-    def _embedded(self, region: Region, phrases: Sequence[_Imagined]) -> list[tuple[str, float]]:
+    def _embedded(self, region: Region, phrases: Sequence[_Imagined]) -> list[Phrase]:
         """The phrases as texts, each in the place of what was imagined; best first."""
         texts = [phrase.text for phrase in phrases]
         vectors = self._prior.centred_texts(self._model.embed_texts(texts).float().cpu())
@@ -209,4 +219,5 @@ class PhraseSearch:
         likely = _posterior_instead(region.vectors, vectors, twins, here)
         mean = _posterior_instead(self._prior.regions, vectors, twins, there).mean(0)
         pmi: list[float] = soft_wpmi(likely, mean).tolist()
-        return sorted(zip(texts, pmi, strict=True), key=lambda phrase: -phrase[1])
+        made = map(Phrase, texts, pmi, vectors)
+        return sorted(made, key=lambda phrase: -phrase.pmi)

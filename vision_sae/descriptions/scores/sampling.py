@@ -1,7 +1,8 @@
 """The pictures a unit's descriptions are scored on.
 
 Among the positives, and among the negatives of a kind, no two come from one source: crops of one
-photograph are one piece of evidence. No source is on both sides, nor did any describe the unit.
+photograph are one piece of evidence. No source is on both sides, nor did any describe the unit,
+by firing it or by leaving it silent.
 """
 
 from __future__ import annotations
@@ -10,33 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.descriptions.evidence.protocol import Evidence, silent, split
+from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.protocol import Negatives
 
 _LOOK_ALIKES = 4
 """Look-alikes asked for, for each one wanted: some are of sources that are taken already."""
-
-
-class Sources:
-    """Which pictures of a data set come from one source."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        number: dict[str, int] = {}
-        self.of_picture = np.array(
-            [number.setdefault(i.origin, len(number)) for i in evidence.images],
-            dtype=np.int64,
-        )
-        """Number of each picture's source (N)."""
-
-    def first_of_each(self, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first picture of each source, in the order given."""
-        _, first = np.unique(self.of_picture[pictures], return_index=True)
-        return pictures[np.sort(first)]
-
-    def none_of(self, pictures: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The pictures (N) that share no source with any of ``pictures``."""
-        taken = np.zeros(self.of_picture.max(initial=-1) + 1, dtype=np.bool_)
-        taken[self.of_picture[pictures]] = True
-        return ~taken[self.of_picture]
 
 
 class Case:
@@ -50,7 +29,8 @@ class Case:
         describe, score = split(evidence, unit)
         self._described = np.array([f.image for f in describe], dtype=np.int64)
         fired = np.array([f.image for f in score], dtype=np.int64)
-        self._free = sources.none_of(np.concatenate([self._described, fired]))
+        others = sources.none_of(np.concatenate([self._described, fired]))
+        self._free = others & sources.for_scoring
         self._drawn: dict[Negatives, NDArray[np.int64]] = {}
         kept = set(sources.first_of_each(fired).tolist())
         self.firings = [f for f in score if f.image in kept][:sample]
@@ -77,5 +57,6 @@ class Case:
 
     @property
     def undescribed(self) -> NDArray[np.int64]:
-        """All pictures but those of the sources that described the unit."""
-        return np.flatnonzero(self._sources.none_of(self._described))
+        """All pictures but those that a describer of the unit may have looked at."""
+        unseen = self._sources.for_scoring | ~silent(self._evidence, self._unit)
+        return np.flatnonzero(self._sources.none_of(self._described) & unseen)

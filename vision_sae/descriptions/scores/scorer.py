@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from vision_sae.config import TextMetric
 from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Metric, Negatives, Score
 from vision_sae.descriptions.scores import cosy, detection, fuzzing, intruder, simulation
 from vision_sae.descriptions.scores.detection import Level
-from vision_sae.descriptions.scores.sampling import Case, Sources
+from vision_sae.descriptions.scores.sampling import Case
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
