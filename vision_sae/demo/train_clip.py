@@ -65,7 +65,7 @@ class Settings:
 
 STAGES: dict[Stage, Settings] = {
     "heads": Settings(steps=400, batch=256, keep=0.5, head_rate=5e-4),
-    "updates": Settings(steps=500, batch=128, keep=0.3, head_rate=2e-4, update_rate=5e-4),
+    "updates": Settings(steps=1500, batch=128, keep=0.3, head_rate=3e-4, update_rate=5e-4),
 }
 
 
