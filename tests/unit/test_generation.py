@@ -82,7 +82,7 @@ def test_a_masked_addition_changes_its_site_there_alone(tiny_generator: SdxlMode
     weights = torch.zeros(8, 8)
     weights[:4, :4] = 1
     steering = Steering(tiny_generator, [edit(weights=weights.flatten())], FOUND)
-    run = tiny_generator.start(GenerationSettings("a star"), copies=2)
+    run = tiny_generator.start(*[GenerationSettings("a star")] * 2)
     with steering.applied(run), tiny_generator.capture([SITES[2]]) as captured:
         run.advance()
     steered, twin = captured[SITES[2]]

@@ -576,3 +576,21 @@ def test_probe_of_other_pictures_is_refused(world: World) -> None:
     other = replace(world.evidence, identity="o", data_sha256="e" * 64)
     with pytest.raises(MismatchError, match="other pictures"):
         world.scorer.score(other, 0, "wolf", ["detection_auc"])
+
+
+def test_words_that_are_embedded_already_cost_nothing(world: World) -> None:
+    asked: list[str] = []
+
+    class Counting:
+        embedding_dim = world.model.embedding_dim
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            asked.extend(texts)
+            return world.model.embed_texts(texts)
+
+    vectors = world.model.embed_texts(["wolf", "oak"]).numpy()
+    centre = vectors.mean(0)
+    embed = TextEmbeddings(Counting(), centre, words=["wolf", "oak"], vectors=vectors)  # type: ignore[arg-type]
+    plain = TextEmbeddings(world.model, centre)  # type: ignore[arg-type]
+    assert np.array_equal(embed(["oak", "dog", "wolf"]), plain(["oak", "dog", "wolf"]))
+    assert asked == ["dog"]

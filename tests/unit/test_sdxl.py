@@ -26,7 +26,7 @@ def model(tiny_generator: SdxlModel) -> SdxlModel:
 
 
 def pictures(model: SdxlModel, copies: int = 1, **settings: Any) -> list[Image.Image]:
-    run = model.start(GenerationSettings(PROMPT, **settings), copies=copies)
+    run = model.start(*[GenerationSettings(PROMPT, **settings)] * copies)
     for _ in range(run.steps):
         run.advance()
     return run.pictures()
@@ -88,7 +88,7 @@ def test_captured_update_is_the_blocks_output_less_its_input(
 
 
 def test_guided_steps_hold_the_unconditional_half_first(model: SdxlModel) -> None:
-    run = model.start(GenerationSettings(PROMPT, guidance_scale=3.0), copies=2)
+    run = model.start(*[GenerationSettings(PROMPT, guidance_scale=3.0)] * 2)
     assert run.guided
     with model.capture([SITE]) as captured:
         run.advance()
@@ -102,6 +102,24 @@ def test_copies_begin_and_end_alike(model: SdxlModel) -> None:
     assert same(one, other)
 
 
+def test_a_batch_may_hold_different_prompts_and_seeds(model: SdxlModel) -> None:
+    batch = [GenerationSettings("a star", seed=1), GenerationSettings("a red ring", seed=2)]
+    run, apart = model.start(*batch), [model.start(settings) for settings in batch]
+    for each in (run, *apart):
+        while each.step < each.steps:
+            each.advance()
+    together = np.stack([np.asarray(p, int) for p in run.pictures()])
+    alone = np.stack([np.asarray(each.pictures()[0], int) for each in apart])
+    assert np.abs(together - alone).max() <= 1  # up to rounding
+    assert np.abs(together[0] - together[1]).max() > 1
+
+
+@pytest.mark.parametrize("name", ["steps", "guidance_scale", "width"])
+def test_a_batch_goes_through_the_same_steps(model: SdxlModel, name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"share {name}"):
+        model.start(GenerationSettings(), GenerationSettings(**{name: 8}))  # type: ignore[arg-type]
+
+
 def test_an_edit_that_changes_nothing_keeps_every_bit(model: SdxlModel) -> None:
     (plain,) = pictures(model)
     with model.replace(SITE, lambda vectors: vectors), model.add(SITE, lambda: None):
@@ -112,7 +130,7 @@ def test_an_edit_that_changes_nothing_keeps_every_bit(model: SdxlModel) -> None:
 def test_what_is_added_reaches_the_update(model: SdxlModel) -> None:
     addition = torch.zeros(2, 64, 128)
     addition[0, :, 5] = 1.5
-    first = model.start(GenerationSettings(PROMPT), copies=2)
+    first = model.start(*[GenerationSettings(PROMPT)] * 2)
     with model.add(SITE, lambda: addition), model.capture([SITE]) as captured:
         first.advance()
     changed = captured[SITE][0] - captured[SITE][1]

@@ -17,6 +17,7 @@ from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
+from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
@@ -73,9 +74,12 @@ class Toolbox:
         """The scores of texts for units of ``evidence``."""
         probe = self.probe(evidence)
         if probe.identity not in self._scorers:
-            words = embed_vocabulary(self.clip, self._vocabulary(evidence), self.directory)
-            centre = words.mean(0).numpy()
-            self._scorers[probe.identity] = Scorer(self.clip, probe, centre=centre)
+            vocabulary = self._vocabulary(evidence)
+            vectors = embed_vocabulary(self.clip, vocabulary, self.directory).numpy()
+            embed = TextEmbeddings(
+                self.clip, vectors.mean(0), words=vocabulary.words, vectors=vectors
+            )
+            self._scorers[probe.identity] = Scorer(self.clip, probe, embed=embed)
         return self._scorers[probe.identity]
 
     def labeller(self, evidence: Evidence) -> Labeller:

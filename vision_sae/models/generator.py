@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.grid import PatchGrid
 from vision_sae.models.hooks import Edit
 from vision_sae.models.protocol import Site
@@ -45,11 +46,29 @@ class GenerationSettings:
         )
 
 
-class Denoising(Protocol):
-    """One generation under way, a step at a time."""
+_ALIKE = ("steps", "guidance_scale", "width", "height")
 
-    settings: GenerationSettings
-    """Nothing is missing in them any more."""
+
+def check_batch(batch: Sequence[GenerationSettings]) -> None:
+    """Refuse settings that cannot go through the same steps."""
+    for name in (*_ALIKE, "strength"):
+        if name == "strength" and not any(settings.image for settings in batch):
+            continue
+        if len({getattr(settings, name) for settings in batch}) > 1:
+            raise InvalidInputError(
+                f"generations of one batch must share {name}; run them apart", field=name
+            )
+    if len({settings.image is None for settings in batch}) > 1:
+        raise InvalidInputError(
+            "of one batch all generations start from a picture, or none does", field="image"
+        )
+
+
+class Denoising(Protocol):
+    """A batch of generations under way, a step at a time."""
+
+    batch: tuple[GenerationSettings, ...]
+    """One for each picture; nothing is missing in them any more."""
     step: int
     """Steps done."""
     guided: bool
@@ -65,7 +84,7 @@ class Denoising(Protocol):
         ...
 
     def pictures(self) -> list[Image.Image]:
-        """What it has come to, a picture for each copy."""
+        """What it has come to, a picture for each of the batch."""
         ...
 
 
@@ -91,8 +110,12 @@ class Generator(Protocol):
         """The positions of a site in a picture of this size."""
         ...
 
-    def start(self, settings: GenerationSettings, *, copies: int = 1) -> Denoising:
-        """Begin a generation of ``copies`` pictures from the same noise."""
+    def start(self, *batch: GenerationSettings) -> Denoising:
+        """Begin a generation of a picture for each of ``batch``.
+
+        Equal settings give equal pictures. Raises `InvalidInputError` for settings that cannot be
+        met, or not together: all of a batch go through the same steps.
+        """
         ...
 
     def capture(

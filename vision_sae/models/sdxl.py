@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_sae.errors import InvalidInputError, NotFoundError
-from vision_sae.models.generator import GenerationSettings
+from vision_sae.models.generator import GenerationSettings, check_batch
 from vision_sae.models.grid import PatchGrid
 from vision_sae.models.hooks import Edit, Tap, adding_to_site, capturing, replacing_site
 from vision_sae.models.precision import fastest_dtype
@@ -138,18 +138,19 @@ class SdxlModel:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def start(self, settings: GenerationSettings, *, copies: int = 1) -> Denoising:
-        """Begin a generation of ``copies`` pictures from the same noise."""
-        return Denoising(self, settings, copies)
+    def start(self, *batch: GenerationSettings) -> Denoising:
+        """Begin a generation of one picture or several; see `Generator.start`."""
+        return Denoising(self, batch)
 
 
 class Denoising:
-    """One generation under way; a batch of ``copies`` that begin alike."""
+    """A batch of generations under way; see `vision_sae.models.generator.Denoising`."""
 
-    def __init__(self, model: SdxlModel, settings: GenerationSettings, copies: int) -> None:
-        self.settings = settings = self._filled(model, settings)
-        self._model, self._copies = model, copies
-        pipeline = model.pipeline
+    def __init__(self, model: SdxlModel, batch: Sequence[GenerationSettings]) -> None:
+        self.batch = tuple(self._filled(model, settings) for settings in batch)
+        self._model = model
+        settings, pipeline = self.batch[0], model.pipeline
+        check_batch(self.batch)
         self._scheduler = copy.deepcopy(pipeline.scheduler)
         self._guidance = settings.guidance_scale or 0.0
         self.guided = self._guidance > 1
@@ -159,8 +160,8 @@ class Denoising:
         with torch.inference_mode():
             self._timesteps = self._times()
             self._texts, self._added = self._conditions()
-            # One stream of noise for each copy: all of them see the same.
-            self._noise = [torch.Generator().manual_seed(settings.seed or 0) for _ in range(copies)]
+            # One stream of noise for each: none depends on who else is in the batch.
+            self._noise = [torch.Generator().manual_seed(s.seed) for s in self.batch]
             self.latents = self._first_latents()
         self._extra = pipeline.prepare_extra_step_kwargs(self._noise, 0.0)
         if hasattr(self._scheduler, "set_begin_index"):
@@ -182,7 +183,7 @@ class Denoising:
         return filled
 
     def _times(self) -> Tensor:
-        settings, scheduler = self.settings, self._scheduler
+        settings, scheduler = self.batch[0], self._scheduler
         scheduler.set_timesteps(settings.steps, device=self._model.device)
         share = 1.0 if settings.image is None else settings.strength
         skipped = max(settings.steps - int(settings.steps * share), 0)
@@ -201,13 +202,13 @@ class Denoising:
         return len(self._timesteps)
 
     def _conditions(self) -> tuple[Tensor, dict[str, Tensor]]:
-        settings, pipeline = self.settings, self._model.pipeline
+        settings, pipeline = self.batch[0], self._model.pipeline
+        negatives = [s.negative_prompt for s in self.batch]
         prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
-            prompt=settings.prompt,
+            prompt=[s.prompt for s in self.batch],
             device=self._model.device,
-            num_images_per_prompt=self._copies,
             do_classifier_free_guidance=self.guided,
-            negative_prompt=settings.negative_prompt or None,
+            negative_prompt=negatives if any(negatives) else None,
         )
         size = (settings.height, settings.width)
         times = pipeline._get_add_time_ids(
@@ -229,10 +230,10 @@ class Denoising:
     def _first_latents(self) -> Tensor:
         from diffusers.utils.torch_utils import randn_tensor
 
-        settings, pipeline = self.settings, self._model.pipeline
+        settings, pipeline = self.batch[0], self._model.pipeline
         factor = pipeline.vae_scale_factor
         shape = (
-            self._copies,
+            len(self.batch),
             pipeline.unet.config.in_channels,
             settings.height // factor,
             settings.width // factor,
@@ -243,14 +244,16 @@ class Denoising:
         if settings.image is None:
             scale: float = self._scheduler.init_noise_sigma
             return noise * scale
-        clean = self._model_latents(settings.image).expand(shape)
+        clean = torch.cat([self._latents_of(s) for s in self.batch])
         noised: Tensor = self._scheduler.add_noise(clean, noise, self._timesteps[:1])
         return noised
 
-    def _model_latents(self, image: Image.Image) -> Tensor:
-        """What the autoencoder makes of a picture (1, C, h, w)."""
-        pipeline, settings = self._model.pipeline, self.settings
-        pixels = pipeline.image_processor.preprocess(image, settings.height, settings.width)
+    def _latents_of(self, settings: GenerationSettings) -> Tensor:
+        """What the autoencoder makes of the picture to start from (1, C, h, w)."""
+        pipeline = self._model.pipeline
+        pixels = pipeline.image_processor.preprocess(
+            settings.image, settings.height, settings.width
+        )
         mean = pipeline.vae.encode(pixels.to(self._model.device)).latent_dist.mode()
         scaled: Tensor = mean * pipeline.vae.config.scaling_factor
         return scaled

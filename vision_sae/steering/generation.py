@@ -79,7 +79,7 @@ class Steering:
     def _addition(
         self, found: SiteDictionary, edits: Sequence[FeatureEdit], run: Denoising
     ) -> Tensor:
-        settings = run.settings
+        settings = run.batch[0]
         grid = self._model.grid(found.site, settings.height, settings.width)
         dim = self._model.sites[found.site].dim
         halves = torch.zeros(2 if run.guided else 1, 2, grid.patches, dim)
@@ -127,11 +127,11 @@ def generate(
     raised.
     """
     steering = Steering(model, edits, dictionaries or {})
-    run = model.start(settings, copies=2)
+    run = model.start(settings, settings)
     while run.step < run.steps:
         with steering.applied(run):
             run.advance()
         if not after_step(run):
             raise Cancelled
     picture, twin = run.pictures()
-    return Steered(picture, twin, run.settings)
+    return Steered(picture, twin, run.batch[0])

@@ -43,11 +43,11 @@ class Scorer:
         probe: Probe,
         *,
         level: Level = "picture",
-        centre: NDArray[np.float32] | None = None,
+        embed: TextEmbeddings | None = None,
     ) -> None:
-        """``level``: what of a picture is compared with the text in detection. ``centre`` (E): the
-        mean of many texts, which is subtracted from each."""
-        self.embed = TextEmbeddings(model, centre)
+        """``level``: what of a picture is compared with the text in detection. ``embed``: texts as
+        directions, as the model has them when absent."""
+        self.embed = embed or TextEmbeddings(model)
         self._model, self._probe, self._level = model, probe, level
         self._sources: dict[str, Sources] = {}
 

@@ -24,13 +24,26 @@ _KEPT = 32768
 class TextEmbeddings:
     """The texts of one model, as directions from ``centre`` (E) where there is one."""
 
-    def __init__(self, model: ContrastiveModel, centre: NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        centre: NDArray[np.float32] | None = None,
+        *,
+        words: Sequence[str] = (),
+        vectors: NDArray[np.float32] | None = None,
+    ) -> None:
+        """``vectors`` (W, E) are the model's embeddings of ``words``, where they are there already:
+        most labels are words."""
         self._model, self._centre = model, centre
+        self._row = {word: row for row, word in enumerate(words)}
+        self._words = self._directions(vectors) if vectors is not None else None
         self._kept: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (T, E) of unit length, float32."""
         known = {text: self._kept[text] for text in texts if text in self._kept}
+        if self._words is not None:
+            known |= {text: self._words[self._row[text]] for text in texts if text in self._row}
         new = list(dict.fromkeys(text for text in texts if text not in known))
         for start in range(0, len(new), _BATCH):
             batch = new[start : start + _BATCH]
@@ -44,7 +57,7 @@ class TextEmbeddings:
         return np.stack(rows) if rows else np.zeros((0, self._model.embedding_dim), np.float32)
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        vectors = np.asarray(self._model.embed_texts(texts).float().cpu().numpy())
-        if self._centre is None:
-            return vectors
-        return normalised(vectors, self._centre)
+        return self._directions(np.asarray(self._model.embed_texts(texts).float().cpu().numpy()))
+
+    def _directions(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return vectors if self._centre is None else normalised(vectors, self._centre)
