@@ -31,7 +31,7 @@ from vision_sae.descriptions.describers.vocabulary import Vocabulary
 from vision_sae.descriptions.describers.wpmi import top_words
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.evidence.protocol import FIRINGS
+from vision_sae.descriptions.evidence.protocol import FIRINGS, spaced
 from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.evaluation.planted_labels import planted_accuracy
@@ -109,14 +109,17 @@ def _classifier_evidence(
     )
 
 
-def labelled(path: Path, describer: str, directory: Path) -> dict[str, float]:
-    """One bundle's labels by one describer: their number, their scores and their speed."""
+def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[str, float]:
+    """One bundle's labels by one describer: their number, their scores and their speed.
+
+    Of the bundle's features ``units`` are labelled, evenly spaced over all.
+    """
     config = DescribeConfig.model_validate({"describer": describer})
     evidence = BundleEvidence(Bundle(path))
     labeller = Toolbox(config, directory, progress=False).labeller(evidence)
     next(iter(labeller.label(evidence, [0])))  # probe, prior and pool of controls are made once
     begin = time.perf_counter()
-    made = list(labeller.label(evidence, range(evidence.width)))
+    made = list(labeller.label(evidence, spaced(evidence.width, units).tolist()))
     seconds = time.perf_counter() - begin
     alive = [d for d in made if len(evidence.firings(d.feature))]
     kept = [d for d in made if d.text is not None]
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, action="append", default=[])
     parser.add_argument("--clip", default="demo:clip")
     parser.add_argument("--describer", action="append")
+    parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
     arguments = parser.parse_args()
     model = load_model(arguments.clip)
     assert isinstance(model, ContrastiveModel)
@@ -204,7 +208,9 @@ def main() -> None:
                     "planted_accuracy_cosine": planted.cosine,
                     "last_layer_top1": last_layer(model, directory),
                     "dictionaries": {
-                        path.name: {d: labelled(path, d, directory) for d in describers}
+                        path.name: {
+                            d: labelled(path, d, directory, arguments.units) for d in describers
+                        }
                         for path in arguments.bundle
                     },
                     **speed(),
