@@ -51,13 +51,16 @@ def last_layer(model: ContrastiveModel, directory: Path) -> float:
 
     The classes are drawings of the demo's corpus in random crops: half of the crops train the
     classifier, on the model's embeddings; the others are the data its units are labelled from, by
-    search among the names of all concepts of the corpus.
+    search among the names of all concepts of the corpus. Concepts that the demo's contrastive
+    model never saw are no classes here: `clip_evaluation` asks about them.
     """
     phrases = {c.code.lower(): c.phrase for c in read_concepts(CONCEPTS)}
+    unseen = {picture.name for picture in clip_evaluation.held_out_pictures()}
     drawings = [
         p
         for p in image_folder(CORPUS / "train")
-        if p.id.startswith("drawn/") and Path(p.id).stem.rpartition("-")[0] in phrases
+        if p.id.startswith("drawn/")
+        and phrases.get(Path(p.id).stem.rpartition("-")[0], "") not in {"", *unseen}
     ]
     chosen = drawings[:: len(drawings) // _CLASSES][:_CLASSES]
     names = [phrases[Path(p.id).stem.rpartition("-")[0]] for p in chosen]
