@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
-from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel, load_sdxl
+from vision_sae.models.registry import load_generator
+from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
 
 SITE = f"{TURBO_BLOCKS[0]}.update"
 PROMPT = "a small red star"
@@ -181,8 +182,16 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(
     model: SdxlModel, tiny_pipeline: Any, tmp_path: Path
 ) -> None:
     tiny_pipeline.save_pretrained(str(tmp_path / "saved"))
-    loaded = load_sdxl(str(tmp_path / "saved"), "tiny", dtype="float32")
-    assert loaded.identity() == model.identity()
+    name = f"sdxl:{tmp_path / 'saved'}"
+    loaded = load_generator(name, dtype="float32")
+    assert isinstance(loaded, SdxlModel)
+    assert loaded.identity() == model.identity() | {"name": name}
     assert same(pictures(loaded)[0], pictures(model)[0])
     with pytest.raises(NotFoundError, match=r"model_index\.json"):
-        load_sdxl(str(tmp_path), "tiny")
+        load_generator(f"sdxl:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["vit_small", "sdxl:", "demo:dinov2-s"])
+def test_names_of_other_models_are_refused_with_the_way_out(name: str) -> None:
+    with pytest.raises(NotFoundError, match="sdxl:NAME"):
+        load_generator(name)

@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vision_sae.demo import generator
+from vision_sae.descriptions.evidence.protocol import spaced
 from vision_sae.evaluation.planted_scenes import draw, random_attributes
 from vision_sae.models.precision import fastest_dtype
 
@@ -94,6 +94,7 @@ class Training:
     def __init__(
         self, modules: nn.ModuleDict, steps: int, rate: float, work: Path, name: str
     ) -> None:
+        self.checkpoint_seconds: float = _CHECKPOINT_SECONDS
         self.modules, self.steps, self._rate = modules, steps, rate
         self._path, self._log = work / f"{name}.pt", work / f"{name}.log.jsonl"
         self._parameters = list(modules.parameters())
@@ -147,7 +148,7 @@ class Training:
                 with self._log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
         self._save()
@@ -199,7 +200,9 @@ def make_latents(work: Path, options: dict[str, Any]) -> None:
     shape = (count, vae.config.latent_channels, generator.LATENT, generator.LATENT)
     latents, done = _array(work / "latents.npy", shape, np.float16)
     with torch.inference_mode():
-        sample = vae.encode(_pictures(work, np.arange(0, count, count // 512))).latent_dist.mean
+        sample = vae.encode(
+            _pictures(work, np.arange(0, count, max(1, count // 512)))
+        ).latent_dist.mean
         scale = 1 / float(sample.std())
         (work / "scale.json").write_text(json.dumps(scale))
         for start in tqdm(range(done, count, _BLOCK), desc="latents"):
@@ -303,7 +306,7 @@ def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
     }
 
 
-def main(arguments: Iterator[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do one of the steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("step", choices=list(_steps()))
@@ -311,7 +314,7 @@ def main(arguments: Iterator[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=generator.FOLDER)
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--unet-steps", type=int, default=UNET["steps"])
-    given = parser.parse_args(list(arguments) if arguments is not None else sys.argv[1:])
+    given = parser.parse_args(arguments)
     _steps()[given.step](given)
 
 

@@ -10,6 +10,9 @@
 | ``open_clip:NAME[/TAG]`` | a contrastive model of open_clip with pretrained weights |
 | ``hf-hub:ORG/NAME`` | a contrastive model of the hub with an open_clip config |
 | ``open_clip-dir:PATH`` | a directory with ``open_clip_config.json`` and weights |
+
+`load_generator` is the door of text-to-image models: ``sdxl:NAME`` loads a pipeline of the hub,
+``sdxl:PATH`` a directory that ``save_pretrained`` wrote.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from vision_sae.models.clip import (
     load_open_clip,
     load_open_clip_dir,
 )
+from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Preprocessing
 from vision_sae.models.protocol import Model
 from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
@@ -151,3 +155,20 @@ def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Mode
             field="model",
         )
     return _timm(name, name, dtype=dtype, device=device)
+
+
+def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Generator:
+    """Load a text-to-image model by name or path; see the table of this module.
+
+    Raises `NotFoundError` when nothing answers to the name.
+    """
+    scheme, _, target = name.partition(":")
+    if scheme != "sdxl" or not target:
+        raise NotFoundError(
+            f"no text-to-image model answers to {name!r}; use sdxl:NAME, as in "
+            "sdxl:stabilityai/sdxl-turbo, or sdxl: and the path of a saved pipeline",
+            field="model",
+        )
+    from vision_sae.models.sdxl import load_sdxl
+
+    return load_sdxl(target, name, dtype=dtype, device=device)

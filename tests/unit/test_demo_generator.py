@@ -1,0 +1,104 @@
+"""The demo generator's parts: its tokenizer is CLIP's, its blocks are where SDXL-Turbo's are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from vision_sae.demo import generator, train_generator
+from vision_sae.evaluation.planted_scenes import scenes
+from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
+
+
+def test_tokenizer_cuts_captions_as_clips_own_does(tiny_pipeline: Any) -> None:
+    clip = open_clip.SimpleTokenizer()
+    captions = [scene.caption for scene in scenes(20, 0, side=32)]
+    for caption in (*captions, "a photograph of a hedgehog"):
+        ids = clip.encode(caption)
+        assert tiny_pipeline.tokenizer.tokenize(caption) == [clip.decoder[i] for i in ids]
+
+
+def test_words_without_merges_of_their_own_are_spelt(tiny_pipeline: Any) -> None:
+    pieces = tiny_pipeline.tokenizer.tokenize("zyzzyva")
+    assert "".join(pieces) == "zyzzyva</w>"
+    assert len(pieces) > 1
+
+
+def test_blocks_are_where_sdxl_turbos_are(tiny_generator: SdxlModel) -> None:
+    for block in TURBO_BLOCKS:
+        grid = tiny_generator.grid(f"{block}.update", generator.SIDE, generator.SIDE)
+        assert (grid.rows, grid.cols) == (8, 8)
+    assert tiny_generator.usual_steps == generator.STEPS
+
+
+def test_prompts_are_encoded_in_training_as_at_use(tiny_pipeline: Any) -> None:
+    prompts = ["a large red star", ""]
+    tokens = train_generator._tokens(tiny_pipeline, prompts)
+    with torch.inference_mode():
+        hidden, pooled = train_generator.encode_prompts(tiny_pipeline, tokens)
+        used, _, used_pooled, _ = tiny_pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False
+        )
+    torch.testing.assert_close(hidden, used)
+    torch.testing.assert_close(pooled, used_pooled)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_generator, "_BLOCK", 16)
+    monkeypatch.setattr(train_generator, "VAE", {"steps": 2, "rate": 1e-3, "batch": 4})
+    monkeypatch.setattr(train_generator, "UNET", {"steps": 3, "rate": 1e-3, "batch": 4})
+
+
+@pytest.mark.slow
+def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    common = ["--work", str(work), "--scenes", "64", "--unet-steps", "3", "--out", str(out)]
+    for step in ("scenes", "vae", "latents", "unet", "export"):
+        train_generator.main([step, *common])
+    latents = np.load(work / "latents.npy")
+    assert latents.shape == (64, 4, 32, 32)
+    assert latents.std() == pytest.approx(1, abs=0.1)
+    from vision_sae.models.generator import GenerationSettings
+    from vision_sae.models.sdxl import load_sdxl
+
+    loaded = load_sdxl(str(out), "demo", dtype="float32")
+    run = loaded.start(GenerationSettings("a red star"))
+    while run.step < run.steps:
+        run.advance()
+    assert run.pictures()[0].size == (64, 64)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_to_the_same_weights(small: None, tmp_path: Path) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def trained(work: Path, stop: int | None) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        module = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
+        training = train_generator.Training(module, 8, 1e-2, work, "t")
+        training.checkpoint_seconds = 0.0
+
+        def loss(random: np.random.Generator) -> torch.Tensor:
+            if training.step == stop:
+                raise Stopped
+            rows = torch.from_numpy(random.standard_normal((3, 4), np.float32))
+            error: torch.Tensor = (module["layer"](rows) - rows.flip(1)).square().mean()
+            return error
+
+        training.run(loss)
+        return [p.detach().clone() for p in training.averaged().parameters()]
+
+    undisturbed = trained(tmp_path, None)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(Stopped):
+        trained(other, 5)
+    for one, expected in zip(trained(other, None), undisturbed, strict=True):
+        assert torch.equal(one, expected)
