@@ -200,9 +200,7 @@ def make_latents(work: Path, options: dict[str, Any]) -> None:
     shape = (count, vae.config.latent_channels, generator.LATENT, generator.LATENT)
     latents, done = _array(work / "latents.npy", shape, np.float16)
     with torch.inference_mode():
-        sample = vae.encode(
-            _pictures(work, np.arange(0, count, max(1, count // 512)))
-        ).latent_dist.mean
+        sample = vae.encode(_pictures(work, spaced(count, 512))).latent_dist.mean
         scale = 1 / float(sample.std())
         (work / "scale.json").write_text(json.dumps(scale))
         for start in tqdm(range(done, count, _BLOCK), desc="latents"):
