@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -127,7 +128,8 @@ class Training:
         while self.step < self.steps:
             warm = min(1.0, (self.step + 1) / 500)
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rate * warm * (1 + np.cos(np.pi * self.step / self.steps)) / 2
+                falling = (1 + math.cos(math.pi * self.step / self.steps)) / 2
+                group["lr"] = self._rate * warm * falling
             value = loss(np.random.default_rng([TRAIN_SEED, self.step]))
             self._optimizer.zero_grad(set_to_none=True)
             value.backward()
