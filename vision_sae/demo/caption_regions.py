@@ -187,12 +187,11 @@ def _plural(shape: str) -> str:
 def _scene_regions(number: int, scene: Scene) -> Iterator[Region]:
     shown, parts = scene.attributes, scene.parts
     yield Region(number, _WHOLE, "whole", (scene.caption,), ())
-    texture = "" if shown.texture == "plain" else f"{shown.texture} "
-    names = (f"a {shown.colour} {texture}{shown.shape}", f"a {shown.colour} {shown.shape}")
+    names = (f"a {shown.colour} {shown.textured}", f"a {shown.colour} {shown.shape}")
     shapes = _plural(shown.shape)
     themes = [f"{shown.colour} things", shapes, f"{shown.colour} {shapes}"]
-    if texture:
-        themes += [f"{texture}things", f"{texture}{shapes}"]
+    if shown.texture != "plain":
+        themes += [f"{shown.texture} things", f"{shown.texture} {shapes}"]
     tokens = _tokens(parts["object"], 0.3)
     if tokens.any():
         yield Region(number, tokens, "thing", names, tuple(themes))

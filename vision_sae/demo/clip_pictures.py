@@ -263,8 +263,7 @@ def composed_scenes(rng: random.Random, count: int) -> Iterator[Picture]:
 
 
 def _scene(attributes: Attributes, side: int, seed: int) -> Picture:
-    texture = "" if attributes.texture == "plain" else f"{attributes.texture} "
-    thing = f"a {attributes.colour} {texture}{attributes.shape}"
+    thing = f"a {attributes.colour} {attributes.textured}"
     captions = (attributes.caption, f"{thing} on a {attributes.background} background", thing)
 
     def paint() -> Image.Image:

@@ -28,7 +28,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import nn
 from tqdm import tqdm
 
@@ -44,6 +43,7 @@ from vision_sae.demo.clip_figures import (
 from vision_sae.demo.clip_grounds import SIDE
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, fetch
+from vision_sae.demo.growing import complete, open_growing
 from vision_sae.demo.make_corpus import CONCEPTS
 from vision_sae.demo.weights import dinov2_small
 from vision_sae.models.registry import load_model
@@ -88,11 +88,11 @@ def make_pictures(out: Path, cache: Path) -> None:
     lines = [json.dumps({"subject": p.subject, "captions": p.captions}) for p in pictures]
     (out / "captions.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     side = SIDE
-    array, done = _array(out / "pictures.npy", (len(pictures), side, side, 3), np.uint8)
+    array, done = open_growing(out / "pictures.npy", (len(pictures), side, side, 3), np.uint8)
     for row in tqdm(range(done, len(pictures)), initial=done, total=len(pictures)):
         array[row] = np.asarray(pictures[row].paint())
         if row % 1000 == 999 or row + 1 == len(pictures):
-            _complete(array, out / "pictures.npy", row + 1)
+            complete(array, out / "pictures.npy", row + 1)
 
 
 def make_tokens(out: Path) -> None:
@@ -101,7 +101,7 @@ def make_tokens(out: Path) -> None:
     model = load_model("demo:dinov2-s")
     mean = torch.tensor(model.preprocessing.mean)[:, None, None]
     std = torch.tensor(model.preprocessing.std)[:, None, None]
-    array, done = _array(out / "tokens.npy", (len(pictures), TOKENS, DIM), np.float16)
+    array, done = open_growing(out / "tokens.npy", (len(pictures), TOKENS, DIM), np.float16)
     site = f"blocks.{LAST_FROZEN}.resid"
     for start in tqdm(range(done, len(pictures), BATCH)):
         pixels = torch.from_numpy(np.array(pictures[start : start + BATCH])).permute(0, 3, 1, 2)
@@ -111,7 +111,7 @@ def make_tokens(out: Path) -> None:
         stop = start + len(pixels)
         array[start:stop] = captured[site].to(torch.float16).numpy()
         if start // BATCH % 32 == 31 or stop == len(pictures):
-            _complete(array, out / "tokens.npy", stop)
+            complete(array, out / "tokens.npy", stop)
 
 
 def make_depths(out: Path) -> None:
@@ -119,7 +119,7 @@ def make_depths(out: Path) -> None:
     tokens = np.load(out / "tokens.npy", mmap_mode="r")
     count = int((out / "tokens.done").read_text())
     blocks = cast(nn.Sequential, dinov2_small().eval().blocks)[LAST_FROZEN + 1 :]
-    array, done = _array(out / "depths.npy", (len(tokens), 1 + PATCHES, 2 * DIM), np.float16)
+    array, done = open_growing(out / "depths.npy", (len(tokens), 1 + PATCHES, 2 * DIM), np.float16)
     for start in tqdm(range(done, count, BATCH)):
         shallow = torch.from_numpy(np.array(tokens[start : min(start + BATCH, count)])).float()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -128,24 +128,7 @@ def make_depths(out: Path) -> None:
             kept = np.random.default_rng((SEED, row)).permutation(TOKENS - 1)[:PATCHES] + 1
             array[row] = picture[np.r_[0, kept]]
         if start // BATCH % 32 == 31 or start + BATCH >= count:
-            _complete(array, out / "depths.npy", start + len(both))
-
-
-def _array(
-    path: Path, shape: tuple[int, ...], dtype: type[np.generic]
-) -> tuple[np.memmap[tuple[int, ...], np.dtype[np.generic]], int]:
-    """(the array on disk, how many of its rows are complete)"""
-    done = path.with_suffix(".done")
-    if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
-        return np.load(path, mmap_mode="r+"), int(done.read_text())
-    return open_memmap(path, mode="w+", dtype=dtype, shape=shape), 0
-
-
-def _complete(
-    array: np.memmap[tuple[int, ...], np.dtype[np.generic]], path: Path, rows: int
-) -> None:
-    array.flush()
-    path.with_suffix(".done").write_text(str(rows))
+            complete(array, out / "depths.npy", start + len(both))
 
 
 def make_heldout(cache: Path) -> None:

@@ -36,12 +36,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vision_sae.demo import generator
+from vision_sae.demo.growing import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import spaced
 from vision_sae.evaluation.planted_scenes import draw, random_attributes
 from vision_sae.models.precision import fastest_dtype
@@ -60,7 +60,7 @@ _AVERAGE = 0.999
 def make_scenes(work: Path, count: int) -> None:
     """Paint the scenes: every attribute at random, without painted words."""
     work.mkdir(parents=True, exist_ok=True)
-    pictures, done = _array(
+    pictures, done = open_growing(
         work / "scenes.npy", (count, generator.SIDE, generator.SIDE, 3), np.uint8
     )
     captions = []
@@ -72,21 +72,8 @@ def make_scenes(work: Path, count: int) -> None:
             seed = int(random.integers(2**32))
             pictures[i] = np.asarray(draw(attributes, side=generator.SIDE, seed=seed).image)
             if i % _BLOCK == _BLOCK - 1 or i == count - 1:
-                _complete(pictures, work / "scenes.npy", i + 1)
+                complete(pictures, work / "scenes.npy", i + 1)
     (work / "captions.json").write_text(json.dumps(captions), "utf-8")
-
-
-def _array(path: Path, shape: tuple[int, ...], dtype: Any) -> tuple[NDArray[Any], int]:
-    """(the array on disk, how many of its rows are complete)"""
-    done = path.with_suffix(".done")
-    if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
-        return np.load(path, mmap_mode="r+"), int(done.read_text())
-    return open_memmap(path, mode="w+", dtype=dtype, shape=shape), 0
-
-
-def _complete(array: Any, path: Path, rows: int) -> None:
-    array.flush()
-    path.with_suffix(".done").write_text(str(rows))
 
 
 class Training:
@@ -200,7 +187,7 @@ def make_latents(work: Path, options: dict[str, Any]) -> None:
     vae: Any = vae_training(work, **options).averaged()["vae"]
     count = int((work / "scenes.done").read_text())
     shape = (count, vae.config.latent_channels, generator.LATENT, generator.LATENT)
-    latents, done = _array(work / "latents.npy", shape, np.float16)
+    latents, done = open_growing(work / "latents.npy", shape, np.float16)
     with torch.inference_mode():
         sample = vae.encode(_pictures(work, spaced(count, 512))).latent_dist.mean
         scale = 1 / float(sample.std())
@@ -212,7 +199,7 @@ def make_latents(work: Path, options: dict[str, Any]) -> None:
                 for part in np.array_split(rows, 16)
             ]
             latents[rows] = (scale * torch.cat(parts)).half().numpy()
-            _complete(latents, work / "latents.npy", int(rows[-1]) + 1)
+            complete(latents, work / "latents.npy", int(rows[-1]) + 1)
 
 
 def unet_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Training, Any]:

@@ -86,10 +86,14 @@ class Attributes:
     """A word painted over the picture, in capitals."""
 
     @property
+    def textured(self) -> str:
+        """The shape and its texture, as in "striped star"; a plain one is not called so."""
+        return self.shape if self.texture == "plain" else f"{self.texture} {self.shape}"
+
+    @property
     def caption(self) -> str:
         """All of it in words, as in "a small red striped star at the top left of a white ..."."""
-        texture = "" if self.texture == "plain" else f"{self.texture} "
-        thing = f"a {self.size} {self.colour} {texture}{self.shape}"
+        thing = f"a {self.size} {self.colour} {self.textured}"
         where = f"in the {self.place}" if self.place == "centre" else f"at the {self.place}"
         word = f" with the word {self.word}" if self.word else ""
         return f"{thing} {where} of a {self.background} background{word}"

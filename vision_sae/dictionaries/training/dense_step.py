@@ -183,7 +183,7 @@ class DenseLearner(ABC):
         self._descend(gradients, rate)
         self.sparsity.follow(l0, rate * z.shape[1] ** 0.5)
         self.silent += n
-        self.silent[fired > 0] = 0
+        self.silent.masked_fill_(fired > 0, 0)
         spread = (z - z.mean(0)).square().sum()
         return StepReport(fvu=squares / spread, l0=l0, dead=dead.float().mean())
 
