@@ -43,6 +43,8 @@ class HarvestConfig(Section):
     """Use an evenly spaced choice of this many pictures; all when absent."""
     views: int = Field(1, ge=1, le=1000)
     """Pictures made of each: itself, and random crops of it; more data to train on."""
+    seeds: int = Field(1, ge=1, le=100_000)
+    """Pictures generated of each prompt, by text-to-image models."""
 
 
 TextMetric = Literal[
@@ -244,6 +246,8 @@ class ServeConfig(Section):
     """Port of the Prometheus endpoint, on the same host; none when absent."""
     max_image_bytes: int = Field(16 * 2**20, ge=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
+    max_generated_pixels: int = Field(1024, ge=8)
+    """Longer side of a generated picture."""
     max_message_bytes: int = Field(20 * 2**20, ge=1024)
     max_queue: int = Field(64, ge=1)
     """Requests waiting or running before new ones are refused with RESOURCE_EXHAUSTED."""

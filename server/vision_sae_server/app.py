@@ -39,6 +39,7 @@ from vision_sae.v1 import (
 from vision_sae_server.attribution import AttributionServicer
 from vision_sae_server.catalog import CatalogServicer
 from vision_sae_server.description import DescriptionServicer
+from vision_sae_server.generation import GenerationServicer
 from vision_sae_server.interceptor import Gate
 from vision_sae_server.job_lane import JobLane
 from vision_sae_server.label_jobs import LabelJobServicer
@@ -86,7 +87,7 @@ def _servicers(
             intervention_service_pb2_grpc.add_InterventionServiceServicer_to_server,
         ),
         "GenerationService": (
-            generation_service_pb2_grpc.GenerationServiceServicer(),
+            GenerationServicer(state),
             generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
         ),
         "LabelJobService": (

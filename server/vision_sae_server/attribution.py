@@ -16,21 +16,22 @@ from vision_sae.attribution.ledger import Ledger, attribute
 from vision_sae.attribution.targets import Target
 from vision_sae.dictionaries.metrics import explained_variance
 from vision_sae.dictionaries.protocol import Codes
-from vision_sae.errors import InvalidInputError, NotServedError
-from vision_sae.models.grid import Geometry, PatchGrid
+from vision_sae.errors import NotServedError
+from vision_sae.models.grid import PatchGrid
+from vision_sae.models.noised import NoisedPictures, Noising
 from vision_sae.models.protocol import Model
-from vision_sae.tensors import from_proto, to_proto
+from vision_sae.tensors import to_proto
 from vision_sae.v1 import (
     attribution_service_pb2 as pb,
 )
 from vision_sae.v1 import (
     attribution_service_pb2_grpc,
-    image_pb2,
     ledger_pb2,
     target_pb2,
     tensor_pb2,
 )
 from vision_sae_server import messages
+from vision_sae_server.regions import region_mask
 from vision_sae_server.state import Picture, Served, State
 
 _DEFAULT_TOP_K = 20
@@ -57,33 +58,23 @@ def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
     return captured[site][0, model.grid.special :].float().cpu()
 
 
-def _encode(served: Served, pixels: Tensor) -> _Encoded:
-    vectors = site_vectors(served.model.model, served.bundle.site, pixels)
+def _noising(asked: pb.Noising) -> Noising:
+    strength = asked.strength if asked.HasField("strength") else Noising.strength
+    return Noising(strength, asked.prompt, asked.seed)
+
+
+def _encode(served: Served, pixels: Tensor, noising: Noising | None) -> _Encoded:
+    model = served.model.model
+    if noising is not None and isinstance(model, NoisedPictures):
+        model = model.noised(noising)
+    vectors = site_vectors(model, served.bundle.site, pixels)
     codes = served.bundle.dictionary.encode(vectors)
-    mean = torch.from_numpy(served.bundle.site_mean)
-    return _Encoded(
-        codes, explained_variance(vectors, served.bundle.dictionary.decode(codes), mean)
-    )
+    return _Encoded(codes, explained(served, vectors, served.bundle.dictionary.decode(codes)))
 
 
-def region_mask(
-    region: image_pb2.Region | None, grid: PatchGrid, geometry: Geometry
-) -> NDArray[np.bool_]:
-    """Patches (P) inside a region; all without one."""
-    kind = region.WhichOneof("shape") if region is not None else None
-    if region is None or kind is None:
-        return np.ones(grid.patches, dtype=np.bool_)
-    if kind == "box":
-        b = region.box
-        return grid.inside((b.x0, b.y0, b.x1, b.y1), geometry)
-    mask = from_proto(region.mask)
-    if mask.shape != (grid.rows, grid.cols):
-        raise InvalidInputError(
-            f"the mask has shape {mask.shape}, the patch grid is {(grid.rows, grid.cols)}; send a "
-            "mask of the grid, or a box",
-            field="region.mask",
-        )
-    return np.asarray(mask.reshape(-1) > 0)
+def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:
+    """Share of site vectors (N, D) that the dictionary explains, measured from the data's mean."""
+    return explained_variance(vectors, decoded, torch.from_numpy(served.bundle.site_mean))
 
 
 def _maps(codes: Codes, values: Tensor, features: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -125,9 +116,10 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             served.bundle.grid,
             picture.geometry,
         )
-        encoded = await served.model.lane.run(lambda: _encode(served, picture.pixels))
+        noising = _noising(request.noising) if request.HasField("noising") else None
+        encoded = await served.model.lane.run(lambda: _encode(served, picture.pixels, noising))
         return await self._state.searching.run(
-            lambda: _encode_response(served, picture, request, encoded, mask)
+            lambda: encode_response(served, picture, request, *encoded, mask, served.bundle.grid)
         )
 
     async def Attribute(
@@ -150,6 +142,12 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
                 field="faithfulness" if request.faithfulness else "dictionaries",
             )
         served = self._state.dictionary(request.dictionaries[0])
+        if isinstance(served.model.model, NoisedPictures):
+            raise NotServedError(
+                f"{served.resource} is of a text-to-image model, whose output has no target yet; "
+                "use Encode, or steer it with Generate",
+                field="dictionaries",
+            )
         picture = await self._state.picture(request.image.data, served.model)
         target = await self._target(request.target, served)
         removed = reference == ledger_pb2.REFERENCE_CODE_BLOCK_REMOVED
@@ -225,14 +223,16 @@ _ORDERS = {
 }
 
 
-def _encode_response(
+def encode_response(
     served: Served,
     picture: Picture,
     request: pb.EncodeRequest,
-    encoded: _Encoded,
+    codes: Codes,
+    explained_variance: float,
     mask: NDArray[np.bool_],
+    grid: PatchGrid,
 ) -> pb.EncodeResponse:
-    grid, codes = served.bundle.grid, encoded.codes
+    """What codes (P, k) of a picture say, within ``mask`` (P) of its ``grid``."""
     inside = codes.indices.numpy()[mask][codes.values.numpy()[mask] > 0]
     features = np.unique(inside)
     maps = _maps(codes, codes.values, features)
@@ -246,10 +246,10 @@ def _encode_response(
     response = pb.EncodeResponse(
         dictionary=served.resource,
         grid=messages.patch_grid(grid, picture.geometry),
-        explained_variance=encoded.explained_variance,
+        explained_variance=explained_variance,
         l0=float((codes.values > 0).sum() / grid.patches),
         active_count=len(features),
-        unusual_picture=encoded.explained_variance < usual,
+        unusual_picture=explained_variance < usual,
     )
     shown = ranking[: request.top_k or _DEFAULT_TOP_K]
     found = messages.features(served, features[shown].tolist(), request.view, request.exemplars)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.meanings import meanings, nearest
@@ -12,6 +16,7 @@ from vision_sae.descriptions.protocol import Description, Metric, Negatives, Sco
 from vision_sae.descriptions.scores.scorer import METRICS
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.models.similarity import similarities
 from vision_sae_server.labelling import CaptionLabels, Labelling, Labels, Meaning
 
 
@@ -83,6 +88,18 @@ class _Meanings:
         return nearest(query, meanings(evidence, toolbox.probe(evidence), toolbox.directory))
 
 
+class _Similarities:
+    """See `vision_sae_server.labelling.Similarities`."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str]
+    ) -> NDArray[np.float32]:
+        return similarities(self._toolbox.clip, pictures, texts)
+
+
 def contrastive_labelling(
     clip: str, probes: Path, evidence: Mapping[str, Evidence], labels: LabelStore
 ) -> Labelling:
@@ -97,4 +114,9 @@ def contrastive_labelling(
         config.describer: _Labels(toolbox),
         "caption-pmi": CaptionLabels(config.caption_pmi),
     }
-    return Labelling(describers, _Scores(toolbox), meanings=_Meanings(toolbox, evidence, labels))
+    return Labelling(
+        describers,
+        _Scores(toolbox),
+        meanings=_Meanings(toolbox, evidence, labels),
+        similarities=_Similarities(toolbox),
+    )

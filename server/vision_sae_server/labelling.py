@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from vision_sae.config import CaptionPmiConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.evidence.protocol import Evidence
@@ -73,6 +77,16 @@ class Meanings(Protocol):
         ...
 
 
+class Similarities(Protocol):
+    """How near pictures are to texts, in the space of a contrastive model."""
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """Cosines (pictures, texts)."""
+        ...
+
+
 class CaptionLabels:
     """The describer that needs no model: words of the captions, with their PMI."""
 
@@ -109,6 +123,8 @@ class Labelling:
     """Evidence of raw neurons, by ``models/{model}/sites/{site}``."""
     meanings: Meanings | None = None
     """Search by meaning; needs a contrastive model."""
+    similarities: Similarities | None = None
+    """Of pictures and texts; needs a contrastive model."""
 
     def describer(self, name: str) -> tuple[str, Labels]:
         """(name, describer); the default for an empty name."""

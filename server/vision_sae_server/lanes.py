@@ -19,10 +19,16 @@ class Lane:
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.waiting = 0
+        """Works that have been given and are not done."""
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the lane. Cancelling the caller drops work that has not started."""
-        return await asyncio.wrap_future(self._executor.submit(work))
+        self.waiting += 1
+        try:
+            return await asyncio.wrap_future(self._executor.submit(work))
+        finally:
+            self.waiting -= 1
 
     def close(self) -> None:
         """Finish what runs, drop what waits."""

@@ -15,6 +15,7 @@ from vision_sae.bundles.statistics import QUANTILE_LEVELS
 from vision_sae.descriptions.protocol import Negatives, Score
 from vision_sae.descriptions.store import Entry
 from vision_sae.models.grid import Geometry, PatchGrid
+from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import (
     description_pb2,
@@ -36,6 +37,11 @@ _SITE_KINDS = {
     "resid": model_pb2.SITE_KIND_RESID,
     "mlp": model_pb2.SITE_KIND_MLP,
     "attn": model_pb2.SITE_KIND_ATTN,
+}
+_MODEL_KINDS = {
+    "vit": model_pb2.MODEL_KIND_VIT,
+    "clip": model_pb2.MODEL_KIND_CLIP,
+    "sdxl": model_pb2.MODEL_KIND_TEXT_TO_IMAGE,
 }
 NEGATIVES: dict[int, Negatives] = {
     description_pb2.SCORE_NEGATIVES_RANDOM: "random",
@@ -326,7 +332,7 @@ def model(served: ServedModel) -> model_pb2.Model:
     return model_pb2.Model(
         name=f"models/{served.name}",
         display_name=ours.name,
-        kind=model_pb2.MODEL_KIND_VIT,
+        kind=_MODEL_KINDS[ours.kind],
         source=ours.name,
         weights_sha256=identity["weights_sha256"],
         sites=[
@@ -350,4 +356,5 @@ def model(served: ServedModel) -> model_pb2.Model:
             std=preparation.std,
         ),
         dtype=getattr(tensor_pb2, f"D_TYPE_{str(ours.dtype).removeprefix('torch.').upper()}"),
+        has_text=isinstance(ours, ContrastiveModel),
     )

@@ -19,8 +19,10 @@ from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.errors import InvalidInputError, NotFoundError
-from vision_sae.models.bound import check_identity
+from vision_sae.models.bound import bound
+from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Geometry
+from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import Model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.decode import decode_image
@@ -49,6 +51,15 @@ class ServedModel:
 
     model: Model
     lane: Lane
+
+    @property
+    def generator(self) -> Generator:
+        """The model as a generator; raises `InvalidInputError` when it is none."""
+        if not isinstance(self.model, NoisedPictures):
+            raise InvalidInputError(
+                f"models/{self.name} does not generate; name a text-to-image model", field="model"
+            )
+        return self.model.generator
 
     @property
     def name(self) -> str:
@@ -156,8 +167,8 @@ def load_state(
             )
         if identity["name"] not in loaded:
             loaded[identity["name"]] = ServedModel(load_model(identity["name"]), Lane("model"))
-        served = loaded[identity["name"]]
-        check_identity(served.model, identity)
+        shared = loaded[identity["name"]]
+        served = ServedModel(bound(shared.model, identity), shared.lane)
         entry = Served(bundle, served, labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)

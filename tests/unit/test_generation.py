@@ -13,8 +13,15 @@ from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import FeatureNotFoundError
 from vision_sae.models.generator import Denoising, GenerationSettings
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
-from vision_sae.steering.edits import FeatureEdit
-from vision_sae.steering.generation import Cancelled, SiteDictionary, Steered, Steering, generate
+from vision_sae.steering.edits import FeatureEdit, When
+from vision_sae.steering.generation import (
+    Cancelled,
+    Changes,
+    SiteDictionary,
+    Steered,
+    Steering,
+    generate,
+)
 
 SITES = [f"{block}.update" for block in TURBO_BLOCKS]
 DIM, WIDTH = 128, 32
@@ -37,7 +44,7 @@ def edit(feature: int = 3, operation: Any = "add", value: float = 20.0, **more: 
 
 def made(model: SdxlModel, *edits: FeatureEdit, **settings: Any) -> Steered:
     given = {"prompt": "a star", "seed": 5, "steps": 2} | settings
-    return generate(model, GenerationSettings(**given), edits, FOUND)
+    return generate(model, GenerationSettings(**given), Changes(edits, (), FOUND))
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
@@ -81,7 +88,7 @@ def test_edits_of_all_blocks_together(tiny_generator: SdxlModel) -> None:
 def test_a_masked_addition_changes_its_site_there_alone(tiny_generator: SdxlModel) -> None:
     weights = torch.zeros(8, 8)
     weights[:4, :4] = 1
-    steering = Steering(tiny_generator, [edit(weights=weights.flatten())], FOUND)
+    steering = Steering(tiny_generator, Changes([edit(weights=weights.flatten())], (), FOUND))
     run = tiny_generator.start(*[GenerationSettings("a star")] * 2)
     with steering.applied(run), tiny_generator.capture([SITES[2]]) as captured:
         run.advance()
@@ -91,8 +98,8 @@ def test_a_masked_addition_changes_its_site_there_alone(tiny_generator: SdxlMode
 
 
 def test_an_edit_outside_of_the_steps_does_nothing(tiny_generator: SdxlModel) -> None:
-    assert same(*made(tiny_generator, edit(steps=(2, None)))[:2])
-    late, early = (made(tiny_generator, edit(steps=(s, s))) for s in (0, 1))
+    assert same(*made(tiny_generator, edit(when=When(2)))[:2])
+    late, early = (made(tiny_generator, edit(when=When(s, s))) for s in (0, 1))
     assert not same(late.picture, early.picture)
 
 

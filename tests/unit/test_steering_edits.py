@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import FeatureNotFoundError
-from vision_sae.steering.edits import FeatureEdit, added, changed, check_features
+from vision_sae.steering.edits import FeatureEdit, When, added, changed, check_features
 
 D = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0.6, 0.8]])
 SAE = TopKSae(k=3, w_enc=D.clone(), b_enc=torch.zeros(3), w_dec=D.clone(), b_dec=torch.zeros(4))
@@ -49,7 +49,7 @@ def test_edits_of_one_feature_follow_each_other() -> None:
 
 def test_nothing_to_change_gives_back_the_same_vectors() -> None:
     assert changed(X, [edit(0, "scale", 1)], SAE, 0) is X
-    assert changed(X, [edit(0, "ablate", steps=(1, 2))], SAE, 0) is X
+    assert changed(X, [edit(0, "ablate", when=When(1, 2))], SAE, 0) is X
 
 
 def test_additions_need_no_codes_and_equal_those_with() -> None:
@@ -61,9 +61,9 @@ def test_additions_need_no_codes_and_equal_those_with() -> None:
 
 
 def test_steps_and_their_factors() -> None:
-    late = edit(0, "add", 2, steps=(1, 2), factors=(9.0, 1.0, 0.5))
+    late = edit(0, "add", 2, when=When(1, 2, (9.0, 1.0, 0.5)))
     assert [late.value_at(step) for step in range(4)] == [None, 2.0, 1.0, None]
-    always = edit(0, "add", 2, factors=(1.0, 0.5))
+    always = edit(0, "add", 2, when=When(factors=(1.0, 0.5)))
     assert [always.value_at(step) for step in (0, 1, 7)] == [2.0, 1.0, 1.0]
 
 

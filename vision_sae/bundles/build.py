@@ -159,8 +159,14 @@ def build(
             ],
             dtype=np.float32,
         )
+        _, sources = np.unique([image.origin for image in store.images], return_inverse=True)
         chosen = exemplars(
-            postings, store.grid.patches, thresholds, config.exemplars, config.quantile_exemplars
+            postings,
+            store.grid.patches,
+            thresholds,
+            config.exemplars,
+            config.quantile_exemplars,
+            sources=sources,
         )
         save_file(chosen._asdict(), staging / layout.EXEMPLARS)
 

@@ -25,11 +25,11 @@ class Exemplars(NamedTuple):
     packed by ``numpy.packbits``."""
 
 
-def _choose(images: NDArray[np.integer], top: int, across: int) -> NDArray[np.int64]:
-    """Positions in a feature's postings (strongest first): ``top`` images by their strongest
-    patch, then ``across`` further images evenly spaced over what remains."""
-    _, strongest = np.unique(images, return_index=True)
-    strongest.sort()  # postings descend, so the position orders images by their maximum
+def _choose(sources: NDArray[np.integer], top: int, across: int) -> NDArray[np.int64]:
+    """Positions in a feature's postings (strongest first): the strongest patches of ``top``
+    sources, then of ``across`` further ones evenly spaced over what remains."""
+    _, strongest = np.unique(sources, return_index=True)
+    strongest.sort()  # postings descend, so the position orders sources by their maximum
     rest = strongest[top:]
     if len(rest) > across:
         rest = rest[np.linspace(0, len(rest) - 1, across).round().astype(np.int64)]
@@ -37,12 +37,19 @@ def _choose(images: NDArray[np.integer], top: int, across: int) -> NDArray[np.in
 
 
 def exemplars(
-    postings: SparseRows, patches: int, thresholds: NDArray[np.float32], top: int, across: int
+    postings: SparseRows,
+    patches: int,
+    thresholds: NDArray[np.float32],
+    top: int,
+    across: int,
+    *,
+    sources: NDArray[np.integer] | None = None,
 ) -> Exemplars:
-    """Choose exemplars for every feature.
+    """Choose exemplars for every feature, of each source at most one image.
 
     ``patches`` is the number of patches per image, ``thresholds`` (F) the activation above which
-    a patch belongs to a mask, ``top`` and ``across`` the numbers of slots of the two kinds.
+    a patch belongs to a mask, ``top`` and ``across`` the numbers of slots of the two kinds, and
+    ``sources`` the number of each image's source; absent, each image is its own.
     """
     width, slots = len(postings.indptr) - 1, top + across
     patch = np.full((width, slots), -1, dtype=np.int64)
@@ -53,7 +60,7 @@ def exemplars(
         if len(rows) == 0:
             continue
         images = rows // patches
-        chosen = _choose(images, top, across)
+        chosen = _choose(images if sources is None else sources[images], top, across)
         patch[feature, : len(chosen)] = rows[chosen]
         activation[feature, : len(chosen)] = values[chosen]
         # Each posting above the threshold is drawn into the slot of its image, if it has one.

@@ -12,7 +12,12 @@ from vision_sae.cli.command import Configuration, command
 
 @command()
 def harvest(
-    images: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of pictures; or, for a text-to-image model, a text file of prompts."
+        ),
+    ],
     store: Annotated[Path, typer.Argument(help="Directory of the ActivationStore to make.")],
     model: Annotated[str | None, typer.Option(help="Model name or path.")] = None,
     site: Annotated[
@@ -20,16 +25,21 @@ def harvest(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or bfloat16 on disk.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many pictures.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many pictures, or prompts.")
+    ] = None,
     views: Annotated[
         int | None, typer.Option(help="Pictures made of each: itself and random crops.")
     ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Pictures generated of each prompt.")] = None,
     config: Configuration = None,
 ) -> None:
-    """Run a model over pictures and store the vectors of its sites. Resumes after a stop."""
+    """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
+    after a stop."""
+    from vision_sae.activations.generations import harvest_generations, read_prompts
     from vision_sae.activations.harvest import harvest as run
     from vision_sae.config import load_config
-    from vision_sae.models.registry import load_model
+    from vision_sae.models.registry import load_generator, load_model
     from vision_sae.pictures.folder import image_folder
 
     settings = load_config(
@@ -41,9 +51,14 @@ def harvest(
             "batch_size": batch_size,
             "limit": limit,
             "views": views,
+            "seeds": seeds,
         },
     ).harvest
-    made = run(load_model(settings.model), image_folder(images), store, settings)
+    if source.is_dir():
+        made = run(load_model(settings.model), image_folder(source), store, settings)
+    else:
+        prompts = read_prompts(source)
+        made = harvest_generations(load_generator(settings.model), prompts, store, settings)
     typer.echo(
         f"{store}: {made.manifest['images']} images, {made.rows} patches, "
         f"sites {', '.join(made.sites)}"

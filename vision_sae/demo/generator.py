@@ -27,8 +27,8 @@ STEPS = 4
 _TEXT_DIM = 64
 _TEXT_LENGTH = 32
 """Tokens of a prompt."""
-_CHANNELS = (48, 96, 128)
-_VAE_CHANNELS = (32, 64)
+_CHANNELS = (32, 64, 128)
+_VAE_CHANNELS = (16, 32)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SCENE_WORDS = (
     "a an the of at in on with and word background centre top bottom left right small large "
@@ -126,7 +126,7 @@ def new_pipeline(tokenizer: Path) -> Any:
     unet = diffusers.UNet2DConditionModel(
         sample_size=LATENT,
         block_out_channels=_CHANNELS,
-        layers_per_block=2,
+        layers_per_block=(1, 1, 2),
         down_block_types=("DownBlock2D", *cross),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=1,
@@ -136,14 +136,14 @@ def new_pipeline(tokenizer: Path) -> Any:
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=_TEXT_DIM + 6 * 16,
         use_linear_projection=True,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=_VAE_CHANNELS,
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=4,
         sample_size=SIDE,
         mid_block_add_attention=False,
         force_upcast=False,

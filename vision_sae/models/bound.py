@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from vision_sae.errors import MismatchError
+from vision_sae.models.grid import PatchGrid
+from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import Model
 from vision_sae.models.registry import load_model
 
@@ -23,8 +25,15 @@ def check_identity(model: Model, identity: dict[str, Any]) -> None:
             )
 
 
-def load_bound_model(identity: dict[str, Any]) -> Model:
-    """Load the model that a manifest names; see `check_identity`."""
-    model = load_model(identity["name"])
+def bound(model: Model, identity: dict[str, Any]) -> Model:
+    """``model`` as a manifest binds it: a generator with the grid of the sites; see
+    `check_identity`."""
+    if isinstance(model, NoisedPictures):
+        model = model.on(PatchGrid(**identity["grid"]))
     check_identity(model, identity)
     return model
+
+
+def load_bound_model(identity: dict[str, Any]) -> Model:
+    """Load the model that a manifest names; see `bound`."""
+    return bound(load_model(identity["name"]), identity)

@@ -30,8 +30,8 @@ class GenerationSettings:
     """Of classifier-free guidance; at most 1 means none."""
     width: int = 0
     height: int = 0
-    image: Image.Image | None = None
-    """A picture to start from."""
+    image: Image.Image | Tensor | None = None
+    """A picture to start from; as a tensor (3, H, W), from 0 to 1."""
     strength: float = 0.5
     """How much of it is noised away, in (0, 1]."""
 
@@ -52,7 +52,7 @@ _ALIKE = ("steps", "guidance_scale", "width", "height")
 def check_batch(batch: Sequence[GenerationSettings]) -> None:
     """Refuse settings that cannot go through the same steps."""
     for name in (*_ALIKE, "strength"):
-        if name == "strength" and not any(settings.image for settings in batch):
+        if name == "strength" and all(s.image is None for s in batch):
             continue
         if len({getattr(settings, name) for settings in batch}) > 1:
             raise InvalidInputError(
@@ -71,6 +71,8 @@ class Denoising(Protocol):
     """One for each picture; nothing is missing in them any more."""
     step: int
     """Steps done."""
+    noise_sha256: tuple[str, ...]
+    """Of the latents that each of the batch began from."""
     guided: bool
     """Whether a step's batch holds an unconditional half in front of the conditional one."""
 
@@ -85,6 +87,10 @@ class Denoising(Protocol):
 
     def pictures(self) -> list[Image.Image]:
         """What it has come to, a picture for each of the batch."""
+        ...
+
+    def previews(self) -> list[Image.Image]:
+        """What the last step takes the pictures for, with the noise gone."""
         ...
 
 
@@ -104,6 +110,11 @@ class Generator(Protocol):
     @property
     def sites(self) -> dict[str, Site]:
         """Every site by name, in the order in which they are computed."""
+        ...
+
+    @property
+    def deepest(self) -> str:
+        """The site in the middle, whose positions are fewest: what stands for a whole picture."""
         ...
 
     def grid(self, site: str, height: int, width: int) -> PatchGrid:
@@ -130,6 +141,11 @@ class Generator(Protocol):
 
     def add(self, site: str, addition: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
         """Add to a site during steps in the body, without computing it."""
+        ...
+
+    def perceive(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) from 0 to 1 -> maps (B, C, h, w) of a few depths, for comparing what
+        pictures look like."""
         ...
 
     def identity(self) -> dict[str, Any]:

@@ -78,11 +78,12 @@ def capturing(taps: dict[str, Tap], *, stop: bool = False) -> Iterator[dict[str,
     """
     owner = threading.get_ident()
     captured: dict[str, Tensor] = {}
+    enough = StopForward()  # of this one: another may be around it
 
     def record(site: str, value: Tensor) -> None:
         captured[site] = taps[site].vectors(value)
         if stop and len(captured) == len(taps):
-            raise StopForward
+            raise enough
 
     def attach(site: str, tap: Tap) -> Any:
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -103,8 +104,9 @@ def capturing(taps: dict[str, Tap], *, stop: bool = False) -> Iterator[dict[str,
             stack.enter_context(attach(site, tap))
         try:
             yield captured
-        except StopForward:
-            return
+        except StopForward as stopped:
+            if stopped is not enough:
+                raise
 
 
 @contextmanager

@@ -10,9 +10,12 @@
 | ``open_clip:NAME[/TAG]`` | a contrastive model of open_clip with pretrained weights |
 | ``hf-hub:ORG/NAME`` | a contrastive model of the hub with an open_clip config |
 | ``open_clip-dir:PATH`` | a directory with ``open_clip_config.json`` and weights |
+| ``demo:generator`` | the embedded text-to-image model, from this repository |
+| ``sdxl:NAME`` | a text-to-image pipeline of SDXL's kind, from the hub |
+| ``sdxl:PATH`` | a directory that such a pipeline's ``save_pretrained`` wrote |
 
-`load_generator` is the door of text-to-image models: ``sdxl:NAME`` loads a pipeline of the hub,
-``sdxl:PATH`` a directory that ``save_pretrained`` wrote.
+As a `Model` a text-to-image model sees pictures that are noised; `load_generator` loads it to
+generate with.
 """
 
 from __future__ import annotations
@@ -113,14 +116,22 @@ def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
 
     if target == "clip":
         return load_demo_clip(name, dtype=dtype, device=device)
+    if target == "generator":
+        return _sdxl(target, name, dtype=dtype, device=device)
     if target != "dinov2-s":
         raise NotFoundError(
-            f"there is no demo model {target!r}; the demo models are: dinov2-s, clip",
+            f"there is no demo model {target!r}; the demo models are: dinov2-s, clip, generator",
             field="model",
         )
     module = weights.dinov2_small()
     preprocessing = Preprocessing(height=224, width=224)
     return VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+
+
+def _sdxl(_target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+    from vision_sae.models.noised import NoisedPictures
+
+    return NoisedPictures(load_generator(name, dtype=dtype, device=device))
 
 
 _LOADERS: dict[str, Loader] = {
@@ -131,6 +142,7 @@ _LOADERS: dict[str, Loader] = {
     "open_clip": load_open_clip,
     "open_clip-dir": load_open_clip_dir,
     "hf-hub": load_hf_hub,
+    "sdxl": _sdxl,
 }
 
 
@@ -162,13 +174,16 @@ def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> 
 
     Raises `NotFoundError` when nothing answers to the name.
     """
+    from vision_sae.demo.generator import FOLDER
+    from vision_sae.models.sdxl import load_sdxl
+
     scheme, _, target = name.partition(":")
+    if name == "demo:generator":
+        return load_sdxl(str(FOLDER), name, dtype=dtype, device=device)
     if scheme != "sdxl" or not target:
         raise NotFoundError(
-            f"no text-to-image model answers to {name!r}; use sdxl:NAME, as in "
+            f"no text-to-image model answers to {name!r}; use demo:generator, sdxl:NAME, as in "
             "sdxl:stabilityai/sdxl-turbo, or sdxl: and the path of a saved pipeline",
             field="model",
         )
-    from vision_sae.models.sdxl import load_sdxl
-
     return load_sdxl(target, name, dtype=dtype, device=device)

@@ -80,6 +80,11 @@ class SdxlModel:
             for path in paths
         }
 
+    @property
+    def deepest(self) -> str:
+        """The middle block's, or that of the last block before it."""
+        return [s for s in self.sites if not s.startswith("up_blocks")][-1]
+
     def _tap(self, site: str) -> Tap:
         if site not in self.sites:
             raise NotFoundError(
@@ -138,6 +143,15 @@ class SdxlModel:
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def perceive(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) from 0 to 1 -> the maps (B, C, h, w) of each of the autoencoder's
+        encoding blocks."""
+        encoder = self.pipeline.vae.encoder
+        taps = {str(i): Tap(block, "output") for i, block in enumerate(encoder.down_blocks)}
+        with torch.inference_mode(), capturing(taps, stop=True) as captured:
+            encoder(2 * images.to(self.device) - 1)
+        return list(captured.values())
+
     def start(self, *batch: GenerationSettings) -> Denoising:
         """Begin a generation of one picture or several; see `Generator.start`."""
         return Denoising(self, batch)
@@ -163,6 +177,8 @@ class Denoising:
             # One stream of noise for each: none depends on who else is in the batch.
             self._noise = [torch.Generator().manual_seed(s.seed) for s in self.batch]
             self.latents = self._first_latents()
+            self.noise_sha256 = tuple(map(_sha256, self.latents))
+            self._clean = self.latents
         self._extra = pipeline.prepare_extra_step_kwargs(self._noise, 0.0)
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(self._first_index)
@@ -274,20 +290,32 @@ class Denoising:
             if self.guided:
                 without, given = predicted.chunk(2)
                 predicted = without + self._guidance * (given - without)
-            (self.latents, *_) = scheduler.step(
+            (self.latents, *clean) = scheduler.step(
                 predicted, time, self.latents, **self._extra, return_dict=False
             )
+            self._clean = clean[0] if clean else self.latents
         self.step += 1
 
     def pictures(self) -> list[Image.Image]:
         """The latents as they stand, decoded."""
+        return self._decoded(self.latents)
+
+    def previews(self) -> list[Image.Image]:
+        """What the last step takes the pictures for, with the noise gone."""
+        return self._decoded(self._clean)
+
+    def _decoded(self, latents: Tensor) -> list[Image.Image]:
         pipeline = self._model.pipeline
         with torch.inference_mode():
             decoded = pipeline.vae.decode(
-                self.latents / pipeline.vae.config.scaling_factor, return_dict=False
+                latents / pipeline.vae.config.scaling_factor, return_dict=False
             )[0]
         made: list[Image.Image] = pipeline.image_processor.postprocess(decoded, output_type="pil")
         return made
+
+
+def _sha256(values: Tensor) -> str:
+    return hashlib.sha256(values.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> SdxlModel:

@@ -14,11 +14,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.protocol import Codes, Dictionary
 from vision_sae.errors import FeatureNotFoundError
 
 Operation = Literal["ablate", "add", "scale", "clamp", "replace"]
 Half = Literal["conditional", "both", "opposed"]
+
+
+@dataclass(frozen=True)
+class When:
+    """The denoising steps that something happens at, and how much."""
+
+    first: int = 0
+    last: int | None = None
+    """Included; None means the final one."""
+    factors: tuple[float, ...] = (1.0,)
+    """Factor at each denoising step; the last holds for all further ones."""
+
+    def factor(self, step: int) -> float | None:
+        """The factor at a denoising step; None outside of the steps."""
+        if step < self.first or (self.last is not None and step > self.last):
+            return None
+        return self.factors[min(step, len(self.factors) - 1)]
+
+
+ALWAYS = When()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +55,14 @@ class FeatureEdit:
     """Factor of the change at each patch (P), in [0, 1]; everywhere when None."""
     fires_above: float | None = None
     """Only at patches where the feature's activation exceeds this."""
-    factors: tuple[float, ...] = (1.0,)
-    """Factor of ``value`` at each denoising step; the last holds for all further ones."""
-    steps: tuple[int, int | None] = (0, None)
-    """First and last denoising step, both included."""
+    when: When = ALWAYS
     half: Half = "conditional"
     """Which half of a batch with guidance it reaches; ``opposed`` subtracts from the other."""
 
     def value_at(self, step: int) -> float | None:
         """``value`` at a denoising step; None outside of the steps."""
-        first, last = self.steps
-        if step < first or (last is not None and step > last):
-            return None
-        return self.value * self.factors[min(step, len(self.factors) - 1)]
+        factor = self.when.factor(step)
+        return None if factor is None else self.value * factor
 
     @property
     def looks(self) -> bool:
@@ -78,6 +93,12 @@ def _scale(edit: FeatureEdit, step: int, patches: int) -> Tensor:
     return torch.full((patches,), value) if edit.weights is None else edit.weights * value
 
 
+def activations(codes: Codes, features: Sequence[int]) -> Tensor:
+    """What codes (N, k) say of some features (N, len(features)), 0 where they do not fire."""
+    columns = [(codes.values * (codes.indices == feature)).sum(1) for feature in features]
+    return torch.stack(columns, dim=1)
+
+
 def changed(
     vectors: Tensor, edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int
 ) -> Tensor:
@@ -94,8 +115,7 @@ def changed(
             continue
         feature = edit.feature
         if feature not in before:
-            fires = codes.indices == feature
-            before[feature] = now[feature] = (codes.values * fires).sum(1)
+            before[feature] = now[feature] = activations(codes, [feature])[:, 0]
         weight = torch.ones(len(vectors)) if edit.weights is None else edit.weights
         if edit.fires_above is not None:
             weight = weight * (before[feature] > edit.fires_above)

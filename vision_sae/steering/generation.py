@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -15,8 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import Denoising, GenerationSettings, Generator
 from vision_sae.steering.edits import FeatureEdit, added, changed, check_features
+from vision_sae.steering.transport import Transport, carried
+
+PICTURE, TWIN, SOURCES = 0, 1, 2
+"""Places in a batch: the steered picture, its twin, and then the sources of transports."""
 
 
 class Cancelled(Exception):
@@ -41,35 +46,44 @@ class SiteDictionary:
     site: str
 
 
-class Steering:
-    """Edits of one generation, ready to be applied at each of its steps.
+@dataclass(frozen=True)
+class Changes:
+    """Everything that is done to one generation."""
 
-    A batch holds the steered picture first and its twin second; with guidance there are two such
-    halves, the unconditional one first.
+    edits: Sequence[FeatureEdit] = ()
+    transports: Sequence[Transport] = ()
+    dictionaries: Mapping[str, SiteDictionary] = field(default_factory=dict)
+    """By the keys that edits and transports name."""
+
+
+class Steering:
+    """The changes of one generation, ready to be applied at each of its steps.
+
+    With guidance a step's batch has two halves, the unconditional one first.
     """
 
-    def __init__(
-        self,
-        model: Generator,
-        edits: Sequence[FeatureEdit],
-        dictionaries: Mapping[str, SiteDictionary],
-    ) -> None:
-        check_features(edits, {name: d.dictionary for name, d in dictionaries.items()})
+    def __init__(self, model: Generator, changes: Changes) -> None:
+        dictionaries = {name: found.dictionary for name, found in changes.dictionaries.items()}
+        check_features(changes.edits, dictionaries)
         self._model = model
-        ordered = sorted(edits, key=lambda edit: edit.dictionary)  # stable: their order stays
-        self._groups = [
-            (dictionaries[name], list(group))
-            for name, group in groupby(ordered, key=lambda edit: edit.dictionary)
-        ]
+        self._groups = []
+        for name, found in changes.dictionaries.items():
+            edits = [edit for edit in changes.edits if edit.dictionary == name]
+            sources = {
+                SOURCES + place: transport
+                for place, transport in enumerate(changes.transports)
+                if transport.dictionary == name
+            }
+            self._groups.append((found, edits, sources))
 
     @contextmanager
     def applied(self, run: Denoising) -> Iterator[None]:
-        """Edits are in force during the next step of ``run``."""
+        """Changes are in force during the next step of ``run``."""
         with ExitStack() as stack:
-            for found, edits in self._groups:
+            for found, edits, sources in self._groups:
                 now = [edit for edit in edits if edit.value_at(run.step) is not None]
-                if any(edit.looks for edit in now):
-                    edit = partial(self._edit, found.dictionary, now, run)
+                if sources or any(edit.looks for edit in now):
+                    edit = partial(self._edit, found.dictionary, now, sources, run)
                     stack.enter_context(self._model.replace(found.site, edit))
                 elif now:
                     addition = partial(self._addition, found, now, run)
@@ -79,30 +93,39 @@ class Steering:
     def _addition(
         self, found: SiteDictionary, edits: Sequence[FeatureEdit], run: Denoising
     ) -> Tensor:
-        settings = run.batch[0]
+        settings = run.batch[PICTURE]
         grid = self._model.grid(found.site, settings.height, settings.width)
         dim = self._model.sites[found.site].dim
-        halves = torch.zeros(2 if run.guided else 1, 2, grid.patches, dim)
+        halves = torch.zeros(2 if run.guided else 1, len(run.batch), grid.patches, dim)
         for half, group in groupby(sorted(edits, key=_half), key=_half):
             change = added(list(group), found.dictionary, run.step, grid.patches)
-            halves[-1, 0] += change
+            halves[-1, PICTURE] += change
             if run.guided and half != "conditional":
-                halves[0, 0] += change if half == "both" else -change
-        return halves.flatten(0, 1)
+                halves[0, PICTURE] += change if half == "both" else -change
+        return halves.flatten(0, 1).to(self._model.device)
 
     def _edit(
-        self, dictionary: Dictionary, edits: Sequence[FeatureEdit], run: Denoising, vectors: Tensor
+        self,
+        dictionary: Dictionary,
+        edits: Sequence[FeatureEdit],
+        sources: Mapping[int, Transport],
+        run: Denoising,
+        vectors: Tensor,
     ) -> Tensor:
         result = vectors.clone()
         with torch.autocast(vectors.device.type, enabled=False):
-            conditional = len(vectors) - 2
-            plain = vectors[conditional].float()
+            halves = vectors.float().unflatten(0, (-1, len(run.batch)))
+            given = halves[-1]
+            plain = given[PICTURE]
             edited = changed(plain, edits, dictionary, run.step)
-            result[conditional] = edited.to(vectors.dtype)
+            for place, transport in sources.items():
+                moved = carried(plain, given[place], transport, dictionary, run.step)
+                edited = edited + (moved - plain)
+            result[len(vectors) - len(run.batch)] = edited.to(vectors.dtype)
             if run.guided:
                 both = [edit for edit in edits if edit.half == "both"]
                 opposed = [edit for edit in edits if edit.half == "opposed"]
-                other = changed(vectors[0].float(), both, dictionary, run.step)
+                other = changed(halves[0, PICTURE], both, dictionary, run.step)
                 if opposed:
                     other = other - (changed(plain, opposed, dictionary, run.step) - plain)
                 result[0] = other.to(vectors.dtype)
@@ -113,11 +136,49 @@ def _half(edit: FeatureEdit) -> str:
     return edit.half
 
 
+class Generation:
+    """A steered generation under way: who drives it may stop between steps."""
+
+    def __init__(
+        self, model: Generator, settings: GenerationSettings, changes: Changes | None = None
+    ) -> None:
+        changes = changes or Changes()
+        if changes.transports and settings.image is not None:
+            raise InvalidInputError(
+                "features cannot be carried into a generation that starts from a picture; leave "
+                "one of the two out",
+                field="transports",
+            )
+        self._model, self._changes = model, changes
+        self._steering = Steering(model, changes)
+        # A source goes through the very steps of the picture.
+        sources = [
+            replace(settings, prompt=t.source.prompt, seed=t.source.seed)
+            for t in changes.transports
+        ]
+        self.run = model.start(settings, settings, *sources)
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.run.step == self.run.steps
+
+    def advance(self, capture: Sequence[str] = ()) -> dict[str, Tensor]:
+        """One step; gives the vectors (P, D) of the sites to capture, as steered."""
+        with self._steering.applied(self.run), self._model.capture(capture) as captured:
+            self.run.advance()
+        return {site: tensor[-len(self.run.batch)] for site, tensor in captured.items()}
+
+    def result(self) -> Steered:
+        """What it has come to."""
+        picture, twin, *_ = self.run.pictures()
+        return Steered(picture, twin, self.run.batch[PICTURE])
+
+
 def generate(
     model: Generator,
     settings: GenerationSettings,
-    edits: Sequence[FeatureEdit] = (),
-    dictionaries: Mapping[str, SiteDictionary] | None = None,
+    changes: Changes | None = None,
     *,
     after_step: Callable[[Denoising], bool] = lambda _: True,
 ) -> Steered:
@@ -126,12 +187,9 @@ def generate(
     ``after_step`` sees the generation after each step; when it returns False, `Cancelled` is
     raised.
     """
-    steering = Steering(model, edits, dictionaries or {})
-    run = model.start(settings, settings)
-    while run.step < run.steps:
-        with steering.applied(run):
-            run.advance()
-        if not after_step(run):
+    generation = Generation(model, settings, changes)
+    while not generation.done:
+        generation.advance()
+        if not after_step(generation.run):
             raise Cancelled
-    picture, twin = run.pictures()
-    return Steered(picture, twin, run.batch[0])
+    return generation.result()
