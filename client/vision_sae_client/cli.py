@@ -1,4 +1,4 @@
-"""The command ``vision-sae-client``: attribute, describe, search, label, info, web."""
+"""The command ``vision-sae-client``: attribute, describe, search, label, steer, info, web."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from google.protobuf.message import Message
 from vision_sae import tensors
 from vision_sae.errors import InvalidInputError, VisionSaeError
 from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import SiteAttribution
-from vision_sae_client import overlay, report, targets
+from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE
+from vision_sae_client import overlay, report, steering, targets
 from vision_sae_client.client import Client
+from vision_sae_client.edits import edit
+from vision_sae_client.edits import parse as parse_edits
 from vision_sae_client.errors import ClientError
 from vision_sae_client.jobs import label_job
 from vision_sae_client.requests import BoxLike
@@ -247,6 +251,101 @@ def label(
         if not detach and not cancel:
             for message in client.watch_label_job(followed.name):
                 typer.echo(_json(message) if as_json else report.news(message))
+
+
+@_command
+def steer(
+    prompt: Annotated[str, typer.Argument(help="What to show; empty shows a feature alone.")] = "",
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="FEATURE=VALUE, in mean activations; may be repeated, like all edits."),
+    ] = None,
+    scale: Annotated[list[str] | None, typer.Option(help="FEATURE=FACTOR.")] = None,
+    clamp: Annotated[list[str] | None, typer.Option(help="FEATURE=VALUE, in means.")] = None,
+    ablate: Annotated[list[str] | None, typer.Option(help="FEATURE: take it out.")] = None,
+    replace: Annotated[
+        list[str] | None, typer.Option(help="FEATURE=VALUE: nothing but this feature.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="Edit within x0,y0,x1,y1 in pixels.", metavar="BOX")
+    ] = None,
+    own_map: Annotated[
+        bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
+    ] = False,
+    first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
+    last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="models/NAME; default: the first that generates.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; default: drawn.", min=0)] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0)] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: usual.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Make the picture of this recipe.json again.")
+    ] = None,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Even where something is not as it was.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Directory for pictures and recipe.")] = Path("steered"),
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Make a picture with features turned up or down, and its twin without."""
+    edits: list[tuple[str, str, float | None]] = [
+        (operation, *parsed)
+        for operation, words in (
+            ("add", add),
+            ("scale", scale),
+            ("clamp", clamp),
+            ("ablate", ablate),
+            ("replace", replace),
+        )
+        for parsed in parse_edits(words or [], operation)
+    ]
+    if recipe is not None and (edits or prompt):
+        raise InvalidInputError("a recipe holds the prompt and the edits already", field="recipe")
+    with Client(address, token=token, timeout=timeout) as client:
+        content: GenerationSettings | Recipe
+        if recipe is not None:
+            content = steering.read_recipe(recipe)
+        else:
+            corners = None if box is None else parse_box(box)
+            content = GenerationSettings(
+                model=model or _generator(client),
+                prompt=prompt,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance,
+                edits=[
+                    edit(
+                        _feature_name(client, feature, dictionary),
+                        operation,
+                        value,
+                        box=corners,
+                        own_map=own_map,
+                        first_step=first_step,
+                        last_step=last_step,
+                    )
+                    for operation, feature, value in edits
+                ],
+            )
+        for message in client.generate(content, allow_drift=allow_drift):
+            if message.HasField("progress"):
+                typer.echo(report.generation_progress(message.progress), err=True)
+        written = steering.write(message.result, out)
+    typer.echo(_json(message.result) if as_json else report.generation(message.result))
+    typer.echo(f"written: {', '.join(map(str, written))}", err=True)
+
+
+def _generator(client: Client) -> str:
+    """The first model of the server that generates."""
+    for model in client.models():
+        if model.kind == MODEL_KIND_TEXT_TO_IMAGE:
+            return model.name
+    raise InvalidInputError("this server has no text-to-image model", field="model")
 
 
 @_command

@@ -20,6 +20,12 @@ from vision_sae.v1.description_pb2 import Description, Score, ScoreMetric, Score
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.generation_service_pb2 import (
+    GenerateResponse,
+    GenerationSettings,
+    Recipe,
+)
+from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, ImageFormat
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
     ListLabelJobsResponse,
@@ -345,15 +351,52 @@ class Client:
         call = requests.watch_label_job(
             name, resume_token=resume_token, progress_only=progress_only
         )
+        yield from self._stream(call, timeout=None)
+
+    def generate(
+        self,
+        content: GenerationSettings | Recipe,
+        *,
+        allow_drift: bool = False,
+        omit_twin: bool = False,
+        preview_interval: int = 0,
+        preview_pixels: int = 0,
+        format: ImageFormat.ValueType = IMAGE_FORMAT_UNSPECIFIED,
+        effect_texts: Sequence[str] = (),
+        encode_dictionaries: Sequence[str] = (),
+        request_id: str = "",
+    ) -> Iterator[GenerateResponse]:
+        """A steered picture and its twin: progress step by step, and the result at last.
+
+        ``content`` says what to generate, with edits made by `vision_sae_client.edits.edit`, or is
+        a recipe to repeat. Whoever stops reading cancels the work.
+        """
+        call = requests.generate(
+            content,
+            allow_drift=allow_drift,
+            omit_twin=omit_twin,
+            preview_interval=preview_interval,
+            preview_pixels=preview_pixels,
+            format=format,
+            effect_texts=effect_texts,
+            encode_dictionaries=encode_dictionaries,
+            request_id=request_id,
+        )
+        yield from self._stream(call, timeout=self._timeout)
+
+    def _stream(self, call: Call[R], *, timeout: float | None) -> Iterator[R]:
         send = self._channel.unary_stream(
             call.method,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response.FromString,
         )
+        answers = send(call.request, timeout=timeout, metadata=self._metadata)
         try:
-            yield from send(call.request, metadata=self._metadata)
+            yield from answers
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
+        finally:
+            answers.cancel()
 
     def _name(self, dictionary: str | None) -> str:
         return dictionary or self.dictionary().name

@@ -14,6 +14,7 @@ from vision_sae.v1.description_pb2 import (
 )
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.generation_service_pb2 import GenerationProgress, GenerationResult
 from vision_sae.v1.image_pb2 import Box
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
@@ -222,3 +223,33 @@ def server(
 
 def _sides(box: Box) -> tuple[float, float, float, float]:
     return box.x0, box.y0, box.x1, box.y1
+
+
+def generation_progress(progress: GenerationProgress) -> str:
+    """How far a generation is."""
+    if not progress.step:
+        return f"{progress.queue_position} ahead" if progress.queue_position else "begun"
+    seconds = progress.elapsed.ToMilliseconds() / 1000
+    return f"step {progress.step} of {progress.steps}, {seconds:.1f} s"
+
+
+def generation(result: GenerationResult) -> str:
+    """What the edits changed, and how to make the picture again."""
+    settings, effect = result.recipe.settings, result.effect
+    lines = [f"{settings.prompt!r}, seed {settings.seed}, {settings.steps} steps"]
+    if result.HasField("reproduced"):
+        lines.append("the same bits as before" if result.reproduced else "NOT the same bits")
+    if result.HasField("effect"):
+        for name in ("pixel", "perceptual"):
+            everywhere = getattr(effect, f"{name}_change")
+            line = f"{name} change {everywhere:.4f}"
+            if effect.HasField(f"{name}_change_inside"):  # type: ignore[arg-type]
+                inside = getattr(effect, f"{name}_change_inside")
+                outside = getattr(effect, f"{name}_change_outside")
+                line += f", inside of the region {inside:.4f}, outside {outside:.4f}"
+            lines.append(line)
+        lines += [
+            f"{text.text!r}: similarity {text.before:.3f} -> {text.after:.3f}"
+            for text in effect.texts
+        ]
+    return "\n".join(lines)

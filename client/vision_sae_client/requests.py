@@ -12,12 +12,14 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.v1 import attribution_service_pb2 as attribution_pb
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import description_service_pb2 as description_pb
+from vision_sae.v1 import generation_service_pb2 as generation_pb
 from vision_sae.v1 import label_job_service_pb2 as jobs_pb
 from vision_sae.v1 import search_service_pb2 as search_pb
 from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import FEATURE_VIEW_BASIC, FEATURE_VIEW_FULL, FeatureView
-from vision_sae.v1.image_pb2 import Box, Region
+from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
+from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, Box, ImageFormat, Region
 from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
 from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureMatch
@@ -317,6 +319,35 @@ def watch_label_job(
     return _jobs("WatchLabelJob", request, jobs_pb.WatchLabelJobResponse)
 
 
+def generate(
+    content: GenerationSettings | Recipe,
+    *,
+    allow_drift: bool = False,
+    omit_twin: bool = False,
+    preview_interval: int = 0,
+    preview_pixels: int = 0,
+    format: ImageFormat.ValueType = IMAGE_FORMAT_UNSPECIFIED,
+    effect_texts: Sequence[str] = (),
+    encode_dictionaries: Sequence[str] = (),
+    request_id: str = "",
+) -> Call[generation_pb.GenerateResponse]:
+    """A steered picture, or a recipe to repeat; answered by a stream."""
+    request = generation_pb.GenerateRequest(
+        settings=content if isinstance(content, GenerationSettings) else None,
+        recipe=content if isinstance(content, Recipe) else None,
+        allow_drift=allow_drift,
+        omit_twin=omit_twin,
+        preview_interval=preview_interval,
+        preview_pixels=preview_pixels,
+        format=format,
+        effect_texts=effect_texts,
+        encode_dictionaries=[dictionary_name(name) for name in encode_dictionaries],
+        request_id=request_id,
+    )
+    method = "/vision_sae.v1.GenerationService/Generate"
+    return Call(method, request, generation_pb.GenerateResponse)
+
+
 def _catalog(rpc: str, request: Message, response: type[R_co]) -> Call[R_co]:
     return Call(f"/vision_sae.v1.CatalogService/{rpc}", request, response)
 
@@ -337,13 +368,14 @@ def _view(full: bool) -> FeatureView.ValueType:
     return FEATURE_VIEW_FULL if full else FEATURE_VIEW_BASIC
 
 
-def _box(box: BoxLike) -> Box:
+def box_message(box: BoxLike) -> Box:
+    """The box as a message."""
     x0, y0, x1, y1 = box
     return Box(x0=x0, y0=y0, x1=x1, y1=y1)
 
 
 def _region(box: BoxLike | None) -> Region | None:
-    return None if box is None else Region(box=_box(box))
+    return None if box is None else Region(box=box_message(box))
 
 
 def _image_region(source: ImageSource, box: BoxLike | None) -> search_pb.ImageRegion:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests import generations
+from vision_sae.bundles.bundle import Bundle
 from vision_sae.models.sdxl import SdxlModel
 
 
@@ -37,3 +39,11 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tiny_generator(tiny_pipeline: Any) -> SdxlModel:
     """The same, behind the `Generator` protocol, in float32."""
     return SdxlModel("tiny", tiny_pipeline, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def generated_bundles(
+    tiny_generator: SdxlModel, tmp_path_factory: pytest.TempPathFactory
+) -> list[Bundle]:
+    """Bundles of two of its sites; see `tests.generations`."""
+    return generations.bundles(tiny_generator, tmp_path_factory.mktemp("generations"))

@@ -32,13 +32,8 @@ STRONG = 60.0
 
 
 @pytest.fixture(scope="module")
-def made(tiny_generator: SdxlModel, tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    return generations.bundles(tiny_generator, tmp_path_factory.mktemp("generations"))
-
-
-@pytest.fixture(scope="module")
-def held(tiny_generator: SdxlModel, made: list[Bundle]) -> Any:
-    return generations.state(tiny_generator, made)
+def held(tiny_generator: SdxlModel, generated_bundles: list[Bundle]) -> Any:
+    return generations.state(tiny_generator, generated_bundles)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +102,10 @@ def test_an_edit_moves_the_picture_and_not_its_twin(service: Any) -> None:
     assert found.effect.perceptual_change > 0
 
 
-def test_the_unit_of_a_value_is_the_mean_activation(service: Any, made: list[Bundle]) -> None:
-    mean = float(made[1].statistics.mean[3])
+def test_the_unit_of_a_value_is_the_mean_activation(
+    service: Any, generated_bundles: list[Bundle]
+) -> None:
+    mean = float(generated_bundles[1].statistics.mean[3])
     usual = result(service, edit(value=2.0))
     raw = result(service, edit(value=2.0 * mean, unit=edit_pb2.EDIT_UNIT_RAW))
     assert np.array_equal(pixels(usual.picture), pixels(raw.picture))

@@ -272,7 +272,8 @@ def train_unet(work: Path, steps: int, rate: float, batch: int) -> None:
             ).sample
         error = (predicted.float() - (a * noise - s * clean)).square()
         weights = 1 + (_OBJECT_WEIGHT - 1) * _objects(pictures[rows])
-        return (weights * error).mean() / weights.mean()
+        weighted: Tensor = (weights * error).mean() / weights.mean()
+        return weighted
 
     training.run(loss)
 

@@ -27,13 +27,12 @@ class Change(NamedTuple):
 
 
 def _pixels(image: Image.Image) -> NDArray[np.float32]:
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def difference(picture: Image.Image, twin: Image.Image) -> NDArray[np.float32]:
     """Absolute difference of two pictures of one size (H, W), mean over colours, from 0 to 1."""
-    moved = np.abs(_pixels(picture) - _pixels(twin)).mean(2)
-    return np.asarray(moved.astype(np.float32))
+    return np.asarray(np.abs(_pixels(picture) - _pixels(twin)).mean(2))
 
 
 def perceptual_difference(

@@ -1,0 +1,69 @@
+"""A steered generation on disk: the pictures, what changed, and the recipe to make it again."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from PIL import Image
+
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.tensors import from_proto
+from vision_sae.v1.generation_service_pb2 import GenerationResult, Recipe
+from vision_sae.v1.image_pb2 import EncodedImage
+
+_GAP = 4
+_SHOWN = 256
+"""Longer side of what is shown side by side, when the pictures are smaller."""
+
+
+def picture(encoded: EncodedImage) -> Image.Image:
+    """A picture of an answer."""
+    return Image.open(io.BytesIO(encoded.data)).convert("RGB")
+
+
+def beside(result: GenerationResult) -> Image.Image:
+    """The twin, the steered picture, and where they differ, from left to right."""
+    moved = from_proto(result.difference_map)
+    grey = Image.fromarray(np.round(255 * moved / max(float(moved.max()), 1e-6)).astype(np.uint8))
+    shown = [picture(result.twin), picture(result.picture), grey.convert("RGB")]
+    scale = max(1, _SHOWN // max(shown[0].size))
+    width, height = (side * scale for side in shown[0].size)
+    sheet = Image.new("RGB", (3 * width + 2 * _GAP, height), "white")
+    for place, image in enumerate(shown):
+        large = image.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(large, (place * (width + _GAP), 0))
+    return sheet
+
+
+def write(result: GenerationResult, directory: Path) -> list[Path]:
+    """Write picture, twin, both side by side, and ``recipe.json``; gives what was written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    suffix = {1: "png", 2: "jpg", 3: "webp"}[result.picture.format]
+    files = {f"picture.{suffix}": result.picture.data}
+    if result.HasField("twin"):
+        files[f"twin.{suffix}"] = result.twin.data
+        buffer = io.BytesIO()
+        beside(result).save(buffer, "PNG")
+        files["beside.png"] = buffer.getvalue()
+    recipe = MessageToJson(result.recipe, preserving_proto_field_name=True)
+    files["recipe.json"] = f"{recipe}\n".encode()
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    return [directory / name for name in files]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a file that `write` made.
+
+    Raises `NotFoundError` without a file, `InvalidInputError` for one that is no recipe.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"there is no recipe {path}", field="recipe")
+    try:
+        recipe: Recipe = Parse(path.read_text("utf-8"), Recipe())
+    except (ParseError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} is no recipe: {error}", field="recipe") from error
+    return recipe
