@@ -233,7 +233,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_command_prints_and_publishes_every_figure(world: Path) -> None:
     result = run(
-        *("evaluate", world / "bundle", "--store", world / "store", "--name", "all"),
+        *("evaluate", "dictionary", world / "bundle", "--store", world / "store", "--name", "all"),
         *("--images", world / "pictures", "--against", world / "d"),
     )
     assert result.exit_code == 0, result.output
@@ -264,7 +264,7 @@ def test_downstream_figures_are_of_all_pictures_and_the_stores_mean(
 
 
 def test_command_runs_the_model_only_on_pictures(world: Path) -> None:
-    result = run("evaluate", world / "d", "--store", world / "store")
+    result = run("evaluate", "dictionary", world / "d", "--store", world / "store")
     assert result.exit_code == 0, result.output
     assert "kl_div" not in result.output
     assert "matching" not in result.output
@@ -272,7 +272,7 @@ def test_command_runs_the_model_only_on_pictures(world: Path) -> None:
 
 def test_limit_is_the_number_of_pictures(world: Path) -> None:
     result = run(
-        *("evaluate", world / "bundle", "--store", world / "store", "--name", "few"),
+        *("evaluate", "dictionary", world / "bundle", "--store", world / "store", "--name", "few"),
         *("--images", world / "pictures", "--limit", 2),
     )
     assert result.exit_code == 0, result.output
@@ -281,7 +281,7 @@ def test_limit_is_the_number_of_pictures(world: Path) -> None:
 
 @pytest.mark.parametrize("what", ["bundle", "nowhere"])
 def test_bad_argument_is_one_line_and_status_2(world: Path, tmp_path: Path, what: str) -> None:
-    result = run("evaluate", world / what, "--store", tmp_path / "nowhere")
+    result = run("evaluate", "dictionary", world / what, "--store", tmp_path / "nowhere")
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("vision-sae: ")

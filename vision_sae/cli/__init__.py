@@ -4,9 +4,10 @@ from vision_sae.cli import (  # registers their commands
     applications,
     bundles,
     dictionaries,
+    evaluate,
     label_files,
     labels,
 )
 from vision_sae.cli.command import app
 
-__all__ = ["app", "applications", "bundles", "dictionaries", "label_files", "labels"]
+__all__ = ["app", "applications", "bundles", "dictionaries", "evaluate", "label_files", "labels"]

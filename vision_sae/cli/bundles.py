@@ -1,4 +1,4 @@
-"""Commands of bundles: build, evaluate, serve, and the demo of it all."""
+"""Commands of bundles: build, serve, and the demo of it all."""
 
 from __future__ import annotations
 
@@ -29,36 +29,6 @@ def build(
         f"recall@10 {index['recall_at_10']:.3f}, "
         f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
     )
-
-
-@command()
-def evaluate(
-    dictionary: Annotated[Path, typer.Argument(help="Dictionary or bundle to measure.")],
-    store: Annotated[Path, typer.Option(help="ActivationStore to measure on, held out.")],
-    images: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of pictures to run the model on; may be repeated."),
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=1)] = 256,
-    name: Annotated[
-        str, typer.Option(help="What a bundle's manifest calls these metrics.")
-    ] = "heldout",
-    against: Annotated[
-        Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
-    ] = None,
-) -> None:
-    """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
-    from vision_sae.activations.harvest import choose
-    from vision_sae.activations.store import ActivationStore
-    from vision_sae.evaluation.report import evaluate as run
-    from vision_sae.evaluation.report import lines, match_published
-    from vision_sae.pictures.folder import image_folder
-
-    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
-    matching = match_published(dictionary, against) if against else None
-    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
-    for line in lines(found, matching):
-        typer.echo(line)
 
 
 @command()

@@ -19,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+evaluations = typer.Typer(help="Measure dictionaries, and what they do.", no_args_is_help=True)
+app.add_typer(evaluations, name="evaluate")
+
 Configuration = Annotated[
     Path | None, typer.Option("--config", help="YAML file; flags and environment override it.")
 ]
@@ -36,9 +39,11 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def command(name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a command, under its function's name or another, whose deliberate errors are shown
-    as one line."""
+def command(
+    name: str | None = None, group: typer.Typer = app
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a command of a group, under its function's name or another, whose deliberate errors
+    are shown as one line."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -46,7 +51,7 @@ def command(name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R
             with _clear_errors():
                 return function(*args, **kwargs)
 
-        return app.command(name)(run)
+        return group.command(name)(run)
 
     return register
 

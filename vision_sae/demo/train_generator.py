@@ -3,14 +3,15 @@
     python -m vision_sae.demo.train_generator scenes --work WORK
     python -m vision_sae.demo.train_generator vae --work WORK
     python -m vision_sae.demo.train_generator latents --work WORK
+    python -m vision_sae.demo.train_generator text --work WORK
     python -m vision_sae.demo.train_generator unet --work WORK
     python -m vision_sae.demo.train_generator export --work WORK
 
 ``scenes`` paints the training pictures, ``vae`` trains the autoencoder on them, ``latents`` runs
-its encoder over them once, ``unet`` trains the U-Net and both text encoders, and ``export`` writes
-the pipeline in half precision. Each goes on where it stopped: ``scenes`` and ``latents`` from their
-last complete block, the trainings from a checkpoint written every few minutes, with a line of
-``log.jsonl`` every hundred steps.
+its encoder over them once, ``text`` trains both text encoders to tell what a caption says, ``unet``
+trains the U-Net with these as they are, and ``export`` writes the pipeline in half precision. Each
+goes on where it stopped: ``scenes`` and ``latents`` from their last complete block, the trainings
+from a checkpoint written every few minutes, with a line of ``log.jsonl`` every hundred steps.
 
 The U-Net predicts v (Salimans and Ho 2022, arXiv:2202.00512) under a schedule whose last step has
 no signal left (Lin et al. 2024, arXiv:2305.08891), so that four steps from pure noise are exact to
@@ -20,6 +21,7 @@ moving average of the weights.
 
     WORK/scenes.npy     (N, 64, 64, 3) uint8
     WORK/captions.json  N captions
+    WORK/said.npy       (N, 6) the number of each attribute's value
     WORK/latents.npy    (N, 4, 32, 32) float16, of unit variance
 """
 
@@ -44,7 +46,7 @@ from tqdm import tqdm
 from vision_sae.demo import generator
 from vision_sae.demo.growing import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import spaced
-from vision_sae.evaluation.planted_scenes import draw, random_attributes
+from vision_sae.evaluation.planted_scenes import VALUES, draw, random_attributes
 from vision_sae.models.precision import fastest_dtype
 
 SCENES = 60_000
@@ -53,6 +55,7 @@ TRAIN_SEED = 101
 _BLOCK = 1000
 _CHECKPOINT_SECONDS = 180
 _KL_WEIGHT = 1e-6
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _EMPTY_SHARE = 0.05
 """Prompts that are left out in training."""
 _USED_SHARE = 0.75
@@ -69,17 +72,19 @@ def make_scenes(work: Path, count: int) -> None:
     pictures, done = open_growing(
         work / "scenes.npy", (count, generator.SIDE, generator.SIDE, 3), np.uint8
     )
-    captions = []
+    captions, said = [], []
     for i in tqdm(range(count), desc="scenes"):
         random = np.random.default_rng([TRAIN_SEED, i])
         attributes = replace(random_attributes(random), word=None)
         captions.append(attributes.caption)
+        said.append(attributes.numbers)
         if i >= done:
             seed = int(random.integers(2**32))
             pictures[i] = np.asarray(draw(attributes, side=generator.SIDE, seed=seed).image)
             if i % _BLOCK == _BLOCK - 1 or i == count - 1:
                 complete(pictures, work / "scenes.npy", i + 1)
     (work / "captions.json").write_text(json.dumps(captions), "utf-8")
+    np.save(work / "said.npy", np.array(said))
 
 
 class Training:
@@ -208,13 +213,47 @@ def make_latents(work: Path, options: dict[str, Any]) -> None:
             complete(latents, work / "latents.npy", int(rows[-1]) + 1)
 
 
-def unet_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Training, Any]:
-    """(the U-Net's and text encoders' training as far as it is, their pipeline)"""
+def text_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Training, Any]:
+    """(the text encoders' training as far as it is, their pipeline)"""
     torch.manual_seed(1)
     pipeline = generator.new_pipeline(_tokenizer(work))
-    names = ("unet", "text_encoder", "text_encoder_2")
-    modules = nn.ModuleDict({name: getattr(pipeline, name) for name in names})
-    return Training(modules, steps, rate, work, "unet"), pipeline
+    modules = nn.ModuleDict({name: getattr(pipeline, name) for name in _TEXT_ENCODERS})
+    hidden = 2 * pipeline.text_encoder.config.hidden_size
+    pooled = pipeline.text_encoder_2.config.projection_dim
+    values = sum(map(len, VALUES.values()))
+    modules["hidden_head"] = nn.Linear(hidden, values)
+    modules["pooled_head"] = nn.Linear(pooled, values)
+    return Training(modules, steps, rate, work, "text"), pipeline
+
+
+def train_text(work: Path, steps: int, rate: float, batch: int) -> None:
+    """Tell every attribute from the pooled text, and from the last token's hidden states."""
+    training, pipeline = text_training(work, steps, rate, batch)
+    said = torch.from_numpy(np.load(work / "said.npy"))
+    tokens = _tokens(pipeline, json.loads((work / "captions.json").read_text("utf-8")))
+    widths = [len(values) for values in VALUES.values()]
+
+    def loss(random: np.random.Generator) -> Tensor:
+        rows = random.integers(len(tokens), size=batch)
+        hidden, pooled = encode_prompts(pipeline, tokens[rows])
+        errors = [
+            F.cross_entropy(logits, said[rows, attribute])
+            for told in (
+                training.modules["hidden_head"](hidden[:, -1]),
+                training.modules["pooled_head"](pooled),
+            )
+            for attribute, logits in enumerate(told.split(widths, dim=1))
+        ]
+        return torch.stack(errors).mean()
+
+    training.run(loss)
+
+
+def unet_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Training, Any]:
+    """(the U-Net's training as far as it is, its pipeline with the trained text encoders)"""
+    text, pipeline = text_training(work, **TEXT)
+    text.averaged()
+    return Training(nn.ModuleDict({"unet": pipeline.unet}), steps, rate, work, "unet"), pipeline
 
 
 def encode_prompts(pipeline: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,9 +300,10 @@ def train_unet(work: Path, steps: int, rate: float, batch: int) -> None:
         of_use = used[torch.from_numpy(random.integers(len(used), size=batch))]
         times = torch.where(torch.from_numpy(random.random(batch) < _USED_SHARE), of_use, anywhere)
         a, s = signal[times][:, None, None, None], noise_level[times][:, None, None, None]
-        said = np.where(random.random(batch) < _EMPTY_SHARE, len(tokens) - 1, rows)
+        told = np.where(random.random(batch) < _EMPTY_SHARE, len(tokens) - 1, rows)
+        with torch.no_grad():
+            hidden, pooled = encode_prompts(pipeline, tokens[told])
         with torch.autocast("cpu", low, enabled=low != torch.float32):
-            hidden, pooled = encode_prompts(pipeline, tokens[said])
             predicted = pipeline.unet(
                 a * clean + s * noise,
                 times,
@@ -302,7 +342,8 @@ def export(work: Path, out: Path, vae: dict[str, Any], unet: dict[str, Any]) -> 
 
 
 VAE: dict[str, Any] = {"steps": 1500, "rate": 3e-3, "batch": 16}
-UNET: dict[str, Any] = {"steps": 4800, "rate": 1e-3, "batch": 32}
+TEXT: dict[str, Any] = {"steps": 600, "rate": 2e-3, "batch": 128}
+UNET: dict[str, Any] = {"steps": 4200, "rate": 1e-3, "batch": 32}
 
 
 def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
@@ -310,6 +351,7 @@ def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
         "scenes": lambda a: make_scenes(a.work, a.scenes),
         "vae": lambda a: train_vae(a.work, **VAE),
         "latents": lambda a: make_latents(a.work, VAE),
+        "text": lambda a: train_text(a.work, **TEXT),
         "unet": lambda a: train_unet(a.work, **UNET | {"steps": a.unet_steps}),
         "export": lambda a: export(a.work, a.out, VAE, UNET | {"steps": a.unet_steps}),
     }

@@ -17,6 +17,7 @@ Metric = Literal[
     "intruder_accuracy",
     "cosy_auc",
     "cosy_mean_difference",
+    "causal",
 ]
 """Definitions of quality; ``score.proto`` tells what each means."""
 Negatives = Literal["", "random", "hard"]

@@ -50,6 +50,15 @@ BACKGROUNDS: dict[Background, tuple[int, int, int]] = {
     "light green": (192, 232, 182),
     "dark blue": (18, 28, 78),
 }
+VALUES: dict[str, tuple[str, ...]] = {
+    "shape": get_args(Shape),
+    "colour": get_args(Colour),
+    "texture": get_args(Texture),
+    "size": get_args(Size),
+    "place": get_args(Place),
+    "background": get_args(Background),
+}
+"""The attributes of every scene, and the values of each."""
 WORDS = ("CAT", "DOG", "STOP", "SALE", "RED", "BLUE", "STAR", "RING")
 """Words that are painted; some contradict what the picture shows."""
 
@@ -97,6 +106,11 @@ class Attributes:
         where = f"in the {self.place}" if self.place == "centre" else f"at the {self.place}"
         word = f" with the word {self.word}" if self.word else ""
         return f"{thing} {where} of a {self.background} background{word}"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each attribute's value, in the order of `VALUES`."""
+        return tuple(values.index(getattr(self, name)) for name, values in VALUES.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,14 +264,7 @@ def random_attributes(random: np.random.Generator) -> Attributes:
     def one(values: tuple[str, ...]) -> Any:
         return values[random.integers(len(values))]
 
-    chosen = Attributes(
-        shape=one(get_args(Shape)),
-        colour=one(get_args(Colour)),
-        texture=one(get_args(Texture)),
-        size=one(get_args(Size)),
-        place=one(get_args(Place)),
-        background=one(get_args(Background)),
-    )
+    chosen = Attributes(**{name: one(values) for name, values in VALUES.items()})
     word = one(WORDS)
     return replace(chosen, word=word) if random.random() < _WORD_SHARE else chosen
 

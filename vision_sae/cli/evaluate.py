@@ -1,0 +1,127 @@
+"""Commands that measure: evaluate dictionary, blocks, causal, edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vision_sae.cli.command import command, evaluations
+
+Bundles = Annotated[list[Path], typer.Argument(help="Bundles of one text-to-image model.")]
+Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")]
+Amount = Annotated[
+    float, typer.Option(help="How much is added, in mean activations of the usual feature.")
+]
+
+
+@command("dictionary", evaluations)
+def evaluate_dictionary(
+    dictionary: Annotated[Path, typer.Argument(help="Dictionary or bundle to measure.")],
+    store: Annotated[Path, typer.Option(help="ActivationStore to measure on, held out.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of pictures to run the model on; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=1)] = 256,
+    name: Annotated[
+        str, typer.Option(help="What a bundle's manifest calls these metrics.")
+    ] = "heldout",
+    against: Annotated[
+        Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
+    ] = None,
+) -> None:
+    """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    from vision_sae.activations.harvest import choose
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.evaluation.report import evaluate as run
+    from vision_sae.evaluation.report import lines, match_published
+    from vision_sae.pictures.folder import image_folder
+
+    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
+    matching = match_published(dictionary, against) if against else None
+    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
+    for line in lines(found, matching):
+        typer.echo(line)
+
+
+@command("blocks", evaluations)
+def evaluate_blocks(
+    bundles: Bundles,
+    prompts: Prompts,
+    pictures: Annotated[int, typer.Option(help="Use only this many prompts.", min=2)] = 32,
+    features: Annotated[int, typer.Option(help="Features to boost in each block.", min=1)] = 8,
+    amount: Amount = 8.0,
+    out: Annotated[Path, typer.Option(help="Directory for the table and the picture.")] = Path(
+        "blocks"
+    ),
+) -> None:
+    """Which block does what? Switches each off and boosts its features, against random ones."""
+    from vision_sae.evaluation.generators import block_report
+    from vision_sae.steering.bundles import opened
+
+    generator, found = opened(bundles)
+    report = block_report(
+        generator, found, _settings(prompts, pictures), out, features=features, amount=amount
+    )
+    typer.echo(report)
+
+
+@command("causal", evaluations)
+def evaluate_causal(
+    bundle: Annotated[Path, typer.Argument(help="Labelled bundle of a text-to-image model.")],
+    prompts: Prompts,
+    pictures: Annotated[int, typer.Option(help="Use only this many prompts.", min=2)] = 8,
+    limit: Annotated[
+        int | None, typer.Option(help="Score only this many labels, the best first.", min=1)
+    ] = None,
+    amount: Amount = 8.0,
+    clip: Annotated[str, typer.Option(help="Contrastive model that judges.")] = "demo:clip",
+) -> None:
+    """Does raising a feature move pictures toward its label? A further score of each label."""
+    from vision_sae.evaluation.generators import causal_scores
+    from vision_sae.models.registry import load_model
+    from vision_sae.steering.bundles import opened
+
+    generator, (found,) = opened([bundle])
+    judged = causal_scores(
+        generator,
+        found,
+        bundle,
+        load_model(clip),
+        _settings(prompts, pictures),
+        amount=amount,
+        limit=limit,
+    )
+    typer.echo(judged)
+
+
+@command("edits", evaluations)
+def evaluate_edits(
+    bundles: Bundles,
+    out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+) -> None:
+    """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
+    from vision_sae.evaluation.edit_cases import evaluate_edits as run
+    from vision_sae.evaluation.edit_cases import lines, read_cases
+    from vision_sae.evaluation.scene_attributes import train_classifier
+    from vision_sae.files import write_json
+    from vision_sae.steering.bundles import opened
+
+    generator, found = opened(bundles)
+    dictionaries = {f.bundle.name: f.dictionary for f in found}
+    made = run(generator, dictionaries, read_cases(), train_classifier())
+    for line in lines(made):
+        typer.echo(line)
+    if out is not None:
+        write_json(out, {name: result._asdict() for name, result in made.items()})
+
+
+def _settings(prompts: Path, count: int) -> list[Any]:
+    """A generation of each of the first prompts, each from noise of its own."""
+    from vision_sae.activations.generations import prompted, read_prompts
+    from vision_sae.models.generator import GenerationSettings
+
+    made = prompted(read_prompts(prompts)[:count], 1)
+    return [GenerationSettings(item.prompt, seed=item.seed) for item in made]

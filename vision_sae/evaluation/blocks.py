@@ -1,0 +1,197 @@
+"""What each block of a generator does to the picture.
+
+A block is switched off (its update replaced by nothing), and its features are boosted, over many
+prompts; pictures are compared with their twins from the same noise. Four things are measured apart,
+with Y the luma and C the two chroma channels of YCbCr, from 0 to 1, and B a blur whose standard
+deviation is a sixteenth of the picture's side:
+
+- light: ``|mean Y - mean Y'|``
+- layout: ``mean |B(Y - mean Y) - B(Y' - mean Y')|``, where coarse things are
+- detail: ``mean |(Y - B Y) - (Y' - B Y')|``, what the blur takes away
+- colour: ``mean |B C - B C'|``
+
+Each is divided by the same between pictures of different prompts and seeds: 1 is as different as
+another picture. The control is a random direction in the place of the block's: of the norm that the
+block's update has at each position, or that the feature adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.models.generator import GenerationSettings, Generator
+
+_BLUR = 1 / 16
+_BATCH = 16
+_SEED = 3
+
+
+class Roles(NamedTuple):
+    """How much of each a change moves; 1 is as much as another picture."""
+
+    layout: float
+    detail: float
+    colour: float
+    light: float
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """The features of one block that are boosted."""
+
+    dictionary: Dictionary
+    features: Sequence[int]
+    amount: float
+    """What is added of each, in the units of the site."""
+
+
+@dataclass(frozen=True)
+class BlockEffects:
+    """What one block does."""
+
+    site: str
+    ablated: Roles
+    ablated_random: Roles
+    """With a random direction of the update's norm added at each position instead."""
+    boosted: Roles
+    """The mean over its features."""
+    boosted_random: Roles
+
+    @property
+    def role(self) -> str:
+        """What boosting its features moves more than random directions do, by the ratio."""
+        ratios = {
+            name: getattr(self.boosted, name) / max(getattr(self.boosted_random, name), 1e-6)
+            for name in Roles._fields
+        }
+        return max(ratios, key=ratios.__getitem__)
+
+
+class _Parts(NamedTuple):
+    """What of a picture each role is about."""
+
+    layout: NDArray[np.float32]
+    detail: NDArray[np.float32]
+    colour: NDArray[np.float32]
+    light: NDArray[np.float32]
+
+
+def _parts(picture: Image.Image) -> _Parts:
+    pixels = np.asarray(picture.convert("YCbCr"), dtype=np.float32) / np.float32(255)
+    sigma = _BLUR * max(picture.size)
+    y, chroma = pixels[..., 0], pixels[..., 1:]
+    coarse = gaussian_filter(y, sigma, mode="nearest")
+    smooth = gaussian_filter(chroma, (sigma, sigma, 0), mode="nearest")
+    return _Parts(coarse - y.mean(), y - coarse, smooth, np.asarray(y.mean(keepdims=True)))
+
+
+def difference(one: Image.Image, other: Image.Image) -> Roles:
+    """How two pictures of one size differ, not yet divided by anything."""
+    pairs = zip(_parts(one), _parts(other), strict=True)
+    return Roles(*(float(np.abs(a - b).mean()) for a, b in pairs))
+
+
+def _mean(differences: Sequence[Roles]) -> NDArray[np.float64]:
+    return np.asarray(np.mean(np.array(differences), axis=0))
+
+
+class _Pictures:
+    """The pictures of some prompts, plain and under changes of one site."""
+
+    def __init__(self, model: Generator, prompts: Sequence[GenerationSettings]) -> None:
+        self._model, self._prompts = model, prompts
+        self.plain = self.made(None)
+        shifted = self.plain[1:] + self.plain[:1]
+        others = [difference(a, b) for a, b in zip(self.plain, shifted, strict=True)]
+        self._unit = np.maximum(_mean(others), 1e-9)
+
+    def made(self, change: Callable[[], AbstractContextManager[None]] | None) -> list[Image.Image]:
+        """The pictures with ``change`` in force."""
+        pictures: list[Image.Image] = []
+        for start in range(0, len(self._prompts), _BATCH):
+            run = self._model.start(*self._prompts[start : start + _BATCH])
+            while run.step < run.steps:
+                if change is None:
+                    run.advance()
+                else:
+                    with change():
+                        run.advance()
+            pictures += run.pictures()
+        return pictures
+
+    def moved(self, change: Callable[[], AbstractContextManager[None]]) -> Roles:
+        """How far ``change`` moves them."""
+        pairs = zip(self.made(change), self.plain, strict=True)
+        return Roles(*(_mean([difference(*pair) for pair in pairs]) / self._unit).tolist())
+
+
+def _unit_rows(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    rows: Tensor = torch.nn.functional.normalize(torch.randn(*shape, generator=random), dim=-1)
+    return rows
+
+
+def evaluate_blocks(
+    model: Generator,
+    blocks: Mapping[str, Boosted],
+    prompts: Sequence[GenerationSettings],
+    *,
+    progress: bool = True,
+) -> list[BlockEffects]:
+    """Measure the blocks of these sites over ``prompts``; see the module."""
+    pictures = _Pictures(model, prompts)
+    return [
+        _evaluate(model, site, boosted, pictures)
+        for site, boosted in tqdm(blocks.items(), desc="blocks", disable=not progress)
+    ]
+
+
+def _evaluate(model: Generator, site: str, boosted: Boosted, pictures: _Pictures) -> BlockEffects:
+    random = torch.Generator().manual_seed(_SEED)
+
+    def nothing(vectors: Tensor) -> Tensor:
+        return torch.zeros_like(vectors)
+
+    def aside(vectors: Tensor) -> Tensor:
+        norms: Tensor = vectors.float().norm(dim=-1, keepdim=True)
+        moved: Tensor = vectors + (norms * _unit_rows(vectors.shape, random)).to(vectors.dtype)
+        return moved
+
+    def adding(directions: Tensor) -> Iterator[Roles]:
+        for direction in directions:
+            addition = boosted.amount * direction[None, None]
+            yield pictures.moved(lambda: model.add(site, lambda: addition))  # noqa: B023
+
+    features = boosted.dictionary.decoder[list(boosted.features)]
+    return BlockEffects(
+        site,
+        pictures.moved(lambda: model.replace(site, nothing)),
+        pictures.moved(lambda: model.replace(site, aside)),
+        Roles(*_mean(list(adding(features))).tolist()),
+        Roles(*_mean(list(adding(_unit_rows(features.shape, random)))).tolist()),
+    )
+
+
+def examples(
+    model: Generator, blocks: Mapping[str, Boosted], prompts: Sequence[GenerationSettings]
+) -> list[list[Image.Image]]:
+    """Rows of pictures to look at: plain, then with each block off, then with its first feature
+    boosted."""
+    pictures = _Pictures(model, prompts)
+    rows = [pictures.plain]
+    for site, boosted in blocks.items():
+        rows.append(pictures.made(lambda: model.replace(site, torch.zeros_like)))  # noqa: B023
+        addition = boosted.amount * boosted.dictionary.decoder[boosted.features[0]][None, None]
+        rows.append(pictures.made(lambda: model.add(site, lambda: addition)))  # noqa: B023
+    return rows

@@ -1,0 +1,297 @@
+"""Edits of composed scenes, measured: does what was asked for change, and nothing else?
+
+A case is a prompt, another that differs in one attribute, and the part of the picture that shows
+it. Each method carries the change into the first prompt's picture:
+
+- ``features``: codes of the SAEs are carried over from the second prompt's picture (`transport`)
+- ``neurons``: the same with raw neurons of the blocks, of either sign, instead of features
+- ``difference``: the difference of the region's mean vectors is added to its patches
+- ``prompt``: the second prompt, from the same noise: what a user without any of this would do
+
+``toward`` is how much the probability of the asked-for value rises, as the attribute classifier
+sees it; ``beside`` is how much all else changes: the mean total variation of the other attributes'
+probabilities, plus the pixel change outside of the region in units of that between pictures of
+different prompts. Editing precision is the first over the sum of both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_sae.dictionaries.neurons import NeuronBasis
+from vision_sae.evaluation.planted_scenes import (
+    VALUES,
+    Attributes,
+    draw,
+    random_attributes,
+)
+from vision_sae.evaluation.scene_attributes import SIDE, AttributeClassifier
+from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.steering import effects
+from vision_sae.steering.generation import (
+    PICTURE,
+    SOURCES,
+    TWIN,
+    Changes,
+    Generation,
+    SiteDictionary,
+    Steered,
+)
+from vision_sae.steering.transport import Transport
+
+CASES = Path(__file__).parent / "edit_cases.jsonl"
+Method = Literal["features", "neurons", "difference", "prompt"]
+METHODS: tuple[Method, ...] = get_args(Method)
+_EDITED = ("colour", "texture", "shape", "background")
+_PER_ATTRIBUTE = 12
+_SEED = 77
+_TOP_K = 20
+_STRENGTHS = (1.0, 2.0, 4.0)
+"""Of which the first half of the cases chooses for each method, by precision."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit."""
+
+    before: Attributes
+    attribute: str
+    """What changes."""
+    value: str
+    """What it becomes."""
+    seed: int
+
+    @property
+    def after(self) -> Attributes:
+        """What the picture should show."""
+        change: dict[str, Any] = {self.attribute: self.value}
+        return replace(self.before, **change)
+
+    def region(self) -> NDArray[np.bool_]:
+        """The pixels (SIDE, SIDE) that may change: the object's place, or all around it."""
+        scenes = [draw(a, side=SIDE, seed=0) for a in (self.before, self.after)]
+        shown = [scene.evidence(self.attribute) for scene in scenes]
+        return np.asarray(np.logical_or(*shown))
+
+
+def make_cases() -> list[Case]:
+    """The cases of `CASES`: as many of each attribute, all else at random; objects are large."""
+    cases = []
+    for number in range(_PER_ATTRIBUTE * len(_EDITED)):
+        random = np.random.default_rng([_SEED, number])
+        before = replace(random_attributes(random), word=None, size="large")
+        attribute = _EDITED[number % len(_EDITED)]
+        others = [v for v in VALUES[attribute] if v != getattr(before, attribute)]
+        cases.append(Case(before, attribute, others[random.integers(len(others))], number))
+    return cases
+
+
+def write_cases(path: Path = CASES) -> None:
+    """Write `make_cases` down, a case a line, with both prompts for people to read."""
+    rows = [
+        {
+            "prompt": case.before.caption,
+            "edited": case.after.caption,
+            "before": {name: getattr(case.before, name) for name in VALUES},
+            "attribute": case.attribute,
+            "value": case.value,
+            "seed": case.seed,
+        }
+        for case in make_cases()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def read_cases(path: Path = CASES) -> list[Case]:
+    """The cases of a file."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [
+        Case(Attributes(**row["before"]), row["attribute"], row["value"], row["seed"])
+        for row in rows
+    ]
+
+
+class Edited(NamedTuple):
+    """What a method does, over many cases."""
+
+    success: float
+    """Share of cases whose attribute is seen to have become what was asked for."""
+    preserved: float
+    """Share of the other attributes that are seen as before."""
+    toward: float
+    beside: float
+    precision: float
+    strength: float
+    """That the method did best with; 1 where it has none."""
+
+
+class _Outcome(NamedTuple):
+    success: float
+    preserved: float
+    toward: float
+    beside: float
+
+
+def _patches(region: NDArray[np.bool_], rows: int, cols: int) -> Tensor:
+    """Patches (P) of which a quarter or more lies in a region of pixels."""
+    height, width = region.shape
+    shares = region.reshape(rows, height // rows, cols, width // cols).mean((1, 3))
+    return torch.from_numpy(shares >= min(0.25, float(shares.max()))).flatten()
+
+
+def _carry(
+    model: Generator,
+    dictionaries: Mapping[str, SiteDictionary],
+    case: Case,
+    strength: float,
+    patches: Tensor,
+) -> Steered:
+    source = GenerationSettings(case.after.caption, seed=case.seed)
+    transports = [
+        Transport(
+            name,
+            source,
+            top_k=_TOP_K,
+            source_patches=patches,
+            target_patches=patches,
+            strength=strength,
+        )
+        for name in dictionaries
+    ]
+    settings = GenerationSettings(case.before.caption, seed=case.seed)
+    generation = Generation(model, settings, Changes((), transports, dictionaries))
+    while not generation.done:
+        generation.advance()
+    return generation.result()
+
+
+def _add_difference(
+    model: Generator, sites: Sequence[str], case: Case, strength: float, patches: Tensor
+) -> Steered:
+    settings = GenerationSettings(case.before.caption, seed=case.seed)
+    run = model.start(settings, settings, replace(settings, prompt=case.after.caption))
+
+    def edit(vectors: Tensor) -> Tensor:
+        means = vectors[:, patches].float().mean(1)
+        moved = vectors.clone()
+        moved[PICTURE, patches] += (strength * (means[SOURCES] - means[TWIN])).to(vectors.dtype)
+        return moved
+
+    while run.step < run.steps:
+        with ExitStack() as stack:
+            for site in sites:
+                stack.enter_context(model.replace(site, edit))
+            run.advance()
+    picture, twin, _ = run.pictures()
+    return Steered(picture, twin, run.batch[PICTURE])
+
+
+def _reprompt(model: Generator, case: Case) -> Steered:
+    settings = GenerationSettings(case.before.caption, seed=case.seed)
+    run = model.start(replace(settings, prompt=case.after.caption), settings)
+    while run.step < run.steps:
+        run.advance()
+    picture, twin = run.pictures()
+    return Steered(picture, twin, run.batch[TWIN])
+
+
+def _unit() -> float:
+    """The mean absolute difference of pixels between scenes of different attributes."""
+    random = np.random.default_rng(_SEED)
+    scenes = [draw(random_attributes(random), side=SIDE, seed=i).image for i in range(64)]
+    pairs = zip(scenes[::2], scenes[1::2], strict=True)
+    return float(np.mean([effects.difference(a, b).mean() for a, b in pairs]))
+
+
+def _measure(case: Case, made: Steered, classifier: AttributeClassifier, unit: float) -> _Outcome:
+    seen = classifier.probabilities([made.picture, made.twin])
+    wanted = VALUES[case.attribute].index(case.value)
+    after, before = seen[case.attribute]
+    others = [p for name, p in seen.items() if name != case.attribute]
+    variation = float(np.mean([float((a - b).abs().sum()) / 2 for a, b in others]))
+    outside = ~case.region()
+    moved = effects.difference(_sized(made.picture), _sized(made.twin))
+    return _Outcome(
+        float(after.argmax() == wanted),
+        float(np.mean([float(a.argmax() == b.argmax()) for a, b in others])),
+        float(after[wanted] - before[wanted]),
+        variation + float(moved[outside].mean()) / unit,
+    )
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    return picture if picture.size == (SIDE, SIDE) else picture.resize((SIDE, SIDE))
+
+
+def evaluate_edits(
+    model: Generator,
+    dictionaries: Mapping[str, SiteDictionary],
+    cases: Sequence[Case],
+    classifier: AttributeClassifier,
+    *,
+    progress: bool = True,
+) -> dict[Method, Edited]:
+    """Every method on every case. Strengths are chosen on the first half of the cases, figures are
+    of the second."""
+    sites = [found.site for found in dictionaries.values()]
+    neurons = {
+        site: SiteDictionary(
+            NeuronBasis.fit([torch.zeros(1, model.sites[site].dim)], signed=True), site
+        )
+        for site in sites
+    }
+    unit = _unit()
+
+    def outcomes(method: Method, strength: float, some: Sequence[Case]) -> list[_Outcome]:
+        found = []
+        for case in some:
+            grid = model.grid(sites[0], model.usual_side, model.usual_side)
+            patches = _patches(case.region(), grid.rows, grid.cols)
+            if method == "prompt":
+                made = _reprompt(model, case)
+            elif method == "difference":
+                made = _add_difference(model, sites, case, strength, patches)
+            else:
+                used = dictionaries if method == "features" else neurons
+                made = _carry(model, used, case, strength, patches)
+            found.append(_measure(case, made, classifier, unit))
+        return found
+
+    half = len(cases) // 2
+    results: dict[Method, Edited] = {}
+    for method in tqdm(METHODS, desc="edits", disable=not progress):
+        strengths = (1.0,) if method == "prompt" else _STRENGTHS
+        tried = {s: _summary(outcomes(method, s, cases[:half]), s) for s in strengths}
+        best = max(tried, key=lambda s: tried[s].toward * tried[s].precision)
+        results[method] = _summary(outcomes(method, best, cases[half:]), best)
+    return results
+
+
+def _summary(found: Sequence[_Outcome], strength: float) -> Edited:
+    success, preserved, toward, beside = np.mean(np.array(found), axis=0).tolist()
+    rise = max(toward, 0.0)
+    return Edited(success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength)
+
+
+def lines(results: Mapping[Method, Edited]) -> list[str]:
+    """A table for people."""
+    header = f"{'method':12}" + "".join(f"{name:>11}" for name in Edited._fields)
+    return [
+        header,
+        *(
+            f"{method:12}" + "".join(f"{value:11.3f}" for value in result)
+            for method, result in results.items()
+        ),
+    ]
