@@ -48,10 +48,26 @@ def test_prompts_are_encoded_in_training_as_at_use(tiny_pipeline: Any) -> None:
     torch.testing.assert_close(pooled, used_pooled)
 
 
+def test_latents_are_lightness_colours_and_edges_of_2_by_2_pixels(tiny_pipeline: Any) -> None:
+    pixels = torch.zeros(1, 3, 64, 64)  # grey, .5 of each colour
+    pixels[0, :, 10:12, 20:22] = torch.tensor([[1.0, -1.0], [1.0, -1.0]])  # white left, black right
+    pixels[0, 0, 40:42, 40:42] = 1  # grey but for all of the red
+    with torch.inference_mode():
+        latents = tiny_pipeline.vae.encode(pixels).latents[0]
+    torch.testing.assert_close(
+        latents[:, 0, 0], torch.tensor([0.5, 0, 0, 0, 0, 0]), atol=1e-5, rtol=0
+    )
+    edge = torch.tensor([0.5, 0, 0, 0.5, 0, 0])  # (1 - 0) / 2 from left to right
+    torch.testing.assert_close(latents[:, 5, 10], edge, atol=1e-5, rtol=0)
+    red = torch.tensor([0.5 + 0.299 / 2, -0.169 / 2, 0.5 / 2, 0, 0, 0])
+    torch.testing.assert_close(latents[:, 20, 20], red, atol=1e-5, rtol=0)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_generator, "_BLOCK", 16)
     monkeypatch.setattr(train_generator, "VAE", {"steps": 2, "rate": 1e-3, "batch": 4})
+    monkeypatch.setattr(train_generator, "TEXT", {"steps": 2, "rate": 1e-3, "batch": 4})
     monkeypatch.setattr(train_generator, "UNET", {"steps": 3, "rate": 1e-3, "batch": 4})
 
 
@@ -59,11 +75,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     common = ["--work", str(work), "--scenes", "64", "--unet-steps", "3", "--out", str(out)]
-    for step in ("scenes", "vae", "latents", "unet", "export"):
+    for step in ("scenes", "vae", "latents", "text", "unet", "export"):
         train_generator.main([step, *common])
     latents = np.load(work / "latents.npy")
-    assert latents.shape == (64, 4, 32, 32)
-    assert latents.astype(np.float32).std() == pytest.approx(1, abs=0.1)
+    assert latents.shape == (64, 6, 32, 32)
+    largest = np.quantile(np.abs(latents.astype(np.float32)), 0.998, axis=(0, 2, 3))
+    np.testing.assert_allclose(largest, 2.2, rtol=0.25)  # about the mean of each channel
     from vision_sae.models.generator import GenerationSettings
     from vision_sae.models.sdxl import load_sdxl
 

@@ -46,16 +46,18 @@ def test_perceptual_difference_is_lpips_with_unit_weights(tiny_generator: SdxlMo
         Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(2)
     )
     found = effects.perceptual_difference(tiny_generator, one, other)
-    # The autoencoder's encoding blocks, run by hand.
-    encoder = tiny_generator.pipeline.vae.encoder
+    # The tiny autoencoder's decoding blocks, run by hand.
+    vae = tiny_generator.pipeline.vae
     pixels = torch.from_numpy(np.stack([np.asarray(one), np.asarray(other)])).permute(0, 3, 1, 2)
+    means = []
     with torch.inference_mode():
-        sample = encoder.conv_in(pixels.float() / 127.5 - 1)
-        means = []
-        for block in encoder.down_blocks:
-            sample = block(sample)
-            unit = F.normalize(sample, dim=1)
-            means.append(float((unit[0] - unit[1]).square().sum(0).mean()))
+        sample = 3 * torch.tanh(vae.encode(pixels.float() / 127.5 - 1).latents / 3)
+        for layer in vae.decoder.layers:
+            sample = layer(sample)
+            if type(layer).__name__ == "AutoencoderTinyBlock":
+                unit = F.normalize(sample, dim=1)
+                means.append(float((unit[0] - unit[1]).square().sum(0).mean()))
+    assert len(means) == 3
     assert found.shape == (64, 64)
     assert found.mean() == pytest.approx(np.mean(means), rel=2e-3)
     assert effects.perceptual_difference(tiny_generator, one, one).max() == 0

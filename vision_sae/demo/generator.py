@@ -1,9 +1,9 @@
 """The demo generator: a small text-to-image pipeline of SDXL's classes that draws composed scenes.
 
 Its module paths are those of SDXL-Turbo, its numbers are smaller: pictures of 64 x 64 pixels from
-latents of 32 x 32, blocks of attention at 8 x 8 positions, and two small text encoders trained
-with it. `train_generator` made its weights; what ships is what ``save_pretrained`` writes, in half
-precision, and ``StableDiffusionXLPipeline.from_pretrained`` loads.
+latents of 32 x 32, whose encoder is a fixed linear map, blocks of attention at 8 x 8 positions, and
+two small text encoders. `train_generator` made its weights; what ships is what ``save_pretrained``
+writes, in half precision, and ``StableDiffusionXLPipeline.from_pretrained`` loads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,19 @@ _TEXT_DIM = 64
 _TEXT_LENGTH = 32
 """Tokens of a prompt."""
 _CHANNELS = (32, 64, 128)
-_VAE_CHANNELS = (16, 32)
+_VAE_CHANNELS = 32
+_LUMA, _BLUE, _RED = (0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081)
+_FLAT = ((0.25, 0.25), (0.25, 0.25))
+_PATCH_BASIS = (
+    (_LUMA, _FLAT),
+    (_BLUE, _FLAT),
+    (_RED, _FLAT),
+    (_LUMA, ((0.25, -0.25), (0.25, -0.25))),
+    (_LUMA, ((0.25, 0.25), (-0.25, -0.25))),
+    (_LUMA, ((0.25, -0.25), (-0.25, 0.25))),
+)
+"""What each channel of the latents is of 2 x 2 pixels: weights of the colours and of the places. As
+in JPEG, colour has half the resolution of lightness."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SCENE_WORDS = (
     "a an the of at in on with and word background centre top bottom left right small large "
@@ -90,6 +102,29 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, 
     return made
 
 
+def set_encoder(vae: Any, shift: Sequence[float], scale: Sequence[float]) -> None:
+    """Make the encoder of an ``AutoencoderTiny`` `_PATCH_BASIS`, channel by channel less ``shift``
+    and times ``scale``.
+
+    A learned one of this size gives nearly all of its latents' variance to lightness, and a
+    generator then learns colours and textures last. Without blocks between them its three
+    convolutions are one linear map: pixels; sums of 2 x 2 of them; shift and scale.
+    """
+    import torch
+
+    pixels, patches, last = (vae.encoder.layers[i] for i in range(3))
+    with torch.no_grad():
+        for tensor in (pixels.weight, pixels.bias, patches.weight, last.weight, last.bias):
+            tensor.zero_()
+        for colour in range(3):
+            pixels.weight[colour, colour, 1, 1] = 1
+        for channel, (colours, places) in enumerate(_PATCH_BASIS):
+            taps = torch.einsum("c,yx->cyx", torch.tensor(colours), torch.tensor(places))
+            patches.weight[channel, :3, 1:, 1:] = taps
+            last.weight[channel, channel, 1, 1] = scale[channel]
+            last.bias[channel] = -shift[channel] * scale[channel]
+
+
 def new_pipeline(tokenizer: Path) -> Any:
     """The pipeline with random weights; ``tokenizer`` is a folder of `write_tokenizer`."""
     import diffusers as untyped
@@ -125,6 +160,8 @@ def new_pipeline(tokenizer: Path) -> Any:
     cross = ("CrossAttnDownBlock2D",) * 2
     unet = diffusers.UNet2DConditionModel(
         sample_size=LATENT,
+        in_channels=len(_PATCH_BASIS),
+        out_channels=len(_PATCH_BASIS),
         block_out_channels=_CHANNELS,
         layers_per_block=(1, 1, 2),
         down_block_types=("DownBlock2D", *cross),
@@ -138,16 +175,15 @@ def new_pipeline(tokenizer: Path) -> Any:
         use_linear_projection=True,
         norm_num_groups=8,
     )
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=_VAE_CHANNELS,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=SIDE,
-        mid_block_add_attention=False,
-        force_upcast=False,
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(_VAE_CHANNELS,) * 2,
+        decoder_block_out_channels=(_VAE_CHANNELS,) * 2,
+        num_encoder_blocks=(0, 0),
+        num_decoder_blocks=(2, 1),
+        latent_channels=len(_PATCH_BASIS),
+        scaling_factor=1.0,
     )
+    set_encoder(vae, [0.0] * len(_PATCH_BASIS), [1.0] * len(_PATCH_BASIS))
     return diffusers.StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),

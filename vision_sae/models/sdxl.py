@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -60,6 +61,8 @@ class SdxlModel:
         self.pipeline.to(torch.float32)
         self.pipeline.unet.to(self.dtype).requires_grad_(False)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.tokenizing = threading.Lock()
+        """Tokenizers keep their padding in themselves: one call at a time."""
         self._blocks: dict[str, nn.Module] = {
             path: module
             for path, module in pipeline.unet.named_modules()
@@ -145,11 +148,18 @@ class SdxlModel:
 
     def perceive(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) from 0 to 1 -> the maps (B, C, h, w) of each of the autoencoder's
-        encoding blocks."""
-        encoder = self.pipeline.vae.encoder
-        taps = {str(i): Tap(block, "output") for i, block in enumerate(encoder.down_blocks)}
-        with torch.inference_mode(), capturing(taps, stop=True) as captured:
-            encoder(2 * images.to(self.device) - 1)
+        encoding blocks; of a tiny autoencoder, of each of its decoding layers."""
+        vae, pixels = self.pipeline.vae, 2 * images.to(self.device) - 1
+        with torch.inference_mode():
+            if hasattr(vae.encoder, "down_blocks"):
+                part, given = vae.encoder, pixels
+                layers = list(vae.encoder.down_blocks)
+            else:
+                part, given = vae.decoder, vae.encode(pixels).latents
+                layers = [layer for layer in vae.decoder.layers if hasattr(layer, "conv")]
+            taps = {str(i): Tap(layer, "output") for i, layer in enumerate(layers)}
+            with capturing(taps, stop=True) as captured:
+                part(given)
         return list(captured.values())
 
     def start(self, *batch: GenerationSettings) -> Denoising:
@@ -220,12 +230,13 @@ class Denoising:
     def _conditions(self) -> tuple[Tensor, dict[str, Tensor]]:
         settings, pipeline = self.batch[0], self._model.pipeline
         negatives = [s.negative_prompt for s in self.batch]
-        prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
-            prompt=[s.prompt for s in self.batch],
-            device=self._model.device,
-            do_classifier_free_guidance=self.guided,
-            negative_prompt=negatives if any(negatives) else None,
-        )
+        with self._model.tokenizing:
+            prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
+                prompt=[s.prompt for s in self.batch],
+                device=self._model.device,
+                do_classifier_free_guidance=self.guided,
+                negative_prompt=negatives if any(negatives) else None,
+            )
         size = (settings.height, settings.width)
         times = pipeline._get_add_time_ids(
             size,
@@ -270,7 +281,9 @@ class Denoising:
         pixels = pipeline.image_processor.preprocess(
             settings.image, settings.height, settings.width
         )
-        mean = pipeline.vae.encode(pixels.to(self._model.device)).latent_dist.mode()
+        encoded = pipeline.vae.encode(pixels.to(self._model.device))
+        # A tiny autoencoder gives latents, others their distribution.
+        mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         scaled: Tensor = mean * pipeline.vae.config.scaling_factor
         return scaled
 

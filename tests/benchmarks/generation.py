@@ -1,0 +1,256 @@
+"""The demo generator, its dictionaries, and steering: how good, and at what cost.
+
+``python -m tests.benchmarks.generation --work DIR`` prints JSON. Stores, dictionaries and bundles
+of the four blocks are made in DIR and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vision_sae.activations.generations import harvest_generations
+from vision_sae.bundles.build import build, is_current
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
+from vision_sae.demo import generations
+from vision_sae.descriptions.describe import describe_bundle, is_described
+from vision_sae.dictionaries.pipeline import train_dictionary
+from vision_sae.evaluation.blocks import evaluate_blocks
+from vision_sae.evaluation.edit_cases import evaluate_edits, read_cases
+from vision_sae.evaluation.generators import best_labelled, boosted, causal_scorer
+from vision_sae.evaluation.planted_scenes import draw
+from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
+from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.registry import load_generator, load_model
+from vision_sae.models.similarity import similarities
+from vision_sae.steering import effects
+from vision_sae.steering.bundles import SteeringBundle, opened
+from vision_sae.steering.edits import FeatureEdit
+from vision_sae.steering.generation import Changes, Generation
+
+_TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 2000, 200, 300
+_EXPANSION, _STEPS, _K = 8, 1500, (10, 20, 32)
+_AMOUNT = 8.0
+_LABELS, _JUDGED = 50, 8
+_BATCH = 50
+
+
+def made(model: Generator, prompts: list[str], first_seed: int) -> list[Image.Image]:
+    """A picture of each prompt."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), _BATCH):
+        run = model.start(
+            *(
+                GenerationSettings(prompt, seed=first_seed + start + i)
+                for i, prompt in enumerate(prompts[start : start + _BATCH])
+            )
+        )
+        while run.step < run.steps:
+            run.advance()
+        pictures += run.pictures()
+    return pictures
+
+
+def own_prompt(
+    contrastive: ContrastiveModel, pictures: list[Image.Image], prompts: list[str]
+) -> float:
+    """Share of pictures that rank their own prompt in the first ten of all."""
+    found = similarities(contrastive, pictures, prompts)
+    ranks = (found > np.diag(found)[:, None]).sum(1)
+    return float((ranks < 10).mean())
+
+
+def attributes(
+    classifier: AttributeClassifier, pictures: list[Image.Image], seed: int
+) -> dict[str, float]:
+    """Share of pictures whose attributes are what the prompt says."""
+    shown = [a.numbers for a in generations.scenes(len(pictures), seed)]
+    return classifier.accuracy(pictures, shown)
+
+
+def overhead(model: Generator, dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
+    """Time of a generation with capture, and with four edits, over the plain pipeline's call."""
+    sites = list(generations.SITES)
+    pipeline: Any = model.pipeline  # type: ignore[attr-defined]
+    settings = [GenerationSettings("a large red star", seed=1)] * 2
+
+    def plain() -> None:
+        noise = [torch.Generator().manual_seed(1) for _ in settings]
+        with torch.inference_mode():
+            pipeline(
+                ["a large red star"] * 2,
+                num_inference_steps=model.usual_steps,
+                guidance_scale=0.0,
+                generator=noise,
+                height=model.usual_side,
+                width=model.usual_side,
+                output_type="pil",
+            )
+
+    def captured() -> None:
+        run = model.start(*settings)
+        while run.step < run.steps:
+            with model.capture(sites):
+                run.advance()
+        run.pictures()
+
+    edits = [
+        FeatureEdit(name, int(found.alive[0]), "add", 1.0) for name, found in dictionaries.items()
+    ]
+    changes = Changes(edits, (), {name: d.dictionary for name, d in dictionaries.items()})
+
+    def edited() -> None:
+        generation = Generation(model, settings[0], changes)
+        while not generation.done:
+            generation.advance()
+        generation.result()
+
+    times: dict[str, list[float]] = {"plain": [], "capture": [], "edit": []}
+    for _ in range(40):
+        for name, run in (("plain", plain), ("capture", captured), ("edit", edited)):
+            begun = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begun)
+    usual = {name: float(np.median(values[5:])) for name, values in times.items()}
+    return {
+        "plain_ms": round(1000 * usual["plain"], 2),
+        "capture_overhead": round(usual["capture"] / usual["plain"] - 1, 4),
+        "edit_overhead": round(usual["edit"] / usual["plain"] - 1, 4),
+    }
+
+
+def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    """({site: labelled bundle of k = 20}, {site: metrics of every k on held-out prompts})"""
+    model = load_generator("demo:generator")
+    config = HarvestConfig(
+        model="demo:generator",
+        sites=generations.SITES,
+        batch_size=50,
+        shard_images=200,
+        thumbnail=64,
+    )
+    stores = [
+        harvest_generations(model, generations.prompts(count, seed), work / name, config)
+        for name, count, seed in (
+            ("store", _TRAIN_PROMPTS, generations.TRAIN_SEED),
+            ("heldout", _HELDOUT_PROMPTS, generations.HELDOUT_SEED),
+        )
+    ]
+    paths, metrics = {}, {}
+    for site in generations.SITES:
+        short, metrics[site] = generations.SHORT[site], {}
+        for k in _K:
+            place = work / f"{short}-k{k}"
+            training = TrainConfig(site=site, expansion=_EXPANSION, k=k, steps=_STEPS)
+            found = train_dictionary(stores[0], place, training, {"heldout": stores[1]})
+            metrics[site][f"ev_k{k}"] = round(found["heldout"]["explained_variance"], 4)
+            metrics[site][f"dead_k{k}"] = round(1 - found["heldout"]["frac_alive"], 4)
+        path = work / f"demo-generator-{short}"
+        trained = work / f"{short}-k20"
+        if not is_current(path, stores[0], trained, BuildConfig()):
+            build(stores[0], trained, path, BuildConfig())
+        if not is_described(Bundle(path), DescribeConfig()):
+            describe_bundle(path, DescribeConfig())
+        paths[site] = path
+        alive = Bundle(path).statistics.count > 0
+        metrics[site]["dead"] = round(float(1 - alive.mean()), 4)
+        metrics[site]["labelled"] = Bundle(path).manifest["describe"]["labelled"]
+    return paths, metrics
+
+
+def causal(
+    model: Generator, found: SteeringBundle, contrastive: ContrastiveModel
+) -> dict[str, float]:
+    """Of the best labels: the share that beats 95 % of random features, and the mean score."""
+    texts = generations.prompts(_JUDGED, generations.HELDOUT_SEED)
+    prompts = [GenerationSettings(text, seed=i) for i, text in enumerate(texts)]
+    scorer = causal_scorer(model, found, contrastive, prompts, amount=_AMOUNT)
+    labelled = best_labelled(found, _LABELS)
+    beats = [scorer.beats_random(feature, text) for feature, text in labelled]
+    scores = [scorer.score(feature, text) for feature, text in labelled]
+    return {
+        "causal_share": round(float(np.mean(beats)), 3) if beats else 0.0,
+        "causal_score": round(float(np.mean([s.value for s in scores if s])), 3) if beats else 0.0,
+        "causal_labels": len(labelled),
+    }
+
+
+def specificity(model: Generator, found: SteeringBundle) -> float:
+    """Median change inside of a mask over that outside, of masked edits of many features."""
+    mask = torch.zeros(8, 8)
+    mask[:4, :4] = 1
+    region = effects.pixels_of(mask.numpy() > 0, model.usual_side, model.usual_side)
+    ratios = []
+    for number, feature in enumerate(found.spread(30)):
+        edit = FeatureEdit("d", feature, "add", _AMOUNT * found.usual_mean, weights=mask.flatten())
+        prompt = generations.prompts(number + 1, generations.HELDOUT_SEED)[-1]
+        changes = Changes([edit], (), {"d": found.dictionary})
+        generation = Generation(model, GenerationSettings(prompt, seed=number), changes)
+        while not generation.done:
+            generation.advance()
+        picture, twin, _ = generation.result()
+        change = effects.change(effects.difference(picture, twin), region)
+        if change.inside is not None and change.outside is not None:
+            ratios.append(change.inside / max(change.outside, 1e-4))
+    return round(float(np.median(ratios)), 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/generation"))
+    work: Path = parser.parse_args().work
+    paths, metrics = bundles(work)
+    model, found = opened(list(paths.values()))
+    by_site = {f.bundle.site: f for f in found}
+    contrastive = load_model("demo:clip")
+    assert isinstance(contrastive, ContrastiveModel)
+    prompts = generations.prompts(_RANKED, generations.HELDOUT_SEED)
+    pictures = made(model, prompts, 10_000)
+    classifier = train_classifier()
+    real = generations.scenes(_RANKED, generations.HELDOUT_SEED)
+    drawn = [draw(scene, side=64, seed=i).image for i, scene in enumerate(real)]
+    settings = [GenerationSettings(p, seed=i) for i, p in enumerate(prompts[:32])]
+    blocks = evaluate_blocks(model, boosted(found, 8, _AMOUNT), settings)
+    report: dict[str, Any] = {
+        **overhead(model, {f.bundle.name: f for f in found}),
+        "own_prompt_top10": round(own_prompt(contrastive, pictures, prompts), 3),
+        "own_prompt_top10_real": round(own_prompt(contrastive, drawn, prompts), 3),
+        "attributes": attributes(classifier, pictures, generations.HELDOUT_SEED),
+        "attributes_real": attributes(classifier, drawn, generations.HELDOUT_SEED),
+        "blocks": {
+            block.site: metrics[block.site]
+            | causal(model, by_site[block.site], contrastive)
+            | {"specificity": specificity(model, by_site[block.site])}
+            | {
+                "role": block.role,
+                "roles": {
+                    name: getattr(block, name)._asdict()
+                    for name in ("ablated", "ablated_random", "boosted", "boosted_random")
+                },
+            }
+            for block in blocks
+        },
+        "edits": {
+            method: result._asdict()
+            for method, result in evaluate_edits(
+                model,
+                {f.bundle.name: f.dictionary for f in found},
+                read_cases(),
+                classifier,
+            ).items()
+        },
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
