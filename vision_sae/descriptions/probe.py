@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,15 +153,21 @@ class Probe:
 
 def _batches(
     model: ContrastiveModel, evidence: Evidence, size: int, progress: bool
-) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first picture, model inputs (<= size, 3, H, W))"""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
+    """(rows, which input each of them is, model inputs (<= size, 3, H, W)).
+
+    Rows that follow each other with the same picture, as the steps of a generation do, are one
+    input.
+    """
     count = len(evidence.images)
+    runs = [(data, [*rows]) for data, rows in groupby(range(count), evidence.thumbnail)]
     with tqdm(total=count, desc="probe", unit="img", disable=not progress) as bar:
-        for first in range(0, count, size):
-            thumbnails = map(evidence.thumbnail, range(first, min(first + size, count)))
-            inputs = [model.preprocess(decode_image(thumbnail)) for thumbnail in thumbnails]
-            yield first, torch.stack(inputs)
-            bar.update(len(inputs))
+        for first in range(0, len(runs), size):
+            some = runs[first : first + size]
+            rows = np.array([row for _, of_run in some for row in of_run])
+            which = np.repeat(np.arange(len(some)), [len(of_run) for _, of_run in some])
+            yield rows, which, torch.stack([model.preprocess(decode_image(d)) for d, _ in some])
+            bar.update(len(rows))
 
 
 def _write(
@@ -177,19 +184,18 @@ def _write(
         for name, (dtype, shape) in shapes.items()
     }
     with torch.inference_mode():
-        for first, inputs in _batches(model, evidence, batch_size, progress):
-            rows = slice(first, first + len(inputs))
+        for rows, which, inputs in _batches(model, evidence, batch_size, progress):
             seen = model.embed_patches(inputs.to(model.device))
             whole = seen.whole
             if whole is None:
                 whole = model.forward(inputs.to(model.device)).embedding
             pooled = whole.float().cpu().numpy()
-            files[EMBEDDINGS][rows] = normalised(pooled)
-            files[PATCHES][rows] = seen.vectors.cpu().numpy()
-            files[WEIGHTS][rows] = seen.weights.cpu().numpy()
+            files[EMBEDDINGS][rows] = normalised(pooled)[which]
+            files[PATCHES][rows] = seen.vectors.cpu().numpy()[which]
+            files[WEIGHTS][rows] = seen.weights.cpu().numpy()[which]
             if not (np.isfinite(pooled).all() and np.isfinite(files[PATCHES][rows]).all()):
                 raise InvalidInputError(
-                    f"{model.name} gives picture {first} or one soon after it vectors that are "
+                    f"{model.name} gives picture {rows[0]} or one soon after it vectors that are "
                     "not finite in half precision; use another model",
                     field="clip",
                 )

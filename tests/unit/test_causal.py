@@ -1,0 +1,96 @@
+"""The causal score: trials against random features that are raised by as much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.test_generation import FOUND, SITES
+from vision_sae.models.generator import GenerationSettings
+from vision_sae.models.sdxl import SdxlModel
+from vision_sae.steering.causal import CausalScorer, raised
+from vision_sae.steering.edits import FeatureEdit
+from vision_sae.steering.generation import Changes, generate
+
+PROMPTS = [GenerationSettings("a star", seed=i, steps=2) for i in range(4)]
+
+
+class Known(CausalScorer):
+    """Movements that are told instead of made: toward the text by so much in each of 4 pictures."""
+
+    def __init__(self, movements: dict[int, list[float]]) -> None:
+        super().__init__(
+            None,  # type: ignore[arg-type]
+            FOUND["d0"],
+            None,  # type: ignore[arg-type]
+            PROMPTS,
+            amount=1.0,
+            alive=np.array([i for i in movements if i != 9]),
+            embed=lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32),
+        )
+        self._kept = {
+            feature: np.array([[m, 5.0] for m in moved], dtype=np.float32)
+            for feature, moved in movements.items()
+        }
+
+
+OTHERS = {i: [0.1, 0.2, 0.3, 0.4] for i in range(4)}
+
+
+def test_the_score_is_the_share_of_trials_won() -> None:
+    scorer = Known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]})
+    score = scorer.score(9, "red")
+    assert score is not None
+    # Won, drawn, lost, lost.
+    assert score.value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
+    assert score.n == 4
+    assert score.metric == "causal"
+    assert score.lower is not None
+    assert score.upper is not None
+    assert score.lower < score.value < score.upper
+
+
+def test_beating_random_is_to_move_further_on_average() -> None:
+    assert Known(OTHERS | {9: [0.9, 0.2, 0.2, 0.2]}).beats_random(9, "red")
+    assert not Known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]}).beats_random(9, "red")
+
+
+def test_raising_a_feature_is_the_edit_of_that_name(tiny_generator: SdxlModel) -> None:
+    direction = 20 * FOUND["d2"].dictionary.decoder[3]
+    pictures = raised(tiny_generator, FOUND["d2"], direction, PROMPTS)
+    edit = FeatureEdit("d2", 3, "add", 20.0)
+    for settings, picture in zip(PROMPTS, pictures, strict=True):
+        made = generate(tiny_generator, settings, Changes([edit], (), FOUND))
+        difference = np.asarray(picture, int) - np.asarray(made.picture, int)
+        assert np.abs(difference).max() <= 2  # of another batch
+
+
+def test_random_features_are_those_that_fire_and_pictures_are_made_once(
+    tiny_generator: SdxlModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def embedded(_model: Any, pictures: list[Any]) -> torch.Tensor:
+        calls.append(len(pictures))
+        values = torch.tensor([[float(np.asarray(p).mean()), 1.0] for p in pictures])
+        return torch.nn.functional.normalize(values, dim=1)
+
+    monkeypatch.setattr("vision_sae.steering.causal.embed_pictures", embedded)
+    scorer = CausalScorer(
+        tiny_generator,
+        FOUND["d1"],
+        None,  # type: ignore[arg-type]
+        PROMPTS,
+        amount=20.0,
+        alive=np.array([2, 5, 7]),
+        embed=lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32),
+        randoms=2,
+    )
+    assert set(scorer._randoms) < {2, 5, 7}
+    scorer.score(0, "a star")
+    scorer.beats_random(0, "another text")
+    assert calls == [4] * 4  # plain, the feature, two random ones
+    assert SITES[1] == FOUND["d1"].site
