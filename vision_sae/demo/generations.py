@@ -1,26 +1,46 @@
-"""The demo's text-to-image part: its prompts, and its blocks.
-
-Prompts are captions of composed scenes with every attribute at random, of seeds that the
-generator's training never saw.
-"""
+"""The demo's text-to-image part: prompts, a dictionary of one block, and a steered picture."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from vision_sae.activations.generations import harvest_generations
+from vision_sae.bundles.build import build, is_current
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
+from vision_sae.descriptions.describe import describe_bundle, is_described
+from vision_sae.dictionaries.pipeline import train_dictionary
+from vision_sae.evaluation.generators import causal_scores
 from vision_sae.evaluation.planted_scenes import Attributes, random_attributes
+from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.registry import load_generator, load_model
 from vision_sae.models.sdxl import TURBO_BLOCKS
+from vision_sae.steering.bundles import opened
 
+MODEL = "demo:generator"
 TRAIN_SEED, HELDOUT_SEED = 2001, 2002
+"""Seeds of scenes that prompts are captions of; the generator's training has another."""
 SITES = tuple(f"{block}.update" for block in TURBO_BLOCKS)
 SHORT = {site: site.removesuffix(".update").replace("_blocks", "") for site in SITES}
-"""Short names of the sites' bundles: ``down.2.attentions.1``."""
+"""Short names of the sites: ``down.2.attentions.1``."""
+SITE = SITES[3]
+"""The block that the demo makes a dictionary of."""
+_PROMPTS, _HELDOUT = 600, 60
+_STEPS, _K, _EXPANSION = 600, 20, 8
+_JUDGED, _PROMPTS_TO_JUDGE = 16, 4
+AMOUNT = 8.0
+"""What is added of a feature, in its mean activations."""
+Stage = Callable[[str, str], AbstractContextManager[None]]
 
 
 def scenes(count: int, seed: int) -> list[Attributes]:
-    """What ``count`` prompts ask for; without painted words."""
+    """What ``count`` prompts ask for, every attribute at random; without painted words."""
     return [
         replace(random_attributes(np.random.default_rng([seed, i])), word=None)
         for i in range(count)
@@ -28,5 +48,84 @@ def scenes(count: int, seed: int) -> list[Attributes]:
 
 
 def prompts(count: int, seed: int) -> list[str]:
-    """Prompts of scenes that differ in every attribute."""
+    """The captions of `scenes`."""
     return [attributes.caption for attributes in scenes(count, seed)]
+
+
+def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
+    """Generate, train, build, describe and judge; whatever is there already is kept."""
+    place, path = work / "generator", work / f"demo-generator-{SHORT[SITE]}"
+    settings = HarvestConfig(
+        model=MODEL, sites=(SITE,), batch_size=50, shard_images=200, thumbnail=64
+    )
+    with stage("generate", f"{_PROMPTS} pictures, and what happens at {SITE}"):
+        model = load_generator(MODEL)
+        store, held = (
+            harvest_generations(model, prompts(count, seed), place / name, settings)
+            for name, count, seed in (
+                ("store", _PROMPTS, TRAIN_SEED),
+                ("heldout", _HELDOUT, HELDOUT_SEED),
+            )
+        )
+    with stage("train generator", f"TopK SAE of the generator's block, k = {_K}"):
+        training = TrainConfig(steps=_STEPS, expansion=_EXPANSION, k=_K)
+        metrics = train_dictionary(store, place / "dictionary", training, {"heldout": held})
+        print(f"held-out prompts: EV {metrics['heldout']['explained_variance']:.3f}")
+    with stage("build generator", "codes, statistics, exemplars and the patch index"):
+        if not is_current(path, store, place / "dictionary", config):
+            build(store, place / "dictionary", path, config)
+    describing = DescribeConfig(describer="caption-pmi")
+    with stage("describe generator", "label every feature by the prompts, score it, or abstain"):
+        bundle = Bundle(path)
+        if not is_described(bundle, describing):
+            bundle = describe_bundle(path, describing)
+            _judge(path)
+        print(f"{bundle.manifest['describe']['labelled']} features labelled")
+    return Bundle(path)
+
+
+def _judge(path: Path) -> None:
+    """Measure what raising the best labelled features causes."""
+    generator, (found,) = opened([path])
+    texts = prompts(_PROMPTS_TO_JUDGE, HELDOUT_SEED)
+    settings = [GenerationSettings(text, seed=i) for i, text in enumerate(texts)]
+    judged = causal_scores(
+        generator,
+        found,
+        path,
+        load_model("demo:clip"),
+        settings,
+        amount=AMOUNT,
+        limit=_JUDGED,
+        randoms=_JUDGED,
+    )
+    print(judged)
+
+
+def strongest_cause(bundle: Bundle) -> int:
+    """The feature whose label has the best causal score; without one, the first that is labelled,
+    and without labels the most frequent."""
+
+    def score(row: dict[str, object]) -> float:
+        scores: list[dict[str, object]] = row["scores"]  # type: ignore[assignment]
+        values = [float(str(s["value"])) for s in scores if s["metric"] == "causal"]
+        return values[0] if values else -1.0
+
+    labelled = [row for row in bundle.descriptions.values() if row["text"]]
+    if not labelled:
+        return int(bundle.statistics.count.argmax())
+    return int(max(labelled, key=score)["feature"])
+
+
+def contact_sheet(model: Generator, columns: int = 8, rows: int = 8) -> Image.Image:
+    """Pictures of held-out prompts, side by side."""
+    texts = prompts(columns * rows, HELDOUT_SEED)
+    run = model.start(*(GenerationSettings(text, seed=i) for i, text in enumerate(texts)))
+    while run.step < run.steps:
+        run.advance()
+    side, gap = model.usual_side, 2
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
+    for number, picture in enumerate(run.pictures()):
+        place = (number % columns * (side + gap), number // columns * (side + gap))
+        sheet.paste(picture, place)
+    return sheet

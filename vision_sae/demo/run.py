@@ -21,12 +21,14 @@ from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
+from vision_sae.demo import generations
 from vision_sae.demo.report import write_report
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, image_folder
-from vision_sae.resources import dictionary_resource
+from vision_sae.resources import dictionary_resource, model_resource
+from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
@@ -132,15 +134,38 @@ def ask(address: str, bundle: str, picture: Picture, stages: Stages, out: Path) 
     return write_report(out, picture, answer, dictionary, stages.seconds)
 
 
+def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
+    """Turn one feature of the generator up, and write the picture beside its twin."""
+    from vision_sae_client import Client, report, steering
+    from vision_sae_client.edits import edit
+
+    feature = generations.strongest_cause(bundle)
+    label = bundle.descriptions.get(feature, {}).get("text") or "no label"
+    says = f"feature {feature} of {bundle.name} ({label}) turned up"
+    with stages.stage("steer", says), Client(address, timeout=600) as client:
+        name = f"{dictionary_resource(bundle.name)}/features/{feature}"
+        settings = GenerationSettings(
+            model=model_resource(generations.MODEL),
+            prompt=generations.prompts(1, generations.HELDOUT_SEED)[0],
+            seed=1,
+            edits=[edit(name, "add", generations.AMOUNT)],
+        )
+        *_, last = client.generate(settings)
+        steering.write(last.result, out)
+    print(f"{report.generation(last.result)}\nwritten: {out / 'beside.png'}")
+
+
 def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     """Run all stages, write ``out``; without ``once`` keep the server and the page up."""
     from vision_sae.config import load_config
 
     stages, config = Stages(), load_config()
     bundles = [make_bundle(name, work, stages, config).path for name in MODELS]
+    generated = generations.make_bundle(work, stages.stage, config.build)
     start = time.perf_counter()
-    with serving(bundles, 0 if once else port) as address:
+    with serving([*bundles, generated.path], 0 if once else port) as address:
         stages.seconds["serve"] = round(time.perf_counter() - start, 2)
+        steer(address, generated, stages, out / "steered")
         for bundle, place in zip(bundles, (out, out / "clip"), strict=True):
             answer = ask(address, bundle.name, heldout_picture(), stages, place)
             _print_answer(answer, place)

@@ -86,6 +86,7 @@ def causal_scorer(
     prompts: Sequence[GenerationSettings],
     *,
     amount: float,
+    randoms: int = 40,
 ) -> CausalScorer:
     """The scorer of one bundle's labels. Texts are directions from the mean of all its labels."""
     labels = [row["text"] for row in found.bundle.descriptions.values() if row["text"]]
@@ -98,6 +99,7 @@ def causal_scorer(
         amount=amount * found.usual_mean,
         alive=found.alive,
         embed=TextEmbeddings(contrastive, vectors.mean(0)),
+        randoms=randoms,
     )
 
 
@@ -117,6 +119,7 @@ def causal_scores(
     *,
     amount: float,
     limit: int | None = None,
+    randoms: int = 40,
     progress: bool = True,
 ) -> str:
     """Measure the causal score of labels and publish the bundle at ``path`` anew with them; gives
@@ -131,7 +134,7 @@ def causal_scores(
         raise InvalidInputError(
             f"{path} has no labels; run `vision-sae describe` first", field="bundle"
         )
-    scorer = causal_scorer(model, found, contrastive, prompts, amount=amount)
+    scorer = causal_scorer(model, found, contrastive, prompts, amount=amount, randoms=randoms)
     measured: dict[int, Score] = {}
     beating = 0
     for feature, text in tqdm(labelled, desc="causal", disable=not progress):

@@ -83,8 +83,8 @@ class Transport(_message.Message):
     """How far codes move from the target's (0) to the source's (1), 0 to 100. Absent means 1."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Features to carry, by index, at most 1,000. Empty means the `top_k` whose mean activation in
-        the source region exceeds that in the target region most.
+        """Features to carry, by index, at most 1,000. Empty means at each step the `top_k` whose mean
+        activation in the source region exceeds that in the target region most.
         """
 
     @_builtins.property
@@ -178,7 +178,7 @@ class GenerationSettings(_message.Message):
 
     @_builtins.property
     def transports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transport]:
-        """Features carried over from other prompts, at most 8."""
+        """Features carried over from other prompts, at most 8. Not with an initial image."""
 
     @_builtins.property
     def initial_image(self) -> Global___InitialImage:
