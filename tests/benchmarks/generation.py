@@ -230,13 +230,7 @@ def main() -> None:
             block.site: metrics[block.site]
             | causal(model, by_site[block.site], contrastive)
             | {"specificity": specificity(model, by_site[block.site])}
-            | {
-                "role": block.role,
-                "roles": {
-                    name: getattr(block, name)._asdict()
-                    for name in ("ablated", "ablated_random", "boosted", "boosted_random")
-                },
-            }
+            | {"roles": block.to_json()}
             for block in blocks
         },
         "edits": {

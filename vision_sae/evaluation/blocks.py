@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +77,14 @@ class BlockEffects:
             for name in Roles._fields
         }
         return max(ratios, key=ratios.__getitem__)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, in plain JSON."""
+        measured = {
+            name: getattr(self, name)._asdict()
+            for name in ("ablated", "ablated_random", "boosted", "boosted_random")
+        }
+        return {"site": self.site, "role": self.role, **measured}
 
 
 class _Parts(NamedTuple):

@@ -52,7 +52,7 @@ def block_report(
     blocks = boosted(found, features, amount)
     effects = evaluate_blocks(model, blocks, prompts, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "blocks.json", [asdict(e) | {"role": e.role} for e in effects])
+    write_json(out / "blocks.json", [effect.to_json() for effect in effects])
     _sheet(examples(model, blocks, prompts[:_SHOWN])).save(out / "blocks.png")
     return "\n".join(table(effects))
 

@@ -12,8 +12,8 @@ import copy
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,10 @@ class SdxlModel:
         self.device = torch.device(device)
         self.dtype = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
         # The U-Net takes nearly all the time; the decoder, whose rounding one would see, none.
-        self.pipeline = pipeline.to(self.device)
-        self.pipeline.to(torch.float32)
-        self.pipeline.unet.to(self.dtype).requires_grad_(False)
+        with _quiet_diffusers():
+            self.pipeline = pipeline.to(self.device)
+            self.pipeline.to(torch.float32)
+            self.pipeline.unet.to(self.dtype).requires_grad_(False)
         self.pipeline.set_progress_bar_config(disable=True)
         self.tokenizing = threading.Lock()
         """Tokenizers keep their padding in themselves: one call at a time."""
@@ -327,6 +328,21 @@ class Denoising:
         return made
 
 
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without its warnings: that an autoencoder may be a tiny one, and about parts that nobody
+    keeps in float32."""
+    from diffusers.utils import logging as untyped
+
+    logging: Any = untyped
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _sha256(values: Tensor) -> str:
     return hashlib.sha256(values.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
@@ -342,5 +358,6 @@ def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "c
             field="model",
         )
     pipelines: Any = diffusers.StableDiffusionXLPipeline
-    pipeline = pipelines.from_pretrained(target, add_watermarker=False)
+    with _quiet_diffusers():
+        pipeline = pipelines.from_pretrained(target, add_watermarker=False)
     return SdxlModel(name, pipeline, dtype=dtype, device=device)

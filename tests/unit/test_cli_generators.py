@@ -1,0 +1,145 @@
+"""From prompts to a bundle and to what its features cause, by the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests import generations
+from vision_sae.bundles.bundle import Bundle, add_descriptions
+from vision_sae.cli import app
+from vision_sae.errors import NotFoundError
+from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.registry import load_generator, load_model
+
+SITE = generations.SITES[1]
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def world(tiny_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline, prompts, and a bundle of what it generates."""
+    root = tmp_path_factory.mktemp("generators")
+    tiny_pipeline.save_pretrained(str(root / "model"))
+    (root / "prompts.txt").write_text("a large red star\na small blue ring\n\na green heart\n")
+    model = f"sdxl:{root / 'model'}"
+    made = run(
+        *("harvest", root / "prompts.txt", root / "store", "--model", model),
+        *("--site", SITE, "--seeds", 2, "--batch-size", 3),
+    )
+    assert "24 images, 1536 patches" in made  # 3 prompts, 2 seeds, 4 steps; 64 positions
+    (root / "config.yaml").write_text("train: {expansion: 2, k: 4, steps: 8, batch_size: 256}\n")
+    config = ("--config", root / "config.yaml")
+    run("train", root / "store", root / "dictionary", *config)
+    run("build", root / "store", root / "dictionary", root / "bundle")
+    return root
+
+
+def test_one_door_loads_generators_as_models_too(world: Path) -> None:
+    name = f"sdxl:{world / 'model'}"
+    model = load_model(name, dtype="float32")
+    assert isinstance(model, NoisedPictures)
+    assert model.name == name
+    weights = load_generator(name, dtype="float32").identity()["weights_sha256"]
+    assert model.identity()["weights_sha256"] == weights
+    for wrong in ("sdxl:", "demo:painter", "vit_small"):
+        with pytest.raises(NotFoundError, match="demo:generator"):
+            load_generator(wrong)
+
+
+def test_pictures_are_harvested_by_a_generator(world: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (64, 48), (90 * number, 50, 50)).save(tmp_path / f"{number}.png")
+    model = f"sdxl:{world / 'model'}"
+    made = run("harvest", tmp_path, tmp_path / "store", "--model", model, "--site", SITE)
+    assert "2 images, 128 patches" in made
+    # Their codes can be had from a dictionary of generated pictures.
+    run("build", tmp_path / "store", world / "dictionary", tmp_path / "bundle")
+
+
+def test_the_blocks_of_a_bundle(world: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "blocks", "--features", 2)
+    said = run("evaluate", "blocks", world / "bundle", "--prompts", world / "prompts.txt", *out)
+    assert SITE in said
+    (found,) = json.loads((tmp_path / "blocks" / "blocks.json").read_text())
+    assert found["role"] in found["boosted"]
+    sheet = Image.open(tmp_path / "blocks" / "blocks.png")
+    assert sheet.size == (3 * 66 - 2, 3 * 66 - 2)  # plain, off, boosted; three prompts
+
+
+def test_causal_scores_join_those_of_the_labels(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle(world / "bundle")
+    alive = np.flatnonzero(bundle.statistics.count)[:3].tolist()
+    detection = {"metric": "detection_auc", "value": 0.8, "n": 9, "lower": 0.7, "upper": 0.9}
+    rows = [
+        {
+            "feature": feature,
+            "text": text,
+            "abstained": "",
+            "describer": "caption-pmi",
+            "describer_version": 1,
+            "scores": [detection | {"control": None, "negatives": "random"}],
+            "evidence": [],
+            "details": {},
+            "candidates": [],
+        }
+        for feature, text in zip(alive, ("red", "blue", None), strict=True)
+    ]
+    add_descriptions(bundle, world / "bundle", rows, {})
+
+    class Contrastive:
+        """Texts and pictures of known directions."""
+
+        name, embedding_dim = "fake", 2
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0] if t == "red" else [0.0, 1.0] for t in texts])
+
+    monkeypatch.setattr("vision_sae.evaluation.generators.ContrastiveModel", Contrastive)
+    monkeypatch.setattr("vision_sae.models.registry.load_model", _loading(Contrastive()))
+    monkeypatch.setattr("vision_sae.steering.causal.embed_pictures", _brightness)
+    said = run("evaluate", "causal", world / "bundle", "--prompts", world / "prompts.txt")
+    assert "2 labels" in said
+    found = Bundle(world / "bundle").descriptions
+    assert [s["metric"] for s in found[alive[0]]["scores"]] == ["detection_auc", "causal"]
+    assert 0 <= found[alive[0]]["scores"][1]["value"] <= 1
+    assert [s["metric"] for s in found[alive[2]]["scores"]] == ["detection_auc"]
+    # Once more: the score is replaced, not added again.
+    run("evaluate", "causal", world / "bundle", "--prompts", world / "prompts.txt")
+    scores = Bundle(world / "bundle").descriptions[alive[0]]["scores"]
+    assert [s["metric"] for s in scores] == ["detection_auc", "causal"]
+
+
+def _loading(contrastive: Any) -> Any:
+    return lambda name, **options: contrastive if name == "demo:clip" else load_model(name)
+
+
+def _brightness(_model: Any, pictures: list[Image.Image]) -> torch.Tensor:
+    values = [
+        [float(np.asarray(p)[..., 0].mean()), float(np.asarray(p)[..., 2].mean())] for p in pictures
+    ]
+    return torch.nn.functional.normalize(torch.tensor(values), dim=1)
+
+
+def test_a_bundle_that_does_not_generate_is_refused(world: Path, tmp_path: Path) -> None:
+    from tests import serving
+
+    serving.zoo(tmp_path, described=False)
+    result = CliRunner().invoke(
+        app, ["evaluate", "blocks", str(tmp_path / "zoo"), "--prompts", str(world / "prompts.txt")]
+    )
+    assert result.exit_code == 2
