@@ -143,3 +143,16 @@ def test_a_bundle_that_does_not_generate_is_refused(world: Path, tmp_path: Path)
         app, ["evaluate", "blocks", str(tmp_path / "zoo"), "--prompts", str(world / "prompts.txt")]
     )
     assert result.exit_code == 2
+
+
+def test_edits_of_scenes(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vision_sae.evaluation import edit_cases, scene_attributes
+
+    torch.manual_seed(0)
+    classifier, cases = scene_attributes.AttributeClassifier(), edit_cases.read_cases()[:2]
+    monkeypatch.setattr(scene_attributes, "train_classifier", lambda: classifier)
+    monkeypatch.setattr(edit_cases, "read_cases", lambda: cases)
+    said = run("evaluate", "edits", world / "bundle", "--out", tmp_path / "edits.json")
+    found = json.loads((tmp_path / "edits.json").read_text())
+    assert list(found) == list(edit_cases.METHODS)
+    assert all(method in said for method in found)

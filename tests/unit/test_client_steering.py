@@ -133,3 +133,28 @@ async def test_generations_asynchronously(address: str) -> None:
     async with AsyncClient(address) as client:
         messages = [m async for m in client.generate(settings)]
     assert [m.WhichOneof("content") for m in messages] == ["progress", "progress", "result"]
+
+
+def test_the_page_steers_where_the_server_generates(address: str) -> None:
+    from vision_sae_client.web import page, steer
+
+    with Client(address) as client:
+        found = steer.steerable(client)
+        assert found is not None
+        assert found.model == generations.MODEL
+        assert found.features == []  # none has a label
+        shown, said = steer.steered(client, found.model, "a star", f"{UP}/3", 30.0, 1)
+        assert shown is not None
+        assert shown.size == (3 * 256 + 8, 256)
+        assert "pixel change" in said
+        nothing, why = steer.steered(client, found.model, "a star", f"{UP}/999", 1.0, 1)
+        assert nothing is None
+        assert "999" in why
+    assert "vs-steer" in str(page.build_page(address).config)
+
+
+def test_a_server_that_does_not_answer_has_nothing_to_steer() -> None:
+    from vision_sae_client.web import steer
+
+    with Client("127.0.0.1:1", timeout=0.2) as client:
+        assert steer.steerable(client) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from vision_sae_client.client import Client
-from vision_sae_client.web import explain
+from vision_sae_client.web import explain, steer
 
 # Gradio looks every minute and deletes what was uploaded ten minutes ago or longer.
 _DELETE_CACHE = (60, 600)
@@ -32,11 +32,17 @@ it after about ten minutes, or when the page ends.</footer>
 def build_page(
     client_address: str, examples_dir: Path | None = None, *, token: str | None = None
 ) -> gr.Blocks:
-    """The page for the server at ``client_address``; pictures of ``examples_dir`` can be picked."""
+    """The page for the server at ``client_address``; pictures of ``examples_dir`` can be picked.
+
+    Where the server generates, there is a panel to steer pictures with.
+    """
     client = Client(client_address, token=token)
     page = gr.Blocks(title="vision_sae", analytics_enabled=False, delete_cache=_DELETE_CACHE)
     with page:
         gr.HTML(_HEADING)
         explain.add_panel(client, examples_dir)
+        generator = steer.steerable(client)
+        if generator is not None:
+            steer.add_panel(client, generator)
         gr.HTML(_FOOTER.format(address=escape(client_address)))
     return page

@@ -1,0 +1,100 @@
+"""The panel "steer a picture": a prompt, a feature turned up or down, the picture beside its twin."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import NamedTuple
+
+import gradio as gr
+from PIL import Image
+
+from vision_sae.errors import VisionSaeError
+from vision_sae.v1.generation_service_pb2 import GenerationSettings
+from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE
+from vision_sae_client import report, steering
+from vision_sae_client.client import Client
+from vision_sae_client.edits import edit
+from vision_sae_client.errors import ClientError
+from vision_sae_client.web import answer_html
+
+_FEATURES = 200
+_PROMPT = "a large red star in the centre of a white background"
+_RANGE = 40
+"""How far a feature can be turned either way, in its mean activations."""
+_HEADING = """
+<h2>Steer a picture</h2>
+<p>Left, the picture of your prompt; in the middle, from the same noise, with one feature of the
+generator turned up or down; right, where they differ.</p>
+"""
+
+
+class Steerable(NamedTuple):
+    """What of a server can be steered."""
+
+    model: str
+    features: list[tuple[str, str]]
+    """(label, name) of features."""
+
+
+def steerable(client: Client) -> Steerable | None:
+    """The server's first generator and its labelled features, the most frequent first; None when
+    it has none, or does not answer."""
+    try:
+        models = [m.name for m in client.models() if m.kind == MODEL_KIND_TEXT_TO_IMAGE]
+        if not models:
+            return None
+        found: list[tuple[str, str]] = []
+        for dictionary in client.dictionaries():
+            if dictionary.model != models[0]:
+                continue
+            for feature in client.features(dictionary.name, order_by="firing_rate desc"):
+                if feature.description.HasField("text"):
+                    found.append((f"{feature.description.text} ({feature.index})", feature.name))
+                if len(found) == _FEATURES:
+                    break
+    except ClientError:
+        return None
+    return Steerable(models[0], found)
+
+
+def add_panel(client: Client, what: Steerable) -> None:
+    """Lay the panel out in the Blocks that is open, and connect it to a client."""
+    gr.HTML(_HEADING)
+    with gr.Row(elem_classes="vs-top"):
+        with gr.Column(scale=2, min_width=280):
+            prompt = gr.Textbox(
+                "a large red star at the centre of a white background", label="Prompt"
+            )
+            feature = gr.Dropdown(
+                what.features,
+                value=what.features[0][1] if what.features else None,
+                label="Feature (or its full name)",
+                allow_custom_value=True,
+            )
+            value = gr.Slider(-_RANGE, _RANGE, value=8, step=0.5, label="How much, in its means")
+            seed = gr.Number(1, label="Seed of the noise", precision=0, minimum=0)
+            button = gr.Button("Generate", variant="primary", elem_id="vs-steer")
+        with gr.Column(scale=3, min_width=320):
+            shown = gr.Image(label="Twin, steered, difference", interactive=False, buttons=[])
+            said = gr.HTML("", elem_id="vs-steered")
+
+    def steer(
+        prompt: str, feature: str | None, value: float, seed: float
+    ) -> tuple[Image.Image | None, str]:
+        return steered(client, what.model, prompt, feature, value, int(seed))
+
+    button.click(steer, [prompt, feature, value, seed], [shown, said], api_visibility="private")
+
+
+def steered(
+    client: Client, model: str, prompt: str, feature: str | None, value: float, seed: int
+) -> tuple[Image.Image | None, str]:
+    """(twin, picture and difference side by side, what changed); or (None, what went wrong)."""
+    edits = [edit(feature, "add", value)] if feature else []
+    settings = GenerationSettings(model=model, prompt=prompt, seed=seed, edits=edits)
+    try:
+        *_, last = client.generate(settings)
+    except (ClientError, VisionSaeError) as error:
+        return None, answer_html.failure(str(error))
+    lines = report.generation(last.result).splitlines()
+    return steering.beside(last.result), "<br>".join(map(escape, lines))
