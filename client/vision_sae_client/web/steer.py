@@ -1,4 +1,4 @@
-"""The panel "steer a picture": a prompt, a feature turned up or down, the picture beside its twin."""
+"""The panel "steer a picture": a prompt, and one feature turned up or down."""
 
 from __future__ import annotations
 
