@@ -37,8 +37,9 @@ from vision_sae.steering.bundles import SteeringBundle, opened
 from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.generation import Changes, Generation
 
-_TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 2000, 200, 300
-_EXPANSION, _STEPS, _K = 8, 1500, (10, 20, 32)
+_TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 150, 300
+_EXPANSION, _STEPS, _K = 8, 1000, (10, 20)
+_DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 8.0
 _LABELS, _JUDGED = 50, 8
 _BATCH = 50
@@ -77,8 +78,12 @@ def attributes(
     return classifier.accuracy(pictures, shown)
 
 
-def overhead(model: Generator, dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
-    """Time of a generation with capture, and with four edits, over the plain pipeline's call."""
+def overhead(dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
+    """Time of a generation with capture, and with four edits, over the plain pipeline's call.
+
+    In float32: the plain call cannot do with a U-Net in another precision than the texts'.
+    """
+    model = load_generator(generations.MODEL, dtype="float32")
     sites = list(generations.SITES)
     pipeline: Any = model.pipeline  # type: ignore[attr-defined]
     settings = [GenerationSettings("a large red star", seed=1)] * 2
@@ -130,9 +135,9 @@ def overhead(model: Generator, dictionaries: dict[str, SteeringBundle]) -> dict[
 
 def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     """({site: labelled bundle of k = 20}, {site: metrics of every k on held-out prompts})"""
-    model = load_generator("demo:generator")
+    model = load_generator(generations.MODEL)
     config = HarvestConfig(
-        model="demo:generator",
+        model=generations.MODEL,
         sites=generations.SITES,
         batch_size=50,
         shard_images=200,
@@ -158,8 +163,8 @@ def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
         trained = work / f"{short}-k20"
         if not is_current(path, stores[0], trained, BuildConfig()):
             build(stores[0], trained, path, BuildConfig())
-        if not is_described(Bundle(path), DescribeConfig()):
-            describe_bundle(path, DescribeConfig())
+        if not is_described(Bundle(path), _DESCRIBING):
+            describe_bundle(path, _DESCRIBING)
         paths[site] = path
         alive = Bundle(path).statistics.count > 0
         metrics[site]["dead"] = round(float(1 - alive.mean()), 4)
@@ -221,7 +226,7 @@ def main() -> None:
     settings = [GenerationSettings(p, seed=i) for i, p in enumerate(prompts[:32])]
     blocks = evaluate_blocks(model, boosted(found, 8, _AMOUNT), settings)
     report: dict[str, Any] = {
-        **overhead(model, {f.bundle.name: f for f in found}),
+        **overhead({f.bundle.name: f for f in found}),
         "own_prompt_top10": round(own_prompt(contrastive, pictures, prompts), 3),
         "own_prompt_top10_real": round(own_prompt(contrastive, drawn, prompts), 3),
         "attributes": attributes(classifier, pictures, generations.HELDOUT_SEED),

@@ -26,12 +26,14 @@ from vision_sae.v1 import attribution_service_pb2_grpc as attribution_grpc
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import catalog_service_pb2_grpc as catalog_grpc
 from vision_sae.v1 import description_service_pb2_grpc as description_grpc
+from vision_sae.v1 import generation_service_pb2_grpc as generation_grpc
 from vision_sae.v1 import label_job_service_pb2 as jobs_pb
 from vision_sae.v1 import label_job_service_pb2_grpc as jobs_grpc
 from vision_sae.v1 import search_service_pb2_grpc as search_grpc
 from vision_sae.v1.description_pb2 import Description
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
+from vision_sae.v1.generation_service_pb2 import GenerationSettings
 from vision_sae.v1.image_pb2 import Box
 from vision_sae.v1.target_pb2 import Target
 
@@ -222,6 +224,7 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
         requests.list_label_jobs(),
         requests.cancel_label_job("zoo"),
         requests.watch_label_job("zoo"),
+        requests.generate(GenerationSettings(model="models/a")),
     ]
     answered: dict[str, Any] = {}
 
@@ -237,6 +240,7 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
         search_grpc.SearchServiceStub,
         description_grpc.DescriptionServiceStub,
         jobs_grpc.LabelJobServiceStub,
+        generation_grpc.GenerationServiceStub,
     ):
         stub(Recorder())
     for call in calls:

@@ -348,7 +348,7 @@ def export(work: Path, out: Path, vae: dict[str, Any], unet: dict[str, Any]) -> 
 
 VAE: dict[str, Any] = {"steps": 1200, "rate": 2e-3, "batch": 16}
 TEXT: dict[str, Any] = {"steps": 600, "rate": 2e-3, "batch": 128}
-UNET: dict[str, Any] = {"steps": 2400, "rate": 1e-3, "batch": 32}
+UNET: dict[str, Any] = {"steps": 2000, "rate": 1e-3, "batch": 32}
 
 
 def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:

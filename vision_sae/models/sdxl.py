@@ -330,17 +330,23 @@ class Denoising:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without its warnings: that an autoencoder may be a tiny one, and about parts that nobody
-    keeps in float32."""
-    from diffusers.utils import logging as untyped
+    """Without its warnings, that an autoencoder may be a tiny one, and about parts that nobody
+    keeps in float32; and without bars for the loading of each part."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
 
-    logging: Any = untyped
+    logging: Any = ours
     before = logging.get_verbosity()
     logging.set_verbosity_error()
+    bars = [each for each in (logging, theirs) if each.is_progress_bar_enabled()]
+    for each in bars:
+        each.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        for each in bars:
+            each.enable_progress_bar()
 
 
 def _sha256(values: Tensor) -> str:
