@@ -84,24 +84,25 @@ def test_equal_rows_do_not_lower_the_recall() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind"),
+    ("rows", "dim", "kind"),
     # The number of lists is the power of two nearest to the square root of the rows.
     [
-        (1, "Flat"),
-        (49_999, "Flat"),
-        (50_000, "IVF256,SQ8"),
-        (262_144, "IVF512,SQ8"),
-        (4_000_000, "IVF2048,RaBitQfs,Refine(SQ8)"),
+        (1, 768, "Flat"),
+        (49_999, 768, "Flat"),
+        (50_000, 768, "IVF256,SQ8"),
+        (262_144, 768, "IVF512,SQ8"),
+        (262_144, 128, "Flat"),
+        (4_000_000, 128, "IVF2048,RaBitQfs,Refine(SQ8)"),
     ],
 )
-def test_type_is_chosen_by_size(rows: int, kind: str) -> None:
-    assert index_type(rows) == kind
+def test_type_is_chosen_by_size(rows: int, dim: int, kind: str) -> None:
+    assert index_type(rows, dim) == kind
 
 
 @pytest.fixture
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """An inverted index from 1,000 rows on, which visits one list at first."""
-    monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000)
+    monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000 * 8)
     monkeypatch.setattr(patch_index, "_NPROBE", 1)
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vision_sae.errors import RecallTooLowError
 
-_FLAT_UP_TO = 50_000
-"""Rows up to which exact search is fast enough."""
+_FLAT_UP_TO = 50_000 * 768
+"""Numbers (rows times dimensions) up to which exact search is fast enough."""
 _SQ8_UP_TO = 1_000_000
 """Rows up to which 8-bit rows fit comfortably in memory."""
 _TRAIN_ROWS_PER_LIST = 64
@@ -42,9 +42,9 @@ class IndexReport(NamedTuple):
     """The recall below which the index would not have been published."""
 
 
-def index_type(rows: int) -> str:
-    """The FAISS factory string for this many rows."""
-    if rows < _FLAT_UP_TO:
+def index_type(rows: int, dim: int) -> str:
+    """The FAISS factory string for this many rows of ``dim`` dimensions."""
+    if rows * dim < _FLAT_UP_TO:
         return "Flat"
     lists = 2 ** round(np.log2(np.sqrt(rows)))
     return f"IVF{lists},SQ8" if rows < _SQ8_UP_TO else f"IVF{lists},RaBitQfs,Refine(SQ8)"
@@ -79,7 +79,7 @@ class PatchIndexBuilder:
     def __init__(self, dim: int, rows: int, take: Take, *, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
         self._take, self._rows, self._seen = take, rows, 0
-        self._index = faiss.index_factory(dim, index_type(rows), faiss.METRIC_INNER_PRODUCT)
+        self._index = faiss.index_factory(dim, index_type(rows, dim), faiss.METRIC_INNER_PRODUCT)
         self._lists = 0 if self._index.is_trained else faiss.extract_index_ivf(self._index).nlist
         if self._lists:
             sample = random.permutation(rows)[: self._lists * _TRAIN_ROWS_PER_LIST]
@@ -129,7 +129,7 @@ class PatchIndexBuilder:
         while recall < floor and nprobe < self._lists:
             nprobe *= 2
             recall = self._recall(nprobe)
-        kind = index_type(self._rows)
+        kind = index_type(self._rows, self._index.d)
         if recall < floor:
             raise RecallTooLowError(
                 f"the patch index {kind} reaches recall@10 {recall:.3f}, below the floor {floor}; "
