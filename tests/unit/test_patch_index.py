@@ -101,8 +101,8 @@ def test_type_is_chosen_by_size(rows: int, dim: int, kind: str) -> None:
 
 @pytest.fixture
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An inverted index from 1,000 rows on, which visits one list at first."""
-    monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000 * 8)
+    """An inverted index for 2,000 rows of 2 or more dimensions, which visits one list at first."""
+    monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000 * 2)
     monkeypatch.setattr(patch_index, "_NPROBE", 1)
 
 
