@@ -154,5 +154,5 @@ def test_edits_of_scenes(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(edit_cases, "read_cases", lambda: cases)
     said = run("evaluate", "edits", world / "bundle", "--out", tmp_path / "edits.json")
     found = json.loads((tmp_path / "edits.json").read_text())
-    assert list(found) == list(edit_cases.METHODS)
+    assert set(found) == set(edit_cases.METHODS)
     assert all(method in said for method in found)
