@@ -33,7 +33,7 @@ from vision_sae.v1.label_job_service_pb2 import (
     WatchLabelJobResponse,
 )
 from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
-from vision_sae.v1.model_pb2 import Model
+from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE, Model
 from vision_sae.v1.search_service_pb2 import (
     FEATURE_MATCH_UNSPECIFIED,
     FeatureMatch,
@@ -106,6 +106,13 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """All models."""
         return [model async for page in self._pages(requests.list_models) for model in page.models]
+
+    async def generator(self) -> str | None:
+        """The first text-to-image model, ``models/{model}``; None when the server has none."""
+        kinds = {model.name: model.kind for model in await self.models()}
+        return next(
+            (name for name, kind in kinds.items() if kind == MODEL_KIND_TEXT_TO_IMAGE), None
+        )
 
     async def dictionaries(self) -> list[Dictionary]:
         """All dictionaries, by name."""

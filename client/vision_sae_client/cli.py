@@ -18,7 +18,6 @@ from vision_sae.v1.description_pb2 import Description
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import SiteAttribution
-from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE
 from vision_sae_client import overlay, report, steering, targets
 from vision_sae_client.client import Client
 from vision_sae_client.edits import edit
@@ -342,10 +341,10 @@ def steer(
 
 def _generator(client: Client) -> str:
     """The first model of the server that generates."""
-    for model in client.models():
-        if model.kind == MODEL_KIND_TEXT_TO_IMAGE:
-            return model.name
-    raise InvalidInputError("this server has no text-to-image model", field="model")
+    model = client.generator()
+    if model is None:
+        raise InvalidInputError("this server has no text-to-image model", field="model")
+    return model
 
 
 @_command

@@ -131,6 +131,7 @@ def test_progress_comes_first_and_refusals_name_the_field(address: str) -> None:
 async def test_generations_asynchronously(address: str) -> None:
     settings = GenerationSettings(model=generations.MODEL, prompt="a star", seed=1, steps=1)
     async with AsyncClient(address) as client:
+        assert await client.generator() == generations.MODEL
         messages = [m async for m in client.generate(settings)]
     assert [m.WhichOneof("content") for m in messages] == ["progress", "progress", "result"]
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from vision_sae.errors import VisionSaeError
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
-from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE
 from vision_sae_client import report, steering
 from vision_sae_client.client import Client
 from vision_sae_client.edits import edit
@@ -40,12 +39,12 @@ def steerable(client: Client) -> Steerable | None:
     """The server's first generator and its labelled features, the most frequent first; None when
     it has none, or does not answer."""
     try:
-        models = [m.name for m in client.models() if m.kind == MODEL_KIND_TEXT_TO_IMAGE]
-        if not models:
+        model = client.generator()
+        if model is None:
             return None
         found: list[tuple[str, str]] = []
         for dictionary in client.dictionaries():
-            if dictionary.model != models[0]:
+            if dictionary.model != model:
                 continue
             for feature in client.features(dictionary.name, order_by="firing_rate desc"):
                 if feature.description.HasField("text"):
@@ -54,7 +53,7 @@ def steerable(client: Client) -> Steerable | None:
                     break
     except ClientError:
         return None
-    return Steerable(models[0], found)
+    return Steerable(model, found)
 
 
 def add_panel(client: Client, what: Steerable) -> None:
@@ -62,9 +61,7 @@ def add_panel(client: Client, what: Steerable) -> None:
     gr.HTML(_HEADING)
     with gr.Row(elem_classes="vs-top"):
         with gr.Column(scale=2, min_width=280):
-            prompt = gr.Textbox(
-                "a large red star at the centre of a white background", label="Prompt"
-            )
+            prompt = gr.Textbox(_PROMPT, label="Prompt")
             feature = gr.Dropdown(
                 what.features,
                 value=what.features[0][1] if what.features else None,
