@@ -106,6 +106,8 @@ def _note(state: State, service: str, rpc: str) -> str:
     """What of an rpc this server cannot do."""
     if rpc == "ScoreDescription" and state.labelling.scorer is None:
         return "answers FAILED_PRECONDITION: the server was started without a contrastive model"
+    if rpc == "Generate" and not state.generates:
+        return "answers INVALID_ARGUMENT: none of the models makes pictures of prompts"
     if rpc == "SearchFeatures" and state.labelling.meanings is None:
         return "texts are searched by the words of labels only"
     if service in ("DescriptionService", "LabelJobService") and state.labels.database.in_memory:

@@ -11,7 +11,6 @@ from google.protobuf.duration_pb2 import Duration
 
 import vision_sae
 from vision_sae.errors import NotFoundError
-from vision_sae.models.noised import NoisedPictures
 from vision_sae.v1 import catalog_service_pb2 as pb
 from vision_sae.v1 import catalog_service_pb2_grpc
 from vision_sae_server import messages
@@ -40,7 +39,6 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     def __init__(self, state: State, capabilities: list[pb.Capability]) -> None:
         self._state, self._capabilities = state, capabilities
-        self._generates = any(isinstance(m.model, NoisedPictures) for m in state.models.values())
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -59,7 +57,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 max_bytes_in_flight=config.max_queue_bytes,
                 max_page_size=_MAX_PAGE,
                 max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
-                max_generated_pixels=config.max_generated_pixels if self._generates else 0,
+                max_generated_pixels=config.max_generated_pixels if self._state.generates else 0,
             ),
             capabilities=self._capabilities,
             describers=self._state.labelling.describers,

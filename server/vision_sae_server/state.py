@@ -100,6 +100,11 @@ class State:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server begins to drain: jobs pause, and watchers are sent elsewhere."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether one of the models makes pictures of prompts."""
+        return any(isinstance(model.model, NoisedPictures) for model in self.models.values())
+
     def dictionary(self, name: str) -> Served:
         """The dictionary of a resource name."""
         if name not in self.dictionaries:

@@ -255,9 +255,10 @@ def test_health_and_capabilities(channel, catalog) -> None:
         status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
     info = catalog.GetServerInfo(catalog_service_pb2.GetServerInfoRequest())
-    served = {(c.service, c.rpc) for c in info.capabilities if c.served}
-    assert ("AttributionService", "Encode") in served
-    assert ("GenerationService", "Generate") not in served
+    served = {f"{c.service}/{c.rpc}": c.note for c in info.capabilities if c.served}
+    assert served["AttributionService/Encode"] == ""
+    assert "none of the models makes pictures" in served["GenerationService/Generate"]
+    assert "InterventionService/Intervene" not in served
 
 
 def test_what_is_not_served_yet_says_so(channel) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from tests.worlds import tiny_model
-from vision_sae.activations import harvest as harvest_module
+from vision_sae.activations import making as making_module
 from vision_sae.activations import shards as shards_module
+from vision_sae.activations.harvest import harvest as harvest_pictures
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
 from vision_sae.config import BuildConfig, HarvestConfig, TrainConfig
@@ -32,7 +33,7 @@ BUILD = BuildConfig(exemplars=3, quantile_exemplars=2)
 
 def harvest(root: Path) -> None:
     pictures = image_folder(root / "pictures")
-    harvest_module.harvest(tiny_model(), pictures, root / "store", HARVEST, progress=False)
+    harvest_pictures(tiny_model(), pictures, root / "store", HARVEST, progress=False)
 
 
 def train(root: Path) -> None:
@@ -45,7 +46,7 @@ def build(root: Path) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
-    "harvest-write": (harvest, harvest_module, "write_shard"),
+    "harvest-write": (harvest, making_module, "write_shard"),
     "harvest-fsync": (harvest, shards_module, "fsync"),
     "harvest-rename": (harvest, os, "rename"),
     "train-step": (train, SparseLearner, "step"),
