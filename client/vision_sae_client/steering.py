@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from PIL import Image
 
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.pictures.sheet import contact_sheet
 from vision_sae.tensors import from_proto
 from vision_sae.v1.generation_service_pb2 import GenerationResult, Recipe
 from vision_sae.v1.image_pb2 import EncodedImage
@@ -30,12 +31,9 @@ def beside(result: GenerationResult) -> Image.Image:
     grey = Image.fromarray(np.round(255 * moved / max(float(moved.max()), 1e-6)).astype(np.uint8))
     shown = [picture(result.twin), picture(result.picture), grey.convert("RGB")]
     scale = max(1, _SHOWN // max(shown[0].size))
-    width, height = (side * scale for side in shown[0].size)
-    sheet = Image.new("RGB", (3 * width + 2 * _GAP, height), "white")
-    for place, image in enumerate(shown):
-        large = image.resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(large, (place * (width + _GAP), 0))
-    return sheet
+    size = (scale * shown[0].width, scale * shown[0].height)
+    large = [image.resize(size, Image.Resampling.NEAREST) for image in shown]
+    return contact_sheet([large], gap=_GAP)
 
 
 def write(result: GenerationResult, directory: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from vision_sae.evaluation.edit_cases import evaluate_edits, read_cases
 from vision_sae.evaluation.generators import best_labelled, boosted, causal_scorer
 from vision_sae.evaluation.planted_scenes import draw
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
-from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.generator import GenerationSettings, Generator, generate
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_generator, load_model
 from vision_sae.models.similarity import similarities
@@ -42,23 +42,12 @@ _EXPANSION, _STEPS, _K = 8, 1000, (10, 20)
 _DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 8.0
 _LABELS, _JUDGED = 50, 8
-_BATCH = 50
 
 
 def made(model: Generator, prompts: list[str], first_seed: int) -> list[Image.Image]:
     """A picture of each prompt."""
-    pictures: list[Image.Image] = []
-    for start in range(0, len(prompts), _BATCH):
-        run = model.start(
-            *(
-                GenerationSettings(prompt, seed=first_seed + start + i)
-                for i, prompt in enumerate(prompts[start : start + _BATCH])
-            )
-        )
-        while run.step < run.steps:
-            run.advance()
-        pictures += run.pictures()
-    return pictures
+    settings = [GenerationSettings(text, seed=first_seed + i) for i, text in enumerate(prompts)]
+    return generate(model, settings)
 
 
 def own_prompt(
@@ -102,11 +91,7 @@ def overhead(dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
             )
 
     def captured() -> None:
-        run = model.start(*settings)
-        while run.step < run.steps:
-            with model.capture(sites):
-                run.advance()
-        run.pictures()
+        generate(model, settings, lambda: model.capture(sites))
 
     edits = [
         FeatureEdit(name, int(found.alive[0]), "add", 1.0) for name, found in dictionaries.items()

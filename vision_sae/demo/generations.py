@@ -18,9 +18,10 @@ from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.evaluation.generators import causal_scores
 from vision_sae.evaluation.planted_scenes import Attributes, random_attributes
-from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.generator import GenerationSettings, Generator, generate
 from vision_sae.models.registry import load_generator, load_model
 from vision_sae.models.sdxl import TURBO_BLOCKS
+from vision_sae.pictures.sheet import contact_sheet
 from vision_sae.steering.bundles import opened
 
 MODEL = "demo:generator"
@@ -117,15 +118,8 @@ def strongest_cause(bundle: Bundle) -> int:
     return int(max(labelled, key=score)["feature"])
 
 
-def contact_sheet(model: Generator, columns: int = 8, rows: int = 8) -> Image.Image:
+def heldout_pictures(model: Generator, columns: int = 8, rows: int = 8) -> Image.Image:
     """Pictures of held-out prompts, side by side."""
     texts = prompts(columns * rows, HELDOUT_SEED)
-    run = model.start(*(GenerationSettings(text, seed=i) for i, text in enumerate(texts)))
-    while run.step < run.steps:
-        run.advance()
-    side, gap = model.usual_side, 2
-    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
-    for number, picture in enumerate(run.pictures()):
-        place = (number % columns * (side + gap), number // columns * (side + gap))
-        sheet.paste(picture, place)
-    return sheet
+    made = generate(model, [GenerationSettings(text, seed=i) for i, text in enumerate(texts)])
+    return contact_sheet([made[start : start + columns] for start in range(0, len(made), columns)])

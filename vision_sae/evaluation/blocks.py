@@ -17,8 +17,8 @@ block's update has at each position, or that the feature adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.generator import Change, GenerationSettings, Generator, generate
 
 _BLUR = 1 / 16
 _BATCH = 16
@@ -120,26 +120,16 @@ class _Pictures:
 
     def __init__(self, model: Generator, prompts: Sequence[GenerationSettings]) -> None:
         self._model, self._prompts = model, prompts
-        self.plain = self.made(None)
+        self.plain = self.made()
         shifted = self.plain[1:] + self.plain[:1]
         others = [difference(a, b) for a, b in zip(self.plain, shifted, strict=True)]
         self._unit = np.maximum(_mean(others), 1e-9)
 
-    def made(self, change: Callable[[], AbstractContextManager[None]] | None) -> list[Image.Image]:
+    def made(self, change: Change = nullcontext) -> list[Image.Image]:
         """The pictures with ``change`` in force."""
-        pictures: list[Image.Image] = []
-        for start in range(0, len(self._prompts), _BATCH):
-            run = self._model.start(*self._prompts[start : start + _BATCH])
-            while run.step < run.steps:
-                if change is None:
-                    run.advance()
-                else:
-                    with change():
-                        run.advance()
-            pictures += run.pictures()
-        return pictures
+        return generate(self._model, self._prompts, change, at_once=_BATCH)
 
-    def moved(self, change: Callable[[], AbstractContextManager[None]]) -> Roles:
+    def moved(self, change: Change) -> Roles:
         """How far ``change`` moves them."""
         pairs = zip(self.made(change), self.plain, strict=True)
         return Roles(*(_mean([difference(*pair) for pair in pairs]) / self._unit).tolist())

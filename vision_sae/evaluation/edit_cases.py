@@ -17,8 +17,8 @@ different prompts. Editing precision is the first over the sum of both.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -38,7 +38,7 @@ from vision_sae.evaluation.planted_scenes import (
     random_attributes,
 )
 from vision_sae.evaluation.scene_attributes import SIDE, AttributeClassifier
-from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.generator import GenerationSettings, Generator, finish
 from vision_sae.steering import effects
 from vision_sae.steering.generation import (
     PICTURE,
@@ -189,21 +189,21 @@ def _add_difference(
         moved[PICTURE, patches] += (strength * (means[SOURCES] - means[TWIN])).to(vectors.dtype)
         return moved
 
-    while run.step < run.steps:
+    @contextmanager
+    def edited() -> Iterator[None]:
         with ExitStack() as stack:
             for site in sites:
                 stack.enter_context(model.replace(site, edit))
-            run.advance()
-    picture, twin, _ = run.pictures()
+            yield
+
+    picture, twin, _ = finish(run, edited)
     return Steered(picture, twin, run.batch[PICTURE])
 
 
 def _reprompt(model: Generator, case: Case) -> Steered:
     settings = GenerationSettings(case.before.caption, seed=case.seed)
     run = model.start(replace(settings, prompt=case.after.caption), settings)
-    while run.step < run.steps:
-        run.advance()
-    picture, twin = run.pictures()
+    picture, twin = finish(run)
     return Steered(picture, twin, run.batch[TWIN])
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vision_sae.bundles.bundle import add_descriptions
@@ -18,12 +17,12 @@ from vision_sae.evaluation.blocks import BlockEffects, Boosted, Roles, evaluate_
 from vision_sae.files import write_json
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.protocol import ContrastiveModel, Model
+from vision_sae.pictures.sheet import contact_sheet
 from vision_sae.steering.bundles import SteeringBundle
 from vision_sae.steering.causal import CausalScorer
 
 _SHOWN = 8
 """Prompts in the picture of the blocks."""
-_GAP = 2
 
 
 def boosted(found: Sequence[SteeringBundle], features: int, amount: float) -> dict[str, Boosted]:
@@ -53,7 +52,7 @@ def block_report(
     effects = evaluate_blocks(model, blocks, prompts, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "blocks.json", [effect.to_json() for effect in effects])
-    _sheet(examples(model, blocks, prompts[:_SHOWN])).save(out / "blocks.png")
+    contact_sheet(examples(model, blocks, prompts[:_SHOWN])).save(out / "blocks.png")
     return "\n".join(table(effects))
 
 
@@ -67,16 +66,6 @@ def table(effects: Sequence[BlockEffects]) -> list[str]:
             values = "".join(f"{value:9.3f}" for value in getattr(effect, name))
             rows.append(f"  {said:34}{values}")
     return rows
-
-
-def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    width, height = rows[0][0].size
-    size = (len(rows[0]) * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP)
-    sheet = Image.new("RGB", size, "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + _GAP), y * (height + _GAP)))
-    return sheet
 
 
 def causal_scorer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -151,3 +151,32 @@ class Generator(Protocol):
     def identity(self) -> dict[str, Any]:
         """What a manifest binds."""
         ...
+
+
+_AT_ONCE = 50
+
+Change = Callable[[], AbstractContextManager[object]]
+"""Makes a context in which a step is done otherwise, `Generator.add` for instance."""
+
+
+def finish(run: Denoising, change: Change = nullcontext) -> list[Image.Image]:
+    """The pictures of ``run``, whose remaining steps are done with ``change`` in force."""
+    while run.step < run.steps:
+        with change():
+            run.advance()
+    return run.pictures()
+
+
+def generate(
+    model: Generator,
+    wanted: Sequence[GenerationSettings],
+    change: Change = nullcontext,
+    *,
+    at_once: int = _AT_ONCE,
+) -> list[Image.Image]:
+    """A picture of each of ``wanted``, which go through the same steps, ``at_once`` in a batch."""
+    return [
+        picture
+        for start in range(0, len(wanted), at_once)
+        for picture in finish(model.start(*wanted[start : start + at_once]), change)
+    ]

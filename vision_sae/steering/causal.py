@@ -18,7 +18,7 @@ from PIL import Image
 
 from vision_sae.descriptions.protocol import Score
 from vision_sae.descriptions.scores.bootstrap import Counts, scored
-from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.generator import GenerationSettings, Generator, generate
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.similarity import embed_pictures
 from vision_sae.steering.generation import SiteDictionary
@@ -36,11 +36,7 @@ def raised(
     prompts: Sequence[GenerationSettings],
 ) -> list[Image.Image]:
     """Pictures of ``prompts`` with ``direction`` (D) added everywhere at every step."""
-    run = model.start(*prompts)
-    with model.add(found.site, lambda: direction[None, None]):
-        while run.step < run.steps:
-            run.advance()
-    return run.pictures()
+    return generate(model, prompts, lambda: model.add(found.site, lambda: direction[None, None]))
 
 
 class CausalScorer:
