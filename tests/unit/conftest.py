@@ -42,6 +42,22 @@ def tiny_generator(tiny_pipeline: Any) -> SdxlModel:
 
 
 @pytest.fixture(scope="session")
+def two_level_generator(tiny_pipeline: Any) -> SdxlModel:
+    """One that attends at 16 x 16 positions too, as SDXL's U-Net does at its second level."""
+    unet = tiny_pipeline.unet
+    attending = type(unet).from_config(
+        unet.config,
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+        up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+        transformer_layers_per_block=1,
+        reverse_transformer_layers_per_block=None,
+    )
+    pipeline = type(tiny_pipeline)(**tiny_pipeline.components | {"unet": attending})
+    pipeline.set_progress_bar_config(disable=True)
+    return SdxlModel("two-level", pipeline, dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def generated_bundles(
     tiny_generator: SdxlModel, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Bundle]:

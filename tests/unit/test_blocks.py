@@ -70,8 +70,8 @@ def blocks(tiny_generator: SdxlModel) -> dict[str, Boosted]:
     random = torch.Generator().manual_seed(0)
     made = {}
     for site in SITES:
-        rows = torch.nn.functional.normalize(torch.randn(8, 128, generator=random), dim=1)
-        sae = TopKSae(k=2, w_enc=rows, b_enc=torch.zeros(8), w_dec=rows, b_dec=torch.zeros(128))
+        rows = torch.nn.functional.normalize(torch.randn(8, 64, generator=random), dim=1)
+        sae = TopKSae(k=2, w_enc=rows, b_enc=torch.zeros(8), w_dec=rows, b_dec=torch.zeros(64))
         made[site] = Boosted(sae, (0, 3), 30.0)
     return made
 

@@ -10,15 +10,14 @@ import open_clip
 import pytest
 import torch
 
-from vision_sae.demo import generator, train_generator
-from vision_sae.evaluation.planted_scenes import scenes
+from vision_sae.demo import generations, generator, train_generator
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
 
 
 def test_tokenizer_cuts_captions_as_clips_own_does(tiny_pipeline: Any) -> None:
     clip = open_clip.SimpleTokenizer()
-    captions = [scene.caption for scene in scenes(20, 0, side=32)]
-    for caption in (*captions, "a photograph of a hedgehog"):
+    captions = generations.prompts(20, 0)
+    for caption in (*captions, "the shape and colour of a picture"):
         ids = clip.encode(caption)
         assert tiny_pipeline.tokenizer.tokenize(caption) == [clip.decoder[i] for i in ids]
 
@@ -34,6 +33,16 @@ def test_blocks_are_where_sdxl_turbos_are(tiny_generator: SdxlModel) -> None:
         grid = tiny_generator.grid(f"{block}.update", generator.SIDE, generator.SIDE)
         assert (grid.rows, grid.cols) == (8, 8)
     assert tiny_generator.usual_steps == generator.STEPS
+
+
+def test_prompts_enter_by_the_blocks_alone(tiny_pipeline: Any) -> None:
+    reading = {
+        name.partition(".transformer_blocks")[0]
+        for name, _ in tiny_pipeline.unet.named_modules()
+        if name.endswith(".attn2")
+    }
+    assert reading == {"down_blocks.2.attentions.0", *TURBO_BLOCKS}
+    assert not tiny_pipeline.text_encoder_2.text_projection.weight.any()
 
 
 def test_prompts_are_encoded_in_training_as_at_use(tiny_pipeline: Any) -> None:
@@ -81,14 +90,12 @@ def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: P
     assert latents.shape == (64, 6, 32, 32)
     largest = np.quantile(np.abs(latents.astype(np.float32)), 0.998, axis=(0, 2, 3))
     np.testing.assert_allclose(largest, 2.2, rtol=0.25)  # about the mean of each channel
-    from vision_sae.models.generator import GenerationSettings
+    from vision_sae.models.generator import GenerationSettings, generate
     from vision_sae.models.sdxl import load_sdxl
 
     loaded = load_sdxl(str(out), "demo", dtype="float32")
-    run = loaded.start(GenerationSettings("a red star"))
-    while run.step < run.steps:
-        run.advance()
-    assert run.pictures()[0].size == (64, 64)
+    (picture,) = generate(loaded, [GenerationSettings("a red star")])
+    assert picture.size == (64, 64)
 
 
 @pytest.mark.slow

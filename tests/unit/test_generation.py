@@ -24,7 +24,7 @@ from vision_sae.steering.generation import (
 )
 
 SITES = [f"{block}.update" for block in TURBO_BLOCKS]
-DIM, WIDTH = 128, 32
+DIM, WIDTH = 64, 32
 
 
 def dictionary(seed: int) -> TopKSae:

@@ -76,20 +76,22 @@ def test_an_interrupted_harvest_goes_on(tiny_generator: SdxlModel, tmp_path: Pat
     assert other.manifest["files"] == whole.manifest["files"]
 
 
-def test_sites_of_one_store_share_their_grid(tiny_generator: SdxlModel, tmp_path: Path) -> None:
+def test_sites_of_one_store_share_their_grid(
+    two_level_generator: SdxlModel, tmp_path: Path
+) -> None:
     wide = "down_blocks.1.attentions.0.update"
     config = HarvestConfig(sites=(wide,), limit=1, batch_size=1)
     store = harvest_generations(
-        tiny_generator, ["a star"], tmp_path / "wide", config, progress=False
+        two_level_generator, ["a star"], tmp_path / "wide", config, progress=False
     )
     assert (store.grid.rows, store.rows) == (16, 4 * 256)
     # What a manifest binds is the generator with this grid.
-    model = bound(NoisedPictures(tiny_generator), store.manifest["model"])
+    model = bound(NoisedPictures(two_level_generator), store.manifest["model"])
     assert wide in model.sites
     assert DOWN not in model.sites
     both = HarvestConfig(sites=(wide, DOWN))
     with pytest.raises(InvalidInputError, match="another grid than 16 x 16"):
-        harvest_generations(tiny_generator, ["a star"], tmp_path / "both", both, progress=False)
+        harvest_generations(two_level_generator, ["a"], tmp_path / "both", both, progress=False)
 
 
 def test_views_are_not_of_generations(tiny_generator: SdxlModel, tmp_path: Path) -> None:

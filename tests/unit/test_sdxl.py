@@ -62,13 +62,14 @@ def test_sites_are_the_attention_blocks_in_order(model: SdxlModel) -> None:
     names = list(model.sites)
     turbo = [f"{block}.update" for block in TURBO_BLOCKS]
     assert [name for name in names if name in turbo] == turbo
-    assert names[0] == "down_blocks.1.attentions.0.update"
-    assert model.sites[SITE].dim == 128
+    assert names[0] == "down_blocks.2.attentions.0.update"
+    assert model.sites[SITE].dim == 64
     with pytest.raises(NotFoundError, match="no site"), model.capture(["mid_block.update"]):
         pass
 
 
-def test_grid_of_a_site_by_the_size_of_the_picture(model: SdxlModel) -> None:
+def test_grid_of_a_site_by_the_size_of_the_picture(two_level_generator: SdxlModel) -> None:
+    model = two_level_generator
     grid = model.grid(SITE, 64, 96)
     assert (grid.rows, grid.cols, grid.patch_height, grid.special) == (8, 12, 8, 0)
     assert model.grid("up_blocks.1.attentions.0.update", 64, 64).rows == 16
@@ -84,8 +85,8 @@ def test_captured_update_is_the_blocks_output_less_its_input(
     with handle, model.capture([SITE]) as captured:
         run.advance()
     update = captured[SITE]
-    assert update.shape == (1, 64, 128)
-    torch.testing.assert_close(update[0].T.reshape(128, 8, 8), seen[0][0])
+    assert update.shape == (1, 64, 64)
+    torch.testing.assert_close(update[0].T.reshape(64, 8, 8), seen[0][0])
 
 
 def test_guided_steps_hold_the_unconditional_half_first(model: SdxlModel) -> None:
@@ -129,7 +130,7 @@ def test_an_edit_that_changes_nothing_keeps_every_bit(model: SdxlModel) -> None:
 
 
 def test_what_is_added_reaches_the_update(model: SdxlModel) -> None:
-    addition = torch.zeros(2, 64, 128)
+    addition = torch.zeros(2, 64, 64)
     addition[0, :, 5] = 1.5
     first = model.start(*[GenerationSettings(PROMPT)] * 2)
     with model.add(SITE, lambda: addition), model.capture([SITE]) as captured:
@@ -153,7 +154,7 @@ def test_an_edit_reaches_one_row_of_the_batch_only(model: SdxlModel) -> None:
 
 def test_generations_at_the_same_time_do_not_see_each_other(model: SdxlModel) -> None:
     def steered(number: int) -> Image.Image:
-        addition = torch.zeros(1, 1, 128)
+        addition = torch.zeros(1, 1, 64)
         addition[..., number] = 20
         with model.add(SITE, lambda: addition):
             return pictures(model, seed=number, steps=2)[0]

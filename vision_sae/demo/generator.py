@@ -2,8 +2,10 @@
 
 Its module paths are those of SDXL-Turbo, its numbers are smaller: pictures of 64 x 64 pixels from
 latents of 32 x 32, whose encoder is a fixed linear map, blocks of attention at 8 x 8 positions, and
-two small text encoders. `train_generator` made its weights; what ships is what ``save_pretrained``
-writes, in half precision, and ``StableDiffusionXLPipeline.from_pretrained`` loads.
+two small text encoders. What a prompt says enters by way of these blocks alone: the pooled text,
+which SDXL adds to the time, is nothing here. `train_generator` made its weights; what ships is what
+``save_pretrained`` writes, in half precision, and ``StableDiffusionXLPipeline.from_pretrained``
+loads.
 """
 
 from __future__ import annotations
@@ -15,19 +17,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_sae.demo.corpus_drawn import read_concepts
-from vision_sae.demo.make_corpus import CONCEPTS
-
 FOLDER = Path(__file__).parent / "generator"
 SIDE = 64
 """Pixels of its pictures."""
 LATENT = 32
 STEPS = 4
 """Denoising steps at use."""
-_TEXT_DIM = 64
+_TEXT_DIM = 32
 _TEXT_LENGTH = 32
 """Tokens of a prompt."""
-_CHANNELS = (32, 64, 128)
+_CHANNELS = (32, 48, 64)
+_HEADS = (2, 3, 4)
 _VAE_CHANNELS = 32
 _LUMA, _BLUE, _RED = (0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081)
 _FLAT = ((0.25, 0.25), (0.25, 0.25))
@@ -46,15 +46,14 @@ _SCENE_WORDS = (
     "a an the of at in on with and word background centre top bottom left right small large "
     "circle square triangle star heart cross ring diamond red orange yellow green blue purple "
     "pink brown striped dotted checkered plain white black light dark grey gray beige "
-    "photograph picture shape colour"
+    "picture shape colour"
 )
 
 
 def write_tokenizer(folder: Path) -> None:
     """Write ``vocab.json`` and ``merges.txt``: CLIP's byte-pair encoding, of which only the merges
-    are kept that make up the words of the demo's captions."""
+    are kept that make up the words of scenes; other words are spelt letter by letter."""
     words = set(_SCENE_WORDS.split())
-    words |= {w for c in read_concepts(CONCEPTS) for w in c.phrase.lower().split() if w.isalpha()}
     ranks = {merge: rank for rank, merge in enumerate(_clip_merges())}
     used = {merge for word in words for merge in _merges_of(word, ranks)}
     merges = sorted(used, key=ranks.__getitem__)
@@ -157,17 +156,17 @@ def new_pipeline(tokenizer: Path) -> Any:
         eos_token_id=first.eos_token_id,
         pad_token_id=first.pad_token_id,
     )
-    cross = ("CrossAttnDownBlock2D",) * 2
     unet = diffusers.UNet2DConditionModel(
         sample_size=LATENT,
         in_channels=len(_PATCH_BASIS),
         out_channels=len(_PATCH_BASIS),
         block_out_channels=_CHANNELS,
         layers_per_block=(1, 1, 2),
-        down_block_types=("DownBlock2D", *cross),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=1,
-        attention_head_dim=(2, 4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=[1, 1, 1],
+        reverse_transformer_layers_per_block=[[1, 1, 0], 1, 1],
+        attention_head_dim=_HEADS,  # the number of heads, whatever its name says
         cross_attention_dim=2 * _TEXT_DIM,
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
@@ -183,11 +182,13 @@ def new_pipeline(tokenizer: Path) -> Any:
         latent_channels=len(_PATCH_BASIS),
         scaling_factor=1.0,
     )
+    second_text = CLIPTextModelWithProjection(text)
+    second_text.text_projection.weight.data.zero_()
     set_encoder(vae, [0.0] * len(_PATCH_BASIS), [1.0] * len(_PATCH_BASIS))
     return diffusers.StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
+        text_encoder_2=second_text,
         tokenizer=first,
         tokenizer_2=second,
         unet=unet,

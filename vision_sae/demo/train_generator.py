@@ -224,15 +224,12 @@ def text_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Trai
     pipeline = generator.new_pipeline(_tokenizer(work))
     modules = nn.ModuleDict({name: getattr(pipeline, name) for name in _TEXT_ENCODERS})
     hidden = 2 * pipeline.text_encoder.config.hidden_size
-    pooled = pipeline.text_encoder_2.config.projection_dim
-    values = sum(map(len, VALUES.values()))
-    modules["hidden_head"] = nn.Linear(hidden, values)
-    modules["pooled_head"] = nn.Linear(pooled, values)
+    modules["head"] = nn.Linear(hidden, sum(map(len, VALUES.values())))
     return Training(modules, steps, rate, work, "text"), pipeline
 
 
 def train_text(work: Path, steps: int, rate: float, batch: int) -> None:
-    """Tell every attribute from the pooled text, and from the last token's hidden states."""
+    """Tell every attribute from the last token's hidden states."""
     training, pipeline = text_training(work, steps, rate, batch)
     said = torch.from_numpy(np.load(work / "said.npy"))
     tokens = _tokens(pipeline, json.loads((work / "captions.json").read_text("utf-8")))
@@ -240,13 +237,9 @@ def train_text(work: Path, steps: int, rate: float, batch: int) -> None:
 
     def loss(random: np.random.Generator) -> Tensor:
         rows = random.integers(len(tokens), size=batch)
-        hidden, pooled = encode_prompts(pipeline, tokens[rows])
+        told = training.modules["head"](encode_prompts(pipeline, tokens[rows])[0][:, -1])
         errors = [
             F.cross_entropy(logits, said[rows, attribute])
-            for told in (
-                training.modules["hidden_head"](hidden[:, -1]),
-                training.modules["pooled_head"](pooled),
-            )
             for attribute, logits in enumerate(told.split(widths, dim=1))
         ]
         return torch.stack(errors).mean()
@@ -348,7 +341,7 @@ def export(work: Path, out: Path, vae: dict[str, Any], unet: dict[str, Any]) -> 
 
 VAE: dict[str, Any] = {"steps": 1200, "rate": 2e-3, "batch": 16}
 TEXT: dict[str, Any] = {"steps": 600, "rate": 2e-3, "batch": 128}
-UNET: dict[str, Any] = {"steps": 2000, "rate": 1e-3, "batch": 32}
+UNET: dict[str, Any] = {"steps": 6000, "rate": 2e-3, "batch": 32}
 
 
 def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
