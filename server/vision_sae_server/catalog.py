@@ -56,6 +56,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 max_queued_calls=config.max_queue,
                 max_bytes_in_flight=config.max_queue_bytes,
                 max_page_size=_MAX_PAGE,
+                max_stream_items_in_flight=config.max_stream_items,
                 max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
                 max_generated_pixels=config.max_generated_pixels if self._state.generates else 0,
             ),

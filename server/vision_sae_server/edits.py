@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.steering.edits import FeatureEdit, Half, Operation, When
-from vision_sae.steering.generation import Changes, SiteDictionary
+from vision_sae.steering.generation import Changes
 from vision_sae.steering.transport import Transport
 from vision_sae.tensors import from_proto
 from vision_sae.v1 import edit_pb2

@@ -30,7 +30,8 @@ _RETRY_SECONDS = 1
 DOMAIN = "vision_sae"
 
 
-def _code(kind: type[VisionSaeError]) -> int:
+def code_of(kind: type[VisionSaeError]) -> int:
+    """The google.rpc.Code that an error of this kind answers with."""
     known = (code for base, code in _CODES.items() if issubclass(kind, base))
     return next(known, code_pb2.INTERNAL)
 
@@ -43,12 +44,14 @@ def _kinds(base: type[VisionSaeError]) -> Iterator[type[VisionSaeError]]:
 
 def grpc_code(reason: str) -> int:
     """The code that an error of this reason answers with."""
-    return next((_code(k) for k in _kinds(VisionSaeError) if k.reason == reason), code_pb2.INTERNAL)
+    return next(
+        (code_of(k) for k in _kinds(VisionSaeError) if k.reason == reason), code_pb2.INTERNAL
+    )
 
 
 def to_status(error: VisionSaeError) -> Any:
     """``grpc.Status`` with ErrorInfo and, where it helps, BadRequest or RetryInfo."""
-    code = _code(type(error))
+    code = code_of(type(error))
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=DOMAIN, metadata={"field": error.field}

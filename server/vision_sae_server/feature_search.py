@@ -15,7 +15,7 @@ from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.v1 import feature_pb2
 from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae_server import messages
-from vision_sae_server.attribution import site_vectors
+from vision_sae_server.encodings import site_vectors
 from vision_sae_server.feature_values import passing
 from vision_sae_server.labelling import Meaning
 from vision_sae_server.listing import page

@@ -30,8 +30,8 @@ from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2, generation_service_pb2_grpc, image_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server import recipes
-from vision_sae_server.attribution import encode_response, explained
 from vision_sae_server.edits import Translated, regions_in_pixels, translate
+from vision_sae_server.encodings import encode_response, explained
 from vision_sae_server.state import Picture, Served, ServedModel, State
 
 _DEFAULT_PREVIEW = 128

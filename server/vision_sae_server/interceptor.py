@@ -93,6 +93,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guarded_items(handler.stream_stream, method.removeprefix(_OURS)),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         if handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
@@ -124,6 +130,19 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 with self._watching.place(request.ByteSize()):
                     validate(request)
                     async for answer in answers(request, context):
+                        yield answer
+
+        return guarded
+
+    def _guarded_items(self, answers: Callable[[Any, Any], Any], method: str) -> Callable[..., Any]:
+        """A stream of items holds one place; the servicer checks its items one by one."""
+
+        async def guarded(
+            requests: AsyncIterator[Message], context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            async with _refused(method, context):
+                with self._admission.place(0):
+                    async for answer in answers(requests, context):
                         yield answer
 
         return guarded

@@ -14,7 +14,7 @@ from vision_sae.v1 import exemplar_pb2, search_service_pb2_grpc
 from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae.vectors import normalised
 from vision_sae_server import messages
-from vision_sae_server.attribution import site_vectors
+from vision_sae_server.encodings import site_vectors
 from vision_sae_server.feature_search import search_features
 from vision_sae_server.listing import page
 from vision_sae_server.regions import region_mask

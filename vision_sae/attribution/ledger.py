@@ -1,28 +1,66 @@
 """The ledger: how much each feature, the SAE error and the bias contributed to a target.
 
 At the patches of a site, ``update = b_dec + sum_i f_i d_i + eps``; the codes f and the error eps
-are the leaves. The reference is the zero code (f = 0, eps = 0), or the block removed (update = 0,
-so that b_dec counts too). With G the gradient of the target by the update, averaged over the
-integration nodes, a feature contributes ``sum over patches of f_i <d_i, G>``, the error
-``sum <eps, G>`` and the bias ``sum <b_dec, G>``. One node at the picture itself is act x grad;
-Gauss-Legendre nodes are integrated gradients (Sundararajan et al. 2017). Special tokens are left
-as they are in the picture and in the reference.
+are the leaves. They are measured from a `Reference`, which has codes, an error and perhaps no bias.
+With G the gradient of the target by the update, averaged over the way from the reference to the
+picture, a feature contributes ``sum over patches of (f_i - f_i') <d_i, G>``, the error
+``sum <eps - eps', G>`` and the bias, where the reference lacks it, ``sum <b_dec, G>``. One node at
+the picture itself is act x grad; Gauss-Legendre nodes are integrated gradients (Sundararajan et al.
+2017, arXiv:1703.01365). Special tokens are left as they are in the picture and in the reference.
+
+Only codes that fire are touched: memory does not grow with patches times features.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vision_sae.attribution.targets import Target
+from vision_sae.attribution.targets import Target, measured
 from vision_sae.dictionaries.kernels import sampled_dot
-from vision_sae.dictionaries.protocol import Codes, Dictionary
+from vision_sae.dictionaries.protocol import Codes, Dictionary, SiteDictionary
 from vision_sae.models.protocol import Model
 
-Reference = Literal["zero", "block_removed"]
+_AT_ONCE = 16
+"""Variants of a picture in one forward pass."""
+
+
+class Reference(NamedTuple):
+    """What an attribution is measured from."""
+
+    update: Tensor
+    """The site vectors (P, D), or (D) for the same at every patch."""
+    codes: Codes | None = None
+    """Codes of the patches (P, k); None for the zero code."""
+    mean_code: Tensor | None = None
+    """A code (F) of every patch, in the place of `codes`."""
+    biased: bool = True
+    """Whether ``b_dec`` is part of it."""
+
+
+def zero_code(dictionary: Dictionary) -> Reference:
+    """No feature fires and the error is zero: the block adds its bias only."""
+    return Reference(dictionary.bias)
+
+
+def block_removed(dictionary: Dictionary) -> Reference:
+    """The block adds nothing at all."""
+    return Reference(torch.zeros_like(dictionary.bias), biased=False)
+
+
+def mean_code(site_mean: Tensor, mean_activations: Tensor) -> Reference:
+    """The mean code (F) and the mean error of a data set, whose mean site vector (D) is given."""
+    return Reference(site_mean, mean_code=mean_activations)
+
+
+def of_picture(dictionary: Dictionary, vectors: Tensor) -> Reference:
+    """The codes and errors of another picture's site vectors (P, D), patch by patch."""
+    return Reference(vectors, codes=dictionary.encode(vectors))
 
 
 class Ledger(NamedTuple):
@@ -36,91 +74,213 @@ class Ledger(NamedTuple):
     """The site vectors of the patches (P, D)."""
     codes: Codes
     """The codes of the patches (P, k)."""
-    contributions: Tensor
-    """What each code contributed (P, k), float64."""
+    per_feature: Tensor
+    """What each feature contributed over all patches (F), float64."""
+    contributions: Codes
+    """What each code contributed (P, K), as (features, float64 values of either sign); codes of
+    the reference count against."""
+    everywhere: Tensor
+    """What the reference's mean code contributed at each patch (P), float64; zero without one."""
     error: Tensor
     """What the SAE error of each patch contributed (P), float64."""
     bias: Tensor
-    """What b_dec contributed at each patch (P), float64; zero unless the block is removed."""
+    """What b_dec contributed at each patch (P), float64; zero unless the reference lacks it."""
     nodes: int
     """Integration nodes used."""
 
     @property
+    def features_total(self) -> float:
+        """The part of all features."""
+        return float(self.per_feature.sum())
+
+    @property
     def total(self) -> float:
         """Everything that was attributed."""
-        return float(self.contributions.sum() + self.error.sum() + self.bias.sum())
+        return self.features_total + float(self.error.sum() + self.bias.sum())
 
     @property
     def completeness_gap(self) -> float:
         """``target_value - baseline_value - total``: what the method failed to attribute."""
         return self.target_value - self.baseline_value - self.total
 
-    def per_feature(self, width: int) -> Tensor:
-        """Contribution of every feature over all patches (F), float64."""
-        flat = torch.zeros(width, dtype=torch.float64)
-        return flat.index_add_(0, self.codes.indices.reshape(-1), self.contributions.reshape(-1))
+    @property
+    def per_patch(self) -> Tensor:
+        """Features, error and bias together at each patch (P), float64."""
+        return self.contributions.values.sum(1) + self.everywhere + self.error + self.bias
 
 
-def _path(nodes: int) -> tuple[list[float], list[float]]:
-    """(positions in (0, 1], weights summing to 1): the picture itself, or Gauss-Legendre."""
+def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
+    """(positions in (0, 1], weights that sum to 1); one node is the end of the way itself."""
     if nodes == 1:
         return [1.0], [1.0]
     positions, weights = np.polynomial.legendre.leggauss(nodes)
     return ((positions + 1) / 2).tolist(), (weights / 2).tolist()
 
 
+class Scene:
+    """One picture before one model: what its sites hold, and the target under other updates."""
+
+    def __init__(self, model: Model, image: Tensor, target: Target, sites: Sequence[str]) -> None:
+        """``image`` (3, H, W); ``sites`` are those to be changed."""
+        self.model, self.target = model, target
+        self._special, self._batch = model.grid.special, image[None]
+        with torch.no_grad(), model.capture(sites) as captured:
+            _, values = measured(model, self._batch, [target])
+        self.value = float(values)
+        self.updates: dict[str, Tensor] = {
+            site: captured[site][0, self._special :].float().cpu() for site in sites
+        }
+
+    def run(self, updates: Mapping[str, Tensor]) -> Tensor:
+        """The target with the updates of the patches (P, D) of some sites set."""
+
+        def setting(patches: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda vectors: torch.cat(
+                [vectors[:, : self._special], patches[None].to(vectors)], dim=1
+            )
+
+        with ExitStack() as stack:
+            for site, patches in updates.items():
+                stack.enter_context(self.model.replace(site, setting(patches)))
+            return measured(self.model, self._batch, [self.target])[1][0, 0]
+
+    def value_at(self, site: str, update: Tensor) -> float:
+        """The target with the update of the patches (P, D) of a site set."""
+        with torch.no_grad():
+            return float(self.run({site: update}))
+
+    def values_at(self, site: str, updates: Tensor) -> Tensor:
+        """The target with each of some updates (N, P, D) of a site, float64 (N)."""
+        values = []
+        for some in updates.split(_AT_ONCE):
+
+            def setting(vectors: Tensor, some: Tensor = some) -> Tensor:
+                return torch.cat([vectors[:, : self._special], some.to(vectors)], dim=1)
+
+            with torch.no_grad(), self.model.replace(site, setting):
+                images = self._batch.expand(len(some), -1, -1, -1)
+                values.append(measured(self.model, images, [self.target])[1][:, 0])
+        return torch.cat(values).double().cpu()
+
+    def values_of(self, images: Tensor) -> Tensor:
+        """The target for other model inputs (N, 3, H, W) in the picture's place, float64 (N)."""
+        with torch.no_grad():
+            parts = [measured(self.model, i, [self.target])[1] for i in images.split(_AT_ONCE)]
+        return torch.cat(parts)[:, 0].double().cpu()
+
+    def gradient(self, site: str, start: Tensor | None = None, nodes: int = 1) -> Tensor:
+        """The gradient of the target by the site's update (P, D), averaged over the way from
+        ``start`` to the picture; at the picture itself for one node."""
+        update = self.updates[site]
+        start = update if start is None else start
+        gradient = torch.zeros_like(update)
+        for position, weight in zip(*gauss_legendre(nodes), strict=True):
+            patches = (start + position * (update - start)).requires_grad_()
+            (slope,) = torch.autograd.grad(self.run({site: patches}), patches)
+            gradient += weight * slope.float().cpu()
+        return gradient
+
+
 def attribute(
     model: Model,
-    dictionary: Dictionary,
-    site: str,
+    found: SiteDictionary,
     image: Tensor,
     target: Target,
     *,
     nodes: int = 1,
-    reference: Reference = "zero",
+    reference: Reference | None = None,
 ) -> Ledger:
-    """Attribute ``target`` of one picture (3, H, W) to the features at ``site``.
+    """Attribute ``target`` of one picture (3, H, W) to the features at a site.
 
     ``nodes`` 1 is act x grad (one backward pass); more are Gauss-Legendre integrated gradients.
-    Memory grows with the active codes, never with the dictionary's width.
+    Without ``reference`` it is the zero code.
     """
-    special, batch = model.grid.special, image[None]
+    scene = Scene(model, image, target, [found.site])
+    return ledger(scene, found, nodes=nodes, reference=reference)
 
-    def run(patches: Tensor | None) -> Tensor:
-        """The target with the update of the patches (P, D) set; as it is when None."""
 
-        def edit(vectors: Tensor) -> Tensor:
-            if patches is None:
-                return vectors
-            return torch.cat([vectors[:, :special], patches[None].to(vectors)], dim=1)
-
-        with model.replace(site, edit):
-            return target(model.forward(batch))[0]
-
-    with torch.no_grad(), model.capture([site]) as captured:
-        value = target(model.forward(batch))[0]
-    update = captured[site][0, special:].float().cpu()
+def ledger(
+    scene: Scene, found: SiteDictionary, *, nodes: int, reference: Reference | None = None
+) -> Ledger:
+    """`attribute` of a picture that has been seen."""
+    dictionary, update = found.dictionary, scene.updates[found.site]
+    reference = reference or zero_code(dictionary)
+    start = reference.update.expand_as(update)
+    gradient = scene.gradient(found.site, start, nodes)
     codes = dictionary.encode(update)
+
+    def along(some: Codes) -> Tensor:
+        """What each of some codes (P, k) contributes."""
+        slopes = sampled_dot(some.indices, gradient, dictionary.decoder)
+        return some.values.double() * slopes.double()
+
+    parts = [Codes(codes.indices, along(codes))]
+    reference_decoded = dictionary.bias.expand_as(update)
+    if reference.codes is not None:
+        parts.append(Codes(reference.codes.indices, -along(reference.codes)))
+        reference_decoded = dictionary.decode(reference.codes)
+    contributions = Codes(*(torch.cat(side, dim=1) for side in zip(*parts, strict=True)))
+    per_feature = torch.zeros(dictionary.width, dtype=torch.float64).index_add_(
+        0, contributions.indices.reshape(-1), contributions.values.reshape(-1)
+    )
+    everywhere = torch.zeros(len(update), dtype=torch.float64)
+    if reference.mean_code is not None:
+        from_mean = reference.mean_code @ dictionary.decoder
+        reference_decoded = reference_decoded + from_mean
+        everywhere -= gradient.double() @ from_mean.double()
+        per_feature -= (
+            reference.mean_code.double() * (dictionary.decoder @ gradient.sum(0)).double()
+        )
+    bias = torch.zeros(len(update), dtype=torch.float64)
     error = update - dictionary.decode(codes)
-    start = dictionary.bias.expand_as(update) if reference == "zero" else torch.zeros_like(update)
-    with torch.no_grad():
-        baseline = run(start)
-
-    gradient = torch.zeros_like(update)
-    for position, weight in zip(*_path(nodes), strict=True):
-        patches = (start + position * (update - start)).requires_grad_()
-        (slope,) = torch.autograd.grad(run(patches), patches)
-        gradient += weight * slope.float().cpu()
-
-    along = sampled_dot(codes.indices, gradient, dictionary.decoder)
-    from_bias = gradient.double() @ dictionary.bias.double()
+    if reference.biased:
+        error = error - (start - reference_decoded)
+    else:
+        bias += gradient.double() @ dictionary.bias.double()
     return Ledger(
-        target_value=float(value),
-        baseline_value=float(baseline),
+        target_value=scene.value,
+        baseline_value=scene.value_at(found.site, start),
         update=update,
         codes=codes,
-        contributions=codes.values.double() * along.double(),
+        per_feature=per_feature,
+        contributions=contributions,
+        everywhere=everywhere,
         error=(error.double() * gradient.double()).sum(1),
-        bias=torch.zeros_like(from_bias) if reference == "zero" else from_bias,
+        bias=bias,
         nodes=nodes,
+    )
+
+
+def exact_ablation(scene: Scene, found: SiteDictionary, features: Sequence[int]) -> Ledger:
+    """Ablate each of some features alone, then the error alone, and measure the target again.
+
+    A feature's effect is spread over its patches by its activation there. Effects of several do
+    not add up: the gap holds what they do together, and what other features do.
+    """
+    dictionary, update = found.dictionary, scene.updates[found.site]
+    codes = dictionary.encode(update)
+    error = update - dictionary.decode(codes)
+    per_feature = torch.zeros(dictionary.width, dtype=torch.float64)
+    values = torch.zeros_like(codes.values, dtype=torch.float64)
+    for feature in features:
+        fires = codes.values * (codes.indices == feature)
+        activation = fires.sum(1)
+        without = update - activation[:, None] * dictionary.decoder[feature]
+        effect = scene.value - scene.value_at(found.site, without)
+        per_feature[feature] = effect
+        values += effect * (fires / activation.sum().clamp_min(1e-12)).double()
+    of_error = scene.value - scene.value_at(found.site, update - error)
+    norms = error.double().norm(dim=1)
+    nothing = torch.zeros(len(update), dtype=torch.float64)
+    return Ledger(
+        target_value=scene.value,
+        baseline_value=scene.value_at(found.site, dictionary.bias.expand_as(update)),
+        update=update,
+        codes=codes,
+        per_feature=per_feature,
+        contributions=Codes(codes.indices, values),
+        everywhere=nothing,
+        error=of_error * norms / norms.sum().clamp_min(1e-12),
+        bias=nothing,
+        nodes=1,
     )

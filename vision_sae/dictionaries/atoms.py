@@ -83,6 +83,10 @@ class Atoms:
         """`Codes` of N vectors -> reconstructions (N, D)."""
         return bag(codes.indices, codes.values, self.w_dec) + self.b_dec
 
+    def slope(self, feature: int) -> Tensor | None:
+        """None: activations are solved for together."""
+        return None
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write W_dec (F, D), b_dec (D) and the further tensors."""
         weights = {"W_dec": self.w_dec, "b_dec": self.b_dec} | self.tensors()

@@ -65,6 +65,10 @@ class Ensemble:
         """`Codes` of N vectors -> reconstructions (N, D)."""
         return bag(codes.indices, codes.values, self.decoder) + self.bias
 
+    def slope(self, feature: int) -> Tensor | None:
+        """None: members may see what others leave."""
+        return None
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write every member into a directory of its own."""
         described = []
@@ -110,6 +114,11 @@ class Bagging(Ensemble):
     def bias(self) -> Tensor:
         """The mean of the members' biases (D)."""
         return super().bias / len(self.members)
+
+    def slope(self, feature: int) -> Tensor | None:
+        """That of the member whose feature it is (D)."""
+        member = int((self._offsets <= feature).sum()) - 1
+        return self.members[member].slope(feature - int(self._offsets[member]))
 
     def encode(self, vectors: Tensor) -> Codes:
         """Site vectors (N, D) -> `Codes`: every member encodes them."""

@@ -23,6 +23,10 @@ class GatedSae(Sae):
         """The magnitude path."""
         return {"r_mag": self.r_mag, "b_mag": self.b_mag}
 
+    def slope(self, feature: int) -> Tensor | None:
+        """The encoder direction of a feature as its magnitude sees it (D)."""
+        return self.w_enc[feature] * self.r_mag[feature].exp()
+
     def activate(self, pre_activations: Tensor) -> Codes:
         """The gate's pre-activations (N, F) -> `Codes`."""
         magnitude = (pre_activations - self.b_enc) * self.r_mag.exp() + self.b_mag

@@ -39,6 +39,10 @@ class NeuronBasis(Atoms):
         """Whether negative values have features."""
         return self.width == 2 * self.dim
 
+    def slope(self, feature: int) -> Tensor | None:
+        """The direction of a feature (D), which is what its activation is measured along."""
+        return self.w_dec[feature]
+
     def encode_rows(self, vectors: Tensor) -> Codes:
         """The values, as they are."""
         activations = torch.cat([vectors, -vectors], dim=1) if self.signed else vectors

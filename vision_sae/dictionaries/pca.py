@@ -69,6 +69,10 @@ class Pca(Atoms):
         directions = (directions * largest.sign()).float()
         return cls(w_dec=torch.cat([directions, -directions]), b_dec=mean.float(), k=k)
 
+    def slope(self, feature: int) -> Tensor | None:
+        """The direction of a feature (D), which is what its activation is measured along."""
+        return self.w_dec[feature]
+
     def encode_rows(self, vectors: Tensor) -> Codes:
         """Project on the directions; keep what is positive of either sign."""
         along = (vectors - self.b_dec) @ self.w_dec[: self.width // 2].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -55,9 +56,22 @@ class Dictionary(Protocol):
         """`Codes` of N vectors -> reconstructions (N, D), float32."""
         ...
 
+    def slope(self, feature: int) -> Tensor | None:
+        """The gradient (D) of a feature's activation by the site vector, wherever it fires; None
+        when it depends on what else fires."""
+        ...
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write weights into ``directory``; returns what the manifest must say to load them."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class SiteDictionary:
+    """A dictionary, and the site of a model that its features are of."""
+
+    dictionary: Dictionary
+    site: str
 
 
 def to_codes(activations: Tensor) -> Codes:

@@ -77,6 +77,10 @@ class Sae:
         """`Codes` of N vectors -> reconstructions (N, D)."""
         return bag(codes.indices, codes.values, self.w_dec) + self.b_dec
 
+    def slope(self, feature: int) -> Tensor | None:
+        """The encoder direction of a feature (D)."""
+        return self.w_enc[feature]
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write the weights in the canonical orientation: W_enc (D, F), W_dec (F, D)."""
         weights = {

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision_sae.dictionaries.neurons import NeuronBasis
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.evaluation.planted_scenes import (
     VALUES,
     Attributes,
@@ -46,7 +47,6 @@ from vision_sae.steering.generation import (
     TWIN,
     Changes,
     Generation,
-    SiteDictionary,
     Steered,
 )
 from vision_sae.steering.transport import Transport

@@ -189,6 +189,10 @@ class OpenClipBackbone:
         """Images (B, 3, H, W) -> embedding in the space shared with texts; no logits."""
         return ModelOutput(cast(Any, self.module).encode_image(images).float(), None)
 
+    def classify(self, tokens: Tensor) -> Tensor | None:
+        """None: what it tells apart are texts."""
+        return None
+
 
 def _tower(module: nn.Module) -> VisionTower:
     visual: Any = getattr(module, "visual", None)

@@ -36,6 +36,11 @@ class VitBackbone(Protocol):
         """Images (B, 3, H, W) -> embedding and logits."""
         ...
 
+    def classify(self, tokens: Tensor) -> Tensor | None:
+        """Tokens behind the last block (B, n, D) -> the logits (B, C) of their mean, as if it were
+        what the classifier sees; None without a classifier."""
+        ...
+
 
 class TimmBackbone:
     """Any timm model with ``blocks``: CLS, registers, none; square or not."""
@@ -71,9 +76,20 @@ class TimmBackbone:
         module = cast(Any, self.module)
         features = module.forward_features(images)
         embedding = module.forward_head(features, pre_logits=True)
-        head = module.get_classifier()
-        has_head = isinstance(head, nn.Module) and not isinstance(head, nn.Identity)
-        return ModelOutput(embedding.float(), head(embedding).float() if has_head else None)
+        head = self._head()
+        return ModelOutput(embedding.float(), None if head is None else head(embedding).float())
+
+    def _head(self) -> nn.Module | None:
+        head = cast(Any, self.module).get_classifier()
+        return head if isinstance(head, nn.Module) and not isinstance(head, nn.Identity) else None
+
+    def classify(self, tokens: Tensor) -> Tensor | None:
+        """See `VitBackbone.classify`."""
+        module, head = cast(Any, self.module), self._head()
+        if head is None:
+            return None
+        logits: Tensor = head(module.fc_norm(module.norm(tokens).mean(1))).float()
+        return logits
 
 
 class TorchvisionBackbone:
@@ -98,6 +114,12 @@ class TorchvisionBackbone:
         cls = vit.class_token.expand(tokens.shape[0], -1, -1)
         embedding = vit.encoder(torch.cat([cls, tokens], dim=1))[:, 0]
         return ModelOutput(embedding.float(), vit.heads(embedding).float())
+
+    def classify(self, tokens: Tensor) -> Tensor | None:
+        """See `VitBackbone.classify`."""
+        vit = cast(Any, self.module)
+        logits: Tensor = vit.heads(vit.encoder.ln(tokens).mean(1)).float()
+        return logits
 
 
 def _float32_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -171,6 +193,12 @@ class VitModel:
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             return self.backbone.forward(images.to(self.device))
+
+    def classify(self, tokens: Tensor) -> Tensor | None:
+        """See `VitBackbone.classify`."""
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            return self.backbone.classify(tokens)
 
     def capture(
         self, sites: Sequence[str], *, stop: bool = False

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.bundles.bundle import Bundle
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.generator import Generator
 from vision_sae.models.noised import NoisedPictures
-from vision_sae.steering.generation import SiteDictionary
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from PIL import Image
 
 from vision_sae.descriptions.protocol import Score
 from vision_sae.descriptions.scores.bootstrap import Counts, scored
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.models.generator import GenerationSettings, Generator, generate
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.similarity import embed_pictures
-from vision_sae.steering.generation import SiteDictionary
 
 _RANDOM_SEED = 7
 _PERCENTILE = 0.95

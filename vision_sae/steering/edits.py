@@ -100,13 +100,24 @@ def activations(codes: Codes, features: Sequence[int]) -> Tensor:
 
 
 def changed(
-    vectors: Tensor, edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int
+    vectors: Tensor,
+    edits: Sequence[FeatureEdit],
+    dictionary: Dictionary,
+    step: int = 0,
+    stand_ins: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Site vectors (P, D) with all ``edits`` of one dictionary, in their order.
 
     Several edits of one feature follow each other; edits of different features do not touch. With
-    nothing to change ``vectors`` itself is returned.
+    nothing to change ``vectors`` itself is returned. ``stand_ins`` {feature: direction (D)} are
+    moved along in the place of the features' own directions, by the same amounts.
     """
+
+    def directions(features: Sequence[int]) -> Tensor:
+        if stand_ins is None:
+            return dictionary.decoder[list(features)]
+        return torch.stack([stand_ins[feature] for feature in features])
+
     codes = dictionary.encode(vectors.float())
     result, before, now = vectors, dict[int, Tensor](), dict[int, Tensor]()
     for edit in edits:
@@ -120,7 +131,7 @@ def changed(
         if edit.fires_above is not None:
             weight = weight * (before[feature] > edit.fires_above)
         if edit.operation == "replace":
-            wanted = value * dictionary.decoder[feature]
+            (wanted,) = value * directions([feature])
             result = result + weight[:, None] * (wanted - vectors)
         else:
             wanted = _wanted(edit.operation, now[feature], value)
@@ -129,7 +140,7 @@ def changed(
     if not moved:
         return result
     change = torch.stack([now[f] - before[f] for f in moved], dim=1)
-    return result + change @ dictionary.decoder[moved]
+    return result + change @ directions(moved)
 
 
 def _wanted(operation: Operation, activation: Tensor, value: float) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.protocol import Dictionary, SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import Denoising, GenerationSettings, Generator
 from vision_sae.steering.edits import FeatureEdit, added, changed, check_features
@@ -36,14 +36,6 @@ class Steered(NamedTuple):
     """The picture without the edits."""
     settings: GenerationSettings
     """Nothing is missing in them."""
-
-
-@dataclass(frozen=True)
-class SiteDictionary:
-    """A dictionary, and the site of a generator that its features are of."""
-
-    dictionary: Dictionary
-    site: str
 
 
 @dataclass(frozen=True)

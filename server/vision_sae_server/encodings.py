@@ -1,0 +1,117 @@
+"""What fires in a picture: the codes of its patches, as answers of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vision_sae.dictionaries.metrics import explained_variance
+from vision_sae.dictionaries.protocol import Codes
+from vision_sae.models.grid import PatchGrid
+from vision_sae.models.protocol import Model
+from vision_sae.tensors import to_proto
+from vision_sae.v1 import attribution_service_pb2 as pb
+from vision_sae.v1 import tensor_pb2
+from vision_sae_server import messages
+from vision_sae_server.state import Picture, Served
+
+DEFAULT_TOP_K = 20
+DEFAULT_PATCHES = 5
+
+
+def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
+    """The vectors of a site's patches (P, D) for one picture; later blocks are not computed."""
+    with torch.inference_mode(), model.capture([site], stop=True) as captured:
+        model.forward(pixels[None])
+    return captured[site][0, model.grid.special :].float().cpu()
+
+
+def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:
+    """Share of site vectors (N, D) that the dictionary explains, measured from the data's mean."""
+    return explained_variance(vectors, decoded, torch.from_numpy(served.bundle.site_mean))
+
+
+def maps_of(codes: Codes, features: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What codes (P, k) say of some features, as maps (len(features), P)."""
+    position = {int(feature): row for row, feature in enumerate(features)}
+    maps = np.zeros((len(features), len(codes.indices)))
+    patch, slot = np.nonzero(np.isin(codes.indices.numpy(), features))
+    rows = np.array([position[i] for i in codes.indices.numpy()[patch, slot].tolist()], dtype=int)
+    np.add.at(maps, (rows, patch), codes.values.numpy()[patch, slot])
+    return maps
+
+
+def _sparse(codes: Codes, width: int) -> tensor_pb2.SparseCodes:
+    active = (codes.values > 0).numpy()
+    indptr = np.concatenate([[0], np.cumsum(active.sum(1))]).astype(np.int64)
+    return tensor_pb2.SparseCodes(
+        indptr=to_proto(indptr),
+        indices=to_proto(codes.indices.numpy()[active].astype(np.int32)),
+        values=to_proto(codes.values.numpy()[active]),
+        rows=len(active),
+        columns=width,
+    )
+
+
+_ORDERS: dict[int, Callable[[NDArray[np.float64], Served, NDArray[np.int64]], NDArray[np.float64]]]
+_ORDERS = {
+    pb.ENCODE_ORDER_MAX_ACTIVATION: lambda maps, _served, _features: maps.max(axis=1),
+    pb.ENCODE_ORDER_TOTAL_ACTIVATION: lambda maps, _served, _features: maps.sum(axis=1),
+    pb.ENCODE_ORDER_RELATIVE_ACTIVATION: lambda maps, served, features: (
+        maps.max(axis=1) / np.maximum(served.bundle.statistics.max[features], 1e-12)
+    ),
+}
+
+
+def encode_response(
+    served: Served,
+    picture: Picture,
+    request: pb.EncodeRequest,
+    codes: Codes,
+    share_explained: float,
+    mask: NDArray[np.bool_],
+    grid: PatchGrid,
+) -> pb.EncodeResponse:
+    """What codes (P, k) of a picture say, within ``mask`` (P) of its ``grid``."""
+    inside = codes.indices.numpy()[mask][codes.values.numpy()[mask] > 0]
+    features = np.unique(inside)
+    maps = maps_of(codes, features)
+    within = maps * mask
+    kept = within.max(axis=1, initial=0) >= max(request.min_activation, 1e-12)
+    features, maps, within = features[kept], maps[kept], within[kept]
+    order = request.order or pb.ENCODE_ORDER_MAX_ACTIVATION
+    ranking = np.argsort(-_ORDERS[order](within, served, features), kind="stable")
+    limit = request.max_patches if request.HasField("max_patches") else DEFAULT_PATCHES
+    usual = served.bundle.manifest["usual_explained_variance"]
+    response = pb.EncodeResponse(
+        dictionary=served.resource,
+        grid=messages.patch_grid(grid, picture.geometry),
+        explained_variance=share_explained,
+        l0=float((codes.values > 0).sum() / grid.patches),
+        active_count=len(features),
+        unusual_picture=share_explained < usual,
+    )
+    shown = ranking[: request.top_k or DEFAULT_TOP_K]
+    found = messages.features(served, features[shown].tolist(), request.view, request.exemplars)
+    for row, message in zip(shown, found, strict=True):
+        strongest = np.argsort(-within[row], kind="stable")[:limit]
+        strongest = strongest[within[row][strongest] > 0]
+        response.features.append(
+            pb.FeatureActivation(
+                feature=message,
+                max_activation=float(within[row].max()),
+                total_activation=float(within[row].sum()),
+                patch_count=int((within[row] > 0).sum()),
+                patches=messages.patches(grid, picture.geometry, strongest, within[row][strongest]),
+                heatmap=messages.heatmap(
+                    maps[row].reshape(grid.rows, grid.cols), request.heatmap_format
+                ),
+            )
+        )
+    if request.include_codes:
+        response.codes.CopyFrom(_sparse(codes, served.bundle.dictionary.width))
+    return response

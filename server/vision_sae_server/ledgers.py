@@ -1,0 +1,301 @@
+"""Answers of Attribute: what a picture's features contribute to a target, at one or more sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vision_sae.attribution import ledger as books
+from vision_sae.attribution import maps
+from vision_sae.attribution.faithfulness import Faithfulness, faithfulness
+from vision_sae.attribution.ledger import Ledger, Reference, Scene
+from vision_sae.dictionaries.protocol import SiteDictionary
+from vision_sae.errors import InvalidInputError, NotConfiguredError
+from vision_sae.tensors import to_proto
+from vision_sae.v1 import attribution_service_pb2 as pb
+from vision_sae.v1 import ledger_pb2, tensor_pb2
+from vision_sae_server import messages
+from vision_sae_server.encodings import (
+    DEFAULT_PATCHES,
+    DEFAULT_TOP_K,
+    explained,
+    maps_of,
+    site_vectors,
+)
+from vision_sae_server.state import Picture, Served, ServedModel, State
+from vision_sae_server.targets import Targets, check_has_targets
+
+_DEFAULT_NODES = 8
+_DEFAULT_COMPONENTS = 6
+_ACT_X_GRAD = ledger_pb2.ATTRIBUTION_METHOD_ACT_X_GRAD
+_INTEGRATED = ledger_pb2.ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS
+_ABLATION = ledger_pb2.ATTRIBUTION_METHOD_EXACT_ABLATION
+_CONTRAST = ledger_pb2.ATTRIBUTION_METHOD_CONTRAST_IMAGE
+_NEURONS = ledger_pb2.ATTRIBUTION_METHOD_RAW_NEURON
+_FACTORISATION = ledger_pb2.ATTRIBUTION_METHOD_DEEP_FEATURE_FACTORISATION
+_MAPS: dict[int, Callable[[Scene, str], Tensor]] = {
+    ledger_pb2.ATTRIBUTION_METHOD_GRADIENT_X_INPUT: maps.gradient_x_input,
+    ledger_pb2.ATTRIBUTION_METHOD_GRAD_CAM: maps.grad_cam,
+    ledger_pb2.ATTRIBUTION_METHOD_EIGEN_CAM: maps.eigen_cam,
+}
+"""Methods that give one map and no features."""
+_SPACES = {
+    "code": ledger_pb2.FAITHFULNESS_SPACE_CODE,
+    "pixel": ledger_pb2.FAITHFULNESS_SPACE_PIXEL,
+}
+_TESTS = {
+    "deletion": ledger_pb2.FAITHFULNESS_TEST_DELETION,
+    "insertion": ledger_pb2.FAITHFULNESS_TEST_INSERTION,
+}
+
+
+@dataclass(frozen=True)
+class _At:
+    """One site of the answer."""
+
+    served: Served
+    other: Tensor | None
+    """The site vectors (P, D) of the baseline's picture, when there is one."""
+    context: Tensor | None
+    """Those of further pictures (N, P, D), for factorisations."""
+
+    @property
+    def found(self) -> SiteDictionary:
+        return SiteDictionary(self.served.bundle.dictionary, self.served.bundle.site)
+
+
+class Attributing:
+    """One request on its way to its answer."""
+
+    def __init__(self, state: State, request: pb.AttributeRequest) -> None:
+        """Raises `InvalidInputError` for dictionaries that cannot be asked for together."""
+        self._state, self._request = state, request
+        self._method = request.method or _INTEGRATED
+        self._reference = request.baseline.reference or ledger_pb2.REFERENCE_CODE_ZERO
+        self._with_picture = request.baseline.WhichOneof("kind") == "image"
+        self._dictionaries = [self._chosen(name) for name in request.dictionaries]
+        self._model: ServedModel = self._dictionaries[0].model
+        check_has_targets(self._model, self._dictionaries[0].resource, "dictionaries")
+        if {served.model.name for served in self._dictionaries} != {self._model.name}:
+            raise InvalidInputError(
+                "dictionaries of one request are of one model; ask for others by themselves",
+                field="dictionaries",
+            )
+        sites = [served.bundle.site for served in self._dictionaries]
+        if len(set(sites)) < len(sites):
+            raise InvalidInputError(
+                "no two dictionaries of one request are of the same site; ask for one by itself",
+                field="dictionaries",
+            )
+
+    def _chosen(self, name: str) -> Served:
+        """The dictionary of a name; for RAW_NEURON the neurons of its site."""
+        served = self._state.dictionary(name)
+        if self._method != _NEURONS:
+            return served
+        for other in self._state.dictionaries.values():
+            same = (other.model.name, other.bundle.site) == (served.model.name, served.bundle.site)
+            if same and other.bundle.dictionary.architecture == "neurons":
+                return other
+        raise NotConfiguredError(
+            f"this server has no dictionary of the raw neurons of {served.bundle.site}; train one "
+            "with --architecture neurons, build it, and serve it too",
+            field="method",
+        )
+
+    async def response(self) -> pb.AttributeResponse:
+        """Everything asked for; a ledger for each dictionary."""
+        request = self._request
+        picture = await self._state.picture(request.image.data, self._model)
+        other = None
+        if self._with_picture:
+            other = await self._state.picture(request.baseline.image.data, self._model)
+        context = []
+        if self._method == _FACTORISATION:
+            for image in request.context_images:
+                context.append(await self._state.picture(image.data, self._model))
+        targets = Targets(self._state, self._model, self._dictionaries[0])
+        sites = tuple(served.bundle.site for served in self._dictionaries)
+        target = await targets.target(request.target, picture.geometry, sites)
+
+        def seen() -> tuple[Scene, list[_At]]:
+            scene = Scene(self._model.model, picture.pixels, target, sites)
+            return scene, [self._at(served, other, context) for served in self._dictionaries]
+
+        scene, places = await self._model.lane.run(seen)
+        response = pb.AttributeResponse()
+        for at in places:
+            make = await self._model.lane.run(lambda: self._computed(scene, at, picture))  # noqa: B023
+            response.sites.append(await self._state.searching.run(make))
+        return response
+
+    def _at(self, served: Served, other: Picture | None, context: Sequence[Picture]) -> _At:
+        def vectors(picture: Picture) -> Tensor:
+            return site_vectors(self._model.model, served.bundle.site, picture.pixels)
+
+        return _At(
+            served,
+            None if other is None else vectors(other),
+            torch.stack([vectors(picture) for picture in context]) if context else None,
+        )
+
+    def _computed(
+        self, scene: Scene, at: _At, picture: Picture
+    ) -> Callable[[], ledger_pb2.SiteAttribution]:
+        """Do what needs the model; gives what makes the message."""
+        site = at.served.bundle.site
+        if self._method in _MAPS:
+            map_ = _MAPS[self._method](scene, site)
+            return lambda: self._mapped(at, picture, scene, map_)
+        if self._method == _FACTORISATION:
+            stack = scene.updates[site][None]
+            stack = stack if at.context is None else torch.cat([stack, at.context])
+            count = self._request.components or _DEFAULT_COMPONENTS
+            found = maps.deep_feature_factorisation(stack, count)
+            effects = maps.component_effects(scene, site, found)
+            return lambda: self._factorised(at, picture, scene, found, effects)
+        ledger = self._ledger(scene, at)
+        tested = []
+        if self._request.faithfulness:
+            features, patches = ledger.per_feature.float(), ledger.per_patch.float()
+            tested = faithfulness(scene, at.found, features, patches, picture.pixels)
+        return lambda: self._ledgered(at, picture, ledger, tested)
+
+    def _ledger(self, scene: Scene, at: _At) -> Ledger:
+        if self._method == _ABLATION:
+            first = books.ledger(scene, at.found, nodes=1)
+            features = _strongest(first, self._request.top_k or DEFAULT_TOP_K)
+            return books.exact_ablation(scene, at.found, features.tolist())
+        integrates = self._method in (_INTEGRATED, _CONTRAST)
+        nodes = max(2, self._request.nodes or _DEFAULT_NODES) if integrates else 1
+        return books.ledger(scene, at.found, nodes=nodes, reference=self._start(at))
+
+    def _start(self, at: _At) -> Reference:
+        bundle = at.served.bundle
+        if at.other is not None:
+            return books.of_picture(bundle.dictionary, at.other)
+        if self._reference == ledger_pb2.REFERENCE_CODE_BLOCK_REMOVED:
+            return books.block_removed(bundle.dictionary)
+        if self._reference == ledger_pb2.REFERENCE_CODE_MEAN:
+            stats, rows = bundle.statistics, len(bundle.codes.indptr) - 1
+            mean = torch.from_numpy(stats.mean * (stats.count / rows)).float()
+            return books.mean_code(torch.from_numpy(bundle.site_mean), mean)
+        return books.zero_code(bundle.dictionary)
+
+    def _site(
+        self, at: _At, picture: Picture, update: Tensor, map_: NDArray[np.float64]
+    ) -> ledger_pb2.SiteAttribution:
+        bundle = at.served.bundle
+        decoded = bundle.dictionary.decode(bundle.dictionary.encode(update))
+        return ledger_pb2.SiteAttribution(
+            dictionary=at.served.resource,
+            grid=messages.patch_grid(bundle.grid, picture.geometry),
+            explained_variance=explained(at.served, update, decoded),
+            total_map=self._heatmap(at, map_),
+        )
+
+    def _heatmap(self, at: _At, values: NDArray[np.float64]) -> tensor_pb2.Tensor | None:
+        grid = at.served.bundle.grid
+        return messages.heatmap(values.reshape(grid.rows, grid.cols), self._request.heatmap_format)
+
+    def _mapped(
+        self, at: _At, picture: Picture, scene: Scene, map_: Tensor
+    ) -> ledger_pb2.SiteAttribution:
+        return self._site(at, picture, scene.updates[at.served.bundle.site], map_.double().numpy())
+
+    def _factorised(
+        self,
+        at: _At,
+        picture: Picture,
+        scene: Scene,
+        components: Sequence[maps.Component],
+        effects: Sequence[float],
+    ) -> ledger_pb2.SiteAttribution:
+        strengths = [c.maps[0].double().numpy() for c in components]
+        update = scene.updates[at.served.bundle.site]
+        site = self._site(at, picture, update, np.sum(strengths, axis=0))
+        for index, (strength, effect) in enumerate(zip(strengths, effects, strict=True)):
+            site.components.append(
+                ledger_pb2.ComponentMap(
+                    index=index, heatmap=self._heatmap(at, strength), contribution=effect
+                )
+            )
+        return site
+
+    def _ledgered(
+        self, at: _At, picture: Picture, ledger: Ledger, tested: Sequence[Faithfulness]
+    ) -> ledger_pb2.SiteAttribution:
+        request, served = self._request, at.served
+        grid, per_feature = served.bundle.grid, ledger.per_feature.numpy()
+        site = self._site(at, picture, ledger.update, ledger.per_patch.numpy())
+        counted = _counted(ledger)
+        shown = _strongest(ledger, request.top_k or DEFAULT_TOP_K)
+        site.ledger.CopyFrom(
+            ledger_pb2.Ledger(
+                target_value=ledger.target_value,
+                baseline_value=ledger.baseline_value,
+                total=ledger.total,
+                features_total=ledger.features_total,
+                sae_error=float(ledger.error.sum()),
+                bias=float(ledger.bias.sum()),
+                remainder=ledger.features_total - float(per_feature[shown].sum()),
+                remainder_count=len(counted) - len(shown),
+                completeness_gap=ledger.completeness_gap,
+                method=self._method,
+                nodes=ledger.nodes,
+                reference=ledger_pb2.REFERENCE_CODE_UNSPECIFIED
+                if at.other is not None
+                else self._reference,
+            )
+        )
+        contributed = maps_of(ledger.contributions, shown)
+        activations = maps_of(ledger.codes, shown)
+        limit = request.max_patches if request.HasField("max_patches") else DEFAULT_PATCHES
+        found = messages.features(served, shown.tolist(), request.view, request.exemplars)
+        for row, (index, feature) in enumerate(zip(shown.tolist(), found, strict=True)):
+            strongest = np.argsort(-np.abs(contributed[row]), kind="stable")[:limit]
+            strongest = strongest[activations[row][strongest] > 0]
+            site.features.append(
+                ledger_pb2.FeatureContribution(
+                    feature=feature,
+                    contribution=float(per_feature[index]),
+                    heatmap=self._heatmap(at, contributed[row]),
+                    max_activation=float(activations[row].max()),
+                    patches=messages.patches(
+                        grid, picture.geometry, strongest, activations[row][strongest]
+                    ),
+                )
+            )
+        site.faithfulness.extend(_message(test) for test in tested)
+        return site
+
+
+def _counted(ledger: Ledger) -> NDArray[np.int64]:
+    """The features that the books are about: those that fire, here or at the reference."""
+    codes, entries = ledger.codes, ledger.contributions
+    fires = codes.indices[codes.values > 0]
+    moved = entries.indices[entries.values != 0]
+    return np.unique(torch.cat([fires, moved]).numpy())
+
+
+def _strongest(ledger: Ledger, limit: int) -> NDArray[np.int64]:
+    """The features that contribute most by magnitude."""
+    counted = _counted(ledger)
+    order = np.argsort(-np.abs(ledger.per_feature.numpy()[counted]), kind="stable")
+    return counted[order[:limit]]
+
+
+def _message(test: Faithfulness) -> ledger_pb2.Faithfulness:
+    return ledger_pb2.Faithfulness(
+        space=_SPACES[test.space],
+        test=_TESTS[test.test],
+        area=test.area,
+        area_random=test.area_random,
+        area_activation=test.area_activation,
+        curve=to_proto(test.curve),
+    )

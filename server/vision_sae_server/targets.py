@@ -1,0 +1,138 @@
+"""Targets of requests -> those of the library."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_sae.attribution import targets
+from vision_sae.attribution.targets import Pooling, Target
+from vision_sae.errors import InvalidInputError, NotServedError
+from vision_sae.models.grid import Geometry
+from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.protocol import ContrastiveModel, Model
+from vision_sae.models.vit import VitModel
+from vision_sae.tensors import from_proto
+from vision_sae.v1 import target_pb2
+from vision_sae_server.regions import region_mask
+from vision_sae_server.state import Served, ServedModel, State
+
+_POOLINGS: dict[int, Pooling] = {
+    target_pb2.POOLING_UNSPECIFIED: "mean",
+    target_pb2.POOLING_MEAN: "mean",
+    target_pb2.POOLING_MAX: "max",
+    target_pb2.POOLING_SUM: "sum",
+}
+
+
+def check_has_targets(model: ServedModel, name: str, field: str) -> None:
+    """Refuse a text-to-image model, whose output is a picture."""
+    if isinstance(model.model, NoisedPictures):
+        raise NotServedError(
+            f"{name} is of a text-to-image model, whose output is a picture and has no target; use "
+            "Encode, or steer it with Generate",
+            field=field,
+        )
+
+
+class Targets:
+    """What targets of one request mean for one model and one picture."""
+
+    def __init__(self, state: State, model: ServedModel, first: Served) -> None:
+        """``first`` is the dictionary whose pictures have the mean embedding."""
+        self._state, self._model, self._first = state, model, first
+
+    async def target(
+        self, asked: target_pb2.Target, geometry: Geometry, after: tuple[str, ...] = ()
+    ) -> Target:
+        """The scalar to measure; ``geometry`` is the picture's, for targets with a region.
+
+        A target's feature must be at a site that is computed after those of ``after``.
+        """
+        match asked.WhichOneof("kind"):
+            case "class_logit":
+                return targets.class_logit(self._class(asked.class_logit))
+            case "text":
+                return targets.similarity(await self._text(asked.text.text))
+            case "image":
+                other = await self._state.picture(asked.image.image.data, self._model)
+                return targets.similarity(
+                    await self._model.lane.run(lambda: _embedding(self._model.model, other.pixels))
+                )
+            case "mean_embedding":
+                mean = self._first.bundle.embeddings.mean(axis=0)
+                return targets.similarity(torch.from_numpy(mean))
+            case "feature":
+                return self._feature(asked.feature, geometry, after)
+            case "region":
+                return self._region(asked.region, geometry)
+            case "probe":
+                weight = torch.from_numpy(from_proto(asked.probe.weight).astype(np.float32))
+                return targets.probe(weight, asked.probe.bias)
+            case _:
+                return targets.contrast(
+                    await self.target(asked.contrast.positive, geometry, after),
+                    await self.target(asked.contrast.negative, geometry, after),
+                )
+
+    def _class(self, asked: target_pb2.ClassTarget) -> int:
+        if asked.WhichOneof("class") == "label":
+            raise InvalidInputError(
+                f"models/{self._model.name} does not name its classes; give the index",
+                field="target.class_logit.label",
+            )
+        return asked.index
+
+    async def _text(self, text: str) -> Tensor:
+        model = self._model.model
+        if not isinstance(model, ContrastiveModel):
+            raise InvalidInputError(
+                f"models/{self._model.name} has no texts; choose a class, a picture or a probe",
+                field="target.text",
+            )
+        return await self._model.lane.run(lambda: model.embed_texts([text])[0])
+
+    def _feature(
+        self, asked: target_pb2.FeatureTarget, geometry: Geometry, after: tuple[str, ...]
+    ) -> Target:
+        served, index = self._state.feature(asked.feature)
+        if served.model.name != self._model.name:
+            raise InvalidInputError(
+                f"{served.resource} is of models/{served.model.name}, not of "
+                f"models/{self._model.name}",
+                field="target.feature.feature",
+            )
+        site, order = served.bundle.site, list(self._model.model.sites)
+        for before in after:
+            if order.index(site) <= order.index(before):
+                raise InvalidInputError(
+                    f"a feature at {site} does not depend on {before}, which is computed later or "
+                    "is the same; choose a feature of a later site",
+                    field="target.feature.feature",
+                )
+        patches = None
+        if asked.HasField("region"):
+            patches = torch.from_numpy(region_mask(asked.region, served.bundle.grid, geometry))
+        return targets.feature(
+            served.bundle.dictionary,
+            site,
+            index,
+            special=served.bundle.grid.special,
+            pooling=_POOLINGS[asked.pooling],
+            patches=patches,
+        )
+
+    def _region(self, asked: target_pb2.RegionTarget, geometry: Geometry) -> Target:
+        model = self._model.model
+        if not isinstance(model, VitModel):
+            raise NotServedError(
+                f"models/{self._model.name} cannot classify a region", field="target.region"
+            )
+        patches = torch.from_numpy(region_mask(asked.region, model.grid, geometry))
+        return targets.region_class(model, patches, self._class(asked.class_logit))
+
+
+def _embedding(model: Model, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.forward(pixels[None]).embedding[0]

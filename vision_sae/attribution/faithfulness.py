@@ -1,0 +1,167 @@
+"""Whether an order of importance agrees with what the model does.
+
+Parts of a picture are taken away, or put back into the empty picture, the most important first, and
+the target is measured on the way (Petsiuk et al. 2018, arXiv:1806.07421). Parts are features of the
+code at a site (the empty picture has none, but keeps bias and error), or patches of the picture
+itself (the empty picture is a blurred one). The curve is 1 for the whole picture and 0 for the
+empty one; the area under it is small for a good order of deletion, large for one of insertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from vision_sae.attribution.ledger import Scene
+from vision_sae.dictionaries.protocol import Codes, SiteDictionary
+from vision_sae.models.grid import PatchGrid
+
+Space = Literal["code", "pixel"]
+Test = Literal["deletion", "insertion"]
+_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_RANDOM_ORDERS = 3
+_BLUR = 1 / 8
+"""Standard deviation of the blur, in sides of the model's input."""
+_FLAT = 1e-9
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Areas under the curves of one test."""
+
+    space: Space
+    test: Test
+    area: float
+    """Of the order that was asked for."""
+    area_random: float
+    """The mean over random orders."""
+    area_activation: float | None
+    """Of the order by activation; in code space only."""
+    curve: NDArray[np.float32]
+    """(points, 2): the share taken away or put back, and the target."""
+
+
+def orders_of(importance: Tensor, parts: Tensor) -> Tensor:
+    """``parts`` with the most important first; ties stay in their order."""
+    return parts[torch.argsort(-importance[parts], stable=True)]
+
+
+def faithfulness(
+    scene: Scene,
+    found: SiteDictionary,
+    per_feature: Tensor,
+    per_patch: Tensor,
+    image: Tensor,
+    *,
+    seed: int = 0,
+) -> list[Faithfulness]:
+    """All four tests of one attribution: contributions of features (F) and patches (P) of a
+    picture (3, H, W). Some 60 forward passes."""
+    codes = found.dictionary.encode(scene.updates[found.site])
+    active = torch.unique(codes.indices[codes.values > 0])
+    activation = torch.zeros(found.dictionary.width).index_add_(
+        0, codes.indices.reshape(-1), codes.values.reshape(-1)
+    )
+    patches = torch.arange(len(per_patch))
+    random = torch.Generator().manual_seed(seed)
+    with_code = _code_space(scene, found, codes)
+    with_pixels = _pixel_space(scene, image)
+    results = []
+    for test in ("deletion", "insertion"):
+        results.append(
+            _tested(
+                "code",
+                test,
+                with_code,
+                orders_of(per_feature, active),
+                orders_of(activation, active),
+                random,
+            )
+        )
+        results.append(
+            _tested("pixel", test, with_pixels, orders_of(per_patch, patches), None, random)
+        )
+    return results
+
+
+Measure = Callable[[Sequence[Tensor]], NDArray[np.float64]]
+"""Sets of parts that are left -> the target with each."""
+
+
+def _code_space(scene: Scene, found: SiteDictionary, codes: Codes) -> Measure:
+    """The target with some features left of the code."""
+    update = scene.updates[found.site]
+    rest = update - found.dictionary.decode(codes)  # the error: what no feature explains
+
+    def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:
+        updates = []
+        for left in sets:
+            kept = codes.values * torch.isin(codes.indices, left)
+            updates.append(rest + found.dictionary.decode(Codes(codes.indices, kept)))
+        return np.asarray(scene.values_at(found.site, torch.stack(updates)))
+
+    return measure
+
+
+def _pixel_space(scene: Scene, image: Tensor) -> Measure:
+    """The target with some patches of the picture left sharp."""
+    grid = scene.model.grid
+    sigma = _BLUR * max(image.shape[1:])
+    blurred = tvf.gaussian_blur(image, [2 * round(1.5 * sigma) + 1], [sigma])
+
+    def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:
+        masks = torch.stack([_pixels(left, grid) for left in sets])[:, None]
+        return np.asarray(scene.values_of(torch.where(masks, image, blurred)))
+
+    return measure
+
+
+def _pixels(patches: Tensor, grid: PatchGrid) -> Tensor:
+    """Patches as a mask of the model's input (H, W)."""
+    mask = torch.zeros(grid.patches, dtype=torch.bool)
+    mask[patches] = True
+    shaped = mask.view(grid.rows, grid.cols)
+    return shaped.repeat_interleave(grid.patch_height, 0).repeat_interleave(grid.patch_width, 1)
+
+
+def _tested(
+    space: Space,
+    test: Test,
+    measure: Measure,
+    order: Tensor,
+    by_activation: Tensor | None,
+    random: torch.Generator,
+) -> Faithfulness:
+    shuffled = [order[torch.randperm(len(order), generator=random)] for _ in range(_RANDOM_ORDERS)]
+    orders = [order, *shuffled] + ([] if by_activation is None else [by_activation])
+    counts = sorted({max(1, round(share * len(order))) for share in _SHARES} - {len(order)})
+
+    def left(some: Tensor, count: int) -> Tensor:
+        return some[count:] if test == "deletion" else some[:count]
+
+    sets = [order, order[:0], *(left(some, count) for some in orders for count in counts)]
+    whole, empty, *inner = measure(sets).tolist()
+    span = whole - empty
+    scale = span if abs(span) > _FLAT else np.inf
+    ends = (1.0, 0.0) if test == "deletion" else (0.0, 1.0)
+    shares = np.array([0, *counts, len(order)]) / max(len(order), 1)
+    curves = [
+        np.array([ends[0], *((np.array(part) - empty) / scale), ends[1]])
+        for part in np.array(inner).reshape(len(orders), -1).tolist()
+    ]
+    areas = [float(np.trapezoid(curve, shares)) for curve in curves]
+    return Faithfulness(
+        space,
+        test,
+        areas[0],
+        float(np.mean(areas[1 : 1 + _RANDOM_ORDERS])),
+        None if by_activation is None else areas[-1],
+        np.stack([shares, curves[0]], axis=1).astype(np.float32),
+    )
