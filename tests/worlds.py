@@ -18,6 +18,7 @@ from vision_sae.activations import store as layout
 from vision_sae.activations.store import ActivationStore, ImageRecord
 from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.dictionaries.artifact import save_dictionary
+from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid, Preprocessing
@@ -129,7 +130,7 @@ def identity_sae(dim: int, k: int) -> TopKSae:
 
 
 def write_dictionary(
-    directory: Path, dictionary: TopKSae, store: ActivationStore, **overrides: Any
+    directory: Path, dictionary: Dictionary, store: ActivationStore, **overrides: Any
 ) -> Path:
     """Publish a dictionary as though it had been trained on ``store``."""
     belongs_to = {

@@ -41,13 +41,13 @@ from vision_sae_server.catalog import CatalogServicer
 from vision_sae_server.description import DescriptionServicer
 from vision_sae_server.generation import GenerationServicer
 from vision_sae_server.interceptor import Gate
+from vision_sae_server.intervention import InterventionServicer
 from vision_sae_server.job_lane import JobLane
 from vision_sae_server.label_jobs import LabelJobServicer
 from vision_sae_server.search import SearchServicer
 from vision_sae_server.state import State, load_state
 
 _LOG = logging.getLogger("vision_sae_server")
-_PACKAGE = "vision_sae.v1"
 _FILES: tuple[FileDescriptor, ...] = (
     catalog_service_pb2.DESCRIPTOR,
     attribution_service_pb2.DESCRIPTOR,
@@ -64,7 +64,7 @@ _LAME_DUCK_SECONDS = 0.5
 def _servicers(
     state: State, lane: JobLane, capabilities: list[catalog_service_pb2.Capability]
 ) -> dict[str, Any]:
-    """{service: (servicer, function that adds it)}; later versions fill in the empty ones."""
+    """{service: (servicer, function that adds it)}"""
     return {
         "CatalogService": (
             CatalogServicer(state, capabilities),
@@ -83,7 +83,7 @@ def _servicers(
             description_service_pb2_grpc.add_DescriptionServiceServicer_to_server,
         ),
         "InterventionService": (
-            intervention_service_pb2_grpc.InterventionServiceServicer(),
+            InterventionServicer(state),
             intervention_service_pb2_grpc.add_InterventionServiceServicer_to_server,
         ),
         "GenerationService": (
@@ -95,11 +95,6 @@ def _servicers(
             label_job_service_pb2_grpc.add_LabelJobServiceServicer_to_server,
         ),
     }
-
-
-def _is_served(servicer: object, rpc: str) -> bool:
-    """Whether the servicer's class itself, not the generated base, answers ``rpc``."""
-    return rpc in vars(type(servicer)) and type(servicer).__module__.startswith(__package__ or "")
 
 
 def _note(state: State, service: str, rpc: str) -> str:
@@ -123,20 +118,17 @@ class Server:
         capabilities: list[catalog_service_pb2.Capability] = []
         self._lane = JobLane(state)
         servicers = _servicers(state, self._lane, capabilities)
-        for file in _FILES:
-            for name, service in file.services_by_name.items():
-                for rpc in service.methods_by_name:
-                    served = _is_served(servicers[name][0], rpc)
-                    note = _note(state, name, rpc) if served else ""
-                    capabilities.append(
-                        catalog_service_pb2.Capability(
-                            service=name, rpc=rpc, served=served, note=note
-                        )
-                    )
-        answered = frozenset(f"/{_PACKAGE}.{c.service}/{c.rpc}" for c in capabilities if c.served)
+        capabilities += [
+            catalog_service_pb2.Capability(
+                service=name, rpc=rpc, served=True, note=_note(state, name, rpc)
+            )
+            for file in _FILES
+            for name, service in file.services_by_name.items()
+            for rpc in service.methods_by_name
+        ]
         self._state = state
         self._server = grpc.aio.server(
-            interceptors=(Gate(config, answered),),
+            interceptors=(Gate(config),),
             options=(
                 ("grpc.so_reuseport", 0),  # a second server on this port must fail, not share
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -147,7 +139,7 @@ class Server:
             add(servicer, self._server)
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._services = [f"{_PACKAGE}.{name}" for name in servicers]
+        self._services = [f"vision_sae.v1.{name}" for name in servicers]
         reflection.enable_server_reflection(
             [*self._services, "grpc.health.v1.Health", reflection.SERVICE_NAME], self._server
         )

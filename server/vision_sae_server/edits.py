@@ -13,7 +13,7 @@ from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.models.grid import Geometry, PatchGrid
-from vision_sae.steering.edits import FeatureEdit, Half, Operation, When
+from vision_sae.steering.edits import ALWAYS, FeatureEdit, Half, Operation, When
 from vision_sae.steering.generation import Changes
 from vision_sae.steering.transport import Transport
 from vision_sae.tensors import from_proto
@@ -73,23 +73,12 @@ def translate(
 
     edits, transports = [], []
     for edit in asked.edits:
-        name, _, index = edit.feature.rpartition("/features/")
-        served, grid, geometry = use(name, "edits.feature")
-        made.features.append((served, int(index)))
-        weights, region, above = _where(edit, served, int(index), grid, geometry)
+        served, grid, geometry = use(edit.feature.rpartition("/features/")[0], "edits.feature")
+        when = _when(edit.when, filled.steps)
+        translated, region = feature_edit(edit, served, grid, geometry, when)
+        made.features.append((served, translated.feature))
         made.regions.append(region)
-        edits.append(
-            FeatureEdit(
-                name,
-                int(index),
-                _OPERATIONS[edit.operation],
-                _value(edit, served, int(index)),
-                weights=weights,
-                fires_above=above,
-                when=_when(edit.when, filled.steps),
-                half=_HALVES[edit.guidance_half],
-            )
-        )
+        edits.append(translated)
     for transport in asked.transports:
         served, grid, geometry = use(transport.dictionary, "transports.dictionary")
         source = target = None
@@ -116,6 +105,26 @@ def translate(
     made.changes = Changes(edits, transports, dictionaries)
     made.features = list({(s.resource, index): (s, index) for s, index in made.features}.values())
     return made
+
+
+def feature_edit(
+    edit: edit_pb2.Edit, served: Served, grid: PatchGrid, geometry: Geometry, when: When = ALWAYS
+) -> tuple[FeatureEdit, NDArray[np.bool_] | None]:
+    """(the edit, the patches (rows, cols) that it may reach; None for all)"""
+    name, _, number = edit.feature.rpartition("/features/")
+    feature = int(number)
+    weights, region, above = _where(edit, served, feature, grid, geometry)
+    translated = FeatureEdit(
+        name,
+        feature,
+        _OPERATIONS[edit.operation],
+        _value(edit, served, feature),
+        weights=weights,
+        fires_above=above,
+        when=when,
+        half=_HALVES[edit.guidance_half],
+    )
+    return translated, region
 
 
 def _value(edit: edit_pb2.Edit, served: Served, feature: int) -> float:

@@ -1,4 +1,4 @@
-"""What every call passes through: capability, measurement, admission, validation, errors."""
+"""What every call passes through: measurement, admission, validation, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import protovalidate
 from google.protobuf.message import Message
 
 from vision_sae.config import ServeConfig
-from vision_sae.errors import InvalidInputError, NotServedError, OverloadedError, VisionSaeError
+from vision_sae.errors import InvalidInputError, OverloadedError, VisionSaeError
 from vision_sae_server.errors import to_status
 from vision_sae_server.metrics import measured
 
@@ -69,11 +69,9 @@ def validate(message: Message) -> None:
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Guards all calls of ``vision_sae.v1``; health and reflection pass untouched."""
 
-    def __init__(self, config: ServeConfig, served: frozenset[str]) -> None:
-        """``served`` holds the full method names that this server answers."""
+    def __init__(self, config: ServeConfig) -> None:
         self._admission = Admission(config)
         self._watching = Admission(config)
-        self._served = served
 
     async def intercept_service(
         self,
@@ -85,8 +83,6 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
             return handler
-        if method not in self._served:
-            return _refusing(handler, method)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 self._guarded_stream(handler.unary_stream, method.removeprefix(_OURS)),
@@ -163,33 +159,3 @@ async def _refused(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> 
             _LOG.exception("%s failed unexpectedly", method)
             outcome.code = "INTERNAL"
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the log")
-
-
-def _refusing(handler: Handler, method: str) -> Handler:
-    """The handler of an rpc that the contract has and this version does not answer yet."""
-    name = method.removeprefix(_OURS).replace("/", ".")
-    status = to_status(
-        NotServedError(
-            f"{name} is not served by this version; CatalogService.GetServerInfo lists what is"
-        )
-    )
-
-    async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort_with_status(status)
-
-    async def refuse_stream(
-        _request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        await context.abort_with_status(status)
-        yield  # makes this a generator, as streaming handlers must be
-
-    kind = f"{'stream' if handler.request_streaming else 'unary'}_" + (
-        "stream" if handler.response_streaming else "unary"
-    )
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    made: Handler = make(
-        refuse_stream if handler.response_streaming else refuse,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
-    return made

@@ -42,6 +42,7 @@ class Targets:
     def __init__(self, state: State, model: ServedModel, first: Served) -> None:
         """``first`` is the dictionary whose pictures have the mean embedding."""
         self._state, self._model, self._first = state, model, first
+        self._embedded: dict[bytes, Tensor] = {}
 
     async def target(
         self, asked: target_pb2.Target, geometry: Geometry, after: tuple[str, ...] = ()
@@ -53,13 +54,12 @@ class Targets:
         match asked.WhichOneof("kind"):
             case "class_logit":
                 return targets.class_logit(self._class(asked.class_logit))
-            case "text":
-                return targets.similarity(await self._text(asked.text.text))
-            case "image":
-                other = await self._state.picture(asked.image.image.data, self._model)
-                return targets.similarity(
-                    await self._model.lane.run(lambda: _embedding(self._model.model, other.pixels))
-                )
+            case "text" | "image" as kind:
+                key = asked.SerializeToString()  # asked for once, whatever the pictures
+                if key not in self._embedded:
+                    embed = self._text if kind == "text" else self._image
+                    self._embedded[key] = await embed(asked)
+                return targets.similarity(self._embedded[key])
             case "mean_embedding":
                 mean = self._first.bundle.embeddings.mean(axis=0)
                 return targets.similarity(torch.from_numpy(mean))
@@ -84,14 +84,18 @@ class Targets:
             )
         return asked.index
 
-    async def _text(self, text: str) -> Tensor:
+    async def _image(self, asked: target_pb2.Target) -> Tensor:
+        picture = await self._state.picture(asked.image.image.data, self._model)
+        return await self._model.lane.run(lambda: _embedding(self._model.model, picture.pixels))
+
+    async def _text(self, asked: target_pb2.Target) -> Tensor:
         model = self._model.model
         if not isinstance(model, ContrastiveModel):
             raise InvalidInputError(
                 f"models/{self._model.name} has no texts; choose a class, a picture or a probe",
                 field="target.text",
             )
-        return await self._model.lane.run(lambda: model.embed_texts([text])[0])
+        return await self._model.lane.run(lambda: model.embed_texts([asked.text.text])[0])
 
     def _feature(
         self, asked: target_pb2.FeatureTarget, geometry: Geometry, after: tuple[str, ...]

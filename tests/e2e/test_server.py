@@ -28,9 +28,6 @@ from vision_sae.v1 import (
     description_service_pb2_grpc,
     feature_pb2,
     image_pb2,
-    intervention_service_pb2,
-    intervention_service_pb2_grpc,
-    ledger_pb2,
     search_service_pb2,
     search_service_pb2_grpc,
     target_pb2,
@@ -255,18 +252,10 @@ def test_health_and_capabilities(channel, catalog) -> None:
         status = health.Check(health_pb2.HealthCheckRequest(service=service)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
     info = catalog.GetServerInfo(catalog_service_pb2.GetServerInfoRequest())
-    served = {f"{c.service}/{c.rpc}": c.note for c in info.capabilities if c.served}
-    assert served["AttributionService/Encode"] == ""
-    assert "none of the models makes pictures" in served["GenerationService/Generate"]
-    assert "InterventionService/Intervene" not in served
-
-
-def test_what_is_not_served_yet_says_so(channel) -> None:
-    stub = intervention_service_pb2_grpc.InterventionServiceStub(channel)
-    with pytest.raises(grpc.RpcError) as caught:
-        stub.Intervene(intervention_service_pb2.InterveneRequest())
-    assert refusal(caught.value)[:2] == (grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED")
-    assert "GetServerInfo" in caught.value.details()
+    assert all(capability.served for capability in info.capabilities)
+    notes = {f"{c.service}/{c.rpc}": c.note for c in info.capabilities}
+    assert notes["AttributionService/Encode"] == ""
+    assert "none of the models makes pictures" in notes["GenerationService/Generate"]
 
 
 def one_colour_png(width: int, height: int) -> bytes:
@@ -333,26 +322,6 @@ def test_a_bad_filter_names_the_ways_out(catalog) -> None:
         )
     assert refusal(caught.value)[1:] == ("INVALID_INPUT", "filter")
     assert "firing_rate" in caught.value.details()
-
-
-def test_unserved_targets_and_methods_say_what_is(attribution) -> None:
-    request = attribution_service_pb2.AttributeRequest(
-        image=picture(),
-        dictionaries=[DICTIONARY],
-        target=target_pb2.Target(text=target_pb2.TextTarget(text="a dog")),
-    )
-    with pytest.raises(grpc.RpcError) as caught:
-        attribution.Attribute(request)
-    assert refusal(caught.value) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "NOT_SERVED",
-        "target.text",
-    )
-    request.target.CopyFrom(target_pb2.Target(mean_embedding=target_pb2.MeanEmbeddingTarget()))
-    request.method = ledger_pb2.ATTRIBUTION_METHOD_GRAD_CAM
-    with pytest.raises(grpc.RpcError) as caught:
-        attribution.Attribute(request)
-    assert refusal(caught.value)[2] == "method"
 
 
 def test_the_same_answer_whoever_asks_at_the_same_time(attribution) -> None:

@@ -114,7 +114,7 @@ def _pixel_space(scene: Scene, image: Tensor) -> Measure:
     """The target with some patches of the picture left sharp."""
     grid = scene.model.grid
     sigma = _BLUR * max(image.shape[1:])
-    blurred = tvf.gaussian_blur(image, [2 * round(1.5 * sigma) + 1], [sigma])
+    blurred = tvf.gaussian_blur(image, [2 * round(1.5 * sigma) + 1] * 2, [sigma] * 2)
 
     def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:
         masks = torch.stack([_pixels(left, grid) for left in sets])[:, None]
