@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
-from vision_sae.bundles.patch_index import search
-from vision_sae.errors import InvalidInputError, NotServedError
+from vision_sae.bundles.patch_search import Firing, Hit, by_code, by_vector, collapsed
+from vision_sae.errors import InvalidInputError
 from vision_sae.v1 import exemplar_pb2, search_service_pb2_grpc
 from vision_sae.v1 import search_service_pb2 as pb
-from vision_sae.vectors import normalised
 from vision_sae_server import messages
-from vision_sae_server.encodings import site_vectors
 from vision_sae_server.feature_search import search_features
 from vision_sae_server.listing import page
-from vision_sae_server.regions import region_mask
+from vision_sae_server.patch_queries import PatchQueries
 from vision_sae_server.state import Served, State
 
 _DEFAULT_PAGE = 20
 _DEEPEST = 2000
-"""Hits that a region query can be paged through."""
+"""Hits that a query by likeness can be paged through."""
 
 
 class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
@@ -34,19 +31,26 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
     async def SearchPatches(
         self, request: pb.SearchPatchesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.SearchPatchesResponse:
-        """Patches that fire a feature, or that look to the model like part of a picture."""
-        for field in ("filter", "collapse_near_duplicates"):
-            if getattr(request, field) not in (False, pb.PatchFilter()):
-                raise NotServedError(f"{field} is not served by this version", field=field)
-        kind = request.WhichOneof("query")
-        if kind == "feature":
+        """Patches that fire a feature, or that are like what is shown, among those allowed."""
+        if request.WhichOneof("query") == "feature":
             return await self._by_feature(request)
-        if kind == "region":
-            return await self._by_region(request)
-        raise NotServedError(
-            f"patches cannot be searched by {kind} in this version; use feature or region",
-            field=kind or "query",
-        )
+        served = self._state.dictionary(request.dictionary)
+        queries = PatchQueries(self._state, served)
+        query = await queries.query(request)
+
+        def find() -> pb.SearchPatchesResponse:
+            allowed = queries.allowed(request, None)
+            bundle, response = served.bundle, pb.SearchPatchesResponse(dictionary=served.resource)
+            if query.vector is not None:
+                hits = by_vector(bundle, query.vector, _DEEPEST, allowed)
+                response.space = pb.SEARCH_SPACE_VECTOR
+                response.recall_at_10 = float(bundle.manifest["patch_index"]["recall_at_10"])
+            else:
+                hits = by_code(bundle, query.code or {}, _DEEPEST, allowed)
+                response.space, response.recall_at_10 = pb.SEARCH_SPACE_CODE, 1.0
+            return self._answer(served, request, hits, response)
+
+        return await self._state.searching.run(find)
 
     async def SearchFeatures(
         self, request: pb.SearchFeaturesRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -62,64 +66,38 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
                 field="dictionary",
             )
 
+        queries = PatchQueries(self._state, served)
+
         def find() -> pb.SearchPatchesResponse:
-            rows, values = served.bundle.postings.row(index)
-            hits, following = page(
-                range(len(rows)), request.page_size, request.page_token, _DEFAULT_PAGE
-            )
-            response = pb.SearchPatchesResponse(
-                next_page_token=following, recall_at_10=1.0, dictionary=served.resource
-            )
-            for i in hits:
-                patch = self._patch(served, int(rows[i]), request, float(values[i]))
-                patch.quantile = messages.quantile(served, index, float(values[i]))
-                response.hits.append(pb.PatchHit(patch=patch, score=float(values[i])))
-            return response
+            hits = Firing(served.bundle, index, queries.allowed(request, index))
+            response = pb.SearchPatchesResponse(recall_at_10=1.0, dictionary=served.resource)
+            return self._answer(served, request, hits, response, index)
 
         return await self._state.searching.run(find)
 
-    async def _by_region(self, request: pb.SearchPatchesRequest) -> pb.SearchPatchesResponse:
-        served = self._state.dictionary(request.dictionary)
-        bundle = served.bundle
-        picture = await self._state.picture(request.region.image.data, served.model)
-        region = request.region.region if request.region.HasField("region") else None
-        mask = region_mask(region, bundle.grid, picture.geometry)
-        if not mask.any():
-            raise InvalidInputError("the region selects no patch", field="region.region")
-        vectors = await served.model.lane.run(
-            lambda: site_vectors(served.model.model, bundle.site, picture.pixels).numpy()
-        )
-        # The mean of unit vectors: every patch of the region counts the same.
-        query = normalised(vectors[mask], bundle.site_mean).mean(axis=0, keepdims=True)
-        return await self._state.searching.run(lambda: self._nearest(served, query, request))
-
-    def _nearest(
-        self, served: Served, query: NDArray[np.float32], request: pb.SearchPatchesRequest
-    ) -> pb.SearchPatchesResponse:
-        report = served.bundle.manifest["patch_index"]
-        unit = normalised(query)
-        depth = min(_DEEPEST, int(report["rows"]))
-        cosines, rows = search(served.bundle.patch_index, unit, depth, int(report["nprobe"]))
-        found = [(int(r), float(c)) for r, c in zip(rows[0], cosines[0], strict=True) if r >= 0]
-        hits, following = page(found, request.page_size, request.page_token, _DEFAULT_PAGE)
-        return pb.SearchPatchesResponse(
-            hits=[
-                pb.PatchHit(patch=self._patch(served, row, request), score=cosine)
-                for row, cosine in hits
-            ],
-            next_page_token=following,
-            recall_at_10=float(report["recall_at_10"]),
-            dictionary=served.resource,
-            space=pb.SEARCH_SPACE_VECTOR,
-        )
-
     @staticmethod
-    def _patch(
-        served: Served, patch: int, request: pb.SearchPatchesRequest, activation: float = 0.0
-    ) -> exemplar_pb2.Exemplar:
+    def _answer(
+        served: Served,
+        request: pb.SearchPatchesRequest,
+        hits: Sequence[Hit],
+        response: pb.SearchPatchesResponse,
+        feature: int | None = None,
+    ) -> pb.SearchPatchesResponse:
+        """A page of hits; those of a ``feature`` query have its activations as scores."""
+        if request.collapse_near_duplicates:
+            hits = collapsed(served.bundle, hits[:_DEEPEST])
+        shown, following = page(hits, request.page_size, request.page_token, _DEFAULT_PAGE)
         options = exemplar_pb2.ExemplarOptions(
             thumbnail_pixels=request.thumbnail_pixels, omit_thumbnails=request.omit_thumbnails
         )
-        return messages.indexed_patch(
-            served, patch, thumbnail=messages.thumbnail_side(options), activation=activation
-        )
+        thumbnail = messages.thumbnail_side(options)
+        for hit in shown:
+            patch = messages.indexed_patch(served, hit.patch, thumbnail=thumbnail)
+            if feature is not None:
+                patch.activation = hit.score
+                patch.quantile = messages.quantile(served, feature, hit.score)
+            response.hits.append(
+                pb.PatchHit(patch=patch, score=hit.score, collapsed_count=hit.collapsed)
+            )
+        response.next_page_token = following
+        return response

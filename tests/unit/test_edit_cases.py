@@ -86,4 +86,6 @@ def test_the_classifier_sees_what_scenes_show() -> None:
     assert list(found) == list(VALUES)
     assert found["background"] >= 0.95
     assert found["place"] >= 0.9
-    assert min(found.values()) >= 0.4  # the shape of what is small takes more training
+    assert found["colour"] >= 0.9
+    assert found["shape"] >= 0.6
+    assert found["texture"] >= 0.3  # chance is .25; textures take the longest

@@ -107,6 +107,11 @@ class Bundle:
         return read_images(self.path / IMAGES)
 
     @cached_property
+    def image_rows(self) -> dict[str, int]:
+        """{identifier of an image: its row}"""
+        return {image.id: row for row, image in enumerate(self.images)}
+
+    @cached_property
     def embeddings(self) -> NDArray[np.float32]:
         """Pooled embeddings (images, E)."""
         return np.asarray(np.load(self.path / EMBEDDINGS))
@@ -125,6 +130,13 @@ class Bundle:
     def postings(self) -> SparseRows:
         """feature -> (patches, activations), strongest first."""
         return codes_module.load(self.path / POSTINGS, POSTINGS_COLUMN)
+
+    @cached_property
+    def code_norms(self) -> NDArray[np.float64]:
+        """Euclidean norm of the code of every patch."""
+        squares = np.square(self.codes.values, dtype=np.float64)
+        patches = np.repeat(np.arange(len(self.codes.indptr) - 1), np.diff(self.codes.indptr))
+        return np.sqrt(np.bincount(patches, squares, len(self.codes.indptr) - 1))
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -51,15 +51,18 @@ def index_type(rows: int, dim: int) -> str:
 
 
 def search(
-    index: Any, queries: NDArray[np.float32], k: int, nprobe: int
+    index: Any, queries: NDArray[np.float32], k: int, nprobe: int, *, selector: Any = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(cosines, rows) of the k nearest patches of each query (Q, D) -> 2 x (Q, k).
 
-    Parameters travel with the call: setting them on a shared index would be a race.
+    ``selector`` is a FAISS selector of the rows that may be found. Parameters travel with the call:
+    setting them on a shared index would be a race.
     """
     parameters: Any = None
     if nprobe:
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+        parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)  # type: ignore[call-arg]
+    elif selector is not None:
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     if nprobe and isinstance(index, faiss.IndexRefine):
         parameters = faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
             k_factor=10, base_index_params=parameters

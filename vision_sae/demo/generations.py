@@ -30,7 +30,7 @@ TRAIN_SEED, HELDOUT_SEED = 2001, 2002
 SITES = tuple(f"{block}.update" for block in TURBO_BLOCKS)
 SHORT = {site: site.removesuffix(".update").replace("_blocks", "") for site in SITES}
 """Short names of the sites: ``down.2.attentions.1``."""
-SITE = "up_blocks.1.attentions.1.update"
+SITE = f"{TURBO_BLOCKS[3]}.update"
 """The block that the demo makes a dictionary of: of this generator the one that does most."""
 _PROMPTS, _HELDOUT = 200, 30
 _STEPS, _K, _EXPANSION = 400, 10, 8
