@@ -1,9 +1,11 @@
-"""The command ``vision-sae-client``: attribute, describe, search, label, steer, info, web."""
+"""The command ``vision-sae-client``: attribute, intervene, describe, search, label, steer, info,
+web."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
@@ -15,9 +17,16 @@ from google.protobuf.message import Message
 from vision_sae import tensors
 from vision_sae.errors import InvalidInputError, VisionSaeError
 from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae.v1.label_job_service_pb2 import LabelJob
-from vision_sae.v1.ledger_pb2 import SiteAttribution
+from vision_sae.v1.ledger_pb2 import (
+    ATTRIBUTION_METHOD_ACT_X_GRAD,
+    ATTRIBUTION_METHOD_EXACT_ABLATION,
+    ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS,
+    ATTRIBUTION_METHOD_RAW_NEURON,
+    SiteAttribution,
+)
 from vision_sae_client import overlay, report, steering, targets
 from vision_sae_client.client import Client
 from vision_sae_client.edits import edit
@@ -43,8 +52,38 @@ DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
+Add = Annotated[
+    list[str] | None,
+    typer.Option(help="FEATURE=VALUE, in mean activations; may be repeated, like all edits."),
+]
+Scale = Annotated[list[str] | None, typer.Option(help="FEATURE=FACTOR.")]
+Clamp = Annotated[list[str] | None, typer.Option(help="FEATURE=VALUE, in means.")]
+Ablate = Annotated[list[str] | None, typer.Option(help="FEATURE: take it out.")]
+EditBox = Annotated[
+    str | None, typer.Option("--box", help="Edit within x0,y0,x1,y1 in pixels.", metavar="BOX")
+]
+OwnMapFlag = Annotated[
+    bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
+]
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class AttributionBy(StrEnum):
+    """Methods of attribution that keep books."""
+
+    INTEGRATED = "integrated-gradients"
+    ACT_X_GRAD = "act-x-grad"
+    EXACT_ABLATION = "exact-ablation"
+    RAW_NEURON = "raw-neuron"
+
+
+_METHODS = {
+    AttributionBy.INTEGRATED: ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS,
+    AttributionBy.ACT_X_GRAD: ATTRIBUTION_METHOD_ACT_X_GRAD,
+    AttributionBy.EXACT_ABLATION: ATTRIBUTION_METHOD_EXACT_ABLATION,
+    AttributionBy.RAW_NEURON: ATTRIBUTION_METHOD_RAW_NEURON,
+}
 
 
 @contextmanager
@@ -74,8 +113,16 @@ def attribute(
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
     target: Annotated[
-        str, typer.Option(help="mean, image:FILE, class:INDEX, class:NAME or text:WORDS.")
+        str,
+        typer.Option(help="mean, image:FILE, class:INDEX, text:WORDS, feature:NAME, or 'A vs B'."),
     ] = "mean",
+    method: Annotated[AttributionBy, typer.Option(help="How.")] = AttributionBy.INTEGRATED,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Measure from this picture; default: no feature fires.")
+    ] = None,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Measure how faithful the answer is.")
+    ] = False,
     top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
     out: Annotated[
         Path | None, typer.Option(help="Directory for a heat-map PNG per feature.")
@@ -90,10 +137,15 @@ def attribute(
             image,
             targets.parse(target),
             dictionaries=[dictionary] if dictionary else None,
+            method=_METHODS[method],
+            baseline=baseline,
             top_k=top_k,
+            faithfulness=faithfulness,
         )
     (site,) = answer.sites
     typer.echo(_json(site) if as_json else report.attribution(site))
+    if faithfulness and not as_json:
+        typer.echo("\n" + report.faithfulness(site))
     if out is not None:
         written = write_overlays(image, site, out)
         typer.echo(f"{written} overlays in {out}", err=True)
@@ -253,24 +305,50 @@ def label(
 
 
 @_command
+def intervene(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    add: Add = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
+    ablate: Ablate = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="What to measure, as in attribute; may be repeated.")
+    ] = None,
+    box: EditBox = None,
+    own_map: OwnMapFlag = False,
+    control: Annotated[
+        int, typer.Option(help="Random features of equal norm to compare with.", min=0, max=100)
+    ] = 20,
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Show what a model says of pictures with features turned up, down or off."""
+    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.intervene(
+            images,
+            _edits(client, dictionary, asked, box=box, own_map=own_map),
+            {words: targets.parse(words) for words in target or ["mean"]},
+            control_count=control,
+        )
+    typer.echo(_json(answer) if as_json else report.intervention(answer, [i.name for i in images]))
+
+
+@_command
 def steer(
     prompt: Annotated[str, typer.Argument(help="What to show; empty shows a feature alone.")] = "",
-    add: Annotated[
-        list[str] | None,
-        typer.Option(help="FEATURE=VALUE, in mean activations; may be repeated, like all edits."),
-    ] = None,
-    scale: Annotated[list[str] | None, typer.Option(help="FEATURE=FACTOR.")] = None,
-    clamp: Annotated[list[str] | None, typer.Option(help="FEATURE=VALUE, in means.")] = None,
-    ablate: Annotated[list[str] | None, typer.Option(help="FEATURE: take it out.")] = None,
+    add: Add = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
+    ablate: Ablate = None,
     replace: Annotated[
         list[str] | None, typer.Option(help="FEATURE=VALUE: nothing but this feature.")
     ] = None,
-    box: Annotated[
-        str | None, typer.Option(help="Edit within x0,y0,x1,y1 in pixels.", metavar="BOX")
-    ] = None,
-    own_map: Annotated[
-        bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
-    ] = False,
+    box: EditBox = None,
+    own_map: OwnMapFlag = False,
     first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
     last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
     model: Annotated[
@@ -293,43 +371,29 @@ def steer(
     timeout: Timeout = 600.0,
 ) -> None:
     """Make a picture with features turned up or down, and its twin without."""
-    edits: list[tuple[str, str, float | None]] = [
-        (operation, *parsed)
-        for operation, words in (
-            ("add", add),
-            ("scale", scale),
-            ("clamp", clamp),
-            ("ablate", ablate),
-            ("replace", replace),
-        )
-        for parsed in parse_edits(words or [], operation)
-    ]
-    if recipe is not None and (edits or prompt):
+    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
+    if recipe is not None and (prompt or any(asked.values())):
         raise InvalidInputError("a recipe holds the prompt and the edits already", field="recipe")
     with Client(address, token=token, timeout=timeout) as client:
         content: GenerationSettings | Recipe
         if recipe is not None:
             content = steering.read_recipe(recipe)
         else:
-            corners = None if box is None else parse_box(box)
             content = GenerationSettings(
                 model=model or _generator(client),
                 prompt=prompt,
                 seed=seed,
                 steps=steps,
                 guidance_scale=guidance,
-                edits=[
-                    edit(
-                        _feature_name(client, feature, dictionary),
-                        operation,
-                        value,
-                        box=corners,
-                        own_map=own_map,
-                        first_step=first_step,
-                        last_step=last_step,
-                    )
-                    for operation, feature, value in edits
-                ],
+                edits=_edits(
+                    client,
+                    dictionary,
+                    asked,
+                    box=box,
+                    own_map=own_map,
+                    first_step=first_step,
+                    last_step=last_step,
+                ),
             )
         for message in client.generate(content, allow_drift=allow_drift):
             if message.HasField("progress"):
@@ -337,6 +401,36 @@ def steer(
         written = steering.write(message.result, out)
     typer.echo(_json(message.result) if as_json else report.generation(message.result))
     typer.echo(f"written: {', '.join(map(str, written))}", err=True)
+
+
+def _edits(
+    client: Client,
+    dictionary: str | None,
+    asked: Mapping[str, Sequence[str] | None],
+    *,
+    box: str | None,
+    own_map: bool,
+    first_step: int = 0,
+    last_step: int | None = None,
+) -> list[Edit]:
+    """The edits of {operation: words}."""
+    parsed = [
+        (operation, *words)
+        for operation, given in asked.items()
+        for words in parse_edits(given or [], operation)
+    ]
+    return [
+        edit(
+            _feature_name(client, feature, dictionary),
+            operation,
+            value,
+            box=None if box is None else parse_box(box),
+            own_map=own_map,
+            first_step=first_step,
+            last_step=last_step,
+        )
+        for operation, feature, value in parsed
+    ]
 
 
 def _generator(client: Client) -> str:

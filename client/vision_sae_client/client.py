@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from vision_sae.v1.catalog_service_pb2 import (
 )
 from vision_sae.v1.description_pb2 import Description, Score, ScoreMetric, ScoreNegatives
 from vision_sae.v1.dictionary_pb2 import Dictionary
+from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.generation_service_pb2 import (
@@ -26,12 +27,17 @@ from vision_sae.v1.generation_service_pb2 import (
     Recipe,
 )
 from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, ImageFormat
+from vision_sae.v1.intervention_service_pb2 import InterveneResponse
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
     ListLabelJobsResponse,
     WatchLabelJobResponse,
 )
-from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
+from vision_sae.v1.ledger_pb2 import (
+    ATTRIBUTION_METHOD_UNSPECIFIED,
+    AttributionMethod,
+    ReferenceCode,
+)
 from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE, Model
 from vision_sae.v1.search_service_pb2 import (
     FEATURE_MATCH_UNSPECIFIED,
@@ -191,14 +197,17 @@ class Client:
         *,
         dictionaries: Sequence[str] | None = None,
         method: AttributionMethod.ValueType = ATTRIBUTION_METHOD_UNSPECIFIED,
+        baseline: ImageSource | ReferenceCode.ValueType | None = None,
         top_k: int = 10,
         full: bool = False,
         exemplars: ExemplarOptions | None = None,
         max_patches: int | None = None,
+        faithfulness: bool = False,
     ) -> AttributeResponse:
         """What the features of a picture contribute to a target (see `vision_sae_client.targets`).
 
-        Without a target: to the similarity with the mean embedding.
+        Without a target: to the similarity with the mean embedding. ``baseline`` is what it is
+        measured from, a code or another picture.
         """
         return self._run(
             requests.attribute(
@@ -206,10 +215,40 @@ class Client:
                 dictionaries or [self._name(None)],
                 target=target,
                 method=method,
+                baseline=baseline,
                 top_k=top_k,
                 full=full,
                 exemplars=exemplars,
                 max_patches=max_patches,
+                faithfulness=faithfulness,
+            )
+        )
+
+    def intervene(
+        self,
+        images: Sequence[ImageSource],
+        edits: Sequence[Edit],
+        measured: Mapping[str, Target],
+        *,
+        groups: Sequence[str] = (),
+        top_classes: int | None = None,
+        control_count: int = 0,
+        seed: int = 0,
+    ) -> InterveneResponse:
+        """What a model says of pictures before and after edits (see `vision_sae_client.edits`).
+
+        ``measured`` are targets by names of yours; effects are summed up for each of ``groups``.
+        The control applies the edits to random features, ``control_count`` times.
+        """
+        return self._run(
+            requests.intervene(
+                images,
+                edits,
+                measured,
+                groups=groups,
+                top_classes=top_classes,
+                control_count=control_count,
+                seed=seed,
             )
         )
 

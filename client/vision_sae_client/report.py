@@ -16,12 +16,18 @@ from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.generation_service_pb2 import GenerationProgress, GenerationResult
 from vision_sae.v1.image_pb2 import Box
+from vision_sae.v1.intervention_service_pb2 import InterveneResponse
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
     LabelJobState,
     WatchLabelJobResponse,
 )
-from vision_sae.v1.ledger_pb2 import Ledger, SiteAttribution
+from vision_sae.v1.ledger_pb2 import (
+    FaithfulnessSpace,
+    FaithfulnessTest,
+    Ledger,
+    SiteAttribution,
+)
 from vision_sae.v1.model_pb2 import Model
 from vision_sae.v1.search_service_pb2 import (
     FeatureMatch,
@@ -231,6 +237,55 @@ def generation_progress(progress: GenerationProgress) -> str:
         return f"{progress.queue_position} ahead" if progress.queue_position else "begun"
     seconds = progress.elapsed.ToMilliseconds() / 1000
     return f"step {progress.step} of {progress.steps}, {seconds:.1f} s"
+
+
+def faithfulness(site: SiteAttribution) -> str:
+    """How well the order of contributions agrees with what the model does."""
+    rows = [
+        (
+            FaithfulnessSpace.Name(test.space).removeprefix("FAITHFULNESS_SPACE_").lower(),
+            FaithfulnessTest.Name(test.test).removeprefix("FAITHFULNESS_TEST_").lower(),
+            f"{test.area:.3f}",
+            f"{test.area_random:.3f}",
+            f"{test.area_activation:.3f}" if test.HasField("area_activation") else "-",
+        )
+        for test in site.faithfulness
+    ]
+    header = ("space", "test", "area", "at random", "by activation")
+    return table(header, rows, frozenset({2, 3, 4}))
+
+
+def intervention(answer: InterveneResponse, names: Sequence[str]) -> str:
+    """What edits changed in each picture, and over all of them."""
+    rows = []
+    for name, outcome in zip(names, answer.images, strict=True):
+        if outcome.HasField("error"):
+            rows.append((name, outcome.error.message, "", "", "", ""))
+            continue
+        for target in outcome.change.targets:
+            control = f"{target.control_change:.4f}" if target.HasField("control_change") else "-"
+            rows.append(
+                (
+                    name,
+                    target.id,
+                    f"{target.before:.4f}",
+                    f"{target.after:.4f}",
+                    f"{target.after - target.before:+.4f}",
+                    control,
+                )
+            )
+    header = ("picture", "target", "before", "after", "change", "control")
+    lines = [table(header, rows, frozenset({2, 3, 4, 5})), ""]
+    for effect in answer.summary.effects:
+        line = f"{effect.id}: {effect.mean:+.4f} on average over {effect.count} pictures"
+        if effect.group:
+            line += f" of {effect.group}"
+        if effect.HasField("lower"):
+            line += f", 95 % interval {effect.lower:+.4f} to {effect.upper:+.4f}"
+        if effect.HasField("control_exceeded"):
+            line += f"; more than {effect.control_exceeded:.0%} of random features"
+        lines.append(line)
+    return "\n".join(lines).rstrip()
 
 
 def generation(result: GenerationResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -13,15 +13,21 @@ from vision_sae.v1 import attribution_service_pb2 as attribution_pb
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import description_service_pb2 as description_pb
 from vision_sae.v1 import generation_service_pb2 as generation_pb
+from vision_sae.v1 import intervention_service_pb2 as intervention_pb
 from vision_sae.v1 import label_job_service_pb2 as jobs_pb
 from vision_sae.v1 import search_service_pb2 as search_pb
 from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
+from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import FEATURE_VIEW_BASIC, FEATURE_VIEW_FULL, FeatureView
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, Box, ImageFormat, Region
 from vision_sae.v1.label_job_service_pb2 import LabelJob
-from vision_sae.v1.ledger_pb2 import ATTRIBUTION_METHOD_UNSPECIFIED, AttributionMethod
+from vision_sae.v1.ledger_pb2 import (
+    ATTRIBUTION_METHOD_UNSPECIFIED,
+    AttributionMethod,
+    ReferenceCode,
+)
 from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureMatch
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import targets
@@ -138,10 +144,12 @@ def attribute(
     *,
     target: Target | None = None,
     method: AttributionMethod.ValueType = ATTRIBUTION_METHOD_UNSPECIFIED,
+    baseline: ImageSource | ReferenceCode.ValueType | None = None,
     top_k: int = 10,
     full: bool = False,
     exemplars: ExemplarOptions | None = None,
     max_patches: int | None = None,
+    faithfulness: bool = False,
 ) -> Call[attribution_pb.AttributeResponse]:
     """What features contribute to a target; without one, to the mean embedding."""
     request = attribution_pb.AttributeRequest(
@@ -149,12 +157,59 @@ def attribute(
         dictionaries=[dictionary_name(name) for name in dictionaries],
         target=target or targets.mean_embedding(),
         method=method,
+        baseline=_baseline(baseline),
         top_k=top_k,
         view=_view(full),
         exemplars=exemplars,
         max_patches=max_patches,
+        faithfulness=faithfulness,
     )
     return _attribution("Attribute", request, attribution_pb.AttributeResponse)
+
+
+def _baseline(
+    source: ImageSource | ReferenceCode.ValueType | None,
+) -> attribution_pb.AttributionBaseline | None:
+    if source is None:
+        return None
+    if isinstance(source, int):
+        return attribution_pb.AttributionBaseline(reference=source)
+    return attribution_pb.AttributionBaseline(image=image(source))
+
+
+def intervene(
+    sources: Sequence[ImageSource],
+    edits: Sequence[Edit],
+    measured: Mapping[str, Target],
+    *,
+    groups: Sequence[str] = (),
+    top_classes: int | None = None,
+    control_count: int = 0,
+    seed: int = 0,
+) -> Call[intervention_pb.InterveneResponse]:
+    """Pictures before and after edits; ``measured`` are targets by names of yours."""
+    if groups and len(groups) != len(sources):
+        raise InvalidInputError("give a group for each picture, or none", field="groups")
+    request = intervention_pb.InterveneRequest(
+        plan=intervention_pb.InterventionPlan(
+            edits=edits,
+            targets=[
+                intervention_pb.NamedTarget(id=name, target=target)
+                for name, target in measured.items()
+            ],
+            top_classes=top_classes,
+            control_count=control_count,
+            seed=seed,
+        ),
+        images=[
+            intervention_pb.InterventionImage(
+                id=str(number), image=image(source), group=groups[number] if groups else ""
+            )
+            for number, source in enumerate(sources)
+        ],
+    )
+    method = "/vision_sae.v1.InterventionService/Intervene"
+    return Call(method, request, intervention_pb.InterveneResponse)
 
 
 def search_patches(

@@ -353,6 +353,10 @@ def test_targets_are_written_as_people_write_them(tmp_path) -> None:
     assert targets.parse("class:281") == targets.class_logit(281)
     assert targets.parse("class:tabby").class_logit.label == "tabby"
     assert targets.parse("text:a cat") == targets.text("a cat")
+    name = "dictionaries/late/features/7"
+    assert targets.parse(f"feature:{name}") == targets.feature(name)
+    versus = targets.contrast(targets.text("a cat"), targets.class_logit(3))
+    assert targets.parse("text:a cat vs class:3") == versus
     assert targets.parse(f"image:{tmp_path / 'a.png'}").image.image.data == b"picture"
     both = targets.contrast(targets.class_logit(1), targets.class_logit(2))
     assert both.contrast.negative == Target(class_logit={"index": 2})

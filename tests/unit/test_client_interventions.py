@@ -1,0 +1,108 @@
+"""The client's interventions and attributions, against a real server over the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from vision_sae_client import AsyncClient, Client, targets
+from vision_sae_client.cli import app
+from vision_sae_client.edits import edit
+
+from tests import serving, worlds
+from vision_sae.descriptions.store import LabelStore
+from vision_sae.errors import InvalidInputError
+from vision_sae.v1 import ledger_pb2
+
+FEATURE = f"{serving.DICTIONARY}/features/0"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    bundle = serving.zoo(tmp_path_factory.mktemp("interventions"))
+    with serving.address(serving.state(bundle, LabelStore("sqlite://"))) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = worlds.picture_folder(tmp_path_factory.mktemp("pictures"), 3)
+    return sorted(folder.iterdir())
+
+
+def run(*words: Any, address: str) -> Any:
+    return CliRunner().invoke(app, [*map(str, words), "--address", address])
+
+
+def test_effects_by_group(address: str, pictures: list[Path]) -> None:
+    with Client(address) as client:
+        answer = client.intervene(
+            pictures,
+            [edit(FEATURE, "add", 2.0)],
+            {"three": targets.class_logit(3)},
+            groups=["with", "with", "without"],
+            control_count=4,
+        )
+        assert [outcome.id for outcome in answer.images] == ["0", "1", "2"]
+        effects = [(e.id, e.group, e.count) for e in answer.summary.effects]
+        assert effects == [("three", "with", 2), ("three", "without", 1)]
+        with pytest.raises(InvalidInputError, match="a group for each picture"):
+            client.intervene(pictures, [edit(FEATURE, "add", 2.0)], {}, groups=["with"])
+
+
+async def test_the_async_client_does_the_same(address: str, pictures: list[Path]) -> None:
+    asked = (pictures, [edit(FEATURE, "ablate")], {"one": targets.class_logit(1)})
+    with Client(address) as client:
+        expected = client.intervene(*asked)
+    assert expected.summary.succeeded == len(pictures)
+    async with AsyncClient(address) as client:
+        assert await client.intervene(*asked) == expected
+
+
+def test_attribution_from_another_picture_and_of_a_probe(
+    address: str, pictures: list[Path]
+) -> None:
+    weight = np.zeros(serving.WIDTH, dtype=np.float32)
+    weight[0] = 1
+    with Client(address) as client:
+        answer = client.attribute(
+            pictures[0], targets.probe(weight), baseline=pictures[1], faithfulness=True
+        )
+        (site,) = answer.sites
+        assert site.ledger.reference == ledger_pb2.REFERENCE_CODE_UNSPECIFIED
+        assert len(site.faithfulness) == 4
+        removed = client.attribute(
+            pictures[0], targets.class_logit(1), baseline=ledger_pb2.REFERENCE_CODE_BLOCK_REMOVED
+        )
+        assert removed.sites[0].ledger.reference == ledger_pb2.REFERENCE_CODE_BLOCK_REMOVED
+
+
+def test_intervene_in_the_terminal(address: str, pictures: list[Path]) -> None:
+    done = run(
+        "intervene", *pictures, "--add", "0=2", "--target", "class:3", "--target",
+        "class:3 vs class:1", address=address,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for words in ("000.png", "class:3 vs class:1", "on average over 3 pictures", "random features"):
+        assert words in done.output
+    refused = run("intervene", pictures[0], "--add", "0", address=address)
+    assert refused.exit_code == 2
+
+
+def test_attribute_in_the_terminal_by_several_methods(address: str, pictures: list[Path]) -> None:
+    for method in ("act-x-grad", "exact-ablation"):
+        done = run(
+            *("attribute", pictures[0], "--target", "class:3", "--method", method), address=address
+        )
+        assert done.exit_code == 0, done.output
+    done = run(
+        *("attribute", pictures[0], "--target", "class:3 vs class:1"),
+        *("--baseline", pictures[1], "--faithfulness"),
+        address=address,
+    )
+    assert done.exit_code == 0, done.output
+    assert "deletion" in done.output
