@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate dictionary, blocks, causal, edits."""
+"""Commands that measure: evaluate dictionary, attribution, blocks, causal, edits."""
 
 from __future__ import annotations
 
@@ -44,6 +44,29 @@ def evaluate_dictionary(
     found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
     for line in lines(found, matching):
         typer.echo(line)
+
+
+@command("attribution", evaluations)
+def evaluate_attribution(
+    bundle: Annotated[Path, typer.Argument(help="Bundle of a ViT or CLIP.")],
+    images: Annotated[list[Path], typer.Option(help="Folder of pictures; may be repeated.")],
+    limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=2)] = 200,
+    tested: Annotated[
+        int, typer.Option(help="Of them, those to measure faithfulness on.", min=2)
+    ] = 40,
+    out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+) -> None:
+    """How far can attributions be trusted? Sums, ablation, deletion, sensitivity."""
+    from vision_sae.evaluation.attribution import attribution_report
+    from vision_sae.files import write_json
+    from vision_sae.pictures.folder import image_folder
+
+    pictures = [picture for folder in images for picture in image_folder(folder)]
+    report = attribution_report(bundle, pictures, limit=limit, tested=tested)
+    for line in report.lines():
+        typer.echo(line)
+    if out is not None:
+        write_json(out, report.to_json())
 
 
 @command("blocks", evaluations)

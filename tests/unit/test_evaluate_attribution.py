@@ -1,0 +1,146 @@
+"""The report on attributions: what it measures, and that it leaves the model as it was."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worlds import noise_image, tiny_model
+from vision_sae.attribution import targets
+from vision_sae.attribution.faithfulness import faithfulness, orders_of
+from vision_sae.attribution.ledger import Scene, ledger
+from vision_sae.dictionaries.protocol import SiteDictionary
+from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.evaluation import attribution
+from vision_sae.evaluation.attribution import (
+    Heads,
+    estimate,
+    evaluate_attribution,
+    heads,
+    pointing_game,
+    targets_of,
+)
+from vision_sae.evaluation.planted_scenes import scenes
+from vision_sae.models.protocol import ModelOutput
+from vision_sae.models.vit import VitModel
+
+SITE, DIM, WIDTH = "blocks.1.update", 32, 48
+
+
+@pytest.fixture(scope="module")
+def model() -> VitModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def found() -> SiteDictionary:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(WIDTH, DIM, generator=random), dim=1)
+    sae = TopKSae(
+        k=6, w_enc=rows.clone(), b_enc=torch.zeros(WIDTH), w_dec=rows, b_dec=torch.zeros(DIM)
+    )
+    return SiteDictionary(sae, SITE)
+
+
+@pytest.fixture(scope="module")
+def images(model: VitModel) -> list[Tensor]:
+    return [model.preprocess(noise_image(32, 32, seed)) for seed in range(4)]
+
+
+def test_the_report_on_a_tiny_model(
+    model: VitModel, found: SiteDictionary, images: list[Tensor]
+) -> None:
+    before = [weight.clone() for weight in model.backbone.module.parameters()]
+    report = evaluate_attribution(
+        model, found, images, targets_of(model, [""] * 4), tested=2, progress=False
+    )
+    assert report.pictures == 4
+    assert report.gap_p95 < 1e-4
+    assert report.gap_act_x_grad_median > report.gap_median
+    assert 0 < report.error_share < 1
+    assert set(report.areas) == {
+        *("code deletion", "code insertion", "pixel deletion", "pixel insertion")
+    }
+    assert set(report.areas["code deletion"]) == {"attribution", "random", "activation"}
+    assert report.under_noise.mean > report.under_shuffled_weights.mean
+    assert json.loads(json.dumps(report.to_json()))["under_noise"]["mean"] == pytest.approx(
+        report.under_noise.mean
+    )
+    assert len(report.lines()) == 9
+    # Shuffling was for a moment only.
+    after = model.backbone.module.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_an_estimate_has_its_interval() -> None:
+    found = estimate([0.0, 1.0] * 50)
+    assert found.mean == 0.5
+    assert 0.38 < found.lower < 0.45 < 0.55 < found.upper < 0.62
+    assert estimate([2.0]) == (2.0, 2.0, 2.0)
+
+
+class LinearVit(VitModel):
+    """The target depends on the site alone, and linearly: deletion has a known answer."""
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        with self.capture([SITE]) as captured:
+            super().forward(images)
+        return ModelOutput(captured[SITE][:, 1:].sum(1).float(), None)
+
+
+def test_areas_of_a_linear_target_are_those_of_sorted_contributions(
+    found: SiteDictionary, images: list[Tensor]
+) -> None:
+    made = tiny_model()
+    made.__class__ = LinearVit
+    weight = torch.linspace(-1, 1, DIM)
+    scene = Scene(made, images[0], targets.probe(weight), [SITE])
+    books = ledger(scene, found, nodes=2)
+    per_feature = books.per_feature.float()
+    tests = faithfulness(scene, found, per_feature, books.per_patch.float(), images[0])
+    deletion, insertion = (t for t in tests if t.space == "code")
+    active = torch.unique(books.codes.indices[books.codes.values > 0])
+    ordered = per_feature[orders_of(per_feature, active)].double()
+    left = 1 - np.concatenate([[0], ordered.cumsum(0).numpy()]) / float(ordered.sum())
+    shares = np.linspace(0, 1, len(left))
+    for share, value in deletion.curve:
+        assert value == pytest.approx(np.interp(share, shares, left), rel=1e-3, abs=1e-4)
+    for share, value in insertion.curve:
+        assert value == pytest.approx(1 - np.interp(share, shares, left), rel=1e-3, abs=1e-4)
+
+
+def test_orders_are_stable() -> None:
+    importance = torch.tensor([0.0, 2.0, 2.0, 5.0])
+    assert orders_of(importance, torch.arange(4)).tolist() == [3, 1, 2, 0]
+
+
+def test_heads_tell_backgrounds_and_point(model: VitModel, found: SiteDictionary) -> None:
+    drawn = list(scenes(60, 3, side=32))
+    asked = heads(model, drawn, "background")
+    assert asked.accuracy > 0.9
+    assert isinstance(asked, Heads)
+    hits = pointing_game(model, found, drawn[:5], asked, "background")
+    assert len(hits) == 5
+
+
+def test_a_hit_is_a_patch_on_the_object(
+    model: VitModel, found: SiteDictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scene,) = scenes(1, 8, side=32)
+    asked = heads(model, list(scenes(20, 3, side=32)), "background")
+    boxes = model.grid.boxes(model.preprocessing.geometry(32, 32)).astype(int)
+    covered = [bool(scene.parts["object"][y0:y1, x0:x1].any()) for x0, y0, x1, y1 in boxes]
+
+    class Books:
+        def __init__(self, patch: int) -> None:
+            self.per_patch = torch.zeros(model.grid.patches)
+            self.per_patch[patch] = 1
+
+    for patch, expected in enumerate(covered):
+        monkeypatch.setattr(attribution, "ledger", lambda *_, patch=patch, **__: Books(patch))
+        assert pointing_game(model, found, [scene], asked, "background") == [expected]
+    assert set(covered) == {True, False}
