@@ -20,8 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = ("demo", "test", "lint", "bench", "proto", "clean", "help")
-BUDGET = 25 * 2**20  # bytes, of everything that ships but trained weights
-WEIGHTS_BUDGET = 25 * 2**20
+BUDGET = 25 * 2**20  # bytes of everything that ships
 # Modules and packages that only the library and the server may need.
 HEAVY = ("diffusers", "faiss", "gradio", "open_clip", "pyarrow", "timm", "torch", "transformers")
 # A folder of somebody's machine, at the start of a word or a string.
@@ -105,11 +104,8 @@ def test_constraints_pin_everything_we_ask_for_within_its_range() -> None:
 
 def test_the_repository_stays_within_its_size() -> None:
     sizes = {path: path.stat().st_size for path in tracked()}
-    weights = {path for path in sizes if path.suffix == ".safetensors"}
-    for some, budget in ((weights, WEIGHTS_BUDGET), (sizes.keys() - weights, BUDGET)):
-        largest = sorted(some, key=lambda path: -sizes[path])[:5]
-        total = sum(sizes[path] for path in some)
-        assert total <= budget, [str(path.relative_to(ROOT)) for path in largest]
+    largest = sorted(sizes, key=lambda path: -sizes[path])[:5]
+    assert sum(sizes.values()) <= BUDGET, [str(path.relative_to(ROOT)) for path in largest]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ DIM = 384
 VOCABULARY = 2048
 LONGEST = 48
 """Tokens of the longest caption, with those that begin and end it."""
-WIDTH, LAYERS = {"captioner": 256, "language_model": 128}, 2
+WIDTH, LAYERS = {"captioner": 192, "language_model": 128}, 2
 STEPS = {"captioner": 1100, "language_model": 600}
 BATCH = 64
 CHECKPOINT = 100

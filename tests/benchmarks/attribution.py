@@ -1,0 +1,252 @@
+"""Attribution and intervention: whether sums check, whether orders are true, and what serving adds.
+
+``python -m tests.benchmarks.attribution --vit BUNDLE --clip BUNDLE`` prints JSON; the bundles are
+those that ``make demo`` makes of the demo's ViT and CLIP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor
+from vision_sae_client import Client
+from vision_sae_client import targets as asked_targets
+
+from vision_sae.activations.harvest import choose
+from vision_sae.attribution import targets
+from vision_sae.attribution.ledger import Scene, ledger
+from vision_sae.attribution.targets import Target, measured
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.demo.run import CORPUS, serving
+from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
+from vision_sae.evaluation import attribution as evaluation
+from vision_sae.evaluation.planted_scenes import VALUES, scenes
+from vision_sae.evaluation.planted_scenes import Scene as Drawn
+from vision_sae.models.bound import bound
+from vision_sae.models.registry import load_model
+from vision_sae.models.vit import VitModel
+from vision_sae.pictures.folder import Picture, image_folder
+from vision_sae.steering.edits import FeatureEdit
+from vision_sae.steering.intervention import Intervention
+from vision_sae.v1 import ledger_pb2
+
+_PICTURES, _TESTED = 200, 30
+_CAPTUM = 6
+_TIMED, _CLIENTS, _CALLS = 40, 32, 320
+_BATCHES = (1, 2, 4, 8, 16)
+_HEAD_SCENES, _POINTED, _INTERVENED = 600, 100, 60
+_PLANTED = "background"
+"""The attribute that interventions are about."""
+
+
+def opened(path: Path, dtype: str) -> tuple[Bundle, VitModel, SiteDictionary]:
+    """A bundle with its model in a precision."""
+    bundle = Bundle(path)
+    identity = bundle.manifest["model"]
+    model = bound(load_model(identity["name"], dtype=dtype), identity)  # type: ignore[arg-type]
+    assert isinstance(model, VitModel)
+    return bundle, model, SiteDictionary(bundle.dictionary, bundle.site)
+
+
+def captum_difference(
+    model: VitModel, found: SiteDictionary, images: Sequence[Tensor], wanted: Sequence[Target]
+) -> float:
+    """The largest difference to captum's integrated gradients over (codes, error), per feature,
+    over the largest contribution."""
+    largest = 0.0
+    dictionary, special = found.dictionary, model.grid.special
+    for image, target in zip(images, wanted, strict=True):
+        scene = Scene(model, image, target, [found.site])
+        update = scene.updates[found.site]
+        codes = to_dense(dictionary.encode(update), dictionary.width)
+        error = update - (codes @ dictionary.decoder + dictionary.bias)
+
+        def forward(codes: Tensor, error: Tensor) -> Tensor:
+            values = []
+            for patches in codes @ dictionary.decoder + dictionary.bias + error:
+
+                def edit(vectors: Tensor, patches: Tensor = patches) -> Tensor:
+                    return torch.cat([vectors[:, :special], patches[None]], dim=1)
+
+                with model.replace(found.site, edit):
+                    values.append(measured(model, image[None], [target])[1][0, 0])  # noqa: B023
+            return torch.stack(values)
+
+        theirs, _ = IntegratedGradients(forward).attribute(
+            (codes[None], error[None]),
+            method="gausslegendre",
+            n_steps=evaluation.NODES,
+            internal_batch_size=1,
+        )
+        ours = ledger(scene, found, nodes=evaluation.NODES).per_feature
+        difference = (ours - theirs[0].sum(0).double()).abs().max()
+        largest = max(largest, float(difference / ours.abs().max()))
+    return largest
+
+
+def median_ms(work: Callable[[], object], count: int = _TIMED) -> float:
+    """Milliseconds of one call, the median after a few to warm up."""
+    times = []
+    for _ in range(count + 3):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return 1000 * float(np.median(times[3:]))
+
+
+def latencies(path: Path, picture: Picture) -> dict[str, float]:
+    """Time of a call through gRPC over that of the same computing in process."""
+    from vision_sae_server.attribution import AttributionServicer
+    from vision_sae_server.state import load_state
+
+    from vision_sae.config import ServeConfig
+    from vision_sae.v1 import attribution_service_pb2 as pb
+
+    data = picture.path.read_bytes()
+    state = load_state([path], ServeConfig(port=0))
+    servicer = AttributionServicer(state)
+    name = f"dictionaries/{Bundle(path).name}"
+    image = {"data": data}
+    encode = pb.EncodeRequest(image=image, dictionary=name, top_k=10)
+    target = asked_targets.mean_embedding()
+    method = ledger_pb2.ATTRIBUTION_METHOD_ACT_X_GRAD
+    attribute = pb.AttributeRequest(
+        image=image, dictionaries=[name], target=target, method=method, top_k=10
+    )
+    with asyncio.Runner() as runner:
+        inside_encode = median_ms(lambda: runner.run(servicer.Encode(encode, None)))  # type: ignore[arg-type]
+        inside_attribute = median_ms(lambda: runner.run(servicer.Attribute(attribute, None)))  # type: ignore[arg-type]
+    state.close()
+    with serving([path]) as address, Client(address) as client:
+        over_encode = median_ms(lambda: client.encode(data, name, top_k=10))
+        over_attribute = median_ms(
+            lambda: client.attribute(data, target, dictionaries=[name], method=method, top_k=10)
+        )
+    return {
+        "encode_ms": round(over_encode, 2),
+        "encode_latency_ratio": round(over_encode / inside_encode, 3),
+        "attribute_ms": round(over_attribute, 2),
+        "attribute_latency_ratio": round(over_attribute / inside_attribute, 3),
+    }
+
+
+def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
+    """Pictures a second of 32 clients over the best rate of model and encoder alone, in batches."""
+    _, model, found = opened(path, "auto")
+    special = model.grid.special
+    inputs = torch.stack([model.preprocess(p.load()) for p in pictures[: max(_BATCHES)]])
+    offline = {}
+    for size in _BATCHES:
+
+        def work(size: int = size) -> None:
+            with torch.inference_mode(), model.capture([found.site], stop=True) as captured:
+                model.forward(inputs[:size])
+            found.dictionary.encode(captured[found.site][:, special:].flatten(0, 1).float())
+
+        offline[size] = 1000 * size / median_ms(work, 12)
+    files = [p.path.read_bytes() for p in pictures]
+    name = f"dictionaries/{Bundle(path).name}"
+    with (
+        serving([path]) as address,
+        Client(address, timeout=300) as client,
+        ThreadPoolExecutor(_CLIENTS) as pool,
+    ):
+
+        def call(number: int) -> object:
+            return client.encode(files[number % len(files)], name, top_k=10)
+
+        list(pool.map(call, range(_CLIENTS)))
+        begun = time.perf_counter()
+        list(pool.map(call, range(_CALLS)))
+        served = _CALLS / (time.perf_counter() - begun)
+    return {
+        "served_per_s": round(served, 2),
+        "offline_per_s": {str(size): round(rate, 2) for size, rate in offline.items()},  # type: ignore[dict-item]
+        "throughput_ratio_32_clients": round(served / max(offline.values()), 3),
+    }
+
+
+def planted(model: VitModel, found: SiteDictionary) -> dict[str, Any]:
+    """The pointing game on colours and shapes, and interventions on the planted background."""
+    drawn = list(scenes(_HEAD_SCENES + _POINTED, 21))
+    fitted, held = drawn[:_HEAD_SCENES], drawn[_HEAD_SCENES:]
+    hits = {}
+    for attribute in ("colour", "shape"):
+        asked = evaluation.heads(model, fitted, attribute)
+        game = evaluation.pointing_game(model, found, held, asked, attribute)
+        hits[attribute] = round(float(np.mean(game)), 3)
+    return {"pointing_game": hits, "intervention": interventions(model, found, fitted, held)}
+
+
+def interventions(
+    model: VitModel, found: SiteDictionary, fitted: Sequence[Drawn], held: Sequence[Drawn]
+) -> dict[str, float]:
+    """Share of pictures whose class flips when the features that a concept uses are ablated, and
+    when as much is moved along random features."""
+    asked = evaluation.heads(model, fitted, _PLANTED)
+    position = list(VALUES).index(_PLANTED)
+    flipped, at_random = [], []
+    for value in range(len(VALUES[_PLANTED])):
+        target = asked.target(value)
+        shown = [s for s in fitted if s.attributes.numbers[position] == value][:10]
+        total = torch.zeros(found.dictionary.width, dtype=torch.float64)
+        for scene in shown:
+            image = model.preprocess(scene.image)
+            total += ledger(Scene(model, image, target, [found.site]), found, nodes=1).per_feature
+        used = torch.argsort(-total)[:20].tolist()
+        edits = [FeatureEdit("d", feature, "ablate") for feature in used]
+        heads = [
+            targets.probe(w, float(b)) for w, b in zip(asked.weights, asked.biases, strict=True)
+        ]
+        intervention = Intervention(model, edits, {"d": found}, controls=5)
+        for scene in [s for s in held if s.attributes.numbers[position] == value][:8]:
+            outcome = intervention(model.preprocess(scene.image), heads)
+            if int(outcome.values_before.argmax()) != value:
+                continue
+            flipped.append(int(outcome.values_after.argmax()) != value)
+            at_random += [int(row.argmax()) != value for row in outcome.values_control]
+    return {
+        "accuracy": round(asked.accuracy, 3),
+        "planted": round(float(np.mean(flipped)), 3),
+        "random": round(float(np.mean(at_random)), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--vit", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True)
+    given = parser.parse_args()
+    pictures = choose(image_folder(CORPUS / "heldout"), _PICTURES)
+    report: dict[str, Any] = {}
+    for name, path in (("vit", given.vit), ("clip", given.clip)):
+        _, model, found = opened(path, "float32")
+        images = [model.preprocess(picture.load()) for picture in pictures]
+        wanted = evaluation.targets_of(model, [picture.caption for picture in pictures])
+        made = evaluation.evaluate_attribution(model, found, images, wanted, tested=_TESTED)
+        report[name] = {
+            "completeness_gap_p95": made.gap_p95,
+            "captum_max_abs_diff": captum_difference(
+                model, found, images[:_CAPTUM], wanted[:_CAPTUM]
+            ),
+            "rank_correlation_with_ablation": made.rank_correlation,
+            "report": made.to_json(),
+            **planted(model, found),
+        }
+        print(json.dumps({name: report[name]}, indent=1), flush=True)
+    report |= latencies(given.vit, pictures[0]) | throughput(given.vit, pictures[:64])
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
