@@ -253,6 +253,8 @@ class ServeConfig(Section):
     """Requests waiting or running before new ones are refused with RESOURCE_EXHAUSTED."""
     max_queue_bytes: int = Field(256 * 2**20, ge=1)
     """Their bytes together."""
+    max_batch: int = Field(8, ge=1)
+    """Pictures that wait for a model and are encoded together."""
     max_stream_items: int = Field(8, ge=1)
     """Items of one stream that are worked on at a time."""
     labels: str | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
+import torch
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Codes
@@ -14,9 +15,10 @@ from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import attribution_service_pb2_grpc
 from vision_sae_server.encodings import encode_response, explained, site_vectors
 from vision_sae_server.interceptor import validate
+from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, State
+from vision_sae_server.state import Served, ServedModel, State
 from vision_sae_server.streams import in_order, item_error
 
 
@@ -33,13 +35,31 @@ def _noising(asked: pb.Noising) -> Noising:
     return Noising(strength, asked.prompt, asked.seed)
 
 
-def _encode(served: Served, pixels: Tensor, noising: Noising | None) -> _Encoded:
-    model = served.model.model
+class _Asked(NamedTuple):
+    """One picture to encode."""
+
+    served: Served
+    pixels: Tensor
+    noising: Noising | None
+
+
+def _encode(asked: Sequence[_Asked]) -> list[_Encoded]:
+    """The codes of pictures that ask the same of one dictionary, in one forward pass."""
+    served, _, noising = asked[0]
+    model, dictionary = served.model.model, served.bundle.dictionary
     if noising is not None and isinstance(model, NoisedPictures):
         model = model.noised(noising)
-    vectors = site_vectors(model, served.bundle.site, pixels)
-    codes = served.bundle.dictionary.encode(vectors)
-    return _Encoded(codes, explained(served, vectors, served.bundle.dictionary.decode(codes)))
+    every = site_vectors(model, served.bundle.site, torch.stack([a.pixels for a in asked]))
+    found = []
+    for vectors in every:
+        codes = dictionary.encode(vectors)
+        found.append(_Encoded(codes, explained(served, vectors, dictionary.decode(codes))))
+    return found
+
+
+def _at_once(model: ServedModel, most: int) -> int:
+    """Pictures in one pass: a generator's are noised, and stay by themselves."""
+    return 1 if isinstance(model.model, NoisedPictures) else most
 
 
 class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceServicer):
@@ -47,6 +67,10 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._batches = {
+            name: Batches(model.lane, _encode, _at_once(model, state.config.max_batch))
+            for name, model in state.models.items()
+        }
 
     async def Encode(
         self, request: pb.EncodeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -60,7 +84,10 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             picture.geometry,
         )
         noising = _noising(request.noising) if request.HasField("noising") else None
-        encoded = await served.model.lane.run(lambda: _encode(served, picture.pixels, noising))
+        encoded = await self._batches[f"models/{served.model.name}"].run(
+            (served.resource, noising, picture.pixels.shape),
+            _Asked(served, picture.pixels, noising),
+        )
         return await self._state.searching.run(
             lambda: encode_response(served, picture, request, *encoded, mask, served.bundle.grid)
         )

@@ -24,10 +24,12 @@ DEFAULT_PATCHES = 5
 
 
 def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
-    """The vectors of a site's patches (P, D) for one picture; later blocks are not computed."""
+    """The vectors of a site's patches (P, D) for one picture (3, H, W), or (N, P, D) for several
+    (N, 3, H, W); later blocks are not computed."""
     with torch.inference_mode(), model.capture([site], stop=True) as captured:
-        model.forward(pixels[None])
-    return captured[site][0, model.grid.special :].float().cpu()
+        model.forward(pixels[None] if pixels.ndim == 3 else pixels)
+    vectors = captured[site][:, model.grid.special :].float().cpu()
+    return vectors[0] if pixels.ndim == 3 else vectors
 
 
 def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:

@@ -24,7 +24,7 @@ from vision_sae.demo import generations
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.evaluation.blocks import evaluate_blocks
-from vision_sae.evaluation.edit_cases import evaluate_edits, read_cases
+from vision_sae.evaluation.edit_cases import evaluate_edits, patches_of, read_cases
 from vision_sae.evaluation.generators import best_labelled, boosted, causal_scorer
 from vision_sae.evaluation.planted_scenes import draw
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
@@ -35,12 +35,14 @@ from vision_sae.models.similarity import similarities
 from vision_sae.steering import effects
 from vision_sae.steering.bundles import SteeringBundle, opened
 from vision_sae.steering.edits import FeatureEdit
-from vision_sae.steering.generation import Changes, Generation
+from vision_sae.steering.generation import Changes
+from vision_sae.steering.generation import generate as steered
 
 _TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 150, 300
-_EXPANSION, _STEPS, _K = 8, 1000, (10, 20)
+_EXPANSION, _STEPS, _K = 4, 1000, (10, 20)
+_DEAD_AFTER = 50_000
 _DESCRIBING = DescribeConfig(describer="caption-pmi")
-_AMOUNT = 8.0
+_AMOUNT = 48.0
 _LABELS, _JUDGED = 50, 8
 
 
@@ -99,10 +101,7 @@ def overhead(dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
     changes = Changes(edits, (), {name: d.dictionary for name, d in dictionaries.items()})
 
     def edited() -> None:
-        generation = Generation(model, settings[0], changes)
-        while not generation.done:
-            generation.advance()
-        generation.result()
+        steered(model, settings[0], changes)
 
     times: dict[str, list[float]] = {"plain": [], "capture": [], "edit": []}
     for _ in range(40):
@@ -140,7 +139,9 @@ def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
         short, metrics[site] = generations.SHORT[site], {}
         for k in _K:
             place = work / f"{short}-k{k}"
-            training = TrainConfig(site=site, expansion=_EXPANSION, k=k, steps=_STEPS)
+            training = TrainConfig(
+                site=site, expansion=_EXPANSION, k=k, steps=_STEPS, dead_after=_DEAD_AFTER
+            )
             found = train_dictionary(stores[0], place, training, {"heldout": stores[1]})
             metrics[site][f"ev_k{k}"] = round(found["heldout"]["explained_variance"], 4)
             metrics[site][f"dead_k{k}"] = round(1 - found["heldout"]["frac_alive"], 4)
@@ -175,19 +176,19 @@ def causal(
 
 
 def specificity(model: Generator, found: SteeringBundle) -> float:
-    """Median change inside of a mask over that outside, of masked edits of many features."""
-    mask = torch.zeros(8, 8)
-    mask[:4, :4] = 1
-    region = effects.pixels_of(mask.numpy() > 0, model.usual_side, model.usual_side)
-    ratios = []
-    for number, feature in enumerate(found.spread(30)):
-        edit = FeatureEdit("d", feature, "add", _AMOUNT * found.usual_mean, weights=mask.flatten())
-        prompt = generations.prompts(number + 1, generations.HELDOUT_SEED)[-1]
+    """Median change inside of a mask over that outside, of features added where the object of a
+    scene is."""
+    cases = [case for case in read_cases() if case.attribute != "background"]
+    grid, ratios = model.grid(found.bundle.site, model.usual_side, model.usual_side), []
+    for case, feature in zip(cases, found.spread(len(cases)), strict=False):
+        weights = patches_of(case.region(), grid.rows, grid.cols).float()
+        mask = weights.view(grid.rows, grid.cols).numpy() > 0
+        region = effects.pixels_of(mask, model.usual_side, model.usual_side)
+        edit = FeatureEdit("d", feature, "add", _AMOUNT * found.usual_mean, weights=weights)
         changes = Changes([edit], (), {"d": found.dictionary})
-        generation = Generation(model, GenerationSettings(prompt, seed=number), changes)
-        while not generation.done:
-            generation.advance()
-        picture, twin, _ = generation.result()
+        picture, twin, _ = steered(
+            model, GenerationSettings(case.before.caption, seed=case.seed), changes
+        )
         change = effects.change(effects.difference(picture, twin), region)
         if change.inside is not None and change.outside is not None:
             ratios.append(change.inside / max(change.outside, 1e-4))

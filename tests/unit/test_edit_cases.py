@@ -46,12 +46,12 @@ def test_a_case_changes_one_attribute_and_has_its_region() -> None:
 def test_patches_of_a_region_are_those_it_covers_by_a_quarter() -> None:
     region = np.zeros((8, 8), bool)
     region[:3, :3] = True  # of 4 x 4 patches of 2 x 2: all, a half, a half, a quarter
-    assert edit_cases._patches(region, 4, 4).reshape(4, 4)[:2, :2].all()
+    assert edit_cases.patches_of(region, 4, 4).reshape(4, 4)[:2, :2].all()
     region[2, 2] = False
-    assert edit_cases._patches(region, 4, 4).reshape(4, 4)[1, 1].logical_not()
+    assert edit_cases.patches_of(region, 4, 4).reshape(4, 4)[1, 1].logical_not()
     tiny = np.zeros((8, 8), bool)
     tiny[0, 0] = tiny[7, 7] = True
-    assert int(edit_cases._patches(tiny, 2, 2).sum()) == 2  # nothing covers more
+    assert int(edit_cases.patches_of(tiny, 2, 2).sum()) == 2  # nothing covers more
 
 
 def test_precision_is_what_was_wanted_over_all_that_changed() -> None:

@@ -187,6 +187,7 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(
     loaded = load_generator(name, dtype="float32")
     assert isinstance(loaded, SdxlModel)
     assert loaded.identity() == model.identity() | {"name": name}
+    assert load_generator(name, dtype="bfloat16").identity() == loaded.identity()
     assert same(pictures(loaded)[0], pictures(model)[0])
     with pytest.raises(NotFoundError, match=r"model_index\.json"):
         load_generator(f"sdxl:{tmp_path}")

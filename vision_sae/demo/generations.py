@@ -35,7 +35,7 @@ SITE = f"{TURBO_BLOCKS[3]}.update"
 _PROMPTS, _HELDOUT = 200, 30
 _STEPS, _K, _EXPANSION = 400, 10, 8
 _JUDGED, _PROMPTS_TO_JUDGE = 12, 4
-AMOUNT = 8.0
+AMOUNT = 48.0
 """What is added of a feature, in its mean activations."""
 Stage = Callable[[str, str], AbstractContextManager[None]]
 

@@ -49,7 +49,7 @@ VOCABULARY = 2048
 LONGEST = 48
 """Tokens of the longest caption, with those that begin and end it."""
 WIDTH, LAYERS = {"captioner": 192, "language_model": 128}, 2
-STEPS = {"captioner": 1100, "language_model": 600}
+STEPS = {"captioner": 3000, "language_model": 600}
 BATCH = 64
 CHECKPOINT = 100
 LEARNING_RATE, WARMUP, WEIGHT_DECAY, DROPOUT = 1.5e-3, 100, 0.05, 0.1

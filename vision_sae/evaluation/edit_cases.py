@@ -144,7 +144,7 @@ class _Outcome(NamedTuple):
     beside: float
 
 
-def _patches(region: NDArray[np.bool_], rows: int, cols: int) -> Tensor:
+def patches_of(region: NDArray[np.bool_], rows: int, cols: int) -> Tensor:
     """Patches (P) of which a quarter or more lies in a region of pixels."""
     height, width = region.shape
     shares = region.reshape(rows, height // rows, cols, width // cols).mean((1, 3))
@@ -258,7 +258,7 @@ def evaluate_edits(
         found = []
         for case in some:
             grid = model.grid(sites[0], model.usual_side, model.usual_side)
-            patches = _patches(case.region(), grid.rows, grid.cols)
+            patches = patches_of(case.region(), grid.rows, grid.cols)
             if method == "prompt":
                 made = _reprompt(model, case)
             elif method == "difference":

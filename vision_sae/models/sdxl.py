@@ -140,11 +140,13 @@ class SdxlModel:
 
     @cached_property
     def _weights_sha256(self) -> str:
+        """Of the weights rounded to bfloat16: the same whatever precision they were loaded in."""
         digest = hashlib.sha256()
         for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
             for name, tensor in sorted(getattr(self.pipeline, part).state_dict().items()):
                 digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+                rounded = tensor.detach().cpu().to(torch.bfloat16).contiguous()
+                digest.update(rounded.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
     def perceive(self, images: Tensor) -> list[Tensor]:
