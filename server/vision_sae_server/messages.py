@@ -32,6 +32,7 @@ from vision_sae_server.state import Served, ServedModel
 _DEFAULT_EXEMPLARS = 9
 _DEFAULT_THUMBNAIL = 128
 _MOST_CANDIDATES = 10
+_MOST_CHILDREN = 10
 _SITE_KINDS = {
     "update": model_pb2.SITE_KIND_UPDATE,
     "resid": model_pb2.SITE_KIND_RESID,
@@ -281,8 +282,43 @@ def features(
             message.description.CopyFrom(shown)
         if full:
             message.exemplars.extend(exemplars(served, index, options))
+            message.related.extend(_related(served, index))
         found.append(message)
     return found
+
+
+def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
+    """Features related to one, by relation, strongest first."""
+    relations = served.bundle.relations
+    if relations is None:
+        return []
+    found: list[tuple[int, int, float]] = []
+    for kind, others, strengths in (
+        (feature_pb2.FEATURE_RELATION_NEAREST, relations.nearest, relations.cosines),
+        (feature_pb2.FEATURE_RELATION_CO_ACTIVATION, relations.together, relations.correlations),
+    ):
+        pairs = zip(others[index].tolist(), strengths[index].tolist(), strict=True)
+        found += [(kind, other, strength) for other, strength in pairs if other >= 0]
+    if relations.parent[index] >= 0:
+        parent, covered = int(relations.parent[index]), float(relations.covered[index])
+        found.append((feature_pb2.FEATURE_RELATION_PARENT, parent, covered))
+    children = relations.children(index)[:_MOST_CHILDREN].tolist()
+    found += [
+        (feature_pb2.FEATURE_RELATION_CHILD, child, float(relations.covered[child]))
+        for child in children
+    ]
+    entries = served.labels.currents(served.resource, [other for _, other, _ in found])
+    floor = served.bundle.manifest["nearest_floor"]
+    return [
+        feature_pb2.RelatedFeature(
+            feature=f"{served.resource}/features/{other}",
+            relation=feature_pb2.FeatureRelation.ValueType(kind),
+            similarity=strength,
+            random_floor=floor if kind == feature_pb2.FEATURE_RELATION_NEAREST else None,
+            label=(entries[other].description.text or "") if other in entries else "",
+        )
+        for kind, other, strength in found
+    ]
 
 
 def dictionary(served: Served) -> dictionary_pb2.Dictionary:

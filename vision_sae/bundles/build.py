@@ -21,6 +21,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
 from vision_sae.bundles.patch_index import PatchIndexBuilder, save_index
+from vision_sae.bundles.relations import nearest_floor, relations
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
@@ -169,6 +170,8 @@ def build(
             sources=sources,
         )
         save_file(chosen._asdict(), staging / layout.EXEMPLARS)
+        related = relations(codes, dictionary.decoder)
+        save_file(related._asdict(), staging / layout.RELATIONS)
 
         manifest |= {
             "format": layout.FORMAT,
@@ -183,6 +186,7 @@ def build(
             "metrics": trained["metrics"] | {"build": metrics.result()._asdict()},
             "usual_explained_variance": float(np.quantile(explained, _UNUSUAL)),
             "patch_index": report._asdict(),
+            "nearest_floor": nearest_floor(dictionary.width, dictionary.dim),
             "build": config.model_dump(mode="json"),
         }
     return Bundle(directory)

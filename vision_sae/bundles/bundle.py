@@ -20,6 +20,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
 from vision_sae.bundles.patch_index import load_index
+from vision_sae.bundles.relations import Relations
 from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
@@ -51,12 +52,13 @@ CODES, CODES_COLUMN = "codes", "indices"
 POSTINGS, POSTINGS_COLUMN = "postings", "patches"
 STATISTICS = "statistics.safetensors"
 EXEMPLARS = "exemplars.safetensors"
+RELATIONS = "relations.safetensors"
 PATCH_INDEX = "patches.faiss"
 DESCRIPTIONS = "descriptions.jsonl"
 
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
-    *("statistics", "_exemplars", "patch_index", "descriptions", "thumbnails"),
+    *("statistics", "_exemplars", "relations", "patch_index", "descriptions", "thumbnails"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -155,6 +157,13 @@ class Bundle:
     def manifest_sha256(self) -> str:
         """Hex SHA-256 of the manifest's bytes: the identity of the whole bundle."""
         return sha256_file(self.path / MANIFEST)
+
+    @cached_property
+    def relations(self) -> Relations | None:
+        """How features are related; None for a bundle of a version that did not measure it."""
+        if RELATIONS not in self.manifest["files"]:
+            return None
+        return Relations(**load_file(self.path / RELATIONS))
 
     @cached_property
     def _exemplars(self) -> Exemplars:
