@@ -33,7 +33,7 @@ SHORT = {site: site.removesuffix(".update").replace("_blocks", "") for site in S
 SITE = f"{TURBO_BLOCKS[3]}.update"
 """The block that the demo makes a dictionary of: of this generator the one that does most."""
 _PROMPTS, _HELDOUT = 200, 30
-_STEPS, _K, _EXPANSION = 400, 10, 8
+_STEPS, _K, _EXPANSION = 400, 10, 4
 _JUDGED, _PROMPTS_TO_JUDGE = 12, 4
 AMOUNT = 48.0
 """What is added of a feature, in its mean activations."""
