@@ -226,8 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--vit", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=_PICTURES)
     given = parser.parse_args()
-    pictures = choose(image_folder(CORPUS / "heldout"), _PICTURES)
+    pictures = choose(image_folder(CORPUS / "heldout"), given.pictures)
     report: dict[str, Any] = {}
     for name, path in (("vit", given.vit), ("clip", given.clip)):
         _, model, found = opened(path, "float32")

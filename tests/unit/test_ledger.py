@@ -160,11 +160,15 @@ def test_sites_of_one_picture_are_looked_at_together(
     torch.testing.assert_close(beside.per_feature, alone.per_feature)
 
 
-def test_variants_in_one_batch_are_measured_as_alone(model: VitModel, image: Tensor) -> None:
-    scene = Scene(model, image, LOGIT, [SITE])
-    updates = torch.stack([scene.updates[SITE] * scale for scale in (0.0, 0.5, 1.0)])
-    together = scene.values_at(SITE, updates)
-    alone = [scene.value_at(SITE, update) for update in updates]
+@pytest.mark.parametrize("kind", ["update", "resid", "attn", "mlp"])
+def test_variants_in_one_batch_are_measured_as_alone(
+    model: VitModel, image: Tensor, kind: str
+) -> None:
+    site = f"blocks.1.{kind}"
+    scene = Scene(model, image, LOGIT, [site])
+    updates = torch.stack([scene.updates[site] * scale for scale in (0.0, 0.5, 1.0)])
+    together = scene.values_at(site, updates)
+    alone = [scene.value_at(site, update) for update in updates]
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
     assert together[2] == pytest.approx(scene.value, abs=1e-5)
 

@@ -13,8 +13,7 @@ Only codes that fire are touched: memory does not grow with patches times featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,36 +130,28 @@ class Scene:
             site: captured[site][0, self._special :].float().cpu() for site in sites
         }
 
-    def run(self, updates: Mapping[str, Tensor]) -> Tensor:
-        """The target with the updates of the patches (P, D) of some sites set."""
+    def _run(self, site: str, updates: Tensor) -> Tensor:
+        """The target with each of some updates (N, P, D) of a site (N).
 
-        def setting(patches: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda vectors: torch.cat(
-                [vectors[:, : self._special], patches[None].to(vectors)], dim=1
-            )
+        What comes before the site is computed once: the batch of one becomes N there.
+        """
 
-        with ExitStack() as stack:
-            for site, patches in updates.items():
-                stack.enter_context(self.model.replace(site, setting(patches)))
-            return measured(self.model, self._batch, [self.target])[1][0, 0]
+        def setting(vectors: Tensor) -> Tensor:
+            special = vectors[:, : self._special].expand(len(updates), -1, -1)
+            return torch.cat([special, updates.to(vectors)], dim=1)
 
-    def value_at(self, site: str, update: Tensor) -> float:
-        """The target with the update of the patches (P, D) of a site set."""
-        with torch.no_grad():
-            return float(self.run({site: update}))
+        with self.model.replace(site, setting):
+            return measured(self.model, self._batch, [self.target])[1][:, 0]
 
     def values_at(self, site: str, updates: Tensor) -> Tensor:
         """The target with each of some updates (N, P, D) of a site, float64 (N)."""
-        values = []
-        for some in updates.split(_AT_ONCE):
+        with torch.no_grad():
+            parts = [self._run(site, some) for some in updates.split(_AT_ONCE)]
+        return torch.cat(parts).double().cpu()
 
-            def setting(vectors: Tensor, some: Tensor = some) -> Tensor:
-                return torch.cat([vectors[:, : self._special], some.to(vectors)], dim=1)
-
-            with torch.no_grad(), self.model.replace(site, setting):
-                images = self._batch.expand(len(some), -1, -1, -1)
-                values.append(measured(self.model, images, [self.target])[1][:, 0])
-        return torch.cat(values).double().cpu()
+    def value_at(self, site: str, update: Tensor) -> float:
+        """The target with the update of the patches (P, D) of a site set."""
+        return float(self.values_at(site, update[None]))
 
     def values_of(self, images: Tensor) -> Tensor:
         """The target for other model inputs (N, 3, H, W) in the picture's place, float64 (N)."""
@@ -173,11 +164,12 @@ class Scene:
         ``start`` to the picture; at the picture itself for one node."""
         update = self.updates[site]
         start = update if start is None else start
+        positions, weights = (torch.tensor(part) for part in gauss_legendre(nodes))
         gradient = torch.zeros_like(update)
-        for position, weight in zip(*gauss_legendre(nodes), strict=True):
-            patches = (start + position * (update - start)).requires_grad_()
-            (slope,) = torch.autograd.grad(self.run({site: patches}), patches)
-            gradient += weight * slope.float().cpu()
+        for where, weight in zip(positions.split(_AT_ONCE), weights.split(_AT_ONCE), strict=True):
+            patches = (start + where[:, None, None] * (update - start)).requires_grad_()
+            (slopes,) = torch.autograd.grad(self._run(site, patches).sum(), patches)
+            gradient += torch.einsum("n,npd->pd", weight, slopes.float().cpu())
         return gradient
 
 
@@ -262,14 +254,17 @@ def exact_ablation(scene: Scene, found: SiteDictionary, features: Sequence[int])
     error = update - dictionary.decode(codes)
     per_feature = torch.zeros(dictionary.width, dtype=torch.float64)
     values = torch.zeros_like(codes.values, dtype=torch.float64)
-    for feature in features:
-        fires = codes.values * (codes.indices == feature)
-        activation = fires.sum(1)
-        without = update - activation[:, None] * dictionary.decoder[feature]
-        effect = scene.value - scene.value_at(found.site, without)
+    firing = [codes.values * (codes.indices == feature) for feature in features]
+    without = [
+        update - fires.sum(1, keepdim=True) * dictionary.decoder[feature]
+        for feature, fires in zip(features, firing, strict=True)
+    ]
+    after = scene.values_at(found.site, torch.stack([*without, update - error]))
+    effects = (scene.value - after).tolist()
+    for feature, fires, effect in zip(features, firing, effects, strict=False):
         per_feature[feature] = effect
-        values += effect * (fires / activation.sum().clamp_min(1e-12)).double()
-    of_error = scene.value - scene.value_at(found.site, update - error)
+        values += effect * (fires / fires.sum().clamp_min(1e-12)).double()
+    of_error = effects[-1]
     norms = error.double().norm(dim=1)
     nothing = torch.zeros(len(update), dtype=torch.float64)
     return Ledger(
