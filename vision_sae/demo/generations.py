@@ -35,8 +35,8 @@ SITE = f"{TURBO_BLOCKS[3]}.update"
 _PROMPTS, _HELDOUT = 200, 30
 _STEPS, _K, _EXPANSION = 400, 10, 4
 _JUDGED, _PROMPTS_TO_JUDGE = 12, 4
-AMOUNT = 48.0
-"""What is added of a feature, in its mean activations."""
+AMOUNT = 16.0
+"""What is added of a feature, in mean activations of the usual feature."""
 Stage = Callable[[str, str], AbstractContextManager[None]]
 
 
@@ -80,9 +80,17 @@ def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
         bundle = Bundle(path)
         if not is_described(bundle, describing):
             bundle = describe_bundle(path, describing)
+        if not _is_judged(bundle):
             _judge(path)
         print(f"{bundle.manifest['describe']['labelled']} features labelled")
     return Bundle(path)
+
+
+def _is_judged(bundle: Bundle) -> bool:
+    """Whether some label has a causal score; there is nothing to judge where none is labelled."""
+    labelled = [row for row in bundle.descriptions.values() if row["text"]]
+    scores = (score for row in labelled for score in row["scores"])
+    return not labelled or any(score["metric"] == "causal" for score in scores)
 
 
 def _judge(path: Path) -> None:
@@ -101,6 +109,12 @@ def _judge(path: Path) -> None:
         randoms=_JUDGED,
     )
     print(judged)
+
+
+def shown_value(bundle: Bundle, feature: int) -> float:
+    """`AMOUNT`, as it was judged, in mean activations of this feature."""
+    means = bundle.statistics.mean
+    return float(AMOUNT * np.median(means[bundle.statistics.count > 0]) / means[feature])
 
 
 def strongest_cause(bundle: Bundle) -> int:

@@ -148,7 +148,7 @@ def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
             model=model_resource(generations.MODEL),
             prompt=generations.prompts(1, generations.HELDOUT_SEED)[0],
             seed=1,
-            edits=[edit(name, "add", generations.AMOUNT)],
+            edits=[edit(name, "add", generations.shown_value(bundle, feature))],
         )
         *_, last = client.generate(settings)
         steering.write(last.result, out)
