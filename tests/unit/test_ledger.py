@@ -14,6 +14,7 @@ from vision_sae.attribution.ledger import Scene, attribute, exact_ablation, ledg
 from vision_sae.attribution.targets import Target
 from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
 from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 
 SITE, DIM, WIDTH, K = "blocks.1.update", 32, 48, 6
@@ -238,3 +239,15 @@ class TestTargets:
         _, values = targets.measured(pooled, image[None], [region, part])
         assert float(values[0, 0]) == pytest.approx(float(logits[0, 2]), abs=1e-5)
         assert float(values[0, 1]) != pytest.approx(float(logits[0, 2]), abs=1e-3)
+
+
+def test_variants_of_the_demo_clip_which_looks_at_two_depths() -> None:
+    clip = load_model("demo:clip", dtype="float32")
+    image = clip.preprocess(noise_image(64, 64))
+    target = targets.similarity(torch.ones(clip.forward(image[None]).embedding.shape[1]))
+    site = "blocks.10.update"
+    scene = Scene(clip, image, target, [site])
+    updates = torch.stack([0 * scene.updates[site], scene.updates[site]])
+    together = scene.values_at(site, updates)
+    assert together[1] == pytest.approx(scene.value, abs=1e-5)
+    assert together[0] == pytest.approx(scene.value_at(site, updates[0]), abs=1e-5)

@@ -124,7 +124,8 @@ class PooledVit(VisionTransformer):
         shallow = self.shallow_norm(x)
         for block in self.blocks[self.shallow + 1 :]:
             x = block(x)
-        return torch.cat([shallow, self.norm(x)], dim=-1)
+        # A site behind `shallow` may have made several variants of one image.
+        return torch.cat([shallow.expand(len(x), -1, -1), self.norm(x)], dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens of both depths -> image embedding (B, E)."""
