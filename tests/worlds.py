@@ -129,6 +129,19 @@ def identity_sae(dim: int, k: int) -> TopKSae:
     )
 
 
+def random_sae(dim: int, width: int, k: int, *, bias: float = 0.0) -> TopKSae:
+    """Random unit directions, each its own encoder; ``bias`` is the spread of ``b_dec``."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(width, dim, generator=random), dim=1)
+    return TopKSae(
+        w_enc=rows.clone(),
+        b_enc=torch.zeros(width),
+        w_dec=rows,
+        b_dec=bias * torch.randn(dim, generator=random),
+        k=k,
+    )
+
+
 def write_dictionary(
     directory: Path, dictionary: Dictionary, store: ActivationStore, **overrides: Any
 ) -> Path:

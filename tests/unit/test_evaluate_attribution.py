@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worlds import noise_image, tiny_model
+from tests.worlds import noise_image, random_sae, tiny_model
 from vision_sae.attribution import targets
 from vision_sae.attribution.faithfulness import faithfulness, orders_of
 from vision_sae.attribution.ledger import Scene, ledger
 from vision_sae.dictionaries.protocol import SiteDictionary
-from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.evaluation import attribution
 from vision_sae.evaluation.attribution import (
     Heads,
@@ -38,12 +37,7 @@ def model() -> VitModel:
 
 @pytest.fixture(scope="module")
 def found() -> SiteDictionary:
-    random = torch.Generator().manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(WIDTH, DIM, generator=random), dim=1)
-    sae = TopKSae(
-        k=6, w_enc=rows.clone(), b_enc=torch.zeros(WIDTH), w_dec=rows, b_dec=torch.zeros(DIM)
-    )
-    return SiteDictionary(sae, SITE)
+    return SiteDictionary(random_sae(DIM, WIDTH, 6), SITE)
 
 
 @pytest.fixture(scope="module")

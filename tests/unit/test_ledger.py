@@ -7,13 +7,12 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from tests.worlds import noise_image, tiny_model
+from tests.worlds import noise_image, random_sae, tiny_model
 from vision_sae.attribution import ledger as books
 from vision_sae.attribution import targets
 from vision_sae.attribution.ledger import Scene, attribute, exact_ablation, ledger
 from vision_sae.attribution.targets import Target
 from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
-from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 
@@ -28,11 +27,7 @@ def model() -> VitModel:
 
 @pytest.fixture(scope="module")
 def found() -> SiteDictionary:
-    random = torch.Generator().manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(WIDTH, DIM, generator=random), dim=1)
-    bias = 0.1 * torch.randn(DIM, generator=random)
-    sae = TopKSae(k=K, w_enc=rows.clone(), b_enc=torch.zeros(WIDTH), w_dec=rows, b_dec=bias)
-    return SiteDictionary(sae, SITE)
+    return SiteDictionary(random_sae(DIM, WIDTH, K, bias=0.1), SITE)
 
 
 @pytest.fixture(scope="module")

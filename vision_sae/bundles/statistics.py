@@ -26,6 +26,11 @@ class Statistics(NamedTuple):
     quantiles: NDArray[np.float32]
     """Quantiles of the non-zero activations at `QUANTILE_LEVELS` (F, Q), linear interpolation."""
 
+    @property
+    def usual_mean(self) -> float:
+        """The mean non-zero activation of the usual feature: the median over those that fire."""
+        return float(np.median(self.mean[self.count > 0]))
+
 
 def statistics(postings: SparseRows) -> Statistics:
     """Compute the statistics from feature -> activations, strongest first."""

@@ -113,8 +113,8 @@ def _judge(path: Path) -> None:
 
 def shown_value(bundle: Bundle, feature: int) -> float:
     """`AMOUNT`, as it was judged, in mean activations of this feature."""
-    means = bundle.statistics.mean
-    return float(AMOUNT * np.median(means[bundle.statistics.count > 0]) / means[feature])
+    stats = bundle.statistics
+    return AMOUNT * stats.usual_mean / float(stats.mean[feature])
 
 
 def strongest_cause(bundle: Bundle) -> int:

@@ -46,8 +46,8 @@ from vision_sae.steering.generation import (
     SOURCES,
     TWIN,
     Changes,
-    Generation,
     Steered,
+    generate,
 )
 from vision_sae.steering.transport import Transport
 
@@ -171,10 +171,7 @@ def _carry(
         for name in dictionaries
     ]
     settings = GenerationSettings(case.before.caption, seed=case.seed)
-    generation = Generation(model, settings, Changes((), transports, dictionaries))
-    while not generation.done:
-        generation.advance()
-    return generation.result()
+    return generate(model, settings, Changes((), transports, dictionaries))
 
 
 def _add_difference(

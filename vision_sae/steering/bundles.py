@@ -32,7 +32,7 @@ class SteeringBundle:
     @property
     def usual_mean(self) -> float:
         """The mean non-zero activation of the usual feature: the median over those that fire."""
-        return float(np.median(self.bundle.statistics.mean[self.alive]))
+        return self.bundle.statistics.usual_mean
 
     def spread(self, count: int) -> list[int]:
         """Features evenly spaced over the third that fire most often."""
