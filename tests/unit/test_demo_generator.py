@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vision_sae.demo import generations, generator, train_generator
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
@@ -72,19 +73,25 @@ def test_latents_are_lightness_colours_and_edges_of_2_by_2_pixels(tiny_pipeline:
     torch.testing.assert_close(latents[:, 20, 20], red, atol=1e-5, rtol=0)
 
 
+def read_unet(pipeline: Path) -> dict[str, torch.Tensor]:
+    """Weights of an exported pipeline's U-Net."""
+    return load_file(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_generator, "_BLOCK", 16)
     monkeypatch.setattr(train_generator, "VAE", {"steps": 2, "rate": 1e-3, "batch": 4})
     monkeypatch.setattr(train_generator, "TEXT", {"steps": 2, "rate": 1e-3, "batch": 4})
     monkeypatch.setattr(train_generator, "UNET", {"steps": 3, "rate": 1e-3, "batch": 4})
+    monkeypatch.setattr(train_generator, "FURTHER", {"steps": 2, "rate": 1e-3, "batch": 4})
 
 
 @pytest.mark.slow
 def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
-    common = ["--work", str(work), "--scenes", "64", "--unet-steps", "3", "--out", str(out)]
-    for step in ("scenes", "vae", "latents", "text", "unet", "export"):
+    common = ["--work", str(work), "--scenes", "64", "--out", str(out)]
+    for step in ("scenes", "vae", "latents", "text", "unet", "further", "export"):
         train_generator.main([step, *common])
     latents = np.load(work / "latents.npy")
     assert latents.shape == (64, 6, 32, 32)
@@ -96,6 +103,13 @@ def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: P
     loaded = load_sdxl(str(out), "demo", dtype="float32")
     (picture,) = generate(loaded, [GenerationSettings("a red star")])
     assert picture.size == (64, 64)
+    again = ["--work", str(work), "--start", str(out), "--out", str(tmp_path / "again")]
+    (work / "further.pt").unlink()
+    for step in ("further", "export"):
+        train_generator.main([step, *again])
+    before, after = (read_unet(folder) for folder in (out, tmp_path / "again"))
+    moved = [float((after[name] - tensor).abs().max()) for name, tensor in before.items()]
+    assert 0 < max(moved) < 0.05  # two steps from where the first came to, not from nothing
 
 
 @pytest.mark.slow

@@ -5,11 +5,14 @@
     python -m vision_sae.demo.train_generator latents --work WORK
     python -m vision_sae.demo.train_generator text --work WORK
     python -m vision_sae.demo.train_generator unet --work WORK
+    python -m vision_sae.demo.train_generator further --work WORK
     python -m vision_sae.demo.train_generator export --work WORK
 
 ``scenes`` paints the training pictures, ``vae`` trains the autoencoder's decoder, ``latents`` runs
-its encoder over them once, ``text`` trains both text encoders to tell what a caption says, ``unet``
-trains the U-Net with these as they are, and ``export`` writes the pipeline in half precision. Each
+its encoder over them once, ``text`` trains both text encoders to tell what a caption says, and
+``unet`` trains the U-Net with these as they are. ``further`` raises the learning rate and anneals
+it once more (Loshchilov and Hutter 2017, arXiv:1608.03983); with ``--start FOLDER`` it goes on from
+a pipeline that was exported before. ``export`` writes the pipeline in half precision. Each step
 goes on where it stopped: ``scenes`` and ``latents`` from their last complete block, the trainings
 from a checkpoint written every few minutes, with a line of ``log.jsonl`` every hundred steps.
 
@@ -36,6 +39,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -94,10 +98,17 @@ class Training:
     """A training that is interrupted and goes on: modules, their average, the place in it."""
 
     def __init__(
-        self, modules: nn.ModuleDict, steps: int, rate: float, work: Path, name: str
+        self,
+        modules: nn.ModuleDict,
+        steps: int,
+        rate: float,
+        work: Path,
+        name: str,
+        *,
+        seed: int = TRAIN_SEED,
     ) -> None:
         self.checkpoint_seconds: float = _CHECKPOINT_SECONDS
-        self.modules, self.steps, self._rate = modules, steps, rate
+        self.modules, self.steps, self._rate, self._seed = modules, steps, rate, seed
         self._path, self._log = work / f"{name}.pt", work / f"{name}.log.jsonl"
         self._parameters = list(modules.parameters())
         self._average = [p.detach().clone() for p in self._parameters]
@@ -131,7 +142,7 @@ class Training:
             for group in self._optimizer.param_groups:
                 falling = (1 + math.cos(math.pi * self.step / self.steps)) / 2
                 group["lr"] = self._rate * warm * falling
-            value = loss(np.random.default_rng([TRAIN_SEED, self.step]))
+            value = loss(np.random.default_rng([self._seed, self.step]))
             self._optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -254,6 +265,24 @@ def unet_training(work: Path, steps: int, rate: float, batch: int) -> tuple[Trai
     return Training(nn.ModuleDict({"unet": pipeline.unet}), steps, rate, work, "unet"), pipeline
 
 
+def further_training(
+    work: Path, start: Path | None, steps: int, rate: float, batch: int
+) -> tuple[Training, Any]:
+    """(the training that goes on from ``start``, its pipeline); without ``start``, from what
+    `train_unet` made."""
+    if start is None:
+        made, pipeline = unet_training(work, **UNET)
+        made.averaged()
+        decoding, autoencoder = vae_training(work, **VAE)
+        decoding.averaged()
+        pipeline.register_modules(vae=autoencoder)
+    else:
+        untyped: Any = diffusers.StableDiffusionXLPipeline
+        pipeline = untyped.from_pretrained(str(start), torch_dtype=torch.float32)
+    modules = nn.ModuleDict({"unet": pipeline.unet.train()})
+    return Training(modules, steps, rate, work, "further", seed=TRAIN_SEED + 1), pipeline
+
+
 def encode_prompts(pipeline: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """What `StableDiffusionXLPipeline.encode_prompt` makes of tokens (B, T): hidden states of both
     encoders (B, T, 2 D) and the pooled text (B, D)."""
@@ -274,9 +303,8 @@ def _objects(pictures: NDArray[np.uint8]) -> Tensor:
     return at_latents
 
 
-def train_unet(work: Path, steps: int, rate: float, batch: int) -> None:
+def train_unet(work: Path, batch: int, training: Training, pipeline: Any) -> None:
     """Predict v at a random time of random scenes."""
-    training, pipeline = unet_training(work, steps, rate, batch)
     latents = np.load(work / "latents.npy", mmap_mode="r")
     pictures = np.load(work / "scenes.npy", mmap_mode="r")
     count = int((work / "latents.done").read_text())
@@ -329,19 +357,16 @@ def _tokens(pipeline: Any, texts: list[str]) -> Tensor:
     return tokens
 
 
-def export(work: Path, out: Path, vae: dict[str, Any], unet: dict[str, Any]) -> None:
+def export(out: Path, training: Training, pipeline: Any) -> None:
     """Write the pipeline with averaged weights, in half precision."""
-    training, pipeline = unet_training(work, **unet)
     training.averaged()
-    decoding, autoencoder = vae_training(work, **vae)
-    decoding.averaged()
-    pipeline.register_modules(vae=autoencoder)
     pipeline.to(torch.float16).save_pretrained(str(out))
 
 
 VAE: dict[str, Any] = {"steps": 1200, "rate": 2e-3, "batch": 16}
 TEXT: dict[str, Any] = {"steps": 600, "rate": 2e-3, "batch": 128}
 UNET: dict[str, Any] = {"steps": 6000, "rate": 2e-3, "batch": 32}
+FURTHER: dict[str, Any] = {"steps": 9000, "rate": 2e-3, "batch": 32}
 
 
 def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
@@ -350,8 +375,11 @@ def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
         "vae": lambda a: train_vae(a.work, **VAE),
         "latents": lambda a: make_latents(a.work, VAE),
         "text": lambda a: train_text(a.work, **TEXT),
-        "unet": lambda a: train_unet(a.work, **UNET | {"steps": a.unet_steps}),
-        "export": lambda a: export(a.work, a.out, VAE, UNET | {"steps": a.unet_steps}),
+        "unet": lambda a: train_unet(a.work, UNET["batch"], *unet_training(a.work, **UNET)),
+        "further": lambda a: train_unet(
+            a.work, FURTHER["batch"], *further_training(a.work, a.start, **FURTHER)
+        ),
+        "export": lambda a: export(a.out, *further_training(a.work, a.start, **FURTHER)),
     }
 
 
@@ -362,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the training")
     parser.add_argument("--out", type=Path, default=generator.FOLDER)
     parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--unet-steps", type=int, default=UNET["steps"])
+    parser.add_argument("--start", type=Path, help="pipeline that `further` goes on from")
     given = parser.parse_args(arguments)
     _steps()[given.step](given)
 
