@@ -154,6 +154,8 @@ class BuildConfig(Section):
     """Exemplar masks: patches above this quantile of the feature's non-zero values."""
     recall_floor: float = Field(0.9, ge=0, le=1)
     """A patch index with a lower recall@10 against exact search is not published."""
+    index_shard_rows: int = Field(4_000_000, ge=1)
+    """Patches in one file of the patch index, which is in memory while it is made."""
 
 
 class NeuronConfig(Section):

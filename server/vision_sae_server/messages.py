@@ -290,8 +290,6 @@ def features(
 def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
     """Features related to one, by relation, strongest first."""
     relations = served.bundle.relations
-    if relations is None:
-        return []
     found: list[tuple[int, int, float]] = []
     for kind, others, strengths in (
         (feature_pb2.FEATURE_RELATION_NEAREST, relations.nearest, relations.cosines),
@@ -325,7 +323,9 @@ def dictionary(served: Served) -> dictionary_pb2.Dictionary:
     """A dictionary with its metrics, its index and a summary of its descriptions."""
     manifest = served.bundle.manifest
     index, labelled = manifest["patch_index"], served.labels.summary(served.resource)
-    size = manifest["files"]["patches.faiss"]["bytes"]
+    size = sum(
+        entry["bytes"] for path, entry in manifest["files"].items() if path.startswith("patches/")
+    )
     message = dictionary_pb2.Dictionary(
         name=served.resource,
         display_name=served.bundle.name,

@@ -21,6 +21,7 @@ from vision_sae.activations import shards as shards_module
 from vision_sae.activations.harvest import harvest as harvest_pictures
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
+from vision_sae.bundles import patch_index as patch_index_module
 from vision_sae.config import BuildConfig, HarvestConfig, TrainConfig
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.training.sparse import SparseLearner
@@ -52,7 +53,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
     "train-step": (train, SparseLearner, "step"),
     "train-replace": (train, os, "replace"),
     "build-save": (build, build_module.codes_module, "save"),
-    "build-index": (build, build_module, "save_index"),
+    "build-index": (build, patch_index_module, "write_shard"),
     "build-replace": (build, os, "replace"),
     "build-rename": (build, os, "rename"),
 }

@@ -15,7 +15,7 @@ from tests.worlds import SITE, identity_sae, write_dictionary, write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle, republish
-from vision_sae.bundles.patch_index import PatchIndexBuilder, search
+from vision_sae.bundles.patch_index import PatchIndexBuilder
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.topk import TopKSae
@@ -126,7 +126,7 @@ def test_feature_outside_the_dictionary_is_refused(bundle: Bundle, feature: int)
 def test_patch_index_finds_nearest_centred_vectors(bundle: Bundle) -> None:
     rows = site_vectors().reshape(-1, DIM)
     x = normalised(rows, rows.mean(axis=0))
-    _, found = search(bundle.patch_index, x[:5], 4, bundle.manifest["patch_index"]["nprobe"])
+    _, found = bundle.patch_index.search(x[:5], 4)
     assert np.array_equal(found, np.argsort(-(x[:5] @ x.T), axis=1)[:, :4])
 
 
@@ -215,10 +215,10 @@ def test_corrupt_file_is_refused_by_name_at_opening(bundle: Bundle) -> None:
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"format": "vision_sae.dictionary"}])
+@pytest.mark.parametrize("change", [{"version": 3}, {"format": "vision_sae.dictionary"}])
 def test_other_format_or_version_is_refused(bundle: Bundle, change: dict[str, object]) -> None:
     (bundle.path / "manifest.json").write_text(json.dumps(bundle.manifest | change))
-    with pytest.raises(CorruptArtifactError, match="version 1"):
+    with pytest.raises(CorruptArtifactError, match="reads .* version 2; build it again"):
         Bundle(bundle.path)
 
 

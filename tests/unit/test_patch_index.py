@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from vision_sae.bundles import patch_index
 from vision_sae.bundles.patch_index import (
     IndexReport,
+    PatchIndex,
     PatchIndexBuilder,
     index_type,
-    load_index,
-    save_index,
-    search,
 )
 from vision_sae.errors import RecallTooLowError
 from vision_sae.vectors import normalised
@@ -29,12 +27,17 @@ def vectors(rows: int, dim: int = 8) -> NDArray[np.float32]:
     return normalised(raw, np.zeros(dim, dtype=np.float32))
 
 
-def build_index(batches: list[NDArray[np.float32]], floor: float) -> tuple[Any, IndexReport]:
+def build_index(
+    batches: list[NDArray[np.float32]], floor: float, **options: Any
+) -> tuple[PatchIndex, IndexReport]:
     rows = np.concatenate(batches)
-    builder = PatchIndexBuilder(rows.shape[1], len(rows), rows.__getitem__)
-    for batch in batches:
-        builder.add(batch)
-    return builder.finish(floor)
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / "patches"
+        builder = PatchIndexBuilder(folder, rows.shape[1], len(rows), rows.__getitem__, **options)
+        for batch in batches:
+            builder.add(batch)
+        report = builder.finish(floor)
+        return PatchIndex.load(folder, report.nprobe), report  # mapped files outlive their names
 
 
 def test_normalised_rows_are_centred_and_of_unit_norm() -> None:
@@ -50,8 +53,8 @@ def test_row_at_the_centre_stays_zero() -> None:
 
 def test_exact_index_equals_brute_force() -> None:
     x, queries = vectors(300), vectors(310)[300:]
-    index, report = build_index([x[:100], x[100:]], floor=0.9)
-    cosines, rows = search(index, queries, 10, report.nprobe)
+    index, _ = build_index([x[:100], x[100:]], floor=0.9)
+    cosines, rows = index.search(queries, 10)
     expected = np.argsort(-(queries @ x.T), axis=1)[:, :10]
     assert np.array_equal(rows, expected)
     np.testing.assert_allclose(
@@ -61,8 +64,8 @@ def test_exact_index_equals_brute_force() -> None:
 
 def test_row_is_its_own_nearest() -> None:
     x = vectors(300)
-    index, report = build_index([x], floor=0.9)
-    cosines, rows = search(index, x, 1, report.nprobe)
+    index, _ = build_index([x], floor=0.9)
+    cosines, rows = index.search(x, 1)
     assert rows[:, 0].tolist() == list(range(300))
     np.testing.assert_allclose(cosines, 1, rtol=1e-5)
 
@@ -124,7 +127,7 @@ def test_recorded_recall_is_that_of_brute_force() -> None:
     cosines = x[own] @ x.T
     cosines[np.arange(400), own] = -2  # each left out of its own answer
     exact = np.argsort(-cosines, axis=1)[:, :10]
-    _, found = search(index, x[own], 11, report.nprobe)
+    _, found = index.search(x[own], 11)
     hits = [
         len(set(e) & set([f for f in found_row if f != row][:10]))
         for row, e, found_row in zip(own, exact, found, strict=True)
@@ -147,13 +150,14 @@ def test_index_does_not_depend_on_how_the_rows_are_batched(cuts: set[int]) -> No
     x = vectors(2000)
     index, report = build_index([x], floor=0.5)
     other, same = build_index(np.split(x, sorted(cuts)), floor=0.5)
-    assert np.array_equal(faiss.serialize_index(other), faiss.serialize_index(index))
     assert same == report
+    for one, expected in zip(other.search(x[:50], 10), index.search(x[:50], 10), strict=True):
+        assert np.array_equal(one, expected)
 
 
-def test_batch_is_let_go_once_it_is_indexed() -> None:
+def test_batch_is_let_go_once_it_is_indexed(tmp_path: Path) -> None:
     x = vectors(300)
-    builder = PatchIndexBuilder(8, 300, x.__getitem__)
+    builder = PatchIndexBuilder(tmp_path / "patches", 8, 300, x.__getitem__)
     batch = x[:100].copy()
     gone = weakref.ref(batch)
     builder.add(batch)
@@ -168,31 +172,71 @@ def test_recall_under_the_floor_is_refused() -> None:
         build_index([x], floor=0.999)
 
 
-@pytest.mark.usefixtures("small_lists")
-def test_saved_index_answers_alike(tmp_path: Path) -> None:
-    x = vectors(2000)
-    index, report = build_index([x], floor=0.5)
-    save_index(index, tmp_path / "patches.faiss")
-    mapped = load_index(tmp_path / "patches.faiss")
-    for a, b in zip(
-        search(index, x[:20], 10, report.nprobe),
-        search(mapped, x[:20], 10, report.nprobe),
-        strict=True,
-    ):
-        assert np.array_equal(a, b)
+def brute_force(
+    x: NDArray[np.float32], queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    cosines = np.where(allowed, queries @ x.T, -2)
+    return np.argsort(-cosines, axis=1)[:, :k]
 
 
 @pytest.mark.usefixtures("small_lists")
-def test_saved_index_gives_back_its_rows(tmp_path: Path) -> None:
+def test_index_gives_back_its_rows_in_the_order_asked_for() -> None:
     x = vectors(2000)
-    save_index(build_index([x], floor=0.5)[0], tmp_path / "patches.faiss")
-    mapped = load_index(tmp_path / "patches.faiss")
-    np.testing.assert_allclose(mapped.reconstruct(7), x[7], atol=0.02)  # of 8 bits
+    index, _ = build_index([x], floor=0.5, shard_rows=700)
+    wanted = np.array([1999, 7, 700, 699])
+    np.testing.assert_allclose(index.vectors(wanted), x[wanted], atol=0.02)  # of 8 bits
 
 
-def test_saved_exact_index_answers_alike(tmp_path: Path) -> None:
-    x = vectors(200)
-    index, _ = build_index([x], floor=0.5)
-    save_index(index, tmp_path / "patches.faiss")
-    mapped = load_index(tmp_path / "patches.faiss")
-    assert np.array_equal(search(mapped, x[:20], 10, 0)[1], search(index, x[:20], 10, 0)[1])
+@pytest.mark.usefixtures("small_lists")
+@pytest.mark.parametrize("shard_rows", [700, 1000, 1999])
+def test_answers_do_not_depend_on_where_the_files_are_cut(shard_rows: int) -> None:
+    x = vectors(2000)
+    whole, report = build_index([x], floor=0.5)
+    cut, same = build_index([x[:900], x[900:]], floor=0.5, shard_rows=shard_rows)
+    assert same == report
+    assert len(cut) == len(whole) == 2000
+    for one, expected in zip(cut.search(x[:50], 10), whole.search(x[:50], 10), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-6)
+
+
+def test_rows_of_files_of_equal_length_fill_them(tmp_path: Path) -> None:
+    x = vectors(300)
+    builder = PatchIndexBuilder(tmp_path / "p", 8, 300, x.__getitem__, shard_rows=100)
+    builder.add(x)
+    builder.finish(0.9)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        "00000.faiss",
+        "00001.faiss",
+        "00002.faiss",
+    ]
+
+
+@pytest.mark.parametrize("shard_rows", [120, 500])
+def test_only_allowed_rows_are_found(shard_rows: int) -> None:
+    x, queries = vectors(300), vectors(310)[300:]
+    allowed = np.random.default_rng(3).random(300) < 0.3
+    index, _ = build_index([x], floor=0.9, shard_rows=shard_rows)
+    _, rows = index.search(queries, 10, allowed)
+    assert np.array_equal(rows, brute_force(x, queries, 10, allowed))
+
+
+def test_fewer_allowed_than_asked_for_leave_places_empty() -> None:
+    x = vectors(300)
+    allowed = np.zeros(300, dtype=bool)
+    allowed[[5, 250]] = True
+    index, _ = build_index([x], floor=0.9, shard_rows=120)
+    _, rows = index.search(x[:1], 4, allowed)
+    assert sorted(rows[0].tolist()) == [-1, -1, 5, 250]
+
+
+def test_refined_index_finds_what_brute_force_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000 * 2)
+    monkeypatch.setattr(patch_index, "_SQ8_UP_TO", 1500)
+    x = vectors(2000, 64)
+    index, report = build_index([x], floor=0.8, shard_rows=900)
+    assert report.type.endswith("Refine(SQ8)")
+    _, found = index.search(x[:50], 10)
+    exact = brute_force(x, x[:50], 10, np.ones(2000, dtype=bool))
+    shared = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]
+    assert np.mean(shared) / 10 >= 0.8  # one bit a number, on noise
+    np.testing.assert_allclose(index.vectors(np.array([1500, 3])), x[[1500, 3]], atol=0.02)

@@ -20,7 +20,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
-from vision_sae.bundles.patch_index import PatchIndexBuilder, save_index
+from vision_sae.bundles.patch_index import PatchIndexBuilder
 from vision_sae.bundles.relations import nearest_floor, relations
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
@@ -138,15 +138,16 @@ def build(
         mean = store.mean(site)
         np.save(staging / layout.SITE_MEAN, mean.numpy(), allow_pickle=False)
         index_builder = PatchIndexBuilder(
+            staging / layout.PATCH_INDEX,
             dictionary.dim,
             store.rows,
             lambda rows: normalised(store.take(site, rows).numpy(), mean.numpy()),
+            shard_rows=config.index_shard_rows,
         )
         codes, metrics, explained = _encode(
             store, site, dictionary, mean, index_builder, progress=progress
         )
-        index, report = index_builder.finish(config.recall_floor)
-        save_index(index, staging / layout.PATCH_INDEX)
+        report = index_builder.finish(config.recall_floor)
         postings = by_feature(codes, dictionary.width)
         codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
         codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)

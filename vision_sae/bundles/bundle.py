@@ -19,7 +19,7 @@ from vision_sae.activations.thumbnails import Thumbnails
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
-from vision_sae.bundles.patch_index import load_index
+from vision_sae.bundles.patch_index import PatchIndex
 from vision_sae.bundles.relations import Relations
 from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.architectures import read_weights
@@ -42,7 +42,7 @@ from vision_sae.files import (
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 
 FORMAT = "vision_sae.bundle"
-VERSION = 1
+VERSION = 2
 
 DICTIONARY = "dictionary"
 IMAGES = "images.jsonl"
@@ -53,7 +53,7 @@ POSTINGS, POSTINGS_COLUMN = "postings", "patches"
 STATISTICS = "statistics.safetensors"
 EXEMPLARS = "exemplars.safetensors"
 RELATIONS = "relations.safetensors"
-PATCH_INDEX = "patches.faiss"
+PATCH_INDEX = "patches"
 DESCRIPTIONS = "descriptions.jsonl"
 
 _PARTS = (
@@ -90,7 +90,11 @@ class Bundle:
         self.name = path.name
         self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
         if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(f"{path} is not a {FORMAT} of version {VERSION}")
+            raise CorruptArtifactError(
+                f"{path} has format {self.manifest.get('format')} version "
+                f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
+                "build it again"
+            )
         verify_files(self.path, self.manifest["files"])
         self.site: str = self.manifest["site"]
         self.grid = PatchGrid(**self.manifest["model"]["grid"])
@@ -159,10 +163,8 @@ class Bundle:
         return sha256_file(self.path / MANIFEST)
 
     @cached_property
-    def relations(self) -> Relations | None:
-        """How features are related; None for a bundle of a version that did not measure it."""
-        if RELATIONS not in self.manifest["files"]:
-            return None
+    def relations(self) -> Relations:
+        """How features are related."""
         return Relations(**load_file(self.path / RELATIONS))
 
     @cached_property
@@ -170,9 +172,9 @@ class Bundle:
         return Exemplars(**load_file(self.path / EXEMPLARS))
 
     @cached_property
-    def patch_index(self) -> Any:
-        """The mapped FAISS index over centred, unit-norm site vectors."""
-        return load_index(self.path / PATCH_INDEX)
+    def patch_index(self) -> PatchIndex:
+        """The mapped index over centred, unit-norm site vectors."""
+        return PatchIndex.load(self.path / PATCH_INDEX, self.manifest["patch_index"]["nprobe"])
 
     @cached_property
     def descriptions(self) -> dict[int, dict[str, Any]]:

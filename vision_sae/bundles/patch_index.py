@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import faiss
 import numpy as np
@@ -17,10 +18,14 @@ _FLAT_UP_TO = 50_000 * 768
 """Numbers (rows times dimensions) up to which exact search is fast enough."""
 _SQ8_UP_TO = 1_000_000
 """Rows up to which 8-bit rows fit comfortably in memory."""
+SHARD_ROWS = 4_000_000
+"""Rows of one FAISS file, which is in memory while it is made: 1.8 GB at 450 bytes a row."""
 _TRAIN_ROWS_PER_LIST = 64
 _QUERIES = 200
 _NPROBE = 32
 _NEIGHBOURS = 10
+_REFINED = 10
+"""Candidates compared anew for each answer, where the index keeps a finer copy of its rows."""
 _EQUAL = 1e-6
 """Cosines this close differ by rounding alone."""
 
@@ -50,43 +55,125 @@ def index_type(rows: int, dim: int) -> str:
     return f"IVF{lists},SQ8" if rows < _SQ8_UP_TO else f"IVF{lists},RaBitQfs,Refine(SQ8)"
 
 
-def search(
-    index: Any, queries: NDArray[np.float32], k: int, nprobe: int, *, selector: Any = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(cosines, rows) of the k nearest patches of each query (Q, D) -> 2 x (Q, k).
+class PatchIndex:
+    """FAISS indexes of successive ranges of patches, which answer as one.
 
-    ``selector`` is a FAISS selector of the rows that may be found. Parameters travel with the call:
-    setting them on a shared index would be a race.
+    All have the same lists and the same quantiser, so that an answer does not depend on where the
+    ranges are cut; where candidates are refined, more of them are looked at with more ranges.
+    Searches may run at the same time: whatever belongs to one travels with the call.
     """
-    parameters: Any = None
-    if nprobe:
-        parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)  # type: ignore[call-arg]
-    elif selector is not None:
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-    if nprobe and isinstance(index, faiss.IndexRefine):
-        parameters = faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
-            k_factor=10, base_index_params=parameters
+
+    def __init__(self, shards: Sequence[Any], nprobe: int) -> None:
+        self._shards, self._nprobe = tuple(shards), nprobe
+        self._starts = np.cumsum([0, *(shard.ntotal for shard in self._shards)])
+
+    @classmethod
+    def load(cls, folder: Path, nprobe: int) -> PatchIndex:
+        """Map the files of ``folder`` read-only; ``nprobe`` as its report says."""
+        shards = []
+        for path in sorted(folder.glob("*.faiss")):
+            shard = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+            if isinstance(shard, faiss.IndexIVF):  # where each row lies: 8 bytes a row
+                shard.make_direct_map()
+            shards.append(shard)
+        return cls(shards, nprobe)
+
+    def __len__(self) -> int:
+        """Number of patches."""
+        return int(self._starts[-1])
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(cosines, rows) of the k nearest patches of each query (Q, D) -> 2 x (Q, k).
+
+        ``allowed`` (patches) says which may be found. A row of -1 stands for none: too few were
+        allowed, or in the lists that are visited.
+        """
+        found = [
+            self._search(shard, queries, k, None if allowed is None else allowed[start:stop])
+            for shard, start, stop in self._ranges()
+        ]
+        if len(found) == 1:
+            return found[0]
+        cosines = np.concatenate([cosines for cosines, _ in found], axis=1)
+        rows = np.concatenate(
+            [
+                np.where(rows < 0, -1, rows + start)
+                for (_, rows), start in zip(found, self._starts[:-1], strict=True)
+            ],
+            axis=1,
         )
-    cosines, rows = index.search(queries, k, params=parameters)
-    return cosines, rows
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(cosines, best, 1), np.take_along_axis(rows, best, 1)
+
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """The vectors of rows (n) as they are kept -> (n, D)."""
+        found = np.empty((len(rows), self._shards[0].d), dtype=np.float32)
+        for shard, start, stop in self._ranges():
+            here = (rows >= start) & (rows < stop)
+            if here.any():
+                found[here] = shard.reconstruct_batch((rows[here] - start).astype(np.int64))
+        return found
+
+    def _ranges(self) -> Iterator[tuple[Any, int, int]]:
+        starts = self._starts.tolist()
+        return zip(self._shards, starts[:-1], starts[1:], strict=True)
+
+    def _search(
+        self,
+        shard: Any,
+        queries: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        parameters: Any = None
+        # The bits must outlive the search: FAISS keeps their address alone.
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        selector = None if bits is None else cast(Any, faiss.IDSelectorBitmap)(bits)
+        if self._nprobe:
+            parameters = cast(Any, faiss.SearchParametersIVF)(nprobe=self._nprobe, sel=selector)
+        elif selector is not None:
+            parameters = cast(Any, faiss.SearchParameters)(sel=selector)
+        if self._nprobe and isinstance(shard, faiss.IndexRefine):
+            parameters = cast(Any, faiss.IndexRefineSearchParameters)(
+                k_factor=_REFINED, base_index_params=parameters
+            )
+        cosines, rows = shard.search(queries, k, params=parameters)
+        return cosines, rows
 
 
 class PatchIndexBuilder:
-    """Builds the index from batches, with no more of the data in memory than one of them.
+    """Builds the index from batches, with no more in memory than one of them and one shard.
 
     ``rows`` normalised vectors of ``dim`` dimensions are to come in row order; ``take`` gives those
     of any rows, (n) -> (n, dim), before they come: a sample to train the index on, and the queries
-    whose exact neighbours are found along the way.
+    whose exact neighbours are found along the way. Every ``shard_rows`` rows a file is written in
+    ``folder``.
     """
 
-    def __init__(self, dim: int, rows: int, take: Take, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dim: int,
+        rows: int,
+        take: Take,
+        *,
+        shard_rows: int = SHARD_ROWS,
+        seed: int = 0,
+    ) -> None:
         random = np.random.default_rng(seed)
-        self._take, self._rows, self._seen = take, rows, 0
-        self._index = faiss.index_factory(dim, index_type(rows, dim), faiss.METRIC_INNER_PRODUCT)
-        self._lists = 0 if self._index.is_trained else faiss.extract_index_ivf(self._index).nlist
+        self._folder, self._take, self._rows, self._shard_rows = folder, take, rows, shard_rows
+        self._seen = self._written = 0
+        folder.mkdir(parents=True)
+        index = faiss.index_factory(dim, index_type(rows, dim), faiss.METRIC_INNER_PRODUCT)
+        self._lists = 0 if index.is_trained else faiss.extract_index_ivf(index).nlist
         if self._lists:
             sample = random.permutation(rows)[: self._lists * _TRAIN_ROWS_PER_LIST]
-            self._index.train(take(np.sort(sample)))
+            with _clustered_on_gpus(faiss.extract_index_ivf(index)):
+                index.train(take(np.sort(sample)))
+        self._trained = faiss.serialize_index(index)
+        self._shard = index
         self._own = np.sort(random.permutation(rows)[:_QUERIES])
         self._queries = take(self._own)
         self._nearest = torch.empty(len(self._own), 0)
@@ -94,13 +181,24 @@ class PatchIndexBuilder:
 
     def add(self, vectors: NDArray[np.float32]) -> None:
         """Index the next rows (n, dim)."""
-        self._index.add(vectors)
+        start = 0
+        while start < len(vectors):
+            room = self._shard_rows - self._shard.ntotal
+            self._shard.add(vectors[start : start + room])
+            start += room
+            if self._shard.ntotal == self._shard_rows:
+                self._write()
         cosines = torch.from_numpy(self._queries) @ torch.from_numpy(vectors).T
         rows = torch.arange(self._seen, self._seen + len(vectors)).expand(len(cosines), -1)
         self._seen += len(vectors)
         cosines = torch.cat([self._nearest, cosines], 1)
         self._nearest, kept = cosines.topk(min(_NEIGHBOURS + 1, cosines.shape[1]), dim=1)
         self._nearest_rows = torch.cat([self._nearest_rows, rows], 1).gather(1, kept)
+
+    def _write(self) -> None:
+        write_shard(self._shard, self._folder / f"{self._written:05}.faiss")
+        self._written += 1
+        self._shard = faiss.deserialize_index(self._trained)
 
     def _others(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the rows answering each query (Q, n) are the ten nearest but for its own."""
@@ -114,41 +212,54 @@ class PatchIndexBuilder:
         """
         wanted = self._others(self._nearest_rows.numpy())
         tenth = np.where(wanted, self._nearest.numpy(), np.inf).min(axis=1)
-        _, found = search(self._index, self._queries, _NEIGHBOURS + 1, nprobe)
+        index = PatchIndex.load(self._folder, nprobe)
+        _, found = index.search(self._queries, _NEIGHBOURS + 1)
         rows, place = np.unique(found.clip(0), return_inverse=True)
         vectors = self._take(rows)[place.reshape(found.shape)]
         cosines = np.einsum("qnd,qd->qn", vectors, self._queries)
         hits = self._others(found) & (cosines >= tenth[:, None] - _EQUAL)
         return float(hits.sum() / wanted.sum()) if wanted.any() else 1.0
 
-    def finish(self, floor: float) -> tuple[Any, IndexReport]:
-        """The index, when all rows are in it, and what was measured on it.
+    def finish(self, floor: float) -> IndexReport:
+        """Write what is left, when all rows have come; what was measured on the index.
 
         Lists visited are doubled until recall@10 against exact search reaches ``floor``; raises
         `RecallTooLowError` when even all of them do not.
         """
+        dim = self._shard.d
+        if self._shard.ntotal:
+            self._write()
         nprobe = min(_NPROBE, self._lists)
         recall = self._recall(nprobe)
         while recall < floor and nprobe < self._lists:
             nprobe *= 2
             recall = self._recall(nprobe)
-        kind = index_type(self._rows, self._index.d)
+        kind = index_type(self._rows, dim)
         if recall < floor:
             raise RecallTooLowError(
                 f"the patch index {kind} reaches recall@10 {recall:.3f}, below the floor {floor}; "
                 "lower build.recall_floor or index fewer patches"
             )
-        return self._index, IndexReport(kind, self._rows, nprobe, recall, floor)
+        return IndexReport(kind, self._rows, nprobe, recall, floor)
 
 
-def save_index(index: Any, path: Path) -> None:
-    """Write the FAISS file."""
+@contextmanager
+def _clustered_on_gpus(ivf: Any) -> Iterator[None]:
+    """Train the lists of ``ivf`` on all GPUs where FAISS has some; the index stays one of the CPU.
+
+    Not yet run on a GPU.
+    """
+    if not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
+        yield
+        return
+    flat = faiss.IndexFlat(ivf.d, ivf.metric_type)
+    ivf.clustering_index = cast(Any, faiss).index_cpu_to_all_gpus(flat)
+    try:
+        yield
+    finally:
+        ivf.clustering_index = None
+
+
+def write_shard(index: Any, path: Path) -> None:
+    """Write one FAISS file."""
     faiss.write_index(index, str(path))
-
-
-def load_index(path: Path) -> Any:
-    """Map a FAISS file read-only; every type can ``reconstruct`` the vectors of its rows."""
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    if isinstance(index, faiss.IndexIVF):  # where each row lies: 8 bytes a row, up to a million
-        index.make_direct_map()
-    return index

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, overload
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.bundles.patch_index import search
 from vision_sae.vectors import normalised
 
 _EXACT_UP_TO = 50_000
@@ -66,15 +64,12 @@ def by_vector(
     index searches with its own recall.
     """
     unit = normalised(query[None])
-    report = bundle.manifest["patch_index"]
     if allowed is not None and int(allowed.sum()) <= _EXACT_UP_TO:
         rows = np.flatnonzero(allowed)
-        cosines = _vectors(bundle, rows) @ unit[0]
+        cosines = bundle.patch_index.vectors(rows) @ unit[0]
         return _best(rows, cosines, depth)
-    depth = min(depth, int(report["rows"]))
-    cosines, found = search(
-        bundle.patch_index, unit, depth, int(report["nprobe"]), selector=_selector(allowed)
-    )
+    depth = min(depth, len(bundle.patch_index))
+    cosines, found = bundle.patch_index.search(unit, depth, allowed)
     return [Hit(int(r), float(c)) for r, c in zip(found[0], cosines[0], strict=True) if r >= 0]
 
 
@@ -100,7 +95,7 @@ def collapsed(bundle: Bundle, hits: Sequence[Hit]) -> list[Hit]:
     """Of near-duplicate patches of one picture only the best, which counts the others."""
     if not hits:
         return []
-    vectors = _vectors(bundle, np.array([hit.patch for hit in hits]))
+    vectors = bundle.patch_index.vectors(np.array([hit.patch for hit in hits]))
     kept = list[int]()
     stands_for = np.zeros(len(hits), dtype=int)
     of_image = dict[int, list[int]]()
@@ -117,15 +112,8 @@ def collapsed(bundle: Bundle, hits: Sequence[Hit]) -> list[Hit]:
 
 def vector_of(bundle: Bundle, patch: int) -> NDArray[np.float32]:
     """The centred, unit-norm site vector (D) of a patch, as the index holds it."""
-    (vector,) = _vectors(bundle, np.array([patch]))
+    (vector,) = bundle.patch_index.vectors(np.array([patch]))
     return np.asarray(vector)
-
-
-def _vectors(bundle: Bundle, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-    if not len(rows):
-        return np.zeros((0, bundle.dictionary.dim), dtype=np.float32)
-    found = bundle.patch_index.reconstruct_batch(rows.astype(np.int64))
-    return cast(NDArray[np.float32], found)
 
 
 def _best(
@@ -133,11 +121,3 @@ def _best(
 ) -> list[Hit]:
     order = np.argsort(-cosines, kind="stable")[:depth]
     return [Hit(int(rows[i]), float(cosines[i])) for i in order]
-
-
-def _selector(allowed: Mask | None) -> Any:
-    """What FAISS asks whether a row may be found; None for all."""
-    if allowed is None:
-        return None
-    bits = np.packbits(allowed, bitorder="little")
-    return cast(Any, faiss.IDSelectorBitmap)(bits)

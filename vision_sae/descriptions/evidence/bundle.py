@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.bundles.bundle import DESCRIPTIONS, Bundle
-from vision_sae.bundles.patch_index import search
 from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, silent
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry
@@ -76,13 +75,12 @@ class BundleEvidence:
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
         """Silent pictures whose patches lie nearest, in the PatchIndex, to the strongest ones."""
-        index, report = self._bundle.patch_index, self._bundle.manifest["patch_index"]
+        index = self._bundle.patch_index
         strongest = [firing.patch for firing in self.firings(unit)[:_QUERIES]]
         if not strongest:
             return np.zeros(0, dtype=np.int64)
-        queries = np.stack([index.reconstruct(patch) for patch in strongest])
-        depth = min(_NEIGHBOURS, int(report["rows"]))
-        cosines, rows = search(index, queries, depth, int(report["nprobe"]))
+        queries = index.vectors(np.array(strongest))
+        cosines, rows = index.search(queries, min(_NEIGHBOURS, len(index)))
         found = rows >= 0
         images, nearness = rows[found] // self.grid.patches, cosines[found]
         images = images[np.argsort(-nearness, kind="stable")]
