@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -112,6 +113,35 @@ class PlantedClip:
             "preprocessing": self.preprocessing.to_json(),
             "grid": self.grid.to_json(),
         }
+
+
+class SitedClip(PlantedClip):
+    """A planted model with one site, `SITE`: the vectors of its patches behind a class token."""
+
+    SITE = "blocks.0.update"
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return {self.SITE: Site(self.SITE, "update", self.embedding_dim)}
+
+    def embed_patches(self, images: Tensor) -> PatchEmbeddings:
+        found = super().embed_patches(images)
+        for captured in self._captures:
+            first = torch.zeros(len(images), 1, self.embedding_dim)
+            captured[self.SITE] = torch.cat([first, found.vectors], dim=1)
+        return found
+
+    @contextmanager
+    def capture(self, sites: Sequence[str], *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+        self._captures.append({})
+        try:
+            yield self._captures[-1]
+        finally:
+            self._captures.pop()
+
+    @cached_property
+    def _captures(self) -> list[dict[str, Tensor]]:
+        return []
 
 
 def picture(cells: NDArray[np.integer]) -> Image.Image:

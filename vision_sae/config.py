@@ -45,6 +45,9 @@ class HarvestConfig(Section):
     """Pictures made of each: itself, and random crops of it; more data to train on."""
     seeds: int = Field(1, ge=1, le=100_000)
     """Pictures generated of each prompt, by text-to-image models."""
+    text_aligned: bool = False
+    """Keep what each patch is in the space of texts too, so that patches are found by text; only
+    with a contrastive model."""
 
 
 TextMetric = Literal[

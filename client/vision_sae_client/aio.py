@@ -256,6 +256,7 @@ class AsyncClient:
     async def search_patches(
         self,
         *,
+        text: str | None = None,
         feature: str | None = None,
         image: ImageSource | None = None,
         box: BoxLike | None = None,
@@ -263,14 +264,15 @@ class AsyncClient:
         count: int = 20,
         page_token: str = "",
     ) -> SearchPatchesResponse:
-        """The patches that fire a feature most, or that are most like (a box of) a picture."""
-        by_picture = feature is None and image is not None
+        """The patches that show most what a text says, that fire a feature most, or that are most
+        like (a box of) a picture."""
         return await self._run(
             requests.search_patches(
+                text=text,
                 feature=feature,
                 source=image,
                 box=box,
-                dictionary=await self._name(dictionary) if by_picture else dictionary or "",
+                dictionary=await self._name(dictionary) if feature is None else dictionary or "",
                 count=count,
                 page_token=page_token,
             )

@@ -204,7 +204,10 @@ def describe(
 
 @_command
 def search(
-    text: Annotated[str | None, typer.Option(help="Find features about this text.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Find features about this text; with --patches, what shows it."),
+    ] = None,
     feature: Annotated[
         str | None,
         typer.Option(help="Find patches that fire this feature (name, or index alone)."),
@@ -218,6 +221,9 @@ def search(
     features: Annotated[
         bool, typer.Option("--features", help="Find features instead of patches.")
     ] = False,
+    patches: Annotated[
+        bool, typer.Option("--patches", help="Find patches by text instead of features.")
+    ] = False,
     count: Annotated[int, typer.Option(help="Hits to show.", min=1, max=1000)] = 20,
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
@@ -225,11 +231,11 @@ def search(
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Find features about a text, or patches or features like a feature or a picture."""
+    """Find patches or features by a text, a feature or a picture."""
     with Client(address, token=token, timeout=timeout) as client:
         named = None if feature is None else _feature_name(client, feature, dictionary)
         corners = None if box is None else parse_box(box)
-        if features or text is not None:
+        if features or (text is not None and not patches):
             found = client.search_features(
                 text=text,
                 feature=named,
@@ -241,7 +247,7 @@ def search(
             typer.echo(_json(found) if as_json else report.features(found))
             return
         answer = client.search_patches(
-            feature=named, image=image, box=corners, dictionary=dictionary, count=count
+            text=text, feature=named, image=image, box=corners, dictionary=dictionary, count=count
         )
     typer.echo(_json(answer) if as_json else report.patches(answer))
 

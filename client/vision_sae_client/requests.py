@@ -214,6 +214,7 @@ def intervene(
 
 def search_patches(
     *,
+    text: str | None = None,
     feature: str | None = None,
     source: ImageSource | None = None,
     box: BoxLike | None = None,
@@ -221,9 +222,12 @@ def search_patches(
     count: int = 20,
     page_token: str = "",
 ) -> Call[search_pb.SearchPatchesResponse]:
-    """Patches that fire a feature, or that are like (a part of) a picture."""
-    if (feature is None) == (source is None):
-        raise InvalidInputError("give either a feature or an image to search by", field="query")
+    """Patches that show what a text says, that fire a feature, or that are like (a part of) a
+    picture."""
+    if sum(asked is not None for asked in (text, feature, source)) != 1:
+        raise InvalidInputError(
+            "give one of a text, a feature or an image to search patches by", field="query"
+        )
     if box is not None and source is None:
         raise InvalidInputError("a box needs the image it lies in", field="box")
     request = search_pb.SearchPatchesRequest(
@@ -231,6 +235,8 @@ def search_patches(
         page_size=count,
         page_token=page_token,
     )
+    if text is not None:
+        request.text = text
     if feature is not None:
         request.feature = feature
     if source is not None:

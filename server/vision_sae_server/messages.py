@@ -346,6 +346,7 @@ def dictionary(served: Served) -> dictionary_pb2.Dictionary:
             size=index["rows"],
             recall_at_10=index["recall_at_10"],
             bytes_per_vector=size / index["rows"],
+            data_sets=sorted(set(served.bundle.data_sets.tolist()) - {""}),
         ),
         manifest_sha256=served.bundle.manifest_sha256,
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vision_sae.bundles.patch_search import Mask, vector_of
-from vision_sae.errors import InvalidInputError, NotFoundError, NotServedError
+from vision_sae.bundles.patch_search import Mask, text_aligned_index, vector_of
+from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.protocol import ContrastiveModel, PatchEmbeddings
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae.vectors import normalised
@@ -20,6 +22,14 @@ from vision_sae_server.regions import region_mask
 from vision_sae_server.state import Served, State
 
 _NEGATIVE_WEIGHT = 0.5
+VectorOf = Callable[[pb.SearchExample], Awaitable[NDArray[np.float32]]]
+_SPACES: dict[str, tuple[pb.SearchSpace.ValueType, ...]] = {
+    "text": (pb.SEARCH_SPACE_TEXT_ALIGNED,),
+    "edited_code": (pb.SEARCH_SPACE_CODE,),
+    "examples": (pb.SEARCH_SPACE_VECTOR, pb.SEARCH_SPACE_TEXT_ALIGNED),
+    "region": (pb.SEARCH_SPACE_VECTOR, pb.SEARCH_SPACE_CODE, pb.SEARCH_SPACE_TEXT_ALIGNED),
+}
+"""What queries of each kind can be compared in."""
 
 
 class Query(NamedTuple):
@@ -29,6 +39,8 @@ class Query(NamedTuple):
     """Centred (D)."""
     code: Mapping[int, float] | None = None
     """{feature: activation}"""
+    aligned: NDArray[np.float32] | None = None
+    """In the space of texts (E)."""
 
 
 class PatchQueries:
@@ -39,38 +51,77 @@ class PatchQueries:
 
     async def query(self, request: pb.SearchPatchesRequest) -> Query:
         """Raises `NotServedError` for a space or a kind of query that is not served."""
-        kind, space = request.WhichOneof("query"), request.space
-        if space == pb.SEARCH_SPACE_TEXT_ALIGNED or kind == "text":
-            raise NotServedError(
-                "patches are not compared in the space of texts by this version; find features by "
-                "text with SearchFeatures, and then their patches",
-                field="text" if kind == "text" else "space",
-            )
+        kind = request.WhichOneof("query")
+        space = request.space or self._usual_space(request)
+        if space not in _SPACES[kind or ""]:
+            known = ", ".join(pb.SearchSpace.Name(known) for known in _SPACES[kind or ""])
+            raise InvalidInputError(f"a query by {kind} is compared in {known}", field="space")
+        if kind == "text":
+            return Query(aligned=await self._text(request.text))
         if kind == "edited_code":
-            if space == pb.SEARCH_SPACE_VECTOR:
-                raise InvalidInputError("an edited code is compared with codes", field="space")
             return Query(code=await self._edited(request.edited_code))
-        in_code = space == pb.SEARCH_SPACE_CODE
-        if kind == "region":
-            vectors = await self._vectors(request.region)
-            if in_code:
-                return Query(code=self._code(vectors))
-            return Query(vector=self._direction(vectors))
-        if in_code:
-            raise NotServedError("examples are compared as vectors", field="space")
-        return Query(vector=await self._examples(request.examples))
+        if kind == "examples":
+            if space == pb.SEARCH_SPACE_TEXT_ALIGNED:
+                return Query(aligned=await self._examples(request.examples, self._aligned_example))
+            return Query(vector=await self._examples(request.examples, self._example))
+        if space == pb.SEARCH_SPACE_TEXT_ALIGNED:
+            return Query(aligned=await self._aligned(request.region))
+        vectors = await self._vectors(request.region)
+        if space == pb.SEARCH_SPACE_CODE:
+            return Query(code=self._code(vectors))
+        return Query(vector=self._direction(vectors))
 
-    async def _vectors(self, region: pb.ImageRegion) -> NDArray[np.float32]:
-        """The site vectors (n, D) of part of a picture."""
+    @staticmethod
+    def _usual_space(request: pb.SearchPatchesRequest) -> pb.SearchSpace.ValueType:
+        """What a query is compared in when it does not say: one with a text among the texts."""
+        examples = [*request.examples.positives, *request.examples.negatives]
+        if request.HasField("text") or any(example.HasField("text") for example in examples):
+            return pb.SEARCH_SPACE_TEXT_ALIGNED
+        if request.HasField("edited_code"):
+            return pb.SEARCH_SPACE_CODE
+        return pb.SEARCH_SPACE_VECTOR
+
+    def _contrastive(self) -> ContrastiveModel:
+        """The model of the bundle, whose patches are kept in the space of its texts."""
+        text_aligned_index(self._served.bundle)
+        model = self._served.model.model
+        assert isinstance(model, ContrastiveModel)  # no other model's patches are kept there
+        return model
+
+    async def _text(self, text: str) -> NDArray[np.float32]:
+        model = self._contrastive()
+        found = await self._served.model.lane.run(lambda: model.embed_texts([text])[0])
+        return np.asarray(found.float().cpu().numpy())
+
+    async def _aligned(self, region: pb.ImageRegion) -> NDArray[np.float32]:
+        """Part of a picture in the space of texts (E): see `PatchEmbeddings`."""
+        model = self._contrastive()
+        pixels, mask = await self._selected(region)
+
+        def embed() -> PatchEmbeddings:
+            with torch.inference_mode():
+                return model.embed_patches(pixels[None])
+
+        found = await self._served.model.lane.run(embed)
+        chosen = torch.from_numpy(mask)
+        mean = found.weights[0].cpu()[chosen] @ found.vectors[0].cpu()[chosen]
+        return np.asarray(normalised(mean.numpy()[None])[0])
+
+    async def _selected(self, region: pb.ImageRegion) -> tuple[Tensor, NDArray[np.bool_]]:
+        """(a picture made ready for the model, which of its patches are meant)"""
         bundle, model = self._served.bundle, self._served.model
         picture = await self._state.picture(region.image.data, model)
         chosen = region.region if region.HasField("region") else None
         mask = region_mask(chosen, bundle.grid, picture.geometry)
         if not mask.any():
             raise InvalidInputError("the region selects no patch", field="region.region")
-        vectors = await model.lane.run(
-            lambda: site_vectors(model.model, bundle.site, picture.pixels)
-        )
+        return picture.pixels, mask
+
+    async def _vectors(self, region: pb.ImageRegion) -> NDArray[np.float32]:
+        """The site vectors (n, D) of part of a picture."""
+        bundle, model = self._served.bundle, self._served.model
+        pixels, mask = await self._selected(region)
+        vectors = await model.lane.run(lambda: site_vectors(model.model, bundle.site, pixels))
         return np.asarray(vectors.numpy()[mask])
 
     def _direction(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -129,15 +180,21 @@ class PatchQueries:
             raise InvalidInputError(f"{feature} is not of {self._served.resource}", field=field)
         return index
 
-    async def _examples(self, asked: pb.ExamplesQuery) -> NDArray[np.float32]:
+    async def _examples(
+        self, asked: pb.ExamplesQuery, vector_of_example: VectorOf
+    ) -> NDArray[np.float32]:
         weight = asked.negative_weight if asked.HasField("negative_weight") else _NEGATIVE_WEIGHT
-        positive = await self._mean(asked.positives)
+        positive = await self._mean(asked.positives, vector_of_example)
         if not asked.negatives:
             return positive
-        return positive - np.float32(weight) * await self._mean(asked.negatives)
+        negative = await self._mean(asked.negatives, vector_of_example)
+        return positive - np.float32(weight) * negative
 
-    async def _mean(self, examples: Iterable[pb.SearchExample]) -> NDArray[np.float32]:
-        vectors = [await self._example(example) for example in examples]
+    @staticmethod
+    async def _mean(
+        examples: Iterable[pb.SearchExample], vector_of_example: VectorOf
+    ) -> NDArray[np.float32]:
+        vectors = [await vector_of_example(example) for example in examples]
         mean: NDArray[np.float32] = normalised(np.stack(vectors)).mean(axis=0)
         return mean
 
@@ -152,10 +209,27 @@ class PatchQueries:
                 index = self._own(example.feature, "examples.feature")
                 return np.asarray(bundle.dictionary.decoder[index].numpy())
             case _:
-                raise NotServedError(
-                    "texts are no examples of patches in this version; give a region, a patch or a "
-                    "feature",
-                    field="examples.text",
+                raise InvalidInputError(
+                    "a text is no vector of the site; leave space out, and it is compared with "
+                    "patches in the space of texts",
+                    field="space",
+                )
+
+    async def _aligned_example(self, example: pb.SearchExample) -> NDArray[np.float32]:
+        match example.WhichOneof("kind"):
+            case "text":
+                return await self._text(example.text)
+            case "region":
+                return await self._aligned(example.region)
+            case "patch":
+                index = text_aligned_index(self._served.bundle)
+                (vector,) = index.vectors(np.array([self.patch(example.patch)]))
+                return np.asarray(vector)
+            case _:
+                raise InvalidInputError(
+                    "a feature is a direction of the site, not of the space of texts; give texts, "
+                    "regions or patches beside it",
+                    field="examples.feature",
                 )
 
     def patch(self, asked: pb.IndexedPatch) -> int:
@@ -173,12 +247,17 @@ class PatchQueries:
     def allowed(self, request: pb.SearchPatchesRequest, feature: int | None) -> Mask | None:
         """The patches that may be found; None for all. ``feature`` is that of a feature query."""
         asked, bundle = request.filter, self._served.bundle
-        if asked.data_sets:
-            raise NotServedError(
-                "a bundle is of one data set in this version; leave filter.data_sets out",
-                field="filter.data_sets",
-            )
         mask: Mask | None = None
+        if asked.data_sets:
+            unknown = set(asked.data_sets).difference(bundle.data_sets.tolist())
+            if unknown:
+                raise NotFoundError(
+                    f"{self._served.resource} has no data set {min(unknown)!r}; GetDictionary "
+                    "lists those it has in patch_index.data_sets",
+                    field="filter.data_sets",
+                )
+            of_sets = np.isin(bundle.data_sets, list(asked.data_sets))
+            mask = np.repeat(of_sets, bundle.grid.patches)
         if asked.image_labels or asked.exclude_images:
             labels, excluded = set(asked.image_labels), set(asked.exclude_images)
             images = [
@@ -186,7 +265,8 @@ class PatchQueries:
                 and record.id not in excluded
                 for record in bundle.images
             ]
-            mask = np.repeat(np.array(images), bundle.grid.patches)
+            of_images = np.repeat(np.array(images), bundle.grid.patches)
+            mask = of_images if mask is None else mask & of_images
         if asked.HasField("min_activation"):
             if asked.activation_feature:
                 feature = self._own(asked.activation_feature, "filter.activation_feature")

@@ -7,7 +7,14 @@ from typing import Any
 
 import grpc
 
-from vision_sae.bundles.patch_search import Firing, Hit, by_code, by_vector, collapsed
+from vision_sae.bundles.patch_search import (
+    Firing,
+    Hit,
+    by_code,
+    by_text_aligned,
+    by_vector,
+    collapsed,
+)
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1 import exemplar_pb2, search_service_pb2_grpc
 from vision_sae.v1 import search_service_pb2 as pb
@@ -45,6 +52,10 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
                 hits = by_vector(bundle, query.vector, _DEEPEST, allowed)
                 response.space = pb.SEARCH_SPACE_VECTOR
                 response.recall_at_10 = float(bundle.manifest["patch_index"]["recall_at_10"])
+            elif query.aligned is not None:
+                hits = by_text_aligned(bundle, query.aligned, _DEEPEST, allowed)
+                response.space = pb.SEARCH_SPACE_TEXT_ALIGNED
+                response.recall_at_10 = float(bundle.manifest["text_aligned_index"]["recall_at_10"])
             else:
                 hits = by_code(bundle, query.code or {}, _DEEPEST, allowed)
                 response.space, response.recall_at_10 = pb.SEARCH_SPACE_CODE, 1.0

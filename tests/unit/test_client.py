@@ -249,7 +249,7 @@ def test_every_call_names_an_rpc_of_the_contract() -> None:
 
 def test_search_needs_one_query(address: str) -> None:
     with Client(address) as client:
-        with pytest.raises(InvalidInputError, match="either a feature or an image"):
+        with pytest.raises(InvalidInputError, match="one of a text, a feature or an image"):
             client.search_patches()
         with pytest.raises(InvalidInputError, match="a box needs the image"):
             client.search_patches(feature="dictionaries/a/features/1", box=(0, 0, 1, 1))

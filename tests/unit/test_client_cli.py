@@ -100,7 +100,7 @@ def test_a_missing_server_is_one_line_with_a_hint_and_exit_2() -> None:
     [
         (["attribute", "nothing.png"], "nothing.png cannot be read"),
         (["attribute", "x.png", "--target", "dog"], "no target"),
-        (["search"], "either a feature or an image"),
+        (["search"], "one of a text, a feature or an image"),
         (["search", "--image", "x.png", "--box", "1,2"], "'1,2' is no box"),
         (["search", "--text", "dog", "--image", "x.png"], "one of a text, a feature or an image"),
         (["describe", "a/features/1", "--text", "x", "--abstain", "y"], "give only one"),

@@ -147,18 +147,5 @@ def test_near_duplicates_are_counted(service: Any) -> None:
     assert sum(1 + hit.collapsed_count for hit in once.hits) == len(whole.hits)
 
 
-@pytest.mark.parametrize(
-    ("asked", "field"),
-    [
-        ({"text": "a cat"}, "text"),
-        ({"text": "a cat", "space": pb.SEARCH_SPACE_TEXT_ALIGNED}, "text"),
-        (
-            {"feature": f"{DICTIONARY}/features/0", "filter": {"data_sets": ["a"]}},
-            "filter.data_sets",
-        ),
-    ],
-)
-def test_what_this_version_does_not_search_by(
-    service: Any, asked: dict[str, Any], field: str
-) -> None:
-    assert refused(service, **asked)[1:] == ("NOT_SERVED", field)
+def test_texts_need_patches_in_their_space(service: Any) -> None:
+    assert refused(service, text="a cat") == (INVALID, "INVALID_INPUT", "space")

@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vision_sae.activations import store as layout
 from vision_sae.activations.decoding import (
@@ -26,7 +27,7 @@ from vision_sae.activations.shards import Shard, rounded
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError
-from vision_sae.models.protocol import Model
+from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.pictures.folder import Picture, data_sha256
 from vision_sae.pictures.views import with_views
 
@@ -53,13 +54,26 @@ def _compute(
         return
     images = torch.stack([d.pixels for d in decoded])
     with torch.inference_mode(), model.capture(config.sites) as captured:
-        embedding = model.forward(images).embedding
+        embedding = _embedding(model, images, config, shard)
     for site in config.sites:
         patches = captured[site][:, model.grid.special :]
         shard.arrays[f"{site}.npy"].append(rounded(site, patches, config.dtype))
     shard.arrays[layout.EMBEDDING].append(embedding.cpu().numpy())
     shard.records += [d.record for d in decoded]
     shard.thumbnails += [d.thumbnail for d in decoded]
+
+
+def _embedding(model: Model, images: Tensor, config: HarvestConfig, shard: Shard) -> Tensor:
+    """The embeddings of pictures (B, E); where asked for, patches in the space of texts are kept
+    on the way."""
+    if not config.text_aligned:
+        return model.forward(images).embedding
+    assert isinstance(model, ContrastiveModel)
+    patches = model.embed_patches(images)
+    vectors = torch.nn.functional.normalize(patches.vectors, dim=-1)
+    name = layout.ALIGNED
+    shard.arrays[f"{name}.npy"].append(rounded(name, vectors, config.dtype))
+    return model.forward(images).embedding if patches.whole is None else patches.whole
 
 
 def harvest(

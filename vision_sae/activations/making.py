@@ -20,7 +20,7 @@ from vision_sae.activations.store import ActivationStore, read_jsonl
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import MANIFEST, open_staging, publish, read_json, sha256_json, write_json
-from vision_sae.models.protocol import Model
+from vision_sae.models.protocol import ContrastiveModel, Model
 
 Item = TypeVar("Item")
 Report = Callable[[int], object]
@@ -46,6 +46,14 @@ def plan_of(model: Model, config: HarvestConfig, data_sha256: str) -> dict[str, 
     with model.capture(config.sites):
         pass
     sites = [model.sites[name] for name in config.sites]
+    aligned = {}
+    if config.text_aligned:
+        if not isinstance(model, ContrastiveModel):
+            raise InvalidInputError(
+                f"{model.name} has no texts; harvest a contrastive model, or without this",
+                field="text_aligned",
+            )
+        aligned = {"text_aligned_dim": model.embedding_dim}
     return {
         "format": layout.FORMAT,
         "version": layout.VERSION,
@@ -60,6 +68,7 @@ def plan_of(model: Model, config: HarvestConfig, data_sha256: str) -> dict[str, 
         "shard_images": config.shard_images,
         "thumbnail": config.thumbnail,
         "data_sha256": data_sha256,
+        **aligned,
     }
 
 

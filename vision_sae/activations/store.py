@@ -25,6 +25,8 @@ SHARDS = "shards"
 IMAGES = "images.jsonl"
 SKIPPED = "skipped.jsonl"
 EMBEDDING = "embedding.npy"
+ALIGNED = "text_aligned"
+"""The array of patches in the space of texts, among those of sites."""
 
 _MEAN_ROWS = 4096
 """Rows summed at a time."""
@@ -143,8 +145,17 @@ class ActivationStore:
         record = self.images[image]
         return self.preprocessing.geometry(record.width, record.height)
 
+    @property
+    def text_aligned(self) -> bool:
+        """Whether `ALIGNED` can be read like a site."""
+        return bool(self.manifest.get("text_aligned_dim"))
+
+    def dim(self, site: str) -> int:
+        """D of a site, or of `ALIGNED`."""
+        return int(self.manifest["text_aligned_dim"]) if site == ALIGNED else self.sites[site]
+
     def arrays(self, site: str) -> Iterator[Tensor]:
-        """Mapped tensors (images, patches, D) of one site, shard by shard."""
+        """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard."""
         for shard in self.shards:
             yield to_tensor(np.load(shard / f"{site}.npy", mmap_mode="c"), self.dtype)
 
@@ -155,7 +166,7 @@ class ActivationStore:
 
     def take(self, site: str, rows: NDArray[np.int64]) -> Tensor:
         """The patches with these row numbers, in any order: float32 (len(rows), D)."""
-        taken = torch.empty(len(rows), self.sites[site])
+        taken = torch.empty(len(rows), self.dim(site))
         first = 0
         for array in self.arrays(site):
             of_shard = array.flatten(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vision_sae
-from vision_sae.activations.store import ActivationStore, write_images
+from vision_sae.activations.store import ALIGNED, ActivationStore, ImageRecord, write_images
 from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.bundles import bundle as layout
 from vision_sae.bundles import codes as codes_module
@@ -30,6 +31,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
+from vision_sae.models.grid import PatchGrid
 from vision_sae.vectors import normalised
 
 _BATCH = 1024
@@ -92,6 +94,57 @@ def _encode(
     return builder.by_patch(), metrics, explained.numpy()
 
 
+def _text_aligned(store: ActivationStore, folder: Path, config: BuildConfig) -> dict[str, Any]:
+    """Index the patches in the space of texts; what the manifest says of it."""
+    if not store.text_aligned:
+        return {}
+    name = ALIGNED
+    builder = PatchIndexBuilder(
+        folder,
+        store.dim(name),
+        store.rows,
+        lambda rows: normalised(store.take(name, rows).numpy()),
+        shard_rows=config.index_shard_rows,
+    )
+    for vectors in store.batches(name, _BATCH):
+        builder.add(normalised(vectors.numpy()))
+    return {"text_aligned_index": builder.finish(config.recall_floor)._asdict()}
+
+
+def write_measured(
+    staging: Path,
+    codes: SparseRows,
+    dictionary: Dictionary,
+    images: Sequence[ImageRecord],
+    grid: PatchGrid,
+    config: BuildConfig,
+) -> None:
+    """Write the codes of every patch, and all that follows from them alone."""
+    postings = by_feature(codes, dictionary.width)
+    codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
+    codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
+    save_file(statistics(postings)._asdict(), staging / layout.STATISTICS)
+    thresholds = np.array(
+        [
+            np.quantile(values, config.mask_quantile) if len(values) else 0.0
+            for _, values in map(postings.row, range(dictionary.width))
+        ],
+        dtype=np.float32,
+    )
+    _, sources = np.unique([image.origin for image in images], return_inverse=True)
+    chosen = exemplars(
+        postings,
+        grid.patches,
+        thresholds,
+        config.exemplars,
+        config.quantile_exemplars,
+        sources=sources,
+    )
+    save_file(chosen._asdict(), staging / layout.EXEMPLARS)
+    related = relations(codes, dictionary.decoder)
+    save_file(related._asdict(), staging / layout.RELATIONS)
+
+
 def _write_pictures(store: ActivationStore, staging: Path) -> None:
     write_images(staging / layout.IMAGES, store.images)
     write_thumbnails(staging, store.thumbnails())
@@ -148,31 +201,8 @@ def build(
             store, site, dictionary, mean, index_builder, progress=progress
         )
         report = index_builder.finish(config.recall_floor)
-        postings = by_feature(codes, dictionary.width)
-        codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
-        codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
-
-        stats = statistics(postings)
-        save_file(stats._asdict(), staging / layout.STATISTICS)
-        thresholds = np.array(
-            [
-                np.quantile(values, config.mask_quantile) if len(values) else 0.0
-                for _, values in map(postings.row, range(dictionary.width))
-            ],
-            dtype=np.float32,
-        )
-        _, sources = np.unique([image.origin for image in store.images], return_inverse=True)
-        chosen = exemplars(
-            postings,
-            store.grid.patches,
-            thresholds,
-            config.exemplars,
-            config.quantile_exemplars,
-            sources=sources,
-        )
-        save_file(chosen._asdict(), staging / layout.EXEMPLARS)
-        related = relations(codes, dictionary.decoder)
-        save_file(related._asdict(), staging / layout.RELATIONS)
+        aligned = _text_aligned(store, staging / layout.TEXT_ALIGNED_INDEX, config)
+        write_measured(staging, codes, dictionary, store.images, store.grid, config)
 
         manifest |= {
             "format": layout.FORMAT,
@@ -187,6 +217,7 @@ def build(
             "metrics": trained["metrics"] | {"build": metrics.result()._asdict()},
             "usual_explained_variance": float(np.quantile(explained, _UNUSUAL)),
             "patch_index": report._asdict(),
+            **aligned,
             "nearest_floor": nearest_floor(dictionary.width, dictionary.dim),
             "build": config.model_dump(mode="json"),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,11 +54,14 @@ STATISTICS = "statistics.safetensors"
 EXEMPLARS = "exemplars.safetensors"
 RELATIONS = "relations.safetensors"
 PATCH_INDEX = "patches"
+TEXT_ALIGNED_INDEX = "text_aligned"
 DESCRIPTIONS = "descriptions.jsonl"
+DELETED = "deleted.npy"
 
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
     *("statistics", "_exemplars", "relations", "patch_index", "descriptions", "thumbnails"),
+    *("text_aligned_index", "deleted"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -177,6 +180,27 @@ class Bundle:
         return PatchIndex.load(self.path / PATCH_INDEX, self.manifest["patch_index"]["nprobe"])
 
     @cached_property
+    def text_aligned_index(self) -> PatchIndex | None:
+        """The mapped index over patches in the space of texts, of unit norm; None where the store
+        did not keep them."""
+        report = self.manifest.get("text_aligned_index")
+        if report is None:
+            return None
+        return PatchIndex.load(self.path / TEXT_ALIGNED_INDEX, report["nprobe"])
+
+    @cached_property
+    def deleted(self) -> NDArray[np.bool_] | None:
+        """Which images were deleted (images); None when none was. Their patches have no codes, and
+        what the indexes still hold of them is not to be found."""
+        path = self.path / DELETED
+        return np.asarray(np.load(path)) if path.is_file() else None
+
+    @cached_property
+    def data_sets(self) -> NDArray[np.str_]:
+        """The data set of every image: the uppermost folder it lay in, or "" in none."""
+        return np.array([image.id.rpartition("/")[0].partition("/")[0] for image in self.images])
+
+    @cached_property
     def descriptions(self) -> dict[int, dict[str, Any]]:
         """{feature: description}; empty before `describe`."""
         path = self.path / DESCRIPTIONS
@@ -234,27 +258,34 @@ def _share(file: Path, name: Path) -> None:
 
 
 def republish(
-    bundle: Bundle, path: Path, manifest: dict[str, Any], files: Mapping[str, bytes] | None = None
+    bundle: Bundle,
+    path: Path,
+    manifest: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+    *,
+    write: Callable[[Path], None] | None = None,
 ) -> Bundle:
-    """Publish ``bundle`` anew at ``path`` with changed manifest entries and new or changed files.
+    """Publish ``bundle`` anew at ``path`` with changed manifest entries and new or changed files:
+    ``files``, and what ``write`` puts in the directory it is given.
 
     Unchanged files are shared by hard links, or copied where the file system has none. Raises
     `MismatchError`, and changes nothing, when another bundle has been published at ``path`` since
     ``bundle`` was opened.
     """
-    new = files or {}
     staging = open_staging(path)
     source = published(path)  # a bundle that a dead writer had set aside is back in its place
     if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
         raise MismatchError(
             f"{path} was published anew while this was at work; run it again", field="bundle"
         )
+    if write is not None:
+        write(staging)
+    for name, data in (files or {}).items():
+        (staging / name).write_bytes(data)
     for name in bundle.manifest["files"]:
-        if name not in new:
+        if not (staging / name).exists():
             (staging / name).parent.mkdir(exist_ok=True)
             _share(source / name, staging / name)
-    for name, data in new.items():
-        (staging / name).write_bytes(data)
     publish(path, bundle.manifest | manifest)
     return Bundle(path)
 

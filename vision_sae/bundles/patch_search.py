@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.patch_index import PatchIndex
+from vision_sae.errors import InvalidInputError
 from vision_sae.vectors import normalised
 
 _EXACT_UP_TO = 50_000
@@ -63,13 +65,48 @@ def by_vector(
     ``allowed`` (patches) costs no recall: few allowed patches are compared exactly, among many the
     index searches with its own recall.
     """
+    return _nearest(bundle.patch_index, query, depth, _left(bundle, allowed))
+
+
+def by_text_aligned(
+    bundle: Bundle, query: NDArray[np.float32], depth: int, allowed: Mask | None = None
+) -> list[Hit]:
+    """The patches that are most like ``query`` (E), a text or a picture, in the space of texts.
+
+    Raises `InvalidInputError` for a bundle without such an index.
+    """
+    return _nearest(text_aligned_index(bundle), query, depth, _left(bundle, allowed))
+
+
+def text_aligned_index(bundle: Bundle) -> PatchIndex:
+    """The index in the space of texts; raises `InvalidInputError` where the bundle has none."""
+    if bundle.text_aligned_index is None:
+        raise InvalidInputError(
+            f"the patches of {bundle.name} are not kept in the space of texts; harvest a "
+            "contrastive model with --text-aligned and build anew, or find features by text with "
+            "SearchFeatures and then their patches",
+            field="space",
+        )
+    return bundle.text_aligned_index
+
+
+def _left(bundle: Bundle, allowed: Mask | None) -> Mask | None:
+    """Those of the allowed patches whose pictures have not been deleted."""
+    if bundle.deleted is None:
+        return allowed
+    left = np.repeat(~bundle.deleted, bundle.grid.patches)
+    return left if allowed is None else left & allowed
+
+
+def _nearest(
+    index: PatchIndex, query: NDArray[np.float32], depth: int, allowed: Mask | None
+) -> list[Hit]:
     unit = normalised(query[None])
     if allowed is not None and int(allowed.sum()) <= _EXACT_UP_TO:
         rows = np.flatnonzero(allowed)
-        cosines = bundle.patch_index.vectors(rows) @ unit[0]
+        cosines = index.vectors(rows) @ unit[0]
         return _best(rows, cosines, depth)
-    depth = min(depth, len(bundle.patch_index))
-    cosines, found = bundle.patch_index.search(unit, depth, allowed)
+    cosines, found = index.search(unit, min(depth, len(index)), allowed)
     return [Hit(int(r), float(c)) for r, c in zip(found[0], cosines[0], strict=True) if r >= 0]
 
 

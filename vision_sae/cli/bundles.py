@@ -32,6 +32,18 @@ def build(
 
 
 @command()
+def delete(
+    bundle: Annotated[Path, typer.Argument(help="Published bundle.")],
+    image: Annotated[list[str], typer.Option(help="Identifier of a picture; may be repeated.")],
+) -> None:
+    """Take pictures out of a bundle, with all that was measured on them."""
+    from vision_sae.bundles.deletion import delete_images
+
+    made = delete_images(bundle, image)
+    typer.echo(f"{bundle}: {made.manifest['deleted']} pictures deleted in all")
+
+
+@command()
 def serve(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,

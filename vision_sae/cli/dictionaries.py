@@ -32,6 +32,10 @@ def harvest(
         int | None, typer.Option(help="Pictures made of each: itself and random crops.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Pictures generated of each prompt.")] = None,
+    text_aligned: Annotated[
+        bool | None,
+        typer.Option("--text-aligned", help="Let patches be found by text; contrastive models."),
+    ] = None,
     config: Configuration = None,
 ) -> None:
     """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
@@ -52,6 +56,7 @@ def harvest(
             "limit": limit,
             "views": views,
             "seeds": seeds,
+            "text_aligned": text_aligned,
         },
     ).harvest
     if source.is_dir():

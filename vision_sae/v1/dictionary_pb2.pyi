@@ -41,7 +41,7 @@ class PatchIndex(_message.Message):
     """Bytes per patch."""
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names that a filter on data sets accepts."""
+        """The names that a filter on data sets accepts: the uppermost folders that pictures lay in."""
 
     def __init__(
         self,

@@ -1,0 +1,231 @@
+"""The patch index on a million patches of real pictures, against calling FAISS directly.
+
+``python -m tests.benchmarks.patch_index --work DIR`` prints JSON. The patches are those of the
+demo's ViT on the demo's pictures and crops of them; the queries are patches of other pictures. The
+store is made in DIR once, the indexes are made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vision_sae.activations.harvest import harvest
+from vision_sae.activations.store import ActivationStore
+from vision_sae.bundles.patch_index import SHARD_ROWS, IndexReport, PatchIndex, PatchIndexBuilder
+from vision_sae.config import HarvestConfig
+from vision_sae.demo.run import CORPUS
+from vision_sae.models.registry import load_model
+from vision_sae.pictures.folder import image_folder
+from vision_sae.vectors import normalised
+
+_VIEWS = 3
+_QUERIES, _NEIGHBOURS = 1000, 10
+_BATCH = 8192
+_TURNS = 3
+_NPROBE, _REFINED = 32, 10
+_TABLE_ROWS = (50_000, 300_000, 1_000_000)
+Vectors = NDArray[np.float32]
+
+
+class Rows:
+    """Normalised vectors of a store's only site."""
+
+    def __init__(self, store: ActivationStore, mean: Vectors | None = None) -> None:
+        self.store, self.site = store, store.site(None)
+        self.mean = store.mean(self.site).numpy() if mean is None else mean
+
+    def batches(self) -> Iterator[Vectors]:
+        """All of them, in row order."""
+        for vectors in self.store.batches(self.site, _BATCH):
+            yield normalised(vectors.numpy(), self.mean)
+
+    def take(self, rows: NDArray[np.int64]) -> Vectors:
+        """Those of some rows."""
+        return normalised(self.store.take(self.site, rows).numpy(), self.mean)
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status does not tell RssAnon")
+
+
+def built(rows: Rows, folder: Path, shard_rows: int) -> tuple[IndexReport, dict[str, float]]:
+    """An index of all rows, and what making it took."""
+    shutil.rmtree(folder, ignore_errors=True)
+    before, begun = anonymous_mb(), time.perf_counter()
+    builder = PatchIndexBuilder(
+        folder, rows.store.sites[rows.site], rows.store.rows, rows.take, shard_rows=shard_rows
+    )
+    peak = anonymous_mb()
+    for vectors in rows.batches():
+        builder.add(vectors)
+        peak = max(peak, anonymous_mb())
+    report = builder.finish(0.9)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return report, {
+        "build_s": round(time.perf_counter() - begun, 1),
+        "build_peak_mb": round(peak - before, 1),
+        "bytes_per_vector": round(size / report.rows, 1),
+    }
+
+
+def exact(rows: Rows, queries: Vectors) -> NDArray[np.int64]:
+    """The nearest rows of each query, by comparing with all."""
+    wanted = torch.from_numpy(queries)
+    best, places, start = torch.empty(len(queries), 0), torch.empty(len(queries), 0).long(), 0
+    for vectors in rows.batches():
+        cosines = torch.cat([best, wanted @ torch.from_numpy(vectors).T], 1)
+        here = torch.arange(start, start := start + len(vectors)).expand(len(queries), -1)
+        best, kept = cosines.topk(_NEIGHBOURS, dim=1)
+        places = torch.cat([places, here], 1).gather(1, kept)
+    return np.asarray(places.numpy())
+
+
+def recall(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
+    """Share of the wanted rows among those found."""
+    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]
+    return round(float(np.mean(shared)) / int(wanted.shape[1]), 4)
+
+
+def per_second(find: Callable[[Vectors], object], queries: Vectors) -> float:
+    """Queries a second, one at a time, as a server gets them."""
+    begun = time.perf_counter()
+    for query in queries:
+        find(query[None])
+    return len(queries) / (time.perf_counter() - begun)
+
+
+def rates(folder: Path, report: IndexReport, queries: Vectors) -> dict[str, float]:
+    """Queries a second of the PatchIndex and of the same search by FAISS itself, in turns."""
+    index = PatchIndex.load(folder, report.nprobe)
+    (path,) = folder.iterdir()
+    direct: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    parameters = parameters_of(direct, report.nprobe)
+
+    def ours(query: Vectors) -> object:
+        return index.search(query, _NEIGHBOURS)
+
+    def theirs(query: Vectors) -> object:
+        return direct.search(query, _NEIGHBOURS, params=parameters)
+
+    per_second(ours, queries)
+    turns = [(per_second(ours, queries), per_second(theirs, queries)) for _ in range(_TURNS)]
+    return {
+        "rate_per_s": round(float(np.median([mine for mine, _ in turns])), 1),
+        "rate_ratio_to_faiss": round(float(np.median([a / b for a, b in turns])), 3),
+    }
+
+
+def parameters_of(index: Any, nprobe: int) -> Any:
+    """How FAISS is told to visit so many lists."""
+    if not nprobe:
+        return None
+    parameters = cast(Any, faiss.SearchParametersIVF)(nprobe=nprobe)
+    if isinstance(index, faiss.IndexRefine):
+        return cast(Any, faiss.IndexRefineSearchParameters)(
+            k_factor=_REFINED, base_index_params=parameters
+        )
+    return parameters
+
+
+def open_ms(folder: Path, nprobe: int) -> float:
+    """Milliseconds to open an index, the median of a few."""
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        PatchIndex.load(folder, nprobe)
+        times.append(time.perf_counter() - begun)
+    return round(1000 * float(np.median(times)), 1)
+
+
+def table(rows: Rows, queries: Vectors, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Each type of the chooser at each size, by FAISS itself."""
+    for count in _TABLE_ROWS:
+        random = np.random.default_rng(count)
+        chosen = np.sort(random.permutation(rows.store.rows)[:count])
+        vectors = rows.take(chosen)
+        lists = 2 ** round(np.log2(np.sqrt(count)))
+        nearest: NDArray[np.int64] | None = None
+        for kind in ("Flat", f"IVF{lists},SQ8", f"IVF{lists},RaBitQfs,Refine(SQ8)"):
+            index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+            begun = time.perf_counter()
+            if not index.is_trained:
+                index.train(vectors[random.permutation(count)[: 64 * lists]])
+            index.add(vectors)
+            seconds = time.perf_counter() - begun
+            parameters = parameters_of(index, 0 if kind == "Flat" else _NPROBE)
+            _, found = index.search(queries, _NEIGHBOURS, params=parameters)
+            nearest = found if nearest is None else nearest
+            few = queries[:100] if kind == "Flat" else queries
+
+            def find(query: Vectors, index: Any = index, parameters: Any = parameters) -> object:
+                return index.search(query, _NEIGHBOURS, params=parameters)
+
+            rate = per_second(find, few)
+            faiss.write_index(index, str(scratch))
+            yield {
+                "rows": count,
+                "type": kind,
+                "recall_at_10": recall(found, nearest),
+                "per_s": round(rate, 1),
+                "bytes_per_vector": round(scratch.stat().st_size / count, 1),
+                "build_s": round(seconds, 1),
+            }
+
+
+def main() -> None:
+    """Make the store and the indexes, and print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/patch-index"))
+    work: Path = parser.parse_args().work
+    config = HarvestConfig(views=_VIEWS)
+    model = load_model(config.model)
+    rows = Rows(harvest(model, image_folder(CORPUS / "train"), work / "store", config))
+    held = harvest(
+        model,
+        image_folder(CORPUS / "heldout"),
+        work / "heldout",
+        config.model_copy(update={"views": 1}),
+    )
+    chosen = np.random.default_rng(0).permutation(held.rows)[:_QUERIES]
+    queries = Rows(held, rows.mean).take(np.sort(chosen))
+    report, made = built(rows, work / "index", SHARD_ROWS)
+    cut_report, cut = built(rows, work / "index-cut", report.rows // 4 + 1)
+    index = PatchIndex.load(work / "index", report.nprobe)
+    sharded = PatchIndex.load(work / "index-cut", cut_report.nprobe)
+    wanted = exact(rows, queries)
+    found = {
+        "recall_at_10": recall(index.search(queries, _NEIGHBOURS)[1], wanted),
+        "recall_at_10_recorded": round(report.recall_at_10, 4),
+        **rates(work / "index", report, queries),
+        **made,
+        "open_ms": open_ms(work / "index", report.nprobe),
+        "rows": report.rows,
+        "dim": rows.store.sites[rows.site],
+        "type": report.type,
+        "nprobe": report.nprobe,
+        "in_four_files": {
+            "recall_at_10": recall(sharded.search(queries, _NEIGHBOURS)[1], wanted),
+            "build_peak_mb": cut["build_peak_mb"],
+        },
+        "table": list(table(rows, queries, work / "scratch.faiss")),
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
