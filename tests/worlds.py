@@ -70,6 +70,7 @@ def write_store(
     site: str = SITE,
     grid: PatchGrid = GRID,
     weights_sha256: str = "w" * 64,
+    data_sha256: str = "d" * 64,
 ) -> ActivationStore:
     """A store whose shards hold these vectors, each array (images, patches, D)."""
     jpeg = io.BytesIO()
@@ -113,7 +114,7 @@ def write_store(
             "shards": [
                 {"name": f"{number:05d}", "images": len(s)} for number, s in enumerate(shards)
             ],
-            "data_sha256": "d" * 64,
+            "data_sha256": data_sha256,
         }
     return ActivationStore(directory)
 

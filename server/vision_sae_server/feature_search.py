@@ -152,14 +152,20 @@ def _by_meaning(state: State, text: str, chosen: Sequence[Served], match: _Match
 def _by_feature(
     state: State, request: pb.SearchFeaturesRequest, chosen: Sequence[Served]
 ) -> list[_Hit]:
-    """By the cosine of decoder directions, within all dictionaries of the feature's site."""
+    """By the cosine of decoder directions, within all dictionaries of the feature's site; in others
+    its counterpart, where the dictionaries were matched."""
     own, index = state.feature(request.feature)
     comparable = [each for each in chosen if _same_site(each, own)]
-    if request.dictionaries and len(comparable) < len(chosen):
-        other = next(each for each in chosen if not _same_site(each, own))
+    matched = [
+        each
+        for each in chosen
+        if not _same_site(each, own) and each.bundle.name in own.bundle.matches
+    ]
+    if request.dictionaries and len(comparable) + len(matched) < len(chosen):
+        other = next(each for each in chosen if each not in comparable and each not in matched)
         raise InvalidInputError(
-            f"directions of {other.resource} cannot be compared with {request.feature}: it is of "
-            "another site",
+            f"{other.resource} is of another site than {request.feature}, and the two dictionaries "
+            "were not matched; run `vision-sae match` on their bundles",
             field="dictionaries",
         )
     direction = own.bundle.dictionary.decoder[index]
@@ -172,6 +178,11 @@ def _by_feature(
         found = zip(range(len(decoder)), cosines.tolist(), strict=True)
         match = pb.FEATURE_MATCH_DIRECTION
         hits += [_Hit(each, i, cosine, match) for i, cosine in found if cosine > -torch.inf]
+    for each in matched:
+        counterparts = own.bundle.matches[each.bundle.name]
+        nearest, similarity = int(counterparts.nearest[index]), counterparts.similarities[index]
+        if nearest >= 0:
+            hits.append(_Hit(each, nearest, float(similarity), pb.FEATURE_MATCH_DIRECTION))
     return sorted(hits, key=lambda hit: -hit.score)
 
 

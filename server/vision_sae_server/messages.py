@@ -16,6 +16,7 @@ from vision_sae.descriptions.protocol import Negatives, Score
 from vision_sae.descriptions.store import Entry
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.resources import dictionary_resource
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import (
     description_pb2,
@@ -307,7 +308,7 @@ def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
     ]
     entries = served.labels.currents(served.resource, [other for _, other, _ in found])
     floor = served.bundle.manifest["nearest_floor"]
-    return [
+    within = [
         feature_pb2.RelatedFeature(
             feature=f"{served.resource}/features/{other}",
             relation=feature_pb2.FeatureRelation.ValueType(kind),
@@ -317,6 +318,35 @@ def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
         )
         for kind, other, strength in found
     ]
+    return within + _matched(served, index)
+
+
+def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
+    """The counterparts of a feature in other dictionaries, those most alike first: one to one where
+    there is such a one, else its nearest."""
+    found = []
+    for name, matches in served.bundle.matches.items():
+        entry = served.bundle.manifest["matches"][name]
+        partner, nearest = int(matches.partner[index]), int(matches.nearest[index])
+        if nearest < 0:
+            continue
+        other, strength, floor = (
+            (partner, matches.partner_similarities[index], entry["partner_floor"])
+            if partner >= 0
+            else (nearest, matches.similarities[index], entry["nearest_floor"])
+        )
+        resource = dictionary_resource(name)
+        labelled = served.labels.currents(resource, [other]).get(other)
+        found.append(
+            feature_pb2.RelatedFeature(
+                feature=f"{resource}/features/{other}",
+                relation=feature_pb2.FEATURE_RELATION_MATCH,
+                similarity=float(strength),
+                random_floor=floor,
+                label=(labelled.description.text or "") if labelled else "",
+            )
+        )
+    return sorted(found, key=lambda related: -related.similarity)
 
 
 def dictionary(served: Served) -> dictionary_pb2.Dictionary:

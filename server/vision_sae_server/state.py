@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
 from vision_sae.models.bound import bound
 from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Geometry
@@ -149,6 +149,19 @@ class State:
         self.labels.close()
 
 
+def _check_matches(dictionaries: Mapping[str, Served]) -> None:
+    """Refuse counterparts in a dictionary that has changed since."""
+    for served in dictionaries.values():
+        for name, entry in served.bundle.manifest.get("matches", {}).items():
+            other = dictionaries.get(dictionary_resource(name))
+            if other and other.bundle.dictionary_sha256 != entry["dictionary_sha256"]:
+                raise MismatchError(
+                    f"{served.bundle.name} was matched with another dictionary {name} than the one "
+                    "that is served; run `vision-sae match` again",
+                    field="bundle",
+                )
+
+
 def load_state(
     bundles: Sequence[Path], config: ServeConfig, labelling: Labelling | None = None
 ) -> State:
@@ -177,6 +190,7 @@ def load_state(
         entry = Served(bundle, served, labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)
+    _check_matches(dictionaries)
     models = {f"models/{model.name}": model for model in loaded.values()}
     if labelling is None and config.clip:
         evidence = {name: served.evidence for name, served in dictionaries.items()}

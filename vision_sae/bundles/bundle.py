@@ -20,7 +20,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
 from vision_sae.bundles.patch_index import PatchIndex
-from vision_sae.bundles.relations import Relations
+from vision_sae.bundles.relations import Matches, Relations
 from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
@@ -37,6 +37,7 @@ from vision_sae.files import (
     published,
     read_json,
     sha256_file,
+    sha256_json,
     verify_files,
 )
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
@@ -57,11 +58,12 @@ PATCH_INDEX = "patches"
 TEXT_ALIGNED_INDEX = "text_aligned"
 DESCRIPTIONS = "descriptions.jsonl"
 DELETED = "deleted.npy"
+MATCHES = "matches"
 
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
     *("statistics", "_exemplars", "relations", "patch_index", "descriptions", "thumbnails"),
-    *("text_aligned_index", "deleted"),
+    *("text_aligned_index", "deleted", "matches"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -165,6 +167,14 @@ class Bundle:
         """Hex SHA-256 of the manifest's bytes: the identity of the whole bundle."""
         return sha256_file(self.path / MANIFEST)
 
+    @property
+    def dictionary_sha256(self) -> str:
+        """Hex SHA-256 of what the files of the dictionary hold: the same however the bundle is
+        published anew."""
+        files: dict[str, Any] = self.manifest["files"]
+        kept = {name: entry for name, entry in files.items() if name.startswith(DICTIONARY + "/")}
+        return sha256_json([kept, self.manifest["dictionary"]])
+
     @cached_property
     def relations(self) -> Relations:
         """How features are related."""
@@ -194,6 +204,14 @@ class Bundle:
         what the indexes still hold of them is not to be found."""
         path = self.path / DELETED
         return np.asarray(np.load(path)) if path.is_file() else None
+
+    @cached_property
+    def matches(self) -> dict[str, Matches]:
+        """{a bundle that this one was matched with: the counterparts of the features there}"""
+        return {
+            other: Matches(**load_file(self.path / MATCHES / f"{other}.safetensors"))
+            for other in self.manifest.get("matches", {})
+        }
 
     @cached_property
     def data_sets(self) -> NDArray[np.str_]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from vision_sae.bundles.co_activation import Activations
 from vision_sae.bundles.codes import SparseRows
 
 RELATED = 5
@@ -52,6 +53,20 @@ class Relations(NamedTuple):
         return found[np.argsort(-self.covered[found], kind="stable")]
 
 
+class Matches(NamedTuple):
+    """The counterparts of features in another dictionary (see `vision_sae.bundles.matches`): one
+    row a feature; -1 where there is no counterpart, as for a feature that never fires."""
+
+    nearest: NDArray[np.int32]
+    """The most similar feature of the other bundle (F)."""
+    similarities: NDArray[np.float32]
+    """How similar it is (F)."""
+    partner: NDArray[np.int32]
+    """The feature it is paired with one to one (F); all -1 where that was too much work."""
+    partner_similarities: NDArray[np.float32]
+    """How similar that is (F)."""
+
+
 def relations(codes: SparseRows, decoder: Tensor) -> Relations:
     """The relations of the features of ``decoder`` (F, D) over the ``codes`` of all patches.
 
@@ -59,15 +74,11 @@ def relations(codes: SparseRows, decoder: Tensor) -> Relations:
     """
     width, patches = len(decoder), len(codes.indptr) - 1
     count = min(RELATED, max(width - 1, 0))
-    values = codes.values.astype(np.float32)
-    shape = (patches, width)
-    by_patch = csr_array((values, codes.indices, codes.indptr), shape)
-    fires = csr_array((np.ones_like(values), codes.indices, codes.indptr), shape)
-    by_feature, fires_by_feature = by_patch.T.tocsr(), fires.T.tocsr()
+    activations = Activations(codes, width)
+    ones = np.ones(len(codes.indices), dtype=np.float32)
+    fires = csr_array((ones, codes.indices, codes.indptr), (patches, width))
+    fires_by_feature = fires.T.tocsr()
     counts = np.bincount(codes.indices, minlength=width)
-    mean = np.bincount(codes.indices, values, width) / max(patches, 1)
-    square = np.bincount(codes.indices, np.square(values, dtype=np.float64), width)
-    spread = np.sqrt(np.maximum(square / max(patches, 1) - mean**2, 0))
     unit = F.normalize(decoder.float(), dim=1)
 
     made = Relations(
@@ -84,10 +95,7 @@ def relations(codes: SparseRows, decoder: Tensor) -> Relations:
         cosines = (unit[start : start + _BLOCK] @ unit.T).numpy()
         cosines[own] = -np.inf
         _keep(made.nearest, made.cosines, rows, cosines, np.ones(len(rows), dtype=bool))
-        products = (by_feature[rows] @ by_patch).toarray() / max(patches, 1)
-        moved = products - mean[rows, None] * mean
-        with np.errstate(divide="ignore", invalid="ignore"):
-            correlation = np.nan_to_num(moved / (spread[rows, None] * spread), nan=-np.inf)
+        correlation = activations.correlations(rows, activations)
         correlation[own] = -np.inf
         _keep(made.together, made.correlations, rows, correlation, counts[rows] > 0)
         shared = (fires_by_feature[rows] @ fires).toarray()

@@ -44,6 +44,24 @@ def delete(
 
 
 @command()
+def match(
+    bundle: Annotated[Path, typer.Argument(help="Published bundle.")],
+    against: Annotated[Path, typer.Argument(help="Another one, to find counterparts in.")],
+) -> None:
+    """Find each feature's counterpart in another dictionary, layer or model."""
+    from vision_sae.bundles.matches import match_bundles
+
+    made = match_bundles(bundle, against)
+    found = made.manifest["matches"][against.name]
+    for name in ("nearest", "partner"):
+        if name in found:
+            typer.echo(
+                f"{name} by {found['measure']}: mean {found[name]:.3f}, by chance "
+                f"{found[f'{name}_floor']:.3f}"
+            )
+
+
+@command()
 def serve(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,

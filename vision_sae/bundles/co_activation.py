@@ -1,0 +1,40 @@
+"""Correlations of features' activations over the patches of a data set, in blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from vision_sae.bundles.codes import SparseRows
+
+
+class Activations:
+    """The codes of all patches as a sparse matrix, with the moments of every feature."""
+
+    def __init__(self, codes: SparseRows, width: int) -> None:
+        self.patches, self.width = len(codes.indptr) - 1, width
+        values = codes.values.astype(np.float32)
+        self.by_patch = csr_array((values, codes.indices, codes.indptr), (self.patches, width))
+        self.by_feature = self.by_patch.T.tocsr()
+        count = max(self.patches, 1)
+        self.mean = np.bincount(codes.indices, values, width) / count
+        square = np.bincount(codes.indices, np.square(values, dtype=np.float64), width)
+        self.spread = np.sqrt(np.maximum(square / count - self.mean**2, 0))
+
+    def permuted(self, rows: NDArray[np.int64]) -> Activations:
+        """The same with its patches in another order."""
+        other = object.__new__(Activations)
+        other.__dict__.update(self.__dict__)
+        other.by_patch = self.by_patch[rows]
+        other.by_feature = other.by_patch.T.tocsr()
+        return other
+
+    def correlations(self, features: NDArray[np.int64], other: Activations) -> NDArray[np.float64]:
+        """Pearson's correlations (len(features), other.width) over the same patches; minus infinity
+        where one of the two never changes."""
+        products = (self.by_feature[features] @ other.by_patch).toarray() / max(self.patches, 1)
+        moved = products - self.mean[features, None] * other.mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = moved / (self.spread[features, None] * other.spread)
+        return np.asarray(np.nan_to_num(found, nan=-np.inf))
