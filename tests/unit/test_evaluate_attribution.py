@@ -86,7 +86,7 @@ class LinearVit(VitModel):
         return ModelOutput(captured[SITE][:, 1:].sum(1).float(), None)
 
 
-def test_areas_of_a_linear_target_are_those_of_sorted_contributions(
+def test_curves_of_a_linear_target_are_those_of_sorted_contributions(
     found: SiteDictionary, images: list[Tensor]
 ) -> None:
     made = tiny_model()
@@ -99,12 +99,20 @@ def test_areas_of_a_linear_target_are_those_of_sorted_contributions(
     deletion, insertion = (t for t in tests if t.space == "code")
     active = torch.unique(books.codes.indices[books.codes.values > 0])
     ordered = per_feature[orders_of(per_feature, active)].double()
-    left = 1 - np.concatenate([[0], ordered.cumsum(0).numpy()]) / float(ordered.sum())
-    shares = np.linspace(0, 1, len(left))
-    for share, value in deletion.curve:
-        assert value == pytest.approx(np.interp(share, shares, left), rel=1e-3, abs=1e-4)
-    for share, value in insertion.curve:
-        assert value == pytest.approx(1 - np.interp(share, shares, left), rel=1e-3, abs=1e-4)
+    gone = np.concatenate([[0], ordered.cumsum(0).numpy()])
+    shares = np.linspace(0, 1, len(gone))
+    for test, sign in ((deletion, -1), (insertion, 1)):
+        expected = sign * np.interp(test.curve[:, 0], shares, gone)
+        slope, offset = np.polyfit(expected, test.curve[:, 1], 1)
+        assert slope > 0
+        np.testing.assert_allclose(test.curve[:, 1], offset + slope * expected, atol=1e-3)
+        assert test.area == pytest.approx(
+            np.trapezoid(test.curve[:, 1], test.curve[:, 0]), abs=1e-5
+        )
+    # What speaks for the target goes first: no order leaves less of it, or puts back more.
+    assert deletion.curve[:, 1].min() == 0
+    assert insertion.curve[:, 1].max() == 1
+    assert deletion.area < deletion.area_random < insertion.area
 
 
 def test_orders_are_stable() -> None:

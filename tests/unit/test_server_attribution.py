@@ -190,15 +190,23 @@ def test_factors_of_this_and_other_pictures(service: Any) -> None:
     assert any(component.contribution for component in found.components)
 
 
+_OTHER = {
+    ledger_pb2.FAITHFULNESS_TEST_DELETION: ledger_pb2.FAITHFULNESS_TEST_INSERTION,
+    ledger_pb2.FAITHFULNESS_TEST_INSERTION: ledger_pb2.FAITHFULNESS_TEST_DELETION,
+}
+
+
 def test_faithfulness_of_an_answer(service: Any) -> None:
     found = site(service, faithfulness=True)
     tests = {(t.space, t.test): t for t in found.faithfulness}
     assert len(tests) == 4
     for (space, test), measured in tests.items():
         curve = from_proto(measured.curve)
-        ends = (1, 0) if test == ledger_pb2.FAITHFULNESS_TEST_DELETION else (0, 1)
-        assert (curve[0, 1], curve[-1, 1]) == ends
         assert (curve[0, 0], curve[-1, 0]) == (0, 1)
+        assert 0 <= curve[:, 1].min() <= curve[:, 1].max() <= 1
+        # What one test begins with is what the other ends with.
+        other = from_proto(tests[space, _OTHER[test]].curve)
+        assert np.sign(curve[0, 1] - curve[-1, 1]) == np.sign(other[-1, 1] - other[0, 1])
         assert measured.area == pytest.approx(np.trapezoid(curve[:, 1], curve[:, 0]), abs=1e-5)
         in_code = space == ledger_pb2.FAITHFULNESS_SPACE_CODE
         assert measured.HasField("area_activation") is in_code

@@ -3,8 +3,10 @@
 Parts of a picture are taken away, or put back into the empty picture, the most important first, and
 the target is measured on the way (Petsiuk et al. 2018, arXiv:1806.07421). Parts are features of the
 code at a site (the empty picture has none, but keeps bias and error), or patches of the picture
-itself (the empty picture is a blurred one). The curve is 1 for the whole picture and 0 for the
-empty one; the area under it is small for a good order of deletion, large for one of insertion.
+itself (the empty picture is a blurred one). Curves are drawn between the smallest value that the
+target took on the way, in any order, which is 0, and the largest, 1: some features speak against a
+target, so that the whole code may move it less than a part, or not at all. The area under the curve
+is small for a good order of deletion, large for one of insertion.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Faithfulness:
     area_activation: float | None
     """Of the order by activation; in code space only."""
     curve: NDArray[np.float32]
-    """(points, 2): the share taken away or put back, and the target."""
+    """(points, 2): the share taken away or put back, and the target, from 0 to 1."""
 
 
 def orders_of(importance: Tensor, parts: Tensor) -> Tensor:
@@ -147,14 +149,13 @@ def _tested(
         return some[count:] if test == "deletion" else some[:count]
 
     sets = [order, order[:0], *(left(some, count) for some in orders for count in counts)]
-    whole, empty, *inner = measure(sets).tolist()
-    span = whole - empty
-    scale = span if abs(span) > _FLAT else np.inf
-    ends = (1.0, 0.0) if test == "deletion" else (0.0, 1.0)
+    values = measure(sets)
+    widest = float(np.ptp(values))
+    values = (values - values.min()) / (widest if widest > _FLAT else np.inf)
+    first, last = values[:2] if test == "deletion" else values[1::-1]
     shares = np.array([0, *counts, len(order)]) / max(len(order), 1)
     curves = [
-        np.array([ends[0], *((np.array(part) - empty) / scale), ends[1]])
-        for part in np.array(inner).reshape(len(orders), -1).tolist()
+        np.array([first, *inner, last]) for inner in values[2:].reshape(len(orders), len(counts))
     ]
     areas = [float(np.trapezoid(curve, shares)) for curve in curves]
     return Faithfulness(

@@ -322,8 +322,8 @@ Global___ComponentMap: _TypeAlias = ComponentMap  # noqa: Y015
 @_typing.final
 class Faithfulness(_message.Message):
     """How far the order of an attribution agrees with what the model does. Areas are under the curve of
-    the target (1 for the picture as it is, 0 for the empty one) against the share removed or put
-    back.
+    the target (0 for the smallest value that it took on the way in any order, 1 for the largest)
+    against the share removed or put back.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
