@@ -25,6 +25,7 @@ from vision_sae.demo import generations
 from vision_sae.demo.report import write_report
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
+from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.resources import dictionary_resource, model_resource
@@ -72,6 +73,8 @@ def make_bundle(name: str, work: Path, stages: Stages, config: Config) -> Bundle
     heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
     with stages.stage(f"harvest {short}", f"{SITE} on {_TRAIN_IMAGES} pictures"):
         model = load_model(settings.model)
+        texts = {"text_aligned": isinstance(model, ContrastiveModel)}
+        settings, heldout = settings.model_copy(update=texts), heldout.model_copy(update=texts)
         store = harvest(model, image_folder(CORPUS / "train"), place / "store", settings)
         held = harvest(model, image_folder(CORPUS / "heldout"), place / "heldout", heldout)
     training = TrainConfig(steps=_TRAIN_STEPS, expansion=_EXPANSION)
