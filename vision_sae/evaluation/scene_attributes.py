@@ -18,7 +18,7 @@ SIDE = 64
 """Pixels of the pictures it looks at."""
 _SEED = 909
 _SCENES = 16_000
-_EPOCHS = 5
+_EPOCHS = 10
 _BATCH = 64
 _RATE = 4e-3
 _WIDTHS = (16, 32, 64, 96, 128)
