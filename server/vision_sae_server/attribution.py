@@ -13,7 +13,7 @@ from vision_sae.dictionaries.protocol import Codes
 from vision_sae.models.noised import NoisedPictures, Noising
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import attribution_service_pb2_grpc
-from vision_sae_server.encodings import encode_response, explained, site_vectors
+from vision_sae_server.encodings import encode_response, explained, same_in_batches, site_vectors
 from vision_sae_server.interceptor import validate
 from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
@@ -59,7 +59,7 @@ def _encode(asked: Sequence[_Asked]) -> list[_Encoded]:
 
 def _at_once(model: ServedModel, most: int) -> int:
     """Pictures in one pass: a generator's are noised, and stay by themselves."""
-    return 1 if isinstance(model.model, NoisedPictures) else most
+    return 1 if isinstance(model.model, NoisedPictures) else same_in_batches(model.model, most)
 
 
 class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceServicer):

@@ -32,6 +32,21 @@ def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
     return vectors[0] if pixels.ndim == 3 else vectors
 
 
+def same_in_batches(model: Model, most: int) -> int:
+    """The largest batch, up to ``most``, in which a picture's site vectors are what they are alone,
+    bit for bit, as they are in all smaller ones; measured on this machine: how a matrix product
+    rounds may depend on its size."""
+    size = model.preprocessing
+    random = torch.Generator().manual_seed(0)
+    pictures = torch.randn(most, 3, size.height, size.width, generator=random)
+    last = list(model.sites)[-1]
+    alone = torch.stack([site_vectors(model, last, picture) for picture in pictures])
+    for count in range(2, most + 1):
+        if not torch.equal(site_vectors(model, last, pictures[:count]), alone[:count]):
+            return count - 1
+    return most
+
+
 def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:
     """Share of site vectors (N, D) that the dictionary explains, measured from the data's mean."""
     return explained_variance(vectors, decoded, torch.from_numpy(served.bundle.site_mean))

@@ -143,7 +143,7 @@ def test_exact_ablation_takes_one_feature_away_at_a_time(
     made = exact_ablation(Scene(model, image, LOGIT, [SITE]), found, [feature])
     assert float(made.per_feature[feature]) == pytest.approx(effect, abs=1e-6)
     assert int((made.per_feature != 0).sum()) == 1
-    shares = made.contributions.values.sum(1) / effect
+    shares = made.contributions.values.sum(1) / made.per_feature[feature]
     torch.testing.assert_close(shares.float(), activation / activation.sum())
 
 

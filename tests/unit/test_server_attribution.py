@@ -10,6 +10,8 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from vision_sae_server import encodings
+from vision_sae_server.encodings import same_in_batches
 
 from tests import serving, worlds
 from tests.serving import DICTIONARY, refusal
@@ -317,3 +319,17 @@ def test_a_stream_answers_before_the_next_item_is_sent(service: Any) -> None:
         assert next(answers).id == name
     waiting.put(None)
     assert list(answers) == []
+
+
+@pytest.mark.parametrize(("rounds_from", "expected"), [(9, 8), (3, 2), (2, 1)])
+def test_batches_are_as_large_as_leave_every_picture_the_same(
+    rounds_from: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On machines that round otherwise from so many pictures on."""
+
+    def vectors(_model: Any, _site: str, pixels: torch.Tensor) -> torch.Tensor:
+        added = 1e-6 if pixels.ndim == 4 and len(pixels) >= rounds_from else 0.0
+        return pixels.flatten(-3) + added
+
+    monkeypatch.setattr(encodings, "site_vectors", vectors)
+    assert same_in_batches(worlds.tiny_model(img_size=16), 8) == expected
