@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles.patch_index import SHARD_ROWS, IndexReport, PatchIndex, PatchIndexBuilder
+from vision_sae.bundles.patch_index import (
+    NPROBE,
+    REFINED,
+    SHARD_ROWS,
+    IndexReport,
+    PatchIndex,
+    PatchIndexBuilder,
+)
 from vision_sae.config import HarvestConfig
 from vision_sae.demo.run import CORPUS
 from vision_sae.models.registry import load_model
@@ -33,7 +40,6 @@ _VIEWS = 3
 _QUERIES, _NEIGHBOURS = 1000, 10
 _BATCH = 8192
 _TURNS = 3
-_NPROBE, _REFINED = 32, 10
 _TABLE_ROWS = (50_000, 300_000, 1_000_000)
 Vectors = NDArray[np.float32]
 
@@ -137,7 +143,7 @@ def parameters_of(index: Any, nprobe: int) -> Any:
     parameters = cast(Any, faiss.SearchParametersIVF)(nprobe=nprobe)
     if isinstance(index, faiss.IndexRefine):
         return cast(Any, faiss.IndexRefineSearchParameters)(
-            k_factor=_REFINED, base_index_params=parameters
+            k_factor=REFINED, base_index_params=parameters
         )
     return parameters
 
@@ -167,7 +173,7 @@ def table(rows: Rows, queries: Vectors, scratch: Path) -> Iterator[dict[str, Any
                 index.train(vectors[random.permutation(count)[: 64 * lists]])
             index.add(vectors)
             seconds = time.perf_counter() - begun
-            parameters = parameters_of(index, 0 if kind == "Flat" else _NPROBE)
+            parameters = parameters_of(index, 0 if kind == "Flat" else NPROBE)
             _, found = index.search(queries, _NEIGHBOURS, params=parameters)
             nearest = found if nearest is None else nearest
             few = queries[:100] if kind == "Flat" else queries

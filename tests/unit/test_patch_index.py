@@ -106,7 +106,7 @@ def test_type_is_chosen_by_size(rows: int, dim: int, kind: str) -> None:
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """An inverted index for 2,000 rows of 2 or more dimensions, which visits one list at first."""
     monkeypatch.setattr(patch_index, "_FLAT_UP_TO", 1000 * 2)
-    monkeypatch.setattr(patch_index, "_NPROBE", 1)
+    monkeypatch.setattr(patch_index, "NPROBE", 1)
 
 
 @pytest.mark.usefixtures("small_lists")
