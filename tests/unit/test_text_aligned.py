@@ -10,6 +10,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import json_format
+from typer.testing import CliRunner
+from vision_sae_client import Client
+from vision_sae_client.cli import app
 
 from tests import serving, worlds
 from tests.contrastive_world import SitedClip, picture
@@ -20,8 +24,6 @@ from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.patch_search import by_text_aligned
 from vision_sae.config import BuildConfig, HarvestConfig
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.errors import InvalidInputError
 from vision_sae.pictures.folder import image_folder
@@ -63,25 +65,14 @@ def bundle(store: ActivationStore, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def service(bundle: Bundle) -> Iterator[Any]:
-    from vision_sae_server.labelling import Labelling
-    from vision_sae_server.lanes import Lane
-    from vision_sae_server.state import Served, ServedModel, State
+def address(bundle: Bundle) -> Iterator[str]:
+    with serving.address(serving.state(bundle, LabelStore("sqlite://"), model=CLIP)) as where:
+        yield where
 
-    from vision_sae.config import ServeConfig
 
-    labels = LabelStore("sqlite://")
-    model = ServedModel(CLIP, Lane("model"))
-    served = Served(bundle, model, labels, BundleEvidence(bundle))
-    held = State(
-        ServeConfig(port=0, drain_seconds=2),
-        {f"models/{CLIP.name}": model},
-        {served.resource: served},
-        labels,
-        Labelling(),
-        LabelJobs(labels),
-    )
-    with serving.serving(held) as channel:
+@pytest.fixture(scope="module")
+def service(address: str) -> Iterator[Any]:
+    with grpc.insecure_channel(address) as channel:
         yield search_grpc.SearchServiceStub(channel)
 
 
@@ -205,3 +196,12 @@ def test_what_cannot_be_compared_with_texts(service: Any) -> None:
 def test_an_unknown_data_set_is_not_found(service: Any) -> None:
     found = refused(service, text="a dog", filter={"data_sets": ["none"]})
     assert found == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "filter.data_sets")
+
+
+def test_clients_ask_by_text(address: str) -> None:
+    with Client(address) as client:
+        answer = client.search_patches(text="grey dog", dictionary="planted", count=5)
+    assert things(answer, 5) == {"grey dog"}
+    asked = ["search", "--text", "grey dog", "--patches", "--dictionary", "planted"]
+    done = CliRunner().invoke(app, [*asked, "--address", address, "--json", "--count", "5"])
+    assert json_format.Parse(done.stdout, pb.SearchPatchesResponse()).hits == answer.hits

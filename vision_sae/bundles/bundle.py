@@ -206,6 +206,12 @@ class Bundle:
         return np.asarray(np.load(path)) if path.is_file() else None
 
     @cached_property
+    def findable(self) -> NDArray[np.bool_] | None:
+        """Which patches a search may find (patches): those of images that were not deleted. None
+        for all."""
+        return None if self.deleted is None else np.repeat(~self.deleted, self.grid.patches)
+
+    @cached_property
     def matches(self) -> dict[str, Matches]:
         """{a bundle that this one was matched with: the counterparts of the features there}"""
         return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -24,8 +26,7 @@ class Activations:
 
     def permuted(self, rows: NDArray[np.int64]) -> Activations:
         """The same with its patches in another order."""
-        other = object.__new__(Activations)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         other.by_patch = self.by_patch[rows]
         other.by_feature = other.by_patch.T.tocsr()
         return other

@@ -91,11 +91,10 @@ def text_aligned_index(bundle: Bundle) -> PatchIndex:
 
 
 def _left(bundle: Bundle, allowed: Mask | None) -> Mask | None:
-    """Those of the allowed patches whose pictures have not been deleted."""
-    if bundle.deleted is None:
-        return allowed
-    left = np.repeat(~bundle.deleted, bundle.grid.patches)
-    return left if allowed is None else left & allowed
+    """Those of the allowed patches that may be found at all."""
+    if allowed is None or bundle.findable is None:
+        return bundle.findable if allowed is None else allowed
+    return bundle.findable & allowed
 
 
 def _nearest(

@@ -80,9 +80,8 @@ class BundleEvidence:
         if not strongest:
             return np.zeros(0, dtype=np.int64)
         queries = index.vectors(np.array(strongest))
-        deleted = self._bundle.deleted
-        allowed = None if deleted is None else np.repeat(~deleted, self.grid.patches)
-        cosines, rows = index.search(queries, min(_NEIGHBOURS, len(index)), allowed)
+        depth = min(_NEIGHBOURS, len(index))
+        cosines, rows = index.search(queries, depth, self._bundle.findable)
         found = rows >= 0
         images, nearness = rows[found] // self.grid.patches, cosines[found]
         images = images[np.argsort(-nearness, kind="stable")]
