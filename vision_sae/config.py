@@ -155,7 +155,7 @@ class BuildConfig(Section):
     """Further exemplars per feature, spread over its activation quantiles."""
     mask_quantile: float = Field(0.5, ge=0, le=1)
     """Exemplar masks: patches above this quantile of the feature's non-zero values."""
-    recall_floor: float = Field(0.9, ge=0, le=1)
+    recall_floor: float = Field(0.95, ge=0, le=1)
     """A patch index with a lower recall@10 against exact search is not published."""
     index_shard_rows: int = Field(4_000_000, ge=1)
     """Patches in one file of the patch index, which is in memory while it is made."""
@@ -226,19 +226,31 @@ class VlmConfig(Section):
     """Further tries when the server fails, is busy or cannot be reached."""
 
 
+class EffectsConfig(Section):
+    """Labels by what raising a feature does to a generator's pictures."""
+
+    prompts: int = Field(16, ge=4)
+    """The most prompts of the bundle's pictures that are generated anew: half of them to choose a
+    label by, half to judge it."""
+    amount: float = Field(16.0, gt=0)
+    """What is added of a feature, in mean activations of the usual feature."""
+
+
 class DescribeConfig(Section):
     """Bundle, or neurons -> labels."""
 
-    describer: Literal["caption-pmi", "contrastive", "milan", "vlm"] = "contrastive"
+    describer: Literal["caption-pmi", "contrastive", "milan", "vlm", "effects"] = "contrastive"
     clip: str = "demo:clip"
     """The contrastive model: of the describer of that name, and of all scores."""
     metrics: tuple[TextMetric, ...] = ("detection_auc", "fuzzing_auc")
     """What is measured of every label, on pictures that its describer has not seen. With none a
-    label stands however bad it is."""
+    label stands however bad it is. Not of labels by effects, which judge themselves: they do not
+    say what makes a feature fire."""
     caption_pmi: CaptionPmiConfig = CaptionPmiConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     milan: MilanConfig = MilanConfig()
     vlm: VlmConfig = VlmConfig()
+    effects: EffectsConfig = EffectsConfig()
 
 
 class ServeConfig(Section):

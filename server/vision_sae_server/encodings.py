@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,12 +23,19 @@ DEFAULT_TOP_K = 20
 DEFAULT_PATCHES = 5
 
 
+def vectors_at(model: Model, sites: Sequence[str], pixels: Tensor) -> dict[str, Tensor]:
+    """{site: the vectors of its patches (N, P, D)} for pictures (N, 3, H, W), in one pass; what
+    comes after the last site is not computed."""
+    with torch.inference_mode(), model.capture(sites, stop=True) as captured:
+        model.forward(pixels)
+    special = model.grid.special
+    return {site: vectors[:, special:].float().cpu() for site, vectors in captured.items()}
+
+
 def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
     """The vectors of a site's patches (P, D) for one picture (3, H, W), or (N, P, D) for several
-    (N, 3, H, W); later blocks are not computed."""
-    with torch.inference_mode(), model.capture([site], stop=True) as captured:
-        model.forward(pixels[None] if pixels.ndim == 3 else pixels)
-    vectors = captured[site][:, model.grid.special :].float().cpu()
+    (N, 3, H, W)."""
+    vectors = vectors_at(model, [site], pixels[None] if pixels.ndim == 3 else pixels)[site]
     return vectors[0] if pixels.ndim == 3 else vectors
 
 

@@ -25,7 +25,7 @@ from vision_sae_server.encodings import (
     DEFAULT_TOP_K,
     explained,
     maps_of,
-    site_vectors,
+    vectors_at,
 )
 from vision_sae_server.state import Picture, Served, ServedModel, State
 from vision_sae_server.targets import Targets, check_has_targets
@@ -123,8 +123,19 @@ class Attributing:
         target = await targets.target(request.target, picture.geometry, sites)
 
         def seen() -> tuple[Scene, list[_At]]:
-            scene = Scene(self._model.model, picture.pixels, target, sites)
-            return scene, [self._at(served, other, context) for served in self._dictionaries]
+            model = self._model.model
+            scene = Scene(model, picture.pixels, target, sites)
+            other_vectors = vectors_at(model, sites, other.pixels[None]) if other else {}
+            # One by one: what a picture's vectors are does not depend on the others.
+            further = [vectors_at(model, sites, each.pixels[None]) for each in context]
+            return scene, [
+                _At(
+                    served,
+                    other_vectors[site][0] if other else None,
+                    torch.cat([vectors[site] for vectors in further]) if further else None,
+                )
+                for served, site in zip(self._dictionaries, sites, strict=True)
+            ]
 
         scene, places = await self._model.lane.run(seen)
         response = pb.AttributeResponse()
@@ -132,16 +143,6 @@ class Attributing:
             make = await self._model.lane.run(lambda: self._computed(scene, at, picture))  # noqa: B023
             response.sites.append(await self._state.searching.run(make))
         return response
-
-    def _at(self, served: Served, other: Picture | None, context: Sequence[Picture]) -> _At:
-        def vectors(picture: Picture) -> Tensor:
-            return site_vectors(self._model.model, served.bundle.site, picture.pixels)
-
-        return _At(
-            served,
-            None if other is None else vectors(other),
-            torch.stack([vectors(picture) for picture in context]) if context else None,
-        )
 
     def _computed(
         self, scene: Scene, at: _At, picture: Picture

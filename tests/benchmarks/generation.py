@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ from PIL import Image
 from vision_sae.activations.generations import harvest_generations
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
+from vision_sae.config import (
+    BuildConfig,
+    DescribeConfig,
+    EffectsConfig,
+    HarvestConfig,
+    TrainConfig,
+)
 from vision_sae.demo import generations
-from vision_sae.descriptions.describe import describe_bundle, is_described
+from vision_sae.descriptions.describe import PROBES, describe_bundle, is_described
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.evaluation.blocks import evaluate_blocks
 from vision_sae.evaluation.edit_cases import evaluate_edits, patches_of, read_cases
-from vision_sae.evaluation.generators import best_labelled, boosted, causal_scorer
+from vision_sae.evaluation.generators import best_labelled, boosted, label_directions
 from vision_sae.evaluation.planted_scenes import draw
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
 from vision_sae.models.generator import GenerationSettings, Generator, generate
@@ -34,6 +43,7 @@ from vision_sae.models.registry import load_generator, load_model
 from vision_sae.models.similarity import similarities
 from vision_sae.steering import effects
 from vision_sae.steering.bundles import SteeringBundle, opened
+from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.generation import Changes
 from vision_sae.steering.generation import generate as steered
@@ -44,6 +54,9 @@ _DEAD_AFTER = 50_000
 _DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 48.0
 _LABELS, _JUDGED = 50, 8
+_BY_EFFECTS = DescribeConfig(describer="effects", effects=EffectsConfig(prompts=8, amount=_AMOUNT))
+_DESCRIBED = 96
+"""Features of a block, of those that fire most often, that are described by their effects."""
 
 
 def made(model: Generator, prompts: list[str], first_seed: int) -> list[Image.Image]:
@@ -159,20 +172,29 @@ def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
 
 
 def causal(
-    model: Generator, found: SteeringBundle, contrastive: ContrastiveModel
+    model: Generator, found: SteeringBundle, contrastive: ContrastiveModel, work: Path
 ) -> dict[str, float]:
-    """Of the best labels: the share that beats 95 % of random features, and the mean score."""
+    """Of the best labels by effects: the share that beats 95 % of random features in pictures of
+    prompts that no label was made by, and the mean score; the same of labels by captions."""
     texts = generations.prompts(_JUDGED, generations.HELDOUT_SEED)
     prompts = [GenerationSettings(text, seed=i) for i, text in enumerate(texts)]
-    scorer = causal_scorer(model, found, contrastive, prompts, amount=_AMOUNT)
-    labelled = best_labelled(found, _LABELS)
-    beats = [scorer.beats_random(feature, text) for feature, text in labelled]
-    scores = [scorer.score(feature, text) for feature, text in labelled]
-    return {
-        "causal_share": round(float(np.mean(beats)), 3) if beats else 0.0,
-        "causal_score": round(float(np.mean([s.value for s in scores if s])), 3) if beats else 0.0,
-        "causal_labels": len(labelled),
-    }
+    movements = found.movements(model, contrastive, prompts, amount=_AMOUNT)
+    by_captions = list(found.bundle.descriptions.values())
+    evidence = BundleEvidence(found.bundle)
+    labeller = Toolbox(_BY_EFFECTS, work / PROBES, progress=False).labeller(evidence)
+    by_effects = [asdict(made) for made in labeller.label(evidence, found.spread(_DESCRIBED))]
+    report: dict[str, float] = {"causal_described": len(by_effects)}
+    for suffix, rows in (("", by_effects), ("_by_captions", by_captions)):
+        labelled = best_labelled(rows, _LABELS)
+        scorer = CausalScorer(movements, label_directions(contrastive, best_labelled(rows)))
+        judged = [(scorer.beats_random(*found), scorer.score(*found)) for found in labelled]
+        scores = [score.value for _, score in judged if score is not None]
+        report |= {
+            f"causal_share{suffix}": round(float(np.mean([beats for beats, _ in judged])), 3),
+            f"causal_score{suffix}": round(float(np.mean(scores)), 3),
+            f"causal_labels{suffix}": len(labelled),
+        }
+    return report
 
 
 def specificity(model: Generator, found: SteeringBundle) -> float:
@@ -219,7 +241,7 @@ def main() -> None:
         "attributes_real": attributes(classifier, drawn, generations.HELDOUT_SEED),
         "blocks": {
             block.site: metrics[block.site]
-            | causal(model, by_site[block.site], contrastive)
+            | causal(model, by_site[block.site], contrastive, work)
             | {"specificity": specificity(model, by_site[block.site])}
             | {"roles": block.to_json()}
             for block in blocks

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from vision_sae.activations.harvest import harvest
-from vision_sae.activations.store import ActivationStore
+from vision_sae.activations.store import ActivationStore, sources_of
 from vision_sae.bundles.patch_index import (
     NPROBE,
     REFINED,
@@ -38,6 +38,7 @@ from vision_sae.vectors import normalised
 
 _VIEWS = 3
 _QUERIES, _NEIGHBOURS = 1000, 10
+_FLOOR = 0.95
 _BATCH = 8192
 _TURNS = 3
 _TABLE_ROWS = (50_000, 300_000, 1_000_000)
@@ -74,13 +75,18 @@ def built(rows: Rows, folder: Path, shard_rows: int) -> tuple[IndexReport, dict[
     shutil.rmtree(folder, ignore_errors=True)
     before, begun = anonymous_mb(), time.perf_counter()
     builder = PatchIndexBuilder(
-        folder, rows.store.sites[rows.site], rows.store.rows, rows.take, shard_rows=shard_rows
+        folder,
+        rows.store.sites[rows.site],
+        rows.store.rows,
+        rows.take,
+        sources_of(rows.store.images),
+        shard_rows=shard_rows,
     )
     peak = anonymous_mb()
     for vectors in rows.batches():
         builder.add(vectors)
         peak = max(peak, anonymous_mb())
-    report = builder.finish(0.9)
+    report = builder.finish(_FLOOR)
     size = sum(path.stat().st_size for path in folder.iterdir())
     return report, {
         "build_s": round(time.perf_counter() - begun, 1),

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tests.unit.test_generation import FOUND, SITES
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.models.sdxl import SdxlModel
-from vision_sae.steering.causal import CausalScorer, raised
+from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.generation import Changes, generate
+from vision_sae.steering.movements import Movements, raised
 
 PROMPTS = [GenerationSettings("a star", seed=i, steps=2) for i in range(4)]
 
 
-class Known(CausalScorer):
+class Known(Movements):
     """Movements that are told instead of made: toward the text by so much in each of 4 pictures."""
 
     def __init__(self, movements: dict[int, list[float]]) -> None:
@@ -29,19 +31,25 @@ class Known(CausalScorer):
             PROMPTS,
             amount=1.0,
             alive=np.array([i for i in movements if i != 9]),
-            embed=lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32),
         )
-        self._kept = {
-            feature: np.array([[m, 5.0] for m in moved], dtype=np.float32)
-            for feature, moved in movements.items()
-        }
+        self._told = movements
+
+    def _of(self, feature: int) -> NDArray[np.float32]:
+        return np.array([[m, 5.0] for m in self._told[feature]], dtype=np.float32)
+
+
+def known(movements: dict[int, list[float]]) -> CausalScorer:
+    """The scorer of these, for texts that are all one direction."""
+    return CausalScorer(
+        Known(movements), lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32)
+    )
 
 
 OTHERS = {i: [0.1, 0.2, 0.3, 0.4] for i in range(4)}
 
 
 def test_the_score_is_the_share_of_trials_won() -> None:
-    scorer = Known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]})
+    scorer = known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]})
     score = scorer.score(9, "red")
     assert score is not None
     # Won, drawn, lost, lost.
@@ -54,8 +62,8 @@ def test_the_score_is_the_share_of_trials_won() -> None:
 
 
 def test_beating_random_is_to_move_further_on_average() -> None:
-    assert Known(OTHERS | {9: [0.9, 0.2, 0.2, 0.2]}).beats_random(9, "red")
-    assert not Known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]}).beats_random(9, "red")
+    assert known(OTHERS | {9: [0.9, 0.2, 0.2, 0.2]}).beats_random(9, "red")
+    assert not known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]}).beats_random(9, "red")
 
 
 def test_raising_a_feature_is_the_edit_of_that_name(tiny_generator: SdxlModel) -> None:
@@ -78,18 +86,20 @@ def test_random_features_are_those_that_fire_and_pictures_are_made_once(
         values = torch.tensor([[float(np.asarray(p).mean()), 1.0] for p in pictures])
         return torch.nn.functional.normalize(values, dim=1)
 
-    monkeypatch.setattr("vision_sae.steering.causal.embed_pictures", embedded)
-    scorer = CausalScorer(
+    monkeypatch.setattr("vision_sae.steering.movements.embed_pictures", embedded)
+    movements = Movements(
         tiny_generator,
         FOUND["d1"],
         None,  # type: ignore[arg-type]
         PROMPTS,
         amount=20.0,
         alive=np.array([2, 5, 7]),
-        embed=lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32),
         randoms=2,
     )
-    assert set(scorer._randoms) < {2, 5, 7}
+    assert set(movements._randoms) < {2, 5, 7}
+    scorer = CausalScorer(
+        movements, lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32)
+    )
     scorer.score(0, "a star")
     scorer.beats_random(0, "another text")
     assert calls == [4] * 4  # plain, the feature, two random ones

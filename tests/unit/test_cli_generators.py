@@ -111,7 +111,7 @@ def test_causal_scores_join_those_of_the_labels(
 
     monkeypatch.setattr("vision_sae.evaluation.generators.ContrastiveModel", Contrastive)
     monkeypatch.setattr("vision_sae.models.registry.load_model", _loading(Contrastive()))
-    monkeypatch.setattr("vision_sae.steering.causal.embed_pictures", _brightness)
+    monkeypatch.setattr("vision_sae.steering.movements.embed_pictures", _brightness)
     said = run("evaluate", "causal", world / "bundle", "--prompts", world / "prompts.txt")
     assert "2 labels" in said
     found = Bundle(world / "bundle").descriptions

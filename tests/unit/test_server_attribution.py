@@ -286,6 +286,23 @@ def test_every_site_has_a_ledger_of_its_own(service: Any) -> None:
     assert answer.sites[1].ledger == site(service, dictionaries=[LATER]).ledger
 
 
+def test_every_picture_is_seen_once_whatever_the_number_of_sites(
+    service: Any, model: VitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[str]] = []
+    capture = model.capture
+
+    def counted(sites: Any, **options: Any) -> Any:
+        passes.append(list(sites))
+        return capture(sites, **options)
+
+    monkeypatch.setattr(model, "capture", counted)
+    baseline = pb.AttributionBaseline(image=image_pb2.Image(data=OTHER))
+    both = asked(dictionaries=[DICTIONARY, LATER], baseline=baseline)
+    assert len(service.Attribute(both).sites) == 2
+    assert passes == [["blocks.1.update", "blocks.2.update"]] * 2  # the picture and the other
+
+
 def test_two_dictionaries_of_one_site_are_refused(service: Any) -> None:
     assert refused(service, dictionaries=[DICTIONARY, NEURONS]) == (
         INVALID,

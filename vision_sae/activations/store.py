@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,14 @@ def write_images(path: Path, images: Iterable[ImageRecord]) -> None:
     """Write one ``images.jsonl``."""
     rows = [json.dumps(image._asdict(), sort_keys=True) + "\n" for image in images]
     path.write_text("".join(rows))
+
+
+def sources_of(images: Sequence[ImageRecord]) -> NDArray[np.int64]:
+    """The number of each picture's source (N), counted in the order in which they come: the same
+    for pictures that are not independent."""
+    number: dict[str, int] = {}
+    found = [number.setdefault(image.origin, len(number)) for image in images]
+    return np.array(found, dtype=np.int64)
 
 
 def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:

@@ -14,7 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vision_sae
-from vision_sae.activations.store import ALIGNED, ActivationStore, ImageRecord, write_images
+from vision_sae.activations.store import (
+    ALIGNED,
+    ActivationStore,
+    ImageRecord,
+    sources_of,
+    write_images,
+)
 from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.bundles import bundle as layout
 from vision_sae.bundles import codes as codes_module
@@ -104,6 +110,7 @@ def _text_aligned(store: ActivationStore, folder: Path, config: BuildConfig) -> 
         store.dim(name),
         store.rows,
         lambda rows: normalised(store.take(name, rows).numpy()),
+        sources_of(store.images),
         shard_rows=config.index_shard_rows,
     )
     for vectors in store.batches(name, _BATCH):
@@ -131,14 +138,13 @@ def write_measured(
         ],
         dtype=np.float32,
     )
-    _, sources = np.unique([image.origin for image in images], return_inverse=True)
     chosen = exemplars(
         postings,
         grid.patches,
         thresholds,
         config.exemplars,
         config.quantile_exemplars,
-        sources=sources,
+        sources=sources_of(images),
     )
     save_file(chosen._asdict(), staging / layout.EXEMPLARS)
     related = relations(codes, dictionary.decoder)
@@ -195,6 +201,7 @@ def build(
             dictionary.dim,
             store.rows,
             lambda rows: normalised(store.take(site, rows).numpy(), mean.numpy()),
+            sources_of(store.images),
             shard_rows=config.index_shard_rows,
         )
         codes, metrics, explained = _encode(

@@ -75,7 +75,7 @@ def evaluate_blocks(
     prompts: Prompts,
     pictures: Annotated[int, typer.Option(help="Use only this many prompts.", min=2)] = 32,
     features: Annotated[int, typer.Option(help="Features to boost in each block.", min=1)] = 8,
-    amount: Amount = 8.0,
+    amount: Amount = 16.0,
     out: Annotated[Path, typer.Option(help="Directory for the table and the picture.")] = Path(
         "blocks"
     ),
@@ -99,7 +99,7 @@ def evaluate_causal(
     limit: Annotated[
         int | None, typer.Option(help="Score only this many labels, the best first.", min=1)
     ] = None,
-    amount: Amount = 8.0,
+    amount: Amount = 16.0,
     clip: Annotated[str, typer.Option(help="Contrastive model that judges.")] = "demo:clip",
 ) -> None:
     """Does raising a feature move pictures toward its label? A further score of each label."""

@@ -10,7 +10,8 @@ import typer
 from vision_sae.cli.command import Configuration, command
 
 Describer = Annotated[
-    str | None, typer.Option(help="caption-pmi, contrastive, milan or vlm.", show_default=False)
+    str | None,
+    typer.Option(help="caption-pmi, contrastive, milan, vlm or effects.", show_default=False),
 ]
 Clip = Annotated[str | None, typer.Option(help="Contrastive model that labels and scores.")]
 Labels = Annotated[str, typer.Option(help="Label store: a file, or a postgresql:// URL.")]

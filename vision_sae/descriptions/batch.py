@@ -21,9 +21,10 @@ from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.jobs.worker import Label, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
-from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
 from vision_sae.errors import NotFoundError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
+from vision_sae.threads import use_one_thread
 
 _SHOWN_EVERY = 1.0
 """Seconds between looks at the job's progress."""
@@ -107,9 +108,7 @@ def _finished(jobs: LabelJobs, name: str) -> set[Unit]:
 
 def _work(url: str, job: str, folder: EvidenceFolder, config: DescribeConfig, probes: Path) -> None:
     """A worker process."""
-    import torch
-
-    torch.set_num_threads(1)  # one core each: several workers are several processes
+    use_one_thread()
     store = LabelStore(url)
     label = labelling(folder.open(), Toolbox(config, probes, progress=False))
     run_worker(LabelJobs(store), job, label)
@@ -143,7 +142,8 @@ def label_all(
     ) as bar:
         if workers == 1:
             label = _counted(labelling(evidence, toolbox), bar)
-            run_worker(jobs, job.name, label)
+            with threads_for(config):
+                run_worker(jobs, job.name, label)
         else:
             _run_processes(workers, (url, job.name, folder, config, probes), jobs, bar)
     job = jobs.get(job.name)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
 
 PROBES = "probes"
 """Folder beside a bundle where labelling keeps what other bundles and servers can use again."""
@@ -29,16 +29,17 @@ def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True
     evidence = BundleEvidence(bundle)
     labeller = Toolbox(config, path.parent / PROBES, progress=progress).labeller(evidence)
     width = bundle.dictionary.width
-    rows = [
-        asdict(description)
-        for description in tqdm(
-            labeller.label(evidence, range(width)),
-            total=width,
-            desc="describe",
-            unit="feature",
-            disable=not progress,
-        )
-    ]
+    with threads_for(config):
+        rows = [
+            asdict(description)
+            for description in tqdm(
+                labeller.label(evidence, range(width)),
+                total=width,
+                desc="describe",
+                unit="feature",
+                disable=not progress,
+            )
+        ]
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
         **config.model_dump(mode="json"),

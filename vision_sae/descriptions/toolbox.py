@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.effects import EffectsDescriber, prompts_of
 from vision_sae.descriptions.describers.milan import MilanDescriber
 from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
@@ -22,18 +25,29 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
 from vision_sae.resources import model_resource
+from vision_sae.steering.bundles import opened
+from vision_sae.steering.causal import CausalScorer
+from vision_sae.threads import one_thread
 
 _VERSIONS: Mapping[str, int] = {
     CaptionPmi.name: CaptionPmi.version,
     ContrastiveDescriber.name: ContrastiveDescriber.version,
     MilanDescriber.name: MilanDescriber.version,
     VlmDescriber.name: VlmDescriber.version,
+    EffectsDescriber.name: EffectsDescriber.version,
 }
 
 
 def describer_version(config: DescribeConfig) -> int:
     """The version of the describer that ``config`` names."""
     return _VERSIONS[config.describer]
+
+
+def threads_for(config: DescribeConfig) -> AbstractContextManager[None]:
+    """What a process that does nothing but label computes in: describers that compute little for a
+    unit are faster with one thread, those that run a model for each with all."""
+    small = config.describer in (CaptionPmi.name, ContrastiveDescriber.name)
+    return one_thread() if small else nullcontext()
 
 
 class Toolbox:
@@ -74,13 +88,13 @@ class Toolbox:
         """The scores of texts for units of ``evidence``."""
         probe = self.probe(evidence)
         if probe.identity not in self._scorers:
-            vocabulary = self._vocabulary(evidence)
-            vectors = embed_vocabulary(self.clip, vocabulary, self.directory).numpy()
-            embed = TextEmbeddings(
-                self.clip, vectors.mean(0), words=vocabulary.words, vectors=vectors
-            )
+            embed = self._embeddings(self._vocabulary(evidence))
             self._scorers[probe.identity] = Scorer(self.clip, probe, embed=embed)
         return self._scorers[probe.identity]
+
+    def _embeddings(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        vectors = embed_vocabulary(self.clip, vocabulary, self.directory).numpy()
+        return TextEmbeddings(self.clip, vectors.mean(0), words=vocabulary.words, vectors=vectors)
 
     def labeller(self, evidence: Evidence) -> Labeller:
         """The labeller of units of ``evidence``."""
@@ -90,9 +104,11 @@ class Toolbox:
                 ContrastiveDescriber.name: self._contrastive,
                 MilanDescriber.name: lambda _: MilanDescriber(self.config.milan),
                 VlmDescriber.name: lambda _: VlmDescriber(self.config.vlm),
+                EffectsDescriber.name: self._effects,
             }
             describer = makers[self.config.describer](evidence)
-            scorer = self.scorer(evidence) if self.config.metrics else None
+            scored = self.config.metrics and self.config.describer != EffectsDescriber.name
+            scorer = self.scorer(evidence) if scored else None
             made = Labeller(describer, scorer, self.config.metrics)
             self._labellers[evidence.identity] = made
         return self._labellers[evidence.identity]
@@ -101,6 +117,24 @@ class Toolbox:
         words, beam = self._vocabulary(evidence), self.config.contrastive.beam
         return ContrastiveDescriber(
             self.clip, self.probe(evidence), words, self.directory, beam=beam
+        )
+
+    def _effects(self, evidence: Evidence) -> Describer:
+        if not isinstance(evidence, BundleEvidence):
+            raise InvalidInputError(
+                "labels by effects are of features of a generator's bundle", field="describer"
+            )
+        config = self.config.effects
+        prompts = prompts_of(evidence, config.prompts)
+        generator, (found,) = opened([evidence.bundle.path])
+        choosing, judging = (
+            found.movements(generator, self.clip, part, amount=config.amount)
+            for part in (prompts[::2], prompts[1::2])
+        )
+        vocabulary = self._vocabulary(evidence)
+        embed = self._embeddings(vocabulary)
+        return EffectsDescriber(
+            vocabulary.words, embed(vocabulary.words), choosing, CausalScorer(judging, embed)
         )
 
     def _vocabulary(self, evidence: Evidence) -> Vocabulary:

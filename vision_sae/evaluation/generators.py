@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.pictures.sheet import contact_sheet
 from vision_sae.steering.bundles import SteeringBundle
 from vision_sae.steering.causal import CausalScorer
+from vision_sae.steering.movements import RANDOMS
 
 _SHOWN = 8
 """Prompts in the picture of the blocks."""
@@ -68,34 +70,26 @@ def table(effects: Sequence[BlockEffects]) -> list[str]:
     return rows
 
 
-def causal_scorer(
-    model: Generator,
-    found: SteeringBundle,
-    contrastive: ContrastiveModel,
-    prompts: Sequence[GenerationSettings],
-    *,
-    amount: float,
-    randoms: int = 40,
-) -> CausalScorer:
-    """The scorer of one bundle's labels. Texts are directions from the mean of all its labels."""
-    labels = [row["text"] for row in found.bundle.descriptions.values() if row["text"]]
-    vectors = contrastive.embed_texts(sorted(set(labels))).float().cpu().numpy()
-    return CausalScorer(
-        model,
-        found.dictionary,
-        contrastive,
-        prompts,
-        amount=amount * found.usual_mean,
-        alive=found.alive,
-        embed=TextEmbeddings(contrastive, vectors.mean(0)),
-        randoms=randoms,
-    )
+def label_directions(
+    contrastive: ContrastiveModel, labels: Iterable[tuple[int, str]]
+) -> TextEmbeddings:
+    """Texts as directions from the mean of all these labels."""
+    texts = sorted({text for _, text in labels})
+    vectors = contrastive.embed_texts(texts).float().cpu().numpy()
+    return TextEmbeddings(contrastive, vectors.mean(0))
 
 
-def best_labelled(found: SteeringBundle, limit: int | None) -> list[tuple[int, str]]:
-    """(feature, label), those with the best first scores first."""
-    labelled = [row for row in found.bundle.descriptions.values() if row["text"]]
-    labelled.sort(key=lambda row: -(row["scores"][0]["value"] if row["scores"] else 0.0))
+def best_labelled(
+    rows: Iterable[Mapping[str, Any]], limit: int | None = None
+) -> list[tuple[int, str]]:
+    """(feature, label) of descriptions, those with the best first scores first; of equal ones those
+    that were chosen with the larger objective."""
+
+    def worth(row: Mapping[str, Any]) -> tuple[float, float]:
+        score = row["scores"][0]["value"] if row["scores"] else 0.0
+        return score, row["candidates"][0][1] if row["candidates"] else 0.0
+
+    labelled = sorted((row for row in rows if row["text"]), key=worth, reverse=True)
     return [(row["feature"], row["text"]) for row in labelled[:limit]]
 
 
@@ -108,7 +102,7 @@ def causal_scores(
     *,
     amount: float,
     limit: int | None = None,
-    randoms: int = 40,
+    randoms: int = RANDOMS,
     progress: bool = True,
 ) -> str:
     """Measure the causal score of labels and publish the bundle at ``path`` anew with them; gives
@@ -118,12 +112,16 @@ def causal_scores(
     """
     if not isinstance(contrastive, ContrastiveModel):
         raise InvalidInputError(f"{contrastive.name} has no texts", field="clip")
-    labelled = best_labelled(found, limit)
+    rows = found.bundle.descriptions.values()
+    labelled = best_labelled(rows, limit)
     if not labelled:
         raise InvalidInputError(
             f"{path} has no labels; run `vision-sae describe` first", field="bundle"
         )
-    scorer = causal_scorer(model, found, contrastive, prompts, amount=amount, randoms=randoms)
+    scorer = CausalScorer(
+        found.movements(model, contrastive, prompts, amount=amount, randoms=randoms),
+        label_directions(contrastive, best_labelled(rows)),
+    )
     measured: dict[int, Score] = {}
     beating = 0
     for feature, text in tqdm(labelled, desc="causal", disable=not progress):
@@ -131,8 +129,7 @@ def causal_scores(
         if score is not None:
             measured[feature] = score
         beating += scorer.beats_random(feature, text)
-    rows = [_with_score(row, measured) for row in found.bundle.descriptions.values()]
-    add_descriptions(found.bundle, path, rows, {})
+    add_descriptions(found.bundle, path, [_with_score(row, measured) for row in rows], {})
     values = [score.value for score in measured.values()]
     return (
         f"{path}: {len(values)} labels, causal score {np.mean(values):.3f} on average (chance "
@@ -140,10 +137,8 @@ def causal_scores(
     )
 
 
-def _with_score(row: dict[str, object], measured: dict[int, Score]) -> dict[str, object]:
-    feature = int(str(row["feature"]))
-    if feature not in measured:
+def _with_score(row: dict[str, Any], measured: Mapping[int, Score]) -> dict[str, Any]:
+    if row["feature"] not in measured:
         return row
-    before: list[dict[str, object]] = list(row["scores"])  # type: ignore[call-overload]
-    kept = [score for score in before if score["metric"] != "causal"]
-    return row | {"scores": [*kept, asdict(measured[feature])]}
+    kept = [score for score in row["scores"] if score["metric"] != "causal"]
+    return row | {"scores": [*kept, asdict(measured[row["feature"]])]}

@@ -13,8 +13,10 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.bound import load_bound_model
-from vision_sae.models.generator import Generator
+from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.steering.movements import RANDOMS, Movements
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,27 @@ class SteeringBundle:
         often = self.alive[np.argsort(-self.bundle.statistics.count[self.alive], kind="stable")]
         third = often[: max(count, len(often) // 3)]
         return [int(third[i * len(third) // count]) for i in range(min(count, len(third)))]
+
+    def movements(
+        self,
+        model: Generator,
+        contrastive: ContrastiveModel,
+        prompts: Sequence[GenerationSettings],
+        *,
+        amount: float,
+        randoms: int = RANDOMS,
+    ) -> Movements:
+        """Of pictures of ``prompts`` under features raised by ``amount`` mean activations of the
+        usual feature."""
+        return Movements(
+            model,
+            self.dictionary,
+            contrastive,
+            prompts,
+            amount=amount * self.usual_mean,
+            alive=self.alive,
+            randoms=randoms,
+        )
 
 
 def opened(paths: Sequence[Path]) -> tuple[Generator, list[SteeringBundle]]:

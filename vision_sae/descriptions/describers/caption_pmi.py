@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, hypergeom
 
-from vision_sae.activations.store import ImageRecord
+from vision_sae.activations.store import ImageRecord, sources_of
 from vision_sae.config import CaptionPmiConfig
 from vision_sae.descriptions.evidence.protocol import Evidence, split
 from vision_sae.descriptions.protocol import Description, Score
@@ -74,9 +74,9 @@ class _Vocabulary(NamedTuple):
 @lru_cache(maxsize=8)
 def _vocabulary(images: tuple[ImageRecord, ...]) -> _Vocabulary:
     per_image = [words(" ".join((image.caption, *image.tags))) for image in images]
-    number: dict[str, int] = {}
-    source = np.array([number.setdefault(i.origin, len(number)) for i in images])
-    of_source: list[set[str]] = [set() for _ in number]
+    source = sources_of(images)
+    sources = int(source.max(initial=-1)) + 1
+    of_source: list[set[str]] = [set() for _ in range(sources)]
     for owner, found in zip(source, per_image, strict=True):
         of_source[owner] |= found
     occurrences = Counter(word for found in of_source for word in found)
@@ -86,7 +86,7 @@ def _vocabulary(images: tuple[ImageRecord, ...]) -> _Vocabulary:
     for row, found in enumerate(per_image):
         present[row, [column[word] for word in found if word in column]] = True
     everywhere = np.array([occurrences[word] for word in vocabulary], dtype=np.int64)
-    return _Vocabulary(vocabulary, present, source, everywhere, len(number))
+    return _Vocabulary(vocabulary, present, source, everywhere, sources)
 
 
 class CaptionPmi:

@@ -21,7 +21,7 @@ class BundleEvidence:
     """See `vision_sae.descriptions.evidence.protocol.Evidence`."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
         self.name = dictionary_resource(bundle.name)
         measured = {k: v for k, v in bundle.manifest["files"].items() if k != DESCRIPTIONS}
@@ -34,26 +34,26 @@ class BundleEvidence:
     @property
     def width(self) -> int:
         """Number of features."""
-        return self._bundle.dictionary.width
+        return self.bundle.dictionary.width
 
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
-        return self._bundle.thumbnails[image]
+        return self.bundle.thumbnails[image]
 
     def geometry(self, image: int) -> Geometry:
         """How a picture was resized and cropped for the model."""
-        return self._bundle.geometry(image)
+        return self.bundle.geometry(image)
 
     def peaks(self, unit: int) -> NDArray[np.float32]:
         """The strongest activation in each picture (N)."""
-        rows, values = self._bundle.postings.row(unit)
+        rows, values = self.bundle.postings.row(unit)
         peaks = np.zeros(len(self.images), dtype=np.float32)
         np.maximum.at(peaks, rows // self.grid.patches, values.astype(np.float32))
         return peaks
 
     def firings(self, unit: int) -> list[Firing]:
         """The pictures that fire the feature most, strongest first."""
-        rows, values = self._bundle.postings.row(unit)
+        rows, values = self.bundle.postings.row(unit)
         if not len(rows):
             return []
         images, positions = np.divmod(rows.astype(np.int64), self.grid.patches)
@@ -75,13 +75,13 @@ class BundleEvidence:
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
         """Silent pictures whose patches lie nearest, in the PatchIndex, to the strongest ones."""
-        index = self._bundle.patch_index
+        index = self.bundle.patch_index
         strongest = [firing.patch for firing in self.firings(unit)[:_QUERIES]]
         if not strongest:
             return np.zeros(0, dtype=np.int64)
         queries = index.vectors(np.array(strongest))
         depth = min(_NEIGHBOURS, len(index))
-        cosines, rows = index.search(queries, depth, self._bundle.findable)
+        cosines, rows = index.search(queries, depth, self.bundle.findable)
         found = rows >= 0
         images, nearness = rows[found] // self.grid.patches, cosines[found]
         images = images[np.argsort(-nearness, kind="stable")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_sae.activations.store import sources_of
 from vision_sae.descriptions.evidence.protocol import Evidence
 
 
@@ -18,11 +19,7 @@ class Sources:
     """Which pictures of a data set come from one source."""
 
     def __init__(self, evidence: Evidence) -> None:
-        number: dict[str, int] = {}
-        self.of_picture = np.array(
-            [number.setdefault(i.origin, len(number)) for i in evidence.images],
-            dtype=np.int64,
-        )
+        self.of_picture = sources_of(evidence.images)
         """Number of each picture's source (N)."""
         self.for_describing = self.of_picture % 2 == 0
         """The pictures (N) whose silence describers may look at."""
