@@ -18,8 +18,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-style lint-types lint-contract bench proto constraints chromium \
-	clean distclean
+.PHONY: help demo test lint lint-style lint-types lint-contract lint-clients bench proto clients \
+	constraints chromium clean distclean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' Makefile | column -t -s '|'
@@ -31,7 +31,7 @@ demo: $(STAMPS)/demo ## Set everything up and run the demo, from pictures to ans
 test: $(STAMPS)/dev chromium ## Run every test, slow and browser tests included
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: lint-style lint-types lint-contract ## Check style, types and the contract; change nothing
+lint: lint-style lint-types lint-contract lint-clients ## Check style, types and the contract; change nothing
 
 lint-style: $(STAMPS)/dev
 	@$(BIN)/ruff check .
@@ -45,6 +45,9 @@ lint-types: $(STAMPS)/dev
 lint-contract: $(STAMPS)/dev
 	@$(BIN)/python proto/generate.py --check
 
+lint-clients: $(STAMPS)/dev
+	@$(BIN)/python client/generate.py --check
+
 bench: $(STAMPS)/bench ## Run every benchmark of tests/benchmarks; each prints JSON
 	@for file in tests/benchmarks/[!_]*.py; do \
 		[ -e "$$file" ] || { echo 'tests/benchmarks has no benchmark' >&2; exit 1; }; \
@@ -55,6 +58,9 @@ bench: $(STAMPS)/bench ## Run every benchmark of tests/benchmarks; each prints J
 
 proto: $(STAMPS)/venv ## Write the stubs in vision_sae/v1 and the image of the contract anew
 	@$(BIN)/python proto/generate.py
+
+clients: $(STAMPS)/dev ## Write the blocking client anew, from the asyncio one
+	@$(BIN)/python client/generate.py
 
 constraints: ## Pin in constraints.txt the newest releases that resolve together
 	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins

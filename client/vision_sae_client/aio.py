@@ -1,4 +1,4 @@
-"""The asyncio client: `Client` with awaits."""
+"""The asyncio client, of which ``client/generate.py`` makes the blocking one: edit this file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import TypeVar
 
 import grpc
-import grpc.aio
 from google.protobuf.message import Message
 
 from vision_sae.v1.attribution_service_pb2 import AttributeResponse, EncodeResponse
@@ -64,9 +63,10 @@ Page = TypeVar(
 
 
 class AsyncClient:
-    """Asks a vision_sae server; the methods of `Client`, to be awaited.
+    """Asks a vision_sae server; to be made inside a running event loop.
 
-    Make it inside a running event loop.
+    Every call raises `ClientError` when the server refuses or cannot be reached. A ``dictionary``
+    of None means the first that the server has.
 
     Example:
         >>> async with AsyncClient("127.0.0.1:50051") as client:  # doctest: +SKIP
@@ -129,7 +129,8 @@ class AsyncClient:
         """One dictionary, ``dictionaries/{dictionary}``."""
         if name is None:
             return first_dictionary(await self._run(requests.list_dictionaries()), self._address)
-        return (await self._run(requests.get_dictionary(name))).dictionary
+        answer = await self._run(requests.get_dictionary(name))
+        return answer.dictionary
 
     async def features(
         self,
@@ -163,7 +164,8 @@ class AsyncClient:
         self, name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
     ) -> Feature:
         """One feature, ``dictionaries/{dictionary}/features/{index}``."""
-        return (await self._run(requests.get_feature(name, full=full, exemplars=exemplars))).feature
+        answer = await self._run(requests.get_feature(name, full=full, exemplars=exemplars))
+        return answer.feature
 
     async def encode(
         self,
@@ -330,7 +332,8 @@ class AsyncClient:
             full=full,
             request_id=request_id,
         )
-        return (await self._run(call)).description
+        answer = await self._run(call)
+        return answer.description
 
     async def score_description(
         self,
@@ -351,7 +354,8 @@ class AsyncClient:
             sample_size=sample_size,
             seed=seed,
         )
-        return list((await self._run(call)).scores)
+        answer = await self._run(call)
+        return list(answer.scores)
 
     async def update_description(
         self,
@@ -370,18 +374,21 @@ class AsyncClient:
         call = requests.update_description(
             name, text, reason=reason, etag=etag, request_id=request_id
         )
-        return (await self._run(call)).description
+        answer = await self._run(call)
+        return answer.description
 
     async def create_label_job(
         self, job: LabelJob, *, name: str = "", request_id: str = ""
     ) -> LabelJob:
         """Put a job in the queue, made by `vision_sae_client.jobs.label_job`; it gets a name."""
         call = requests.create_label_job(job, name=name, request_id=request_id)
-        return (await self._run(call)).label_job
+        answer = await self._run(call)
+        return answer.label_job
 
     async def label_job(self, name: str) -> LabelJob:
         """One label job, ``labelJobs/{label_job}``."""
-        return (await self._run(requests.get_label_job(name))).label_job
+        answer = await self._run(requests.get_label_job(name))
+        return answer.label_job
 
     async def label_jobs(self, *, filter: str = "") -> list[LabelJob]:
         """Label jobs, newest first, filtered as ``LabelJobService.ListLabelJobs`` says."""
@@ -390,7 +397,8 @@ class AsyncClient:
 
     async def cancel_label_job(self, name: str) -> LabelJob:
         """Stop a label job; labels made so far stay."""
-        return (await self._run(requests.cancel_label_job(name))).label_job
+        answer = await self._run(requests.cancel_label_job(name))
+        return answer.label_job
 
     async def watch_label_job(
         self, name: str, *, resume_token: str = "", progress_only: bool = False
@@ -453,7 +461,10 @@ class AsyncClient:
             answers.cancel()
 
     async def _name(self, dictionary: str | None) -> str:
-        return dictionary or (await self.dictionary()).name
+        if dictionary:
+            return dictionary
+        first = await self.dictionary()
+        return first.name
 
     async def _pages(self, build: Callable[[str], Call[Page]]) -> AsyncIterator[Page]:
         token = ""

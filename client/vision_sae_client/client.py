@@ -1,4 +1,4 @@
-"""The blocking client."""
+"""The blocking client, which ``client/generate.py`` makes of ``aio.py``: edit that one."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ class Client:
         """One dictionary, ``dictionaries/{dictionary}``."""
         if name is None:
             return first_dictionary(self._run(requests.list_dictionaries()), self._address)
-        return self._run(requests.get_dictionary(name)).dictionary
+        answer = self._run(requests.get_dictionary(name))
+        return answer.dictionary
 
     def features(
         self,
@@ -162,7 +163,8 @@ class Client:
         self, name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
     ) -> Feature:
         """One feature, ``dictionaries/{dictionary}/features/{index}``."""
-        return self._run(requests.get_feature(name, full=full, exemplars=exemplars)).feature
+        answer = self._run(requests.get_feature(name, full=full, exemplars=exemplars))
+        return answer.feature
 
     def encode(
         self,
@@ -329,7 +331,8 @@ class Client:
             full=full,
             request_id=request_id,
         )
-        return self._run(call).description
+        answer = self._run(call)
+        return answer.description
 
     def score_description(
         self,
@@ -350,7 +353,8 @@ class Client:
             sample_size=sample_size,
             seed=seed,
         )
-        return list(self._run(call).scores)
+        answer = self._run(call)
+        return list(answer.scores)
 
     def update_description(
         self,
@@ -369,16 +373,19 @@ class Client:
         call = requests.update_description(
             name, text, reason=reason, etag=etag, request_id=request_id
         )
-        return self._run(call).description
+        answer = self._run(call)
+        return answer.description
 
     def create_label_job(self, job: LabelJob, *, name: str = "", request_id: str = "") -> LabelJob:
         """Put a job in the queue, made by `vision_sae_client.jobs.label_job`; it gets a name."""
         call = requests.create_label_job(job, name=name, request_id=request_id)
-        return self._run(call).label_job
+        answer = self._run(call)
+        return answer.label_job
 
     def label_job(self, name: str) -> LabelJob:
         """One label job, ``labelJobs/{label_job}``."""
-        return self._run(requests.get_label_job(name)).label_job
+        answer = self._run(requests.get_label_job(name))
+        return answer.label_job
 
     def label_jobs(self, *, filter: str = "") -> list[LabelJob]:
         """Label jobs, newest first, filtered as ``LabelJobService.ListLabelJobs`` says."""
@@ -387,7 +394,8 @@ class Client:
 
     def cancel_label_job(self, name: str) -> LabelJob:
         """Stop a label job; labels made so far stay."""
-        return self._run(requests.cancel_label_job(name)).label_job
+        answer = self._run(requests.cancel_label_job(name))
+        return answer.label_job
 
     def watch_label_job(
         self, name: str, *, resume_token: str = "", progress_only: bool = False
@@ -447,7 +455,10 @@ class Client:
             answers.cancel()
 
     def _name(self, dictionary: str | None) -> str:
-        return dictionary or self.dictionary().name
+        if dictionary:
+            return dictionary
+        first = self.dictionary()
+        return first.name
 
     def _pages(self, build: Callable[[str], Call[Page]]) -> Iterator[Page]:
         token = ""
