@@ -19,10 +19,10 @@ from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig, TrainConfig
 from vision_sae.demo.run import CORPUS, SITE
+from vision_sae.dictionaries.matching import cosines, nearest
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.training.loop import train_together
-from vision_sae.evaluation.matching import nearest
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import image_folder
 
@@ -127,7 +127,9 @@ def main() -> None:
             print(sweep, "done", file=sys.stderr, flush=True)
     draw(rows, out.out / "guide.png")
     agreement = {
-        name: [round(nearest(a.decoder, b.decoder).mean, 3) for a, b in combinations(made, 2)]
+        name: [
+            round(nearest(cosines(a.decoder, b.decoder)).mean, 3) for a, b in combinations(made, 2)
+        ]
         for name, made in of_seeds.items()
     }
     print(json.dumps({"rows": rows, "agreement_across_seeds": agreement}))

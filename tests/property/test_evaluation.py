@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.worlds import identity_sae
 from vision_sae.dictionaries import metrics
+from vision_sae.dictionaries.matching import assign, cosines, match, nearest
 from vision_sae.dictionaries.protocol import to_codes
 from vision_sae.evaluation.absorption import AbsorptionCounter
 from vision_sae.evaluation.coherence import max_cosine_to_others
 from vision_sae.evaluation.density import density_histogram
-from vision_sae.evaluation.matching import assign, match, nearest
 from vision_sae.evaluation.monosemanticity import (
     MonosemanticityAccumulator,
     max_pooled,
@@ -104,10 +104,10 @@ def test_coherence_is_the_dense_formula_for_any_block(
 @given(SEEDS, st.integers(1, 5), st.integers(1, 5))
 def test_assignment_is_the_best_of_all_permutations(seed: int, width: int, dim: int) -> None:
     a, b = normal(seed, width, dim), normal(seed + 1, width, dim)
-    cosines = torch.cosine_similarity(a[:, None], b[None], dim=2).double()
+    expected = torch.cosine_similarity(a[:, None], b[None], dim=2).double()
     rows = list(range(width))
-    best = max(float(cosines[rows, list(order)].mean()) for order in permutations(rows))
-    assert math.isclose(assign(a, b).mean, best, abs_tol=1e-5)
+    best = max(float(expected[rows, list(order)].mean()) for order in permutations(rows))
+    assert math.isclose(assign(cosines(a, b)).mean, best, abs_tol=1e-5)
 
 
 @given(SEEDS, st.integers(1, 40))
@@ -124,10 +124,11 @@ def test_nearest_is_the_row_maximum_for_any_block(
     seed: int, left: int, right: int, block: int
 ) -> None:
     a, b = normal(seed, left, 4), normal(seed + 1, right, 4)
-    cosines = torch.cosine_similarity(a[:, None], b[None], dim=2)
-    found = nearest(a, b, block=block)
-    torch.testing.assert_close(found.cosines, cosines.amax(1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(cosines[found.left, found.right], found.cosines, atol=1e-5, rtol=0)
+    expected = torch.cosine_similarity(a[:, None], b[None], dim=2)
+    found = nearest(cosines(a, b), block=block)
+    strength = found.similarities
+    torch.testing.assert_close(strength, expected.amax(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(expected[found.left, found.right], strength, atol=1e-5, rtol=0)
 
 
 @given(st.integers(1, 10**7), st.lists(st.floats(0, 1), max_size=30))

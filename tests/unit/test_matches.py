@@ -130,7 +130,7 @@ def test_a_feature_that_never_fires_has_no_counterpart(one: Path, tmp_path: Path
 def test_wide_dictionaries_are_not_assigned(
     one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vision_sae.bundles.matches.ASSIGNED_UP_TO", DIM - 1)
+    monkeypatch.setattr("vision_sae.dictionaries.matching.HUNGARIAN_WIDTH", DIM - 1)
     bundle = match_bundles(made(tmp_path, "wide", turned(), data()), one)
     assert bundle.matches["one"].nearest.tolist() == ORDER
     assert (bundle.matches["one"].partner == -1).all()

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from vision_sae.dictionaries import matching
+from vision_sae.dictionaries.matching import Similarities, assign, cosines, match, nearest
 from vision_sae.errors import InvalidInputError
-from vision_sae.evaluation import matching
-from vision_sae.evaluation.matching import assign, match, nearest
 
 # Cosines: the first row has 1 and 0 with those of B, the second 0.8 and 0.6.
 A = torch.tensor([[1.0, 0.0], [4.0, 3.0]])
@@ -20,17 +20,28 @@ def random_rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
 
 def test_assignment_by_hand() -> None:
     # One to one: 1 + 0.6 beats 0 + 0.8.
-    pairs = assign(A, B)
+    pairs = assign(cosines(A, B))
     assert pairs.right.tolist() == [0, 1]
-    assert pairs.cosines.tolist() == pytest.approx([1, 0.6])
+    assert pairs.similarities.tolist() == pytest.approx([1, 0.6])
     assert pairs.mean == pytest.approx(0.8)
 
 
 def test_nearest_by_hand() -> None:
     # Both are nearest to the first row of B.
-    pairs = nearest(A, B)
+    pairs = nearest(cosines(A, B))
     assert pairs.right.tolist() == [0, 0]
     assert pairs.mean == pytest.approx(0.9)
+
+
+def test_what_cannot_be_compared_has_no_partner() -> None:
+    told = torch.tensor([[0.2, -torch.inf, 0.9], [-torch.inf] * 3, [0.1, 0.3, 0.8]])
+    found = Similarities(3, lambda features: told[features])
+    assert nearest(found).left.tolist() == [0, 2]
+    assert nearest(found).right.tolist() == [2, 2]
+    # One to one: 0.9 + 0.3 beats 0.2 + 0.8.
+    assert assign(found).left.tolist() == [0, 2]
+    assert assign(found).right.tolist() == [2, 1]
+    assert assign(found).similarities.tolist() == pytest.approx([0.9, 0.3])
 
 
 def test_permuted_dictionary_is_recovered_with_its_permutation() -> None:
@@ -78,12 +89,12 @@ def test_wide_dictionaries_are_matched_to_their_nearest(monkeypatch: pytest.Monk
     a, b = random_rows(6, 2, 1), random_rows(5, 2, 2)
     found = match(a, b)
     assert not found.one_to_one
-    assert torch.equal(found.pairs.right, nearest(a, b).right)
+    assert torch.equal(found.pairs.right, nearest(cosines(a, b)).right)
     # The floor is that of the same method: each random direction with its nearest.
     generator = torch.Generator().manual_seed(0)
     random = [torch.randn(rows.shape, generator=generator) for rows in (a, b)]
-    assert found.floor == pytest.approx(nearest(*random).mean)
-    assert found.floor != pytest.approx(assign(*random).mean, abs=0.01)
+    assert found.floor == pytest.approx(nearest(cosines(*random)).mean)
+    assert found.floor != pytest.approx(assign(cosines(*random)).mean, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.worlds import write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import EndToEndConfig, TrainConfig
 from vision_sae.dictionaries.ensemble import Bagging, Boosting
+from vision_sae.dictionaries.matching import match
 from vision_sae.dictionaries.metrics import evaluate, explained_variance
 from vision_sae.dictionaries.pipeline import make_dictionary
 from vision_sae.dictionaries.protocol import Dictionary
@@ -31,7 +32,6 @@ from vision_sae.dictionaries.training.loop import train, train_together
 from vision_sae.dictionaries.training.scaling import input_scaling
 from vision_sae.evaluation.absorption import planted_absorption
 from vision_sae.evaluation.downstream import downstream
-from vision_sae.evaluation.matching import match
 from vision_sae.evaluation.planted import PlantedWorld, planted_world
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.protocol import ModelOutput
@@ -109,7 +109,7 @@ def test_every_atom_is_found(
         found = match(world.atoms, made.decoder)
         assert found.floor < 0.5
         assert found.pairs.mean >= 0.98
-        assert float(found.pairs.cosines.min()) >= least
+        assert float(found.pairs.similarities.min()) >= least
 
 
 @pytest.mark.parametrize("architecture", ["batch_topk", "jumprelu", "gated"])
@@ -123,7 +123,7 @@ def test_nearly_every_atom_is_found(
         found = match(world.atoms, made.decoder)
         assert found.floor < 0.5
         assert found.pairs.mean >= 0.94
-        assert float((found.pairs.cosines > 0.9).float().mean()) >= 0.8
+        assert float((found.pairs.similarities > 0.9).float().mean()) >= 0.8
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk", "matryoshka"])
@@ -224,7 +224,7 @@ def test_first_prefix_of_matryoshka_holds_the_frequent_parents(seed: int, tmp_pa
     # Chance would put a quarter of either there.
     assert float(inside[:8].float().mean()) >= 0.75
     assert float(inside[8:].float().mean()) <= 0.25
-    assert float(pairs.cosines[:8].mean()) > 0.85
+    assert float(pairs.similarities[:8].mean()) > 0.85
 
 
 USED = 24

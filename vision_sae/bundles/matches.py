@@ -11,29 +11,20 @@ with random directions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from vision_sae.bundles.bundle import MATCHES, Bundle, republish
 from vision_sae.bundles.co_activation import Activations
 from vision_sae.bundles.relations import Matches
+from vision_sae.dictionaries import matching
+from vision_sae.dictionaries.matching import Similarities, cosines
 from vision_sae.errors import InvalidInputError, MismatchError
 
-ASSIGNED_UP_TO = 4096
-"""Features of the wider dictionary beyond which a one-to-one assignment takes too long."""
-_BLOCK = 512
 _SEED = 7
-
-Similarities = Callable[[NDArray[np.int64]], NDArray[np.float64]]
-"""Features (n) of one bundle -> their similarities to all of the other's (n, F')."""
 
 
 def match_bundles(path: Path, against: Path) -> Bundle:
@@ -47,10 +38,9 @@ def match_bundles(path: Path, against: Path) -> Bundle:
             f"both bundles are called {bundle.name}; rename one of them", field="against"
         )
     measure, similarities, by_chance = _compared(bundle, other)
-    one_to_one = max(bundle.dictionary.width, other.dictionary.width) <= ASSIGNED_UP_TO
-    width = bundle.dictionary.width
-    found = _matches(width, similarities, one_to_one=one_to_one)
-    chance = _matches(width, by_chance, one_to_one=one_to_one)
+    one_to_one = max(bundle.dictionary.width, other.dictionary.width) <= matching.HUNGARIAN_WIDTH
+    found = _matches(similarities, one_to_one=one_to_one)
+    chance = _matches(by_chance, one_to_one=one_to_one)
     entry = {
         "dictionary_sha256": other.dictionary_sha256,
         "measure": measure,
@@ -86,8 +76,8 @@ def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similar
         mixed = theirs.permuted(rows)
         return (
             "activations",
-            lambda features: ours.correlations(features, theirs),
-            lambda features: ours.correlations(features, mixed),
+            _correlations(ours, theirs),
+            _correlations(ours, mixed),
         )
     same_model = all(
         bundle.manifest["model"][key] == other.manifest["model"][key]
@@ -97,7 +87,7 @@ def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similar
         random = torch.Generator().manual_seed(_SEED)
         decoders = [each.dictionary.decoder for each in (bundle, other)]
         chance = [torch.randn(decoder.shape, generator=random) for decoder in decoders]
-        return "directions", _cosines(*decoders), _cosines(*chance)
+        return "directions", cosines(*decoders), cosines(*chance)
     raise MismatchError(
         f"{bundle.name} and {other.name} have neither the same pictures on the same grid, so that "
         "their activations could be compared, nor the same site, so that their directions could; "
@@ -106,38 +96,25 @@ def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similar
     )
 
 
-def _cosines(ours: Tensor, theirs: Tensor) -> Similarities:
-    unit_ours, unit_theirs = F.normalize(ours.float(), dim=1), F.normalize(theirs.float(), dim=1)
-
-    def similarities(features: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.asarray((unit_ours[features] @ unit_theirs.T).numpy(), dtype=np.float64)
-
-    return similarities
+def _correlations(ours: Activations, theirs: Activations) -> Similarities:
+    return Similarities(
+        ours.width,
+        lambda features: torch.from_numpy(ours.correlations(features.numpy(), theirs)),
+    )
 
 
-def _matches(width: int, similarities: Similarities, *, one_to_one: bool) -> Matches:
+def _matches(similarities: Similarities, *, one_to_one: bool) -> Matches:
+    width = similarities.width
     made = Matches(
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
     )
-    blocks = []
-    for start in range(0, width, _BLOCK):
-        features = np.arange(start, min(start + _BLOCK, width))
-        found = similarities(features)
-        best = found.argmax(axis=1)
-        strength = found[np.arange(len(features)), best]
-        there = np.isfinite(strength)
-        made.nearest[features] = np.where(there, best, -1)
-        made.similarities[features] = np.where(there, strength, 0)
-        if one_to_one:
-            blocks.append(found.astype(np.float32))
+    pairs = matching.nearest(similarities)
+    made.nearest[pairs.left], made.similarities[pairs.left] = pairs.right, pairs.similarities
     if one_to_one:
-        whole = np.concatenate(blocks)
-        possible = np.where(np.isfinite(whole), whole, -1)  # the least that a correlation can be
-        rows, columns = linear_sum_assignment(possible, maximize=True)
-        kept = np.isfinite(whole[rows, columns])
-        made.partner[rows[kept]] = columns[kept]
-        made.partner_similarities[rows[kept]] = whole[rows, columns][kept]
+        pairs = matching.assign(similarities)
+        made.partner[pairs.left] = pairs.right
+        made.partner_similarities[pairs.left] = pairs.similarities
     return made

@@ -22,13 +22,13 @@ from vision_sae.bundles import bundle as layout
 from vision_sae.bundles.build import check_match
 from vision_sae.bundles.bundle import Bundle, republish
 from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.matching import Matching, match
 from vision_sae.dictionaries.metrics import Metrics, MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
 from vision_sae.evaluation.density import DensityHistogram, density_histogram
 from vision_sae.evaluation.downstream import Downstream, downstream
-from vision_sae.evaluation.matching import Matching, match
 from vision_sae.evaluation.monosemanticity import MonosemanticityAccumulator, max_pooled
 from vision_sae.files import MANIFEST, published, read_json
 from vision_sae.models.bound import load_bound_model
