@@ -27,16 +27,11 @@ from scipy.stats import false_discovery_control, hypergeom
 
 from vision_sae.activations.store import ImageRecord, sources_of
 from vision_sae.config import CaptionPmiConfig
+from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
 from vision_sae.descriptions.evidence.protocol import Evidence, split
 from vision_sae.descriptions.protocol import Description, Score
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-_FUNCTION_WORDS = frozenset(
-    _WORD.findall(
-        "a an and as at by for from in into is it its of on onto or over that the their there "
-        "this to under with without"
-    )
-)
 _SMOOTHING = 0.5
 _FEWEST_IMAGES = 5
 """Independent exemplar images below which no label is tried."""
@@ -46,7 +41,7 @@ _FEWEST_CAPTIONS = 4
 
 def words(caption: str) -> frozenset[str]:
     """The distinct content words of a caption, in lower case."""
-    return frozenset(_WORD.findall(caption.lower())) - _FUNCTION_WORDS
+    return frozenset(_WORD.findall(caption.lower())) - FUNCTION_WORDS
 
 
 def _by_source(source: NDArray[np.int64], present: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -93,7 +88,7 @@ class CaptionPmi:
     """The first describer: the baseline that later ones must beat."""
 
     name = "caption-pmi"
-    version = 3
+    version = 4
 
     def __init__(self, config: CaptionPmiConfig) -> None:
         self._config = config

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
+from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing, sha256_json
 from vision_sae.models.protocol import ContrastiveModel
@@ -29,55 +30,6 @@ VISUAL_NOUNS = "visual_nouns.txt"
 
 _CLAUSE = re.compile(r"[^,.;:!?()\"\n]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\S+")
-_FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "behind",
-        "between",
-        "by",
-        "each",
-        "for",
-        "from",
-        "has",
-        "have",
-        "her",
-        "his",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "near",
-        "next",
-        "of",
-        "off",
-        "on",
-        "onto",
-        "or",
-        "other",
-        "over",
-        "that",
-        "the",
-        "their",
-        "there",
-        "this",
-        "to",
-        "under",
-        "up",
-        "very",
-        "was",
-        "were",
-        "which",
-        "while",
-        "with",
-        "without",
-    ]
-)
 _LONGEST = 3
 """The most words in a phrase taken from captions."""
 _FEWEST_SOURCES = 3
@@ -94,7 +46,7 @@ def _runs(text: str) -> Iterator[list[str]]:
     for clause in _CLAUSE.findall(text.lower()):
         run: list[str] = []
         for word in [*_WORD.findall(clause), ""]:
-            if word[:1].isalpha() and len(word) >= _SHORTEST and word not in _FUNCTION_WORDS:
+            if word[:1].isalpha() and len(word) >= _SHORTEST and word not in FUNCTION_WORDS:
                 run.append(word)
             elif run:
                 yield run
