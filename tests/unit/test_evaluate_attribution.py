@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from tests.worlds import noise_image, random_sae, tiny_model
@@ -129,13 +130,16 @@ def test_heads_tell_backgrounds_and_point(model: VitModel, found: SiteDictionary
     assert len(hits) == 5
 
 
-def test_a_hit_is_a_patch_on_the_object(
-    model: VitModel, found: SiteDictionary, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tolerance", [0, 3])
+def test_a_hit_is_a_patch_on_the_object_or_close_to_it(
+    tolerance: int, model: VitModel, found: SiteDictionary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (scene,) = scenes(1, 8, side=32)
+    monkeypatch.setattr(attribution, "_TOLERANCE", tolerance)
+    near = binary_dilation(scene.parts["object"], np.ones((2 * tolerance + 1,) * 2))
     asked = heads(model, list(scenes(20, 3, side=32)), "background")
     boxes = model.grid.boxes(model.preprocessing.geometry(32, 32)).astype(int)
-    covered = [bool(scene.parts["object"][y0:y1, x0:x1].any()) for x0, y0, x1, y1 in boxes]
+    covered = [bool(near[y0:y1, x0:x1].any()) for x0, y0, x1, y1 in boxes]
 
     class Books:
         def __init__(self, patch: int) -> None:

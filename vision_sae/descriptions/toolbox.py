@@ -131,12 +131,14 @@ class Toolbox:
             found.movements(generator, self.clip, part, amount=config.amount)
             for part in (prompts[::2], prompts[1::2])
         )
-        vocabulary = self._vocabulary(evidence)
+        vocabulary = self._vocabulary(evidence, nouns=False)  # what the prompts speak of
         embed = self._embeddings(vocabulary)
         return EffectsDescriber(
             vocabulary.words, embed(vocabulary.words), choosing, CausalScorer(judging, embed)
         )
 
-    def _vocabulary(self, evidence: Evidence) -> Vocabulary:
+    def _vocabulary(self, evidence: Evidence, *, nouns: bool = True) -> Vocabulary:
         path = self.config.contrastive.vocabulary
-        return Vocabulary.read(path) if path else Vocabulary.of_captions(evidence.images)
+        if path:
+            return Vocabulary.read(path)
+        return Vocabulary.of_captions(evidence.images, nouns=nouns)

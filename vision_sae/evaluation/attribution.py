@@ -10,7 +10,7 @@
   when the weights behind the site are shuffled (Adebayo et al. 2018, arXiv:1810.03292). Cosines of
   the features' contributions, 1 is unchanged.
 - **Pointing game** on composed scenes: whether the patch with the largest contribution lies on the
-  object that the target is about (Zhang et al. 2018, arXiv:1608.00507).
+  object that the target is about, or 15 pixels beside it (Zhang et al. 2018, arXiv:1608.00507).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture
 
 NODES = 8
+_TOLERANCE = 15
+"""Pixels of the model's input that the pointing game allows, as in its source."""
 _ABLATED = 12
 _NOISE = 0.05
 """Standard deviation of the noise, in those of the model's input."""
@@ -293,8 +295,8 @@ def inputs(model: Model, pictures: Sequence[Image.Image]) -> Tensor:
 def pointing_game(
     model: Model, found: SiteDictionary, scenes: Sequence[Drawn], asked: Heads, attribute: str
 ) -> list[bool]:
-    """For each scene, whether the patch that contributes most to the attribute's true value touches
-    the object."""
+    """For each scene, whether the patch that contributes most to the attribute's true value lies on
+    the object, or at most `_TOLERANCE` pixels beside it."""
     grid, position = model.grid, list(VALUES).index(attribute)
     hits = []
     for scene in scenes:
@@ -302,6 +304,9 @@ def pointing_game(
         image = model.preprocess(scene.image)
         books = ledger(Scene(model, image, target, [found.site]), found, nodes=NODES)
         geometry = model.preprocessing.geometry(*scene.image.size)
-        x0, y0, x1, y1 = np.round(grid.boxes(geometry)[int(books.per_patch.argmax())]).astype(int)
+        box = grid.boxes(geometry)[int(books.per_patch.argmax())]
+        beside = _TOLERANCE / geometry.scale_x
+        x0, y0 = np.round(box[:2] - beside).astype(int).clip(0)
+        x1, y1 = np.round(box[2:] + beside).astype(int)
         hits.append(bool(scene.parts["object"][y0:y1, x0:x1].any()))
     return hits
