@@ -13,28 +13,34 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
+from timm.models import VisionTransformer
 from torch import Tensor
 from vision_sae_client import Client
 from vision_sae_client import targets as asked_targets
 
-from vision_sae.activations.harvest import choose
+from vision_sae.activations.harvest import choose, harvest
 from vision_sae.attribution import targets
 from vision_sae.attribution.ledger import Scene, ledger
 from vision_sae.attribution.targets import Target, measured
 from vision_sae.bundles.bundle import Bundle
+from vision_sae.config import HarvestConfig, ServeConfig, TrainConfig
 from vision_sae.demo.run import CORPUS, serving
+from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
 from vision_sae.evaluation import attribution as evaluation
 from vision_sae.evaluation.planted_scenes import VALUES, scenes
 from vision_sae.evaluation.planted_scenes import Scene as Drawn
 from vision_sae.models.bound import bound
+from vision_sae.models.grid import Preprocessing
 from vision_sae.models.registry import load_model
-from vision_sae.models.vit import VitModel
+from vision_sae.models.vit import TimmBackbone, VitModel
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.intervention import Intervention
@@ -44,9 +50,14 @@ _PICTURES, _TESTED = 200, 30
 _CAPTUM = 6
 _TIMED, _CLIENTS, _CALLS = 40, 32, 320
 _BATCHES = (1, 2, 4, 8, 16)
-_HEAD_SCENES, _POINTED, _INTERVENED = 600, 100, 60
+_HEAD_SCENES, _POINTED = 600, 100
 _PLANTED = "background"
 """The attribute that interventions are about."""
+_SIDE, _RATE = 64, 2e-3
+_TRAINED, _CLASSIFIED = 3000, 600
+"""Scenes that the planted classifier is trained on; of these, and of others, that it is asked."""
+_ATTRIBUTED, _USED = 10, 20
+"""Pictures by which a concept's features are found, and how many features that are."""
 
 
 def opened(path: Path, dtype: str) -> tuple[Bundle, VitModel, SiteDictionary]:
@@ -109,7 +120,6 @@ def latencies(path: Path, picture: Picture) -> dict[str, float]:
     from vision_sae_server.attribution import AttributionServicer
     from vision_sae_server.state import load_state
 
-    from vision_sae.config import ServeConfig
     from vision_sae.v1 import attribution_service_pb2 as pb
 
     data = picture.path.read_bytes()
@@ -176,8 +186,8 @@ def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
     }
 
 
-def planted(model: VitModel, found: SiteDictionary) -> dict[str, Any]:
-    """The pointing game on colours and shapes, and interventions on the planted background."""
+def pointing(model: VitModel, found: SiteDictionary) -> dict[str, float]:
+    """The pointing game on the colours and shapes of composed scenes."""
     drawn = list(scenes(_HEAD_SCENES + _POINTED, 21))
     fitted, held = drawn[:_HEAD_SCENES], drawn[_HEAD_SCENES:]
     hits = {}
@@ -185,41 +195,100 @@ def planted(model: VitModel, found: SiteDictionary) -> dict[str, Any]:
         asked = evaluation.heads(model, fitted, attribute)
         game = evaluation.pointing_game(model, found, held, asked, attribute)
         hits[attribute] = round(float(np.mean(game)), 3)
-    return {"pointing_game": hits, "intervention": interventions(model, found, fitted, held)}
+    return hits
 
 
-def interventions(
-    model: VitModel, found: SiteDictionary, fitted: Sequence[Drawn], held: Sequence[Drawn]
-) -> dict[str, float]:
-    """Share of pictures whose class flips when the features that a concept uses are ablated, and
-    when as much is moved along random features."""
-    asked = evaluation.heads(model, fitted, _PLANTED)
+def interventions() -> dict[str, float]:
+    """Share of pictures whose class flips when the features that a planted concept uses are
+    ablated, and when as much is moved along random features.
+
+    The classifier sees nothing but what its last block's output holds, so that ablating there
+    leaves no way around. A concept's features are those that contribute most to its logit over some
+    pictures of the training.
+    """
+    model = trained_classifier(_PLANTED)
+    known, held = composed(_CLASSIFIED, seed=5), composed(_CLASSIFIED, seed=6)
+    with TemporaryDirectory() as folder:
+        found, explained = site_dictionary(model, Path(folder))
     position = list(VALUES).index(_PLANTED)
-    flipped, at_random = [], []
-    for value in range(len(VALUES[_PLANTED])):
-        target = asked.target(value)
-        shown = [s for s in fitted if s.attributes.numbers[position] == value][:10]
+    classes = len(VALUES[_PLANTED])
+    logits = [targets.class_logit(value) for value in range(classes)]
+    flipped, at_random, right = [], [], []
+    for value in range(classes):
         total = torch.zeros(found.dictionary.width, dtype=torch.float64)
-        for scene in shown:
-            image = model.preprocess(scene.image)
-            total += ledger(Scene(model, image, target, [found.site]), found, nodes=1).per_feature
-        used = torch.argsort(-total)[:20].tolist()
+        for scene in shows(known, position, value)[:_ATTRIBUTED]:
+            seen = Scene(model, model.preprocess(scene.image), logits[value], [found.site])
+            total += ledger(seen, found, nodes=evaluation.NODES).per_feature
+        used = torch.argsort(-total)[:_USED].tolist()
         edits = [FeatureEdit("d", feature, "ablate") for feature in used]
-        heads = [
-            targets.probe(w, float(b)) for w, b in zip(asked.weights, asked.biases, strict=True)
-        ]
         intervention = Intervention(model, edits, {"d": found}, controls=5)
-        for scene in [s for s in held if s.attributes.numbers[position] == value][:8]:
-            outcome = intervention(model.preprocess(scene.image), heads)
-            if int(outcome.values_before.argmax()) != value:
-                continue
-            flipped.append(int(outcome.values_after.argmax()) != value)
-            at_random += [int(row.argmax()) != value for row in outcome.values_control]
+        for scene in shows(held, position, value):
+            outcome = intervention(model.preprocess(scene.image), logits)
+            right.append(int(outcome.values_before.argmax()) == value)
+            if right[-1]:
+                flipped.append(int(outcome.values_after.argmax()) != value)
+                at_random += [int(row.argmax()) != value for row in outcome.values_control]
     return {
-        "accuracy": round(asked.accuracy, 3),
+        "accuracy": round(float(np.mean(right)), 3),
+        "explained_variance": round(explained, 3),
         "planted": round(float(np.mean(flipped)), 3),
         "random": round(float(np.mean(at_random)), 3),
     }
+
+
+def composed(count: int, seed: int) -> list[Drawn]:
+    """Scenes as the planted classifier sees them."""
+    return list(scenes(count, seed, side=_SIDE))
+
+
+def shows(drawn: Sequence[Drawn], position: int, value: int) -> list[Drawn]:
+    """Those whose attribute at ``position`` has a value."""
+    return [scene for scene in drawn if scene.attributes.numbers[position] == value]
+
+
+def trained_classifier(attribute: str) -> VitModel:
+    """A small ViT without a class token that tells the values of an attribute of scenes apart."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(_SIDE, _SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    drawn, position = composed(_TRAINED, seed=5), list(VALUES).index(attribute)
+    images = torch.stack([preprocessing(scene.image) for scene in drawn])
+    truth = torch.tensor([scene.attributes.numbers[position] for scene in drawn])
+    module = VisionTransformer(
+        img_size=_SIDE,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=3,
+        class_token=False,
+        global_pool="avg",
+        num_classes=len(VALUES[attribute]),
+    )
+    batches = [rows for _ in range(6) for rows in torch.randperm(len(images)).split(64)]
+    optimizer = torch.optim.AdamW(module.parameters(), _RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=len(batches))
+    for rows in batches:
+        loss = torch.nn.functional.cross_entropy(module(images[rows]), truth[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return VitModel("planted", TimmBackbone(module), preprocessing, dtype="float32")
+
+
+def site_dictionary(model: VitModel, folder: Path) -> tuple[SiteDictionary, float]:
+    """(an SAE of the last block's output on scenes, its explained variance)"""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number, scene in enumerate(composed(_CLASSIFIED, seed=5)):
+        scene.image.save(pictures / f"{number:04}.png")
+    site = [name for name in model.sites if name.endswith(".resid")][-1]
+    config = HarvestConfig(sites=(site,))
+    store = harvest(model, image_folder(pictures), folder / "store", config, progress=False)
+    training = TrainConfig(site=site, steps=600, expansion=4, k=8, batch_size=1024)
+    place = folder / "dictionary"
+    metrics = train_dictionary(store, place, training, {"scenes": store}, progress=False)
+    dictionary, _ = load_dictionary(place)
+    return SiteDictionary(dictionary, site), metrics["scenes"]["explained_variance"]
 
 
 def main() -> None:
@@ -242,9 +311,10 @@ def main() -> None:
             ),
             "rank_correlation_with_ablation": made.rank_correlation,
             "report": made.to_json(),
-            **planted(model, found),
+            "pointing_game": pointing(model, found),
         }
         print(json.dumps({name: report[name]}, indent=1), flush=True)
+    report["intervention"] = interventions()
     report |= latencies(given.vit, pictures[0]) | throughput(given.vit, pictures[:64])
     print(json.dumps(report, indent=1))
 

@@ -55,7 +55,7 @@ _DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 48.0
 _LABELS, _JUDGED = 50, 8
 _BY_EFFECTS = DescribeConfig(describer="effects", effects=EffectsConfig(prompts=8, amount=_AMOUNT))
-_DESCRIBED = 96
+_DESCRIBED = 128
 """Features of a block, of those that fire most often, that are described by their effects."""
 
 
