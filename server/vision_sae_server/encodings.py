@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,14 +82,17 @@ def _sparse(codes: Codes, width: int) -> tensor_pb2.SparseCodes:
     )
 
 
-_ORDERS: dict[int, Callable[[NDArray[np.float64], Served, NDArray[np.int64]], NDArray[np.float64]]]
-_ORDERS = {
-    pb.ENCODE_ORDER_MAX_ACTIVATION: lambda maps, _served, _features: maps.max(axis=1),
-    pb.ENCODE_ORDER_TOTAL_ACTIVATION: lambda maps, _served, _features: maps.sum(axis=1),
-    pb.ENCODE_ORDER_RELATIVE_ACTIVATION: lambda maps, served, features: (
-        maps.max(axis=1) / np.maximum(served.bundle.statistics.max[features], 1e-12)
-    ),
-}
+def _worth(
+    order: int, strongest: NDArray[np.float64], total: NDArray[np.float64], usual: NDArray[Any]
+) -> NDArray[np.float64]:
+    """What features are ordered by: ``usual`` are their largest activations in the data."""
+    match order:
+        case pb.ENCODE_ORDER_TOTAL_ACTIVATION:
+            return total
+        case pb.ENCODE_ORDER_RELATIVE_ACTIVATION:
+            return np.asarray(strongest / np.maximum(usual, 1e-12))
+        case _:
+            return strongest
 
 
 def encode_response(
@@ -101,14 +105,15 @@ def encode_response(
     grid: PatchGrid,
 ) -> pb.EncodeResponse:
     """What codes (P, k) of a picture say, within ``mask`` (P) of its ``grid``."""
-    inside = codes.indices.numpy()[mask][codes.values.numpy()[mask] > 0]
-    features = np.unique(inside)
-    maps = maps_of(codes, features)
-    within = maps * mask
-    kept = within.max(axis=1, initial=0) >= max(request.min_activation, 1e-12)
-    features, maps, within = features[kept], maps[kept], within[kept]
-    order = request.order or pb.ENCODE_ORDER_MAX_ACTIVATION
-    ranking = np.argsort(-_ORDERS[order](within, served, features), kind="stable")
+    inside = (codes.values.numpy() > 0) & mask[:, None]
+    features, place = np.unique(codes.indices.numpy()[inside], return_inverse=True)
+    activations = codes.values.numpy()[inside].astype(np.float64)
+    strongest, total = np.zeros(len(features)), np.bincount(place, activations, len(features))
+    np.maximum.at(strongest, place, activations)
+    kept = strongest >= max(request.min_activation, 1e-12)
+    features, strongest, total = features[kept], strongest[kept], total[kept]
+    largest = served.bundle.statistics.max[features]
+    ranking = np.argsort(-_worth(request.order, strongest, total, largest), kind="stable")
     limit = request.max_patches if request.HasField("max_patches") else DEFAULT_PATCHES
     usual = served.bundle.manifest["usual_explained_variance"]
     response = pb.EncodeResponse(
@@ -119,20 +124,21 @@ def encode_response(
         active_count=len(features),
         unusual_picture=share_explained < usual,
     )
-    shown = ranking[: request.top_k or DEFAULT_TOP_K]
-    found = messages.features(served, features[shown].tolist(), request.view, request.exemplars)
-    for row, message in zip(shown, found, strict=True):
-        strongest = np.argsort(-within[row], kind="stable")[:limit]
-        strongest = strongest[within[row][strongest] > 0]
+    shown = features[ranking[: request.top_k or DEFAULT_TOP_K]]
+    found = messages.features(served, shown.tolist(), request.view, request.exemplars)
+    for message, map_ in zip(found, maps_of(codes, shown), strict=True):
+        within = map_ * mask
+        patches = np.argsort(-within, kind="stable")[:limit]
+        patches = patches[within[patches] > 0]
         response.features.append(
             pb.FeatureActivation(
                 feature=message,
-                max_activation=float(within[row].max()),
-                total_activation=float(within[row].sum()),
-                patch_count=int((within[row] > 0).sum()),
-                patches=messages.patches(grid, picture.geometry, strongest, within[row][strongest]),
+                max_activation=float(within.max()),
+                total_activation=float(within.sum()),
+                patch_count=int((within > 0).sum()),
+                patches=messages.patches(grid, picture.geometry, patches, within[patches]),
                 heatmap=messages.heatmap(
-                    maps[row].reshape(grid.rows, grid.cols), request.heatmap_format
+                    map_.reshape(grid.rows, grid.cols), request.heatmap_format
                 ),
             )
         )

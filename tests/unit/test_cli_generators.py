@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.registry import load_generator, load_model
 
 SITE = generations.SITES[1]
+PROMPTS = "a large red star\na small blue ring\n\na green heart\na pink cross\n"
 
 
 def run(*words: object) -> str:
@@ -33,13 +36,13 @@ def world(tiny_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline, prompts, and a bundle of what it generates."""
     root = tmp_path_factory.mktemp("generators")
     tiny_pipeline.save_pretrained(str(root / "model"))
-    (root / "prompts.txt").write_text("a large red star\na small blue ring\n\na green heart\n")
+    (root / "prompts.txt").write_text(PROMPTS)
     model = f"sdxl:{root / 'model'}"
     made = run(
         *("harvest", root / "prompts.txt", root / "store", "--model", model),
         *("--site", SITE, "--seeds", 2, "--batch-size", 3),
     )
-    assert "24 images, 1536 patches" in made  # 3 prompts, 2 seeds, 4 steps; 64 positions
+    assert "32 images, 2048 patches" in made  # 4 prompts, 2 seeds, 4 steps; 64 positions
     (root / "config.yaml").write_text("train: {expansion: 2, k: 4, steps: 8, batch_size: 256}\n")
     config = ("--config", root / "config.yaml")
     run("train", root / "store", root / "dictionary", *config)
@@ -76,7 +79,19 @@ def test_the_blocks_of_a_bundle(world: Path, tmp_path: Path) -> None:
     (found,) = json.loads((tmp_path / "blocks" / "blocks.json").read_text())
     assert found["role"] in found["boosted"]
     sheet = Image.open(tmp_path / "blocks" / "blocks.png")
-    assert sheet.size == (3 * 66 - 2, 3 * 66 - 2)  # plain, off, boosted; three prompts
+    assert sheet.size == (4 * 66 - 2, 3 * 66 - 2)  # four prompts; plain, off, boosted
+
+
+class Contrastive:
+    """Texts and pictures of known directions."""
+
+    name, embedding_dim = "fake", 2
+
+    def identity(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0] if t == "red" else [0.0, 1.0] for t in texts])
 
 
 def test_causal_scores_join_those_of_the_labels(
@@ -100,14 +115,6 @@ def test_causal_scores_join_those_of_the_labels(
         for feature, text in zip(alive, ("red", "blue", None), strict=True)
     ]
     add_descriptions(bundle, world / "bundle", rows, {})
-
-    class Contrastive:
-        """Texts and pictures of known directions."""
-
-        name, embedding_dim = "fake", 2
-
-        def embed_texts(self, texts: list[str]) -> torch.Tensor:
-            return torch.tensor([[1.0, 0.0] if t == "red" else [0.0, 1.0] for t in texts])
 
     monkeypatch.setattr("vision_sae.evaluation.generators.ContrastiveModel", Contrastive)
     monkeypatch.setattr("vision_sae.models.registry.load_model", _loading(Contrastive()))
@@ -133,6 +140,26 @@ def _brightness(_model: Any, pictures: list[Image.Image]) -> torch.Tensor:
         [float(np.asarray(p)[..., 0].mean()), float(np.asarray(p)[..., 2].mean())] for p in pictures
     ]
     return torch.nn.functional.normalize(torch.tensor(values), dim=1)
+
+
+def test_features_are_described_by_what_they_do(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world / "bundle", tmp_path / "bundle")
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.ContrastiveModel", Contrastive)
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _: Contrastive())
+    monkeypatch.setattr("vision_sae.steering.movements.embed_pictures", _brightness)
+    said = run("describe", tmp_path / "bundle", "--describer", "effects")
+    bundle = Bundle(tmp_path / "bundle")
+    labelled = [row for row in bundle.descriptions.values() if row["text"]]
+    assert f"{len(labelled)} labelled" in said
+    assert bundle.manifest["describe"]["describer"] == "effects"
+    for row in bundle.descriptions.values():
+        fires = bool(bundle.statistics.count[row["feature"]] > 0)
+        assert bool(row["candidates"]) == fires
+        # Chosen by two prompts, judged by the two others.
+        assert [(s["metric"], s["n"]) for s in row["scores"]] == [("causal", 2)] * fires
+    assert all(row["text"] == row["candidates"][0][0] for row in labelled)
 
 
 def test_a_bundle_that_does_not_generate_is_refused(world: Path, tmp_path: Path) -> None:
