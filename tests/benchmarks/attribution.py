@@ -56,7 +56,7 @@ _PLANTED = "background"
 _SIDE, _RATE = 64, 2e-3
 _TRAINED, _CLASSIFIED = 3000, 600
 """Scenes that the planted classifier is trained on; of these, and of others, that it is asked."""
-_ATTRIBUTED, _USED = 10, 20
+_ATTRIBUTED, _USED = 10, 40
 """Pictures by which a concept's features are found, and how many features that are."""
 
 

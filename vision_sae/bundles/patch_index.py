@@ -25,7 +25,7 @@ _QUERIES = 200
 NPROBE = 32
 """Inverted lists visited at first."""
 _NEIGHBOURS = 10
-REFINED = 30
+REFINED = 40
 """Candidates compared anew for each answer, where the index keeps a finer copy of its rows."""
 _EQUAL = 1e-6
 """Cosines this close differ by rounding alone."""
