@@ -108,8 +108,9 @@ def encode_response(
     inside = (codes.values.numpy() > 0) & mask[:, None]
     features, place = np.unique(codes.indices.numpy()[inside], return_inverse=True)
     activations = codes.values.numpy()[inside].astype(np.float64)
-    strongest, total = np.zeros(len(features)), np.bincount(place, activations, len(features))
+    strongest, total = np.zeros((2, len(features)))
     np.maximum.at(strongest, place, activations)
+    np.add.at(total, place, activations)
     kept = strongest >= max(request.min_activation, 1e-12)
     features, strongest, total = features[kept], strongest[kept], total[kept]
     largest = served.bundle.statistics.max[features]

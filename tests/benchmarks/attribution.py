@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ _PLANTED = "background"
 _SIDE, _RATE = 64, 2e-3
 _TRAINED, _CLASSIFIED = 3000, 600
 """Scenes that the planted classifier is trained on; of these, and of others, that it is asked."""
-_ATTRIBUTED, _USED = 10, 40
+_ATTRIBUTED, _USED = 10, 20
 """Pictures by which a concept's features are found, and how many features that are."""
 
 
@@ -203,8 +203,8 @@ def interventions() -> dict[str, float]:
     ablated, and when as much is moved along random features.
 
     The classifier sees nothing but what its last block's output holds, so that ablating there
-    leaves no way around. A concept's features are those that contribute most to its logit over some
-    pictures of the training.
+    leaves no way around. A concept's features are those that contribute most, over some pictures of
+    the training, to its logit above the mean of all.
     """
     model = trained_classifier(_PLANTED)
     known, held = composed(_CLASSIFIED, seed=5), composed(_CLASSIFIED, seed=6)
@@ -213,11 +213,13 @@ def interventions() -> dict[str, float]:
     position = list(VALUES).index(_PLANTED)
     classes = len(VALUES[_PLANTED])
     logits = [targets.class_logit(value) for value in range(classes)]
+    usual = Target(lambda seen: cast(Tensor, seen.output.logits).mean(1))
     flipped, at_random, right = [], [], []
     for value in range(classes):
         total = torch.zeros(found.dictionary.width, dtype=torch.float64)
         for scene in shows(known, position, value)[:_ATTRIBUTED]:
-            seen = Scene(model, model.preprocess(scene.image), logits[value], [found.site])
+            why = targets.contrast(logits[value], usual)
+            seen = Scene(model, model.preprocess(scene.image), why, [found.site])
             total += ledger(seen, found, nodes=evaluation.NODES).per_feature
         used = torch.argsort(-total)[:_USED].tolist()
         edits = [FeatureEdit("d", feature, "ablate") for feature in used]
