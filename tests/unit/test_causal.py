@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +21,30 @@ from vision_sae.steering.movements import Movements, raised
 PROMPTS = [GenerationSettings("a star", seed=i, steps=2) for i in range(4)]
 
 
-class Known(Movements):
-    """Movements that are told instead of made: toward the text by so much in each of 4 pictures."""
+class Told(Movements):
+    """Movements (P, E) that are told instead of made; random features are those of ``alive``."""
 
-    def __init__(self, movements: dict[int, list[float]]) -> None:
+    def __init__(self, told: Mapping[int, Any], alive: Sequence[int]) -> None:
         super().__init__(
             None,  # type: ignore[arg-type]
             FOUND["d0"],
             None,  # type: ignore[arg-type]
             PROMPTS,
             amount=1.0,
-            alive=np.array([i for i in movements if i != 9]),
+            alive=np.array(alive),
         )
-        self._told = movements
+        self._told = told
 
     def _of(self, feature: int) -> NDArray[np.float32]:
-        return np.array([[m, 5.0] for m in self._told[feature]], dtype=np.float32)
+        return np.array(self._told[feature], dtype=np.float32)
 
 
 def known(movements: dict[int, list[float]]) -> CausalScorer:
-    """The scorer of these, for texts that are all one direction."""
+    """The scorer of movements toward a text by so much in each of 4 pictures; 9 is not random."""
+    told = {feature: [[m, 5.0] for m in moved] for feature, moved in movements.items()}
     return CausalScorer(
-        Known(movements), lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32)
+        Told(told, [feature for feature in told if feature != 9]),
+        lambda texts: np.array([[1.0, 0.0]] * len(texts), dtype=np.float32),
     )
 
 

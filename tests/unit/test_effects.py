@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.contrastive_world import evidence_of, random_cells
-from tests.unit.test_generation import FOUND
+from tests.unit.test_causal import Told
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.effects import EffectsDescriber, prompts_of
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.errors import InvalidInputError
-from vision_sae.models.generator import GenerationSettings
 from vision_sae.steering.causal import CausalScorer
-from vision_sae.steering.movements import Movements
 
 WORDS = ("red", "round", "large")
 DIRECTIONS = np.eye(3, dtype=np.float32)
 THINGS = ("apple", "tree", "boat", "stone", "cloud")
-PROMPTS = [GenerationSettings("a star", seed=i) for i in range(2)]
 
 
-class Known(Movements):
+def known(told: dict[int, list[float]]) -> Told:
     """Random features 0 to 3 move two pictures a little along every word; others as is told."""
-
-    def __init__(self, told: dict[int, list[float]]) -> None:
-        super().__init__(
-            None,  # type: ignore[arg-type]
-            FOUND["d0"],
-            None,  # type: ignore[arg-type]
-            PROMPTS,
-            amount=1.0,
-            alive=np.arange(4),
-        )
-        self._told = {0: [0, 0, 0], 1: [0.1, 0.1, 1], 2: [0.1, 0.1, 2], 3: [0.2, 0.2, 3]} | told
-
-    def _of(self, feature: int) -> NDArray[np.float32]:
-        return np.array([self._told[feature]] * 2, dtype=np.float32)
+    moved = {0: [0, 0, 0], 1: [0.1, 0.1, 1], 2: [0.1, 0.1, 2], 3: [0.2, 0.2, 3]} | told
+    return Told({feature: [along] * 2 for feature, along in moved.items()}, range(4))
 
 
 def evidence() -> ArrayEvidence:
@@ -50,8 +34,8 @@ def evidence() -> ArrayEvidence:
 def describer(choosing: list[float], judging: list[float]) -> EffectsDescriber:
     """Of unit 4, which moves pictures so much along each word."""
     embed = dict(zip(WORDS, DIRECTIONS, strict=True))
-    scorer = CausalScorer(Known({4: judging}), lambda texts: np.stack([embed[t] for t in texts]))
-    return EffectsDescriber(WORDS, DIRECTIONS, Known({4: choosing}), scorer)
+    scorer = CausalScorer(known({4: judging}), lambda texts: np.stack([embed[t] for t in texts]))
+    return EffectsDescriber(WORDS, DIRECTIONS, known({4: choosing}), scorer)
 
 
 def test_the_word_is_what_it_moves_toward_more_than_random_features_do() -> None:

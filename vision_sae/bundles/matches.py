@@ -111,6 +111,8 @@ def _matches(similarities: Similarities, *, one_to_one: bool) -> Matches:
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
     )
+    if one_to_one:  # asked for twice
+        similarities = similarities.held()
     pairs = matching.nearest(similarities)
     made.nearest[pairs.left], made.similarities[pairs.left] = pairs.right, pairs.similarities
     if one_to_one:

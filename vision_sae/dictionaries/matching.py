@@ -28,6 +28,12 @@ class Similarities(NamedTuple):
     """Some features of the first (n) -> their similarities to all of the second (n, F'), minus
     infinity where there is nothing to compare."""
 
+    def held(self) -> Similarities:
+        """The same, computed once, in blocks: all F x F' of them, float32."""
+        blocks = torch.arange(self.width).split(_BLOCK)
+        whole = torch.cat([self.of(features).float() for features in blocks])
+        return Similarities(self.width, whole.__getitem__)
+
 
 class Pairs(NamedTuple):
     """Features of one dictionary and their partners in another."""

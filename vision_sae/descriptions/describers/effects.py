@@ -68,17 +68,22 @@ class EffectsDescriber:
 
     def _describe(self, evidence: Evidence, unit: int) -> Description:
         if not evidence.peaks(unit).any():
-            return self._description(unit, None, "it fires in no picture")
+            return Description(unit, None, "it fires in no picture", self.name, self.version)
         distinct = self._distinctness(unit)
         best = np.argsort(-distinct, kind="stable")[:_CANDIDATES]
         text = self._words[best[0]]
         score = self._scorer.score(unit, text)
-        candidates = tuple((self._words[word], float(distinct[word])) for word in best)
-        scores = () if score is None else (score,)
-        if self._scorer.beats_random(unit, text):
-            return self._description(unit, text, scores=scores, candidates=candidates)
+        confirmed = self._scorer.beats_random(unit, text)
         reason = f'raising it moves other pictures no further toward "{text}" than at random'
-        return self._description(unit, None, reason, scores=scores, candidates=candidates)
+        return Description(
+            unit,
+            text if confirmed else None,
+            "" if confirmed else reason,
+            self.name,
+            self.version,
+            scores=() if score is None else (score,),
+            candidates=tuple((self._words[word], float(distinct[word])) for word in best),
+        )
 
     def _distinctness(self, unit: int) -> NDArray[np.float32]:
         """How much further raising the unit moves pictures toward each word (W) than random
@@ -87,15 +92,3 @@ class EffectsDescriber:
         others = self._movements.others(unit).mean(1) @ self._directions.T
         spread = np.maximum(others.std(0), 1e-9)
         return np.asarray((ours - others.mean(0)) / spread)
-
-    def _description(
-        self, unit: int, text: str | None, abstained: str = "", **rest: object
-    ) -> Description:
-        return Description(
-            unit,
-            text,
-            abstained,
-            self.name,
-            self.version,
-            **rest,  # type: ignore[arg-type]
-        )
