@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,39 +199,36 @@ def pointing(model: VitModel, found: SiteDictionary) -> dict[str, float]:
 
 
 def interventions() -> dict[str, float]:
-    """Share of pictures whose class flips when the features that a planted concept uses are
-    ablated, and when as much is moved along random features.
+    """Share of pictures that the classifier no longer says a planted concept of, when the features
+    that the concept uses are ablated, and when as much is moved along random features.
 
     The classifier sees nothing but what its last block's output holds, so that ablating there
     leaves no way around. A concept's features are those that contribute most, over some pictures of
-    the training, to its logit above the mean of all.
+    the training, to its logit.
     """
     model = trained_classifier(_PLANTED)
     known, held = composed(_CLASSIFIED, seed=5), composed(_CLASSIFIED, seed=6)
     with TemporaryDirectory() as folder:
         found, explained = site_dictionary(model, Path(folder))
     position = list(VALUES).index(_PLANTED)
-    classes = len(VALUES[_PLANTED])
-    logits = [targets.class_logit(value) for value in range(classes)]
-    usual = Target(lambda seen: cast(Tensor, seen.output.logits).mean(1))
-    flipped, at_random, right = [], [], []
-    for value in range(classes):
+    flipped, at_random, said = [], [], []
+    for value in range(len(VALUES[_PLANTED])):
+        logit = targets.class_logit(value)
         total = torch.zeros(found.dictionary.width, dtype=torch.float64)
         for scene in shows(known, position, value)[:_ATTRIBUTED]:
-            why = targets.contrast(logits[value], usual)
-            seen = Scene(model, model.preprocess(scene.image), why, [found.site])
+            seen = Scene(model, model.preprocess(scene.image), logit, [found.site])
             total += ledger(seen, found, nodes=evaluation.NODES).per_feature
         used = torch.argsort(-total)[:_USED].tolist()
         edits = [FeatureEdit("d", feature, "ablate") for feature in used]
         intervention = Intervention(model, edits, {"d": found}, controls=5)
         for scene in shows(held, position, value):
-            outcome = intervention(model.preprocess(scene.image), logits)
-            right.append(int(outcome.values_before.argmax()) == value)
-            if right[-1]:
-                flipped.append(int(outcome.values_after.argmax()) != value)
-                at_random += [int(row.argmax()) != value for row in outcome.values_control]
+            outcome = intervention(model.preprocess(scene.image), [logit])
+            said.append(bool(outcome.values_before > 0))
+            if said[-1]:
+                flipped.append(bool(outcome.values_after < 0))
+                at_random += (outcome.values_control < 0).flatten().tolist()
     return {
-        "accuracy": round(float(np.mean(right)), 3),
+        "recall": round(float(np.mean(said)), 3),
         "explained_variance": round(explained, 3),
         "planted": round(float(np.mean(flipped)), 3),
         "random": round(float(np.mean(at_random)), 3),
@@ -249,12 +246,15 @@ def shows(drawn: Sequence[Drawn], position: int, value: int) -> list[Drawn]:
 
 
 def trained_classifier(attribute: str) -> VitModel:
-    """A small ViT without a class token that tells the values of an attribute of scenes apart."""
+    """A small ViT without a class token that says of each value of an attribute whether a scene has
+    it: a logit above 0 says so. One that must choose among the values, in softmax, has one that it
+    says of nothing at all, which no ablation takes away."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(_SIDE, _SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
     drawn, position = composed(_TRAINED, seed=5), list(VALUES).index(attribute)
     images = torch.stack([preprocessing(scene.image) for scene in drawn])
-    truth = torch.tensor([scene.attributes.numbers[position] for scene in drawn])
+    numbers = torch.tensor([scene.attributes.numbers[position] for scene in drawn])
+    truth = torch.nn.functional.one_hot(numbers, len(VALUES[attribute])).float()
     module = VisionTransformer(
         img_size=_SIDE,
         patch_size=8,
@@ -269,7 +269,8 @@ def trained_classifier(attribute: str) -> VitModel:
     optimizer = torch.optim.AdamW(module.parameters(), _RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=len(batches))
     for rows in batches:
-        loss = torch.nn.functional.cross_entropy(module(images[rows]), truth[rows])
+        logits = module(images[rows])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

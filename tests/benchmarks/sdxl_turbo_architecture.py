@@ -136,7 +136,7 @@ def measure() -> dict[str, Any]:
         after = stack.enter_context(model.capture(sites))
         edited = step()
     steered = time.perf_counter() - begun
-    # Nothing precedes the edit of the first block: what was added is what differs, but for rounding.
+    # Nothing precedes the edit of the first block: what was added differs, but for rounding.
     moved = (after[sites[0]].float() - before[sites[0]].float()).mean(1)[0]
     toward = torch.nn.functional.cosine_similarity(moved, directions[0], dim=0)
     return {
