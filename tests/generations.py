@@ -59,14 +59,14 @@ def bundles(generator: Generator, root: Path) -> list[Bundle]:
 def state(generator: Generator, found: list[Bundle], labelling: Any = None) -> Any:
     """What a server holds of the bundles and their generator."""
     from vision_sae_server.labelling import Labelling
-    from vision_sae_server.lanes import Lane
     from vision_sae_server.state import Served, ServedModel, State
 
+    config = ServeConfig(port=0, drain_seconds=2, max_generated_pixels=128)
     labels = LabelStore("sqlite://")
-    model = ServedModel(NoisedPictures(generator), Lane("model"))
+    model = ServedModel.ready(NoisedPictures(generator), [], config)
     served = [Served(bundle, model, labels, BundleEvidence(bundle)) for bundle in found]
     return State(
-        ServeConfig(port=0, drain_seconds=2, max_generated_pixels=128),
+        config,
         {MODEL: model},
         {s.resource: s for s in served},
         labels,

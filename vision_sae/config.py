@@ -271,7 +271,7 @@ class ServeConfig(Section):
     max_queue_bytes: int = Field(256 * 2**20, ge=1)
     """Their bytes together."""
     max_batch: int = Field(8, ge=1)
-    """Pictures that wait for a model and are encoded together."""
+    """Pictures that wait for a model and are encoded together, where that leaves each the same."""
     max_stream_items: int = Field(8, ge=1)
     """Items of one stream that are worked on at a time."""
     labels: str | None = None

@@ -13,13 +13,14 @@ from vision_sae.dictionaries.protocol import Codes
 from vision_sae.models.noised import NoisedPictures, Noising
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import attribution_service_pb2_grpc
-from vision_sae_server.encodings import encode_response, explained, same_in_batches, site_vectors
+from vision_sae_server.encodings import encode_response, explained
 from vision_sae_server.interceptor import validate
 from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, ServedModel, State
+from vision_sae_server.state import Served, State
 from vision_sae_server.streams import in_order, item_error
+from vision_sae_server.vectors import site_vectors
 
 
 class _Encoded(NamedTuple):
@@ -57,18 +58,13 @@ def _encode(asked: Sequence[_Asked]) -> list[_Encoded]:
     return found
 
 
-def _at_once(model: ServedModel, most: int) -> int:
-    """Pictures in one pass: a generator's are noised, and stay by themselves."""
-    return 1 if isinstance(model.model, NoisedPictures) else same_in_batches(model.model, most)
-
-
 class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceServicer):
     """See ``attribution_service.proto``."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._batches = {
-            name: Batches(model.lane, _encode, _at_once(model, state.config.max_batch))
+            name: Batches(model.lane, _encode, model.at_once)
             for name, model in state.models.items()
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 from vision_sae.dictionaries.metrics import explained_variance
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.models.grid import PatchGrid
-from vision_sae.models.protocol import Model
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import tensor_pb2
@@ -22,37 +20,6 @@ from vision_sae_server.state import Picture, Served
 
 DEFAULT_TOP_K = 20
 DEFAULT_PATCHES = 5
-
-
-def vectors_at(model: Model, sites: Sequence[str], pixels: Tensor) -> dict[str, Tensor]:
-    """{site: the vectors of its patches (N, P, D)} for pictures (N, 3, H, W), in one pass; what
-    comes after the last site is not computed."""
-    with torch.inference_mode(), model.capture(sites, stop=True) as captured:
-        model.forward(pixels)
-    special = model.grid.special
-    return {site: vectors[:, special:].float().cpu() for site, vectors in captured.items()}
-
-
-def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:
-    """The vectors of a site's patches (P, D) for one picture (3, H, W), or (N, P, D) for several
-    (N, 3, H, W)."""
-    vectors = vectors_at(model, [site], pixels[None] if pixels.ndim == 3 else pixels)[site]
-    return vectors[0] if pixels.ndim == 3 else vectors
-
-
-def same_in_batches(model: Model, most: int) -> int:
-    """The largest batch, up to ``most``, in which a picture's site vectors are what they are alone,
-    bit for bit, as they are in all smaller ones; measured on this machine: how a matrix product
-    rounds may depend on its size."""
-    size = model.preprocessing
-    random = torch.Generator().manual_seed(0)
-    pictures = torch.randn(most, 3, size.height, size.width, generator=random)
-    last = list(model.sites)[-1]
-    alone = torch.stack([site_vectors(model, last, picture) for picture in pictures])
-    for count in range(2, most + 1):
-        if not torch.equal(site_vectors(model, last, pictures[:count]), alone[:count]):
-            return count - 1
-    return most
 
 
 def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:

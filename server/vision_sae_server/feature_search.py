@@ -15,12 +15,12 @@ from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.v1 import feature_pb2
 from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae_server import messages
-from vision_sae_server.encodings import site_vectors
 from vision_sae_server.feature_values import passing
 from vision_sae_server.labelling import Meaning
 from vision_sae_server.listing import page
 from vision_sae_server.regions import region_mask
 from vision_sae_server.state import Picture, Served, State
+from vision_sae_server.vectors import site_vectors
 
 _DEFAULT_PAGE = 20
 _Match: TypeAlias = "pb.FeatureMatch.ValueType"

@@ -1,17 +1,19 @@
 """Where work runs: never on the event loop.
 
-One thread per model (a lane), so a model answers one request at a time and no answer depends on
-who else asks; one small pool for decoding pictures; one for index searches.
+A lane per model, a small one for decoding pictures, one for index searches, one for labels.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+import torch
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -23,31 +25,79 @@ class Lane:
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.threads = threads
         self.waiting = 0
         """Works that have been given and are not done."""
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the lane. Cancelling the caller drops work that has not started."""
+    def give(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Have ``work`` done in the lane; cancelled before it starts, it is not done."""
         self.waiting += 1
         try:
-            return await asyncio.wrap_future(self._executor.submit(work))
-        finally:
-            self.waiting -= 1
+            future = asyncio.wrap_future(self._executor.submit(work))
+        except RuntimeError:  # closed
+            self._leave()
+            raise
+        future.add_done_callback(lambda _: self._leave())
+        return future
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the lane. Cancelling the caller drops work that has not started."""
+        return await self.give(work)
+
+    def _leave(self) -> None:
+        self.waiting -= 1
 
     def close(self) -> None:
         """Finish what runs, drop what waits."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-class Batches(Generic[Item, Result]):
-    """Items of one kind that wait for a lane are worked on together.
+class ModelLane(Lane):
+    """Passes of one model.
 
-    Nothing waits for company: whatever is there when the lane is free becomes a batch, so a lone
-    item costs what it costs alone, and batches grow with the load.
+    What is given has all cores, one work after another. What may `share` them runs side by side
+    under load, with one core each, which gets more done: the threads of one pass wait for each
+    other between any two operations, and for whatever else has taken a core from one of them. By
+    itself it has all cores too.
+    """
+
+    def __init__(self, side_by_side: int = 1) -> None:
+        super().__init__("model", side_by_side)
+        self._cores = torch.get_num_threads()
+        self._entrance = threading.Lock()
+        self._places = threading.Semaphore(side_by_side)
+
+    def give(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """See `Lane.give`."""
+        return super().give(lambda: self._compute(work, alone=True))
+
+    def share(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """As `give`, for work whose result does not depend on the number of its threads."""
+        return super().give(lambda: self._compute(work, alone=self.waiting == 1))
+
+    def _compute(self, work: Callable[[], T], *, alone: bool) -> T:
+        places = self.threads if alone else 1
+        with self._entrance:  # who waits for all places is not overtaken by who needs one
+            for _ in range(places):
+                self._places.acquire()
+        try:
+            if self.threads > 1:  # torch counts threads for each thread that computes
+                torch.set_num_threads(self._cores if alone else 1)
+            return work()
+        finally:
+            self._places.release(places)
+
+
+class Batches(Generic[Item, Result]):
+    """Items of one kind that wait for a model are worked on together.
+
+    Nothing waits for company: what is there when a thread of the lane is free becomes a batch, or
+    as many as the lane has threads; so a lone item costs what it costs alone, and batches grow with
+    the load.
     """
 
     def __init__(
-        self, lane: Lane, work: Callable[[Sequence[Item]], Sequence[Result]], most: int
+        self, lane: ModelLane, work: Callable[[Sequence[Item]], Sequence[Result]], most: int
     ) -> None:
         """``work`` maps up to ``most`` items of one kind to a result each."""
         self._lane, self._work, self._most = lane, work, most
@@ -60,18 +110,22 @@ class Batches(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting[kind].append((item, future))
+        # One turn in the lane for each item. An item that another's turn has done does not wait for
+        # its own: each would then do but the one picture that the last one had set free.
+        turn = self._lane.share(lambda: self._turn(kind))
+        turn.add_done_callback(lambda done: done.cancelled() and future.cancel())
         try:
-            # One turn in the lane for each item; who finds its item done by another does nothing.
-            await self._lane.run(lambda: self._turn(kind))
             return await future
         finally:
             future.cancel()
+            turn.cancel()
 
     def _turn(self, kind: Hashable) -> None:
         with self._lock:
             waiting = self._waiting[kind]
             batch = list[tuple[Item, asyncio.Future[Result]]]()
-            while waiting and len(batch) < self._most:
+            most = min(self._most, math.ceil(len(waiting) / self._lane.threads))
+            while waiting and len(batch) < most:
                 item, future = waiting.popleft()
                 if not future.cancelled():
                     batch.append((item, future))

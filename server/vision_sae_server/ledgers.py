@@ -25,10 +25,10 @@ from vision_sae_server.encodings import (
     DEFAULT_TOP_K,
     explained,
     maps_of,
-    vectors_at,
 )
 from vision_sae_server.state import Picture, Served, ServedModel, State
 from vision_sae_server.targets import Targets, check_has_targets
+from vision_sae_server.vectors import vectors_at
 
 _DEFAULT_NODES = 8
 _DEFAULT_COMPONENTS = 6

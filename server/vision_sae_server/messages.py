@@ -240,7 +240,6 @@ def description(
 
 def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.FeatureStatistics:
     bundle, stats = served.bundle, served.bundle.statistics
-    _, values = bundle.postings.row(index)
     message = feature_pb2.FeatureStatistics(
         count=int(stats.count[index]),
         firing_rate=float(stats.count[index]) / (len(bundle.codes.indptr) - 1),
@@ -254,6 +253,7 @@ def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.Featur
             feature_pb2.Quantile(level=level, value=float(value))
             for level, value in zip(QUANTILE_LEVELS, stats.quantiles[index], strict=True)
         )
+        _, values = bundle.postings.row(index)
         counts, edges = np.histogram(np.asarray(values, dtype=np.float32), bins=20)
         message.histogram.edges.CopyFrom(to_proto(edges.astype(np.float32)))
         message.histogram.counts.CopyFrom(to_proto(counts.astype(np.int64)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
 from vision_sae.models.bound import bound
 from vision_sae.models.generator import Generator
@@ -29,7 +30,8 @@ from vision_sae.pictures.decode import decode_image
 from vision_sae.resources import dictionary_resource, model_resource
 from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling
-from vision_sae_server.lanes import Lane
+from vision_sae_server.lanes import Lane, ModelLane
+from vision_sae_server.sharing import sharing
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
@@ -47,10 +49,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model and the one thread that runs it."""
+    """A model and the lane that runs it."""
 
     model: Model
-    lane: Lane
+    lane: ModelLane
+    at_once: int
+    """Pictures that may be in one pass."""
+
+    @classmethod
+    def ready(
+        cls, model: Model, dictionaries: Sequence[SiteDictionary], config: ServeConfig
+    ) -> ServedModel:
+        """A model with a lane as wide as it and its dictionaries allow; see `sharing`."""
+        found = sharing(model, dictionaries, config.max_batch)
+        return cls(model, ModelLane(found.side_by_side), found.at_once)
 
     @property
     def generator(self) -> Generator:
@@ -162,6 +174,23 @@ def _check_matches(dictionaries: Mapping[str, Served]) -> None:
                 )
 
 
+def _by_model(paths: Sequence[Path]) -> dict[str, list[Bundle]]:
+    """{name of a model: its bundles}, all in order."""
+    found: dict[str, list[Bundle]] = {}
+    names = set[str]()
+    for path in paths:
+        bundle = Bundle(path)
+        if not _NAME.fullmatch(bundle.name) or bundle.name in names:
+            raise InvalidInputError(
+                f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
+                "of letters, digits, '.', '_' and '-'",
+                field="bundle",
+            )
+        names.add(bundle.name)
+        found.setdefault(bundle.manifest["model"]["name"], []).append(bundle)
+    return found
+
+
 def load_state(
     bundles: Sequence[Path], config: ServeConfig, labelling: Labelling | None = None
 ) -> State:
@@ -174,22 +203,16 @@ def load_state(
     labels = LabelStore(config.labels or MEMORY)
     loaded: dict[str, ServedModel] = {}
     dictionaries: dict[str, Served] = {}
-    for path in bundles:
-        bundle = Bundle(path)
-        identity = bundle.manifest["model"]
-        if not _NAME.fullmatch(bundle.name) or f"dictionaries/{bundle.name}" in dictionaries:
-            raise InvalidInputError(
-                f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
-                "of letters, digits, '.', '_' and '-'",
-                field="bundle",
-            )
-        if identity["name"] not in loaded:
-            loaded[identity["name"]] = ServedModel(load_model(identity["name"]), Lane("model"))
-        shared = loaded[identity["name"]]
-        served = ServedModel(bound(shared.model, identity), shared.lane)
-        entry = Served(bundle, served, labels, BundleEvidence(bundle))
-        dictionaries[entry.resource] = entry
-        labels.import_bundle(bundle)
+    for name, group in _by_model(bundles).items():
+        model = load_model(name)
+        as_bound = [bound(model, bundle.manifest["model"]) for bundle in group]
+        found = [SiteDictionary(bundle.dictionary, bundle.site) for bundle in group]
+        loaded[name] = ServedModel.ready(model, found, config)
+        for bundle, its_model in zip(group, as_bound, strict=True):
+            served = replace(loaded[name], model=its_model)
+            entry = Served(bundle, served, labels, BundleEvidence(bundle))
+            dictionaries[entry.resource] = entry
+            labels.import_bundle(bundle)
     _check_matches(dictionaries)
     models = {f"models/{model.name}": model for model in loaded.values()}
     if labelling is None and config.clip:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 
 import pytest
-from vision_sae_server.lanes import Batches, Lane
+import torch
+from vision_sae_server.lanes import Batches, ModelLane
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Lane]:
-    made = Lane("test")
+async def lane() -> AsyncIterator[ModelLane]:
+    made = ModelLane()
     yield made
     made.close()
+
+
+@pytest.fixture
+def cores() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
 
 
 class Squares:
@@ -32,7 +43,7 @@ class Squares:
         return [item * item for item in items]
 
 
-async def test_a_lone_item_does_not_wait_for_company(lane: Lane) -> None:
+async def test_a_lone_item_does_not_wait_for_company(lane: ModelLane) -> None:
     squares = Squares()
     squares.free.set()
     batches: Batches[int, int] = Batches(lane, squares, most=4)
@@ -40,7 +51,7 @@ async def test_a_lone_item_does_not_wait_for_company(lane: Lane) -> None:
     assert squares.batches == [[3]]
 
 
-async def test_items_that_wait_are_worked_on_together_by_kind(lane: Lane) -> None:
+async def test_items_that_wait_are_worked_on_together_by_kind(lane: ModelLane) -> None:
     squares = Squares()
     batches: Batches[int, int] = Batches(lane, squares, most=3)
     asked = [asyncio.ensure_future(batches.run("a" if n < 6 else "b", n)) for n in range(8)]
@@ -54,7 +65,7 @@ async def test_items_that_wait_are_worked_on_together_by_kind(lane: Lane) -> Non
     assert lane.waiting == 0
 
 
-async def test_what_fails_fails_its_batch_alone(lane: Lane) -> None:
+async def test_what_fails_fails_its_batch_alone(lane: ModelLane) -> None:
     squares = Squares()
     squares.free.set()
     batches: Batches[int, int] = Batches(lane, squares, most=1)
@@ -63,7 +74,7 @@ async def test_what_fails_fails_its_batch_alone(lane: Lane) -> None:
     assert isinstance(found[1], ValueError)
 
 
-async def test_an_item_nobody_waits_for_is_dropped(lane: Lane) -> None:
+async def test_an_item_nobody_waits_for_is_dropped(lane: ModelLane) -> None:
     squares = Squares()
     batches: Batches[int, int] = Batches(lane, squares, most=1)
     first, dropped, last = (asyncio.ensure_future(batches.run("a", n)) for n in (1, 2, 3))
@@ -74,3 +85,89 @@ async def test_an_item_nobody_waits_for_is_dropped(lane: Lane) -> None:
     assert (await first, await last) == (1, 9)
     assert dropped.cancelled()
     assert [2] not in squares.batches
+
+
+async def test_an_item_that_the_turn_of_another_does_is_not_kept_waiting(
+    lane: ModelLane,
+) -> None:
+    squares, held = Squares(), Squares()
+
+    def work(names: Sequence[str]) -> list[int]:
+        return (held if "held" in names else squares)([len(name) for name in names])
+
+    batches: Batches[str, int] = Batches(lane, work, most=2)
+    asked = ["first", "one", "held", "two"]
+    runs = [asyncio.ensure_future(batches.run(name == "held", name)) for name in asked]
+    squares.free.set()
+    first, one, _, two = runs
+    assert await asyncio.wait_for(asyncio.gather(first, one, two), 5) == [25, 9, 9]
+    held.free.set()
+    assert await runs[2] == 16
+
+
+async def test_a_lane_that_closes_ends_what_waits_for_it() -> None:
+    lane, squares = ModelLane(), Squares()
+    batches: Batches[int, int] = Batches(lane, squares, most=1)
+    first, last = (asyncio.ensure_future(batches.run("a", n)) for n in (1, 2))
+    closing = asyncio.ensure_future(asyncio.to_thread(lane.close))
+    await asyncio.sleep(0.05)
+    squares.free.set()
+    await closing
+    assert await first == 1
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(last, 5)
+
+
+async def test_threads_of_a_lane_share_what_waits() -> None:
+    lane, squares = ModelLane(2), Squares()
+    batches: Batches[int, int] = Batches(lane, squares, most=8)
+    asked = [asyncio.ensure_future(batches.run("a", n)) for n in range(6)]
+    await asyncio.sleep(0.05)
+    squares.free.set()
+    assert await asyncio.gather(*asked) == [n * n for n in range(6)]
+    assert max(map(len, squares.batches)) <= 3
+    lane.close()
+
+
+async def test_a_pass_alone_has_all_cores_and_several_have_one_each(cores: int) -> None:
+    lane, together = ModelLane(2), threading.Barrier(2)
+
+    def several() -> int:
+        together.wait(10)
+        return torch.get_num_threads()
+
+    assert await lane.share(torch.get_num_threads) == cores
+    assert await asyncio.gather(lane.share(several), lane.share(several)) == [1, 1]
+    assert await lane.share(torch.get_num_threads) == cores
+    lane.close()
+
+
+async def test_what_is_not_to_be_shared_has_all_cores_and_nobody_beside_it(cores: int) -> None:
+    lane, running, most = ModelLane(2), set[int](), list[int]()
+
+    def alone(number: int) -> int:
+        running.add(number)
+        time.sleep(0.01)
+        most.append(len(running))
+        running.discard(number)
+        return torch.get_num_threads()
+
+    def beside(number: int) -> int:
+        running.add(-1 - number)
+        time.sleep(0.01)
+        running.discard(-1 - number)
+        return torch.get_num_threads()
+
+    asked = [
+        lane.share(partial(beside, n)) if n % 2 else lane.give(partial(alone, n)) for n in range(12)
+    ]
+    assert (await asyncio.gather(*asked))[::2] == [cores] * 6
+    assert most == [1] * 6
+    lane.close()
+
+
+async def test_passes_one_after_another_have_all_cores(cores: int) -> None:
+    lane = ModelLane()
+    counted = [lane.share(torch.get_num_threads) for _ in range(3)]
+    assert await asyncio.gather(*counted) == [cores] * 3
+    lane.close()

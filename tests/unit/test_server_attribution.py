@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import torch
-from vision_sae_server import encodings
-from vision_sae_server.encodings import same_in_batches
 
 from tests import serving, worlds
 from tests.serving import DICTIONARY, refusal
@@ -338,15 +337,12 @@ def test_a_stream_answers_before_the_next_item_is_sent(service: Any) -> None:
     assert list(answers) == []
 
 
-@pytest.mark.parametrize(("rounds_from", "expected"), [(9, 8), (3, 2), (2, 1)])
-def test_batches_are_as_large_as_leave_every_picture_the_same(
-    rounds_from: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On machines that round otherwise from so many pictures on."""
-
-    def vectors(_model: Any, _site: str, pixels: torch.Tensor) -> torch.Tensor:
-        added = 1e-6 if pixels.ndim == 4 and len(pixels) >= rounds_from else 0.0
-        return pixels.flatten(-3) + added
-
-    monkeypatch.setattr(encodings, "site_vectors", vectors)
-    assert same_in_batches(worlds.tiny_model(img_size=16), 8) == expected
+def test_answers_at_the_same_time_are_what_each_is_alone(service: Any) -> None:
+    methods = ("ACT_X_GRAD", "INTEGRATED_GRADIENTS", "EXACT_ABLATION")
+    requests = [asked(method=methods[i % 3]) for i in range(15)]
+    for i, request in enumerate(requests):
+        request.image.data = png(i % 5)
+    alone = [service.Attribute(request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(service.Attribute, requests * 3))
+    assert together == alone * 3

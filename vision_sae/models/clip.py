@@ -14,6 +14,7 @@ that `vision_sae.models.vit` gives them.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,6 +230,8 @@ class ClipModel(VitModel):
         backbone = OpenClipBackbone(module)
         super().__init__(name, backbone, preprocessing, dtype=dtype, device=device)
         self._tower, self._tokenizer = backbone.tower, tokenizer
+        self._tokenizing = threading.Lock()
+        """Tokenizers keep their padding in themselves: one call at a time."""
         self._module = cast(Any, module)
         self.logit_scale = float(self._module.logit_scale.exp())
         self.embedding_dim = self._encode([""]).shape[1]
@@ -244,7 +247,8 @@ class ClipModel(VitModel):
         return found
 
     def _encode(self, texts: list[str]) -> Tensor:
-        tokens = self._tokenizer(texts).to(self.device)
+        with self._tokenizing:
+            tokens = self._tokenizer(texts).to(self.device)
         with torch.inference_mode():
             encoded = self._module.encode_text(self._without_padding(tokens))
         return nn.functional.normalize(encoded.float(), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -140,12 +141,7 @@ class PatchGrid:
 
         Boxes are clipped to the picture: a patch wholly in padding has an empty box.
         """
-        row, col = np.divmod(np.arange(self.patches), self.cols)
-        x = np.stack([col, col + 1]) * self.patch_width + geometry.left
-        y = np.stack([row, row + 1]) * self.patch_height + geometry.top
-        x0, x1 = np.clip(x / geometry.scale_x, 0, geometry.width)
-        y0, y1 = np.clip(y / geometry.scale_y, 0, geometry.height)
-        return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+        return _boxes(self, geometry)
 
     def inside(
         self, box: tuple[float, float, float, float], geometry: Geometry
@@ -166,3 +162,16 @@ class PatchGrid:
     def to_json(self) -> dict[str, int]:
         """The fields, as bound into manifests."""
         return asdict(self)
+
+
+@lru_cache(maxsize=1024)
+def _boxes(grid: PatchGrid, geometry: Geometry) -> NDArray[np.float32]:
+    """The same for all pictures of a size; nobody may write to it."""
+    row, col = np.divmod(np.arange(grid.patches), grid.cols)
+    x = np.stack([col, col + 1]) * grid.patch_width + geometry.left
+    y = np.stack([row, row + 1]) * grid.patch_height + geometry.top
+    x0, x1 = np.clip(x / geometry.scale_x, 0, geometry.width)
+    y0, y1 = np.clip(y / geometry.scale_y, 0, geometry.height)
+    boxes = np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+    boxes.setflags(write=False)
+    return boxes
