@@ -69,20 +69,23 @@ class ModelLane(Lane):
 
     def give(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """See `Lane.give`."""
-        return super().give(lambda: self._compute(work, alone=True))
+        return super().give(lambda: self._compute(work, self.threads))
 
-    def share(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """As `give`, for work whose result does not depend on the number of its threads."""
-        return super().give(lambda: self._compute(work, alone=self.waiting == 1))
+    def share(self, work: Callable[[bool], T]) -> asyncio.Future[T]:
+        """As `give`; ``work`` is told whether it has the cores of others beside its own."""
+        return super().give(lambda: self._shared(work))
 
-    def _compute(self, work: Callable[[], T], *, alone: bool) -> T:
-        places = self.threads if alone else 1
+    def _shared(self, work: Callable[[bool], T]) -> T:
+        alone = self.threads > 1 and self.waiting == 1
+        return self._compute(lambda: work(alone), self.threads if alone else 1)
+
+    def _compute(self, work: Callable[[], T], places: int) -> T:
         with self._entrance:  # who waits for all places is not overtaken by who needs one
             for _ in range(places):
                 self._places.acquire()
         try:
             if self.threads > 1:  # torch counts threads for each thread that computes
-                torch.set_num_threads(self._cores if alone else 1)
+                torch.set_num_threads(self._cores if places == self.threads else 1)
             return work()
         finally:
             self._places.release(places)
@@ -112,7 +115,7 @@ class Batches(Generic[Item, Result]):
             self._waiting[kind].append((item, future))
         # One turn in the lane for each item. An item that another's turn has done does not wait for
         # its own: each would then do but the one picture that the last one had set free.
-        turn = self._lane.share(lambda: self._turn(kind))
+        turn = self._lane.share(lambda alone: self._turn(kind, alone))
         turn.add_done_callback(lambda done: done.cancelled() and future.cancel())
         try:
             return await future
@@ -120,11 +123,12 @@ class Batches(Generic[Item, Result]):
             future.cancel()
             turn.cancel()
 
-    def _turn(self, kind: Hashable) -> None:
+    def _turn(self, kind: Hashable, alone: bool) -> None:
         with self._lock:
             waiting = self._waiting[kind]
             batch = list[tuple[Item, asyncio.Future[Result]]]()
-            most = min(self._most, math.ceil(len(waiting) / self._lane.threads))
+            shared = math.ceil(len(waiting) / self._lane.threads)
+            most = 1 if alone else min(self._most, shared)  # all cores are for a lone picture
             while waiting and len(batch) < most:
                 item, future = waiting.popleft()
                 if not future.cancelled():

@@ -132,13 +132,16 @@ async def test_threads_of_a_lane_share_what_waits() -> None:
 async def test_a_pass_alone_has_all_cores_and_several_have_one_each(cores: int) -> None:
     lane, together = ModelLane(2), threading.Barrier(2)
 
-    def several() -> int:
-        together.wait(10)
-        return torch.get_num_threads()
+    def seen(alone: bool) -> tuple[bool, int]:
+        return alone, torch.get_num_threads()
 
-    assert await lane.share(torch.get_num_threads) == cores
-    assert await asyncio.gather(lane.share(several), lane.share(several)) == [1, 1]
-    assert await lane.share(torch.get_num_threads) == cores
+    def several(alone: bool) -> tuple[bool, int]:
+        together.wait(10)
+        return seen(alone)
+
+    assert await lane.share(seen) == (True, cores)
+    assert await asyncio.gather(lane.share(several), lane.share(several)) == [(False, 1)] * 2
+    assert await lane.share(seen) == (True, cores)
     lane.close()
 
 
@@ -152,7 +155,7 @@ async def test_what_is_not_to_be_shared_has_all_cores_and_nobody_beside_it(cores
         running.discard(number)
         return torch.get_num_threads()
 
-    def beside(number: int) -> int:
+    def beside(number: int, _alone: bool) -> int:
         running.add(-1 - number)
         time.sleep(0.01)
         running.discard(-1 - number)
@@ -168,6 +171,6 @@ async def test_what_is_not_to_be_shared_has_all_cores_and_nobody_beside_it(cores
 
 async def test_passes_one_after_another_have_all_cores(cores: int) -> None:
     lane = ModelLane()
-    counted = [lane.share(torch.get_num_threads) for _ in range(3)]
-    assert await asyncio.gather(*counted) == [cores] * 3
+    counted = [lane.share(lambda alone: (alone, torch.get_num_threads())) for _ in range(3)]
+    assert await asyncio.gather(*counted) == [(False, cores)] * 3
     lane.close()
