@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -91,6 +90,12 @@ class ModelLane(Lane):
             self._places.release(places)
 
 
+def batch_sizes(most: int) -> list[int]:
+    """The sizes that batches of up to ``most`` items have: 1, 2, 4, ... Few, so that each can be
+    tried out when a server starts."""
+    return [1 << power for power in range(most.bit_length())]
+
+
 class Batches(Generic[Item, Result]):
     """Items of one kind that wait for a model are worked on together.
 
@@ -102,17 +107,17 @@ class Batches(Generic[Item, Result]):
     def __init__(
         self, lane: ModelLane, work: Callable[[Sequence[Item]], Sequence[Result]], most: int
     ) -> None:
-        """``work`` maps up to ``most`` items of one kind to a result each."""
+        """``work`` maps items of one kind, as many as one of the `batch_sizes` up to ``most``, to a
+        result each."""
         self._lane, self._work, self._most = lane, work, most
-        self._waiting: dict[Hashable, deque[tuple[Item, asyncio.Future[Result]]]]
-        self._waiting = defaultdict(deque)
+        self._waiting: dict[Hashable, list[tuple[Item, asyncio.Future[Result]]]] = {}
         self._lock = threading.Lock()
 
     async def run(self, kind: Hashable, item: Item) -> Result:
         """The result of one item. Cancelling the caller drops an item that has not started."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._waiting[kind].append((item, future))
+            self._waiting.setdefault(kind, []).append((item, future))
         # One turn in the lane for each item. An item that another's turn has done does not wait for
         # its own: each would then do but the one picture that the last one had set free.
         turn = self._lane.share(lambda alone: self._turn(kind, alone))
@@ -125,18 +130,15 @@ class Batches(Generic[Item, Result]):
 
     def _turn(self, kind: Hashable, alone: bool) -> None:
         with self._lock:
-            waiting = self._waiting[kind]
-            batch = list[tuple[Item, asyncio.Future[Result]]]()
-            shared = math.ceil(len(waiting) / self._lane.threads)
-            most = 1 if alone else min(self._most, shared)  # all cores are for a lone picture
-            while waiting and len(batch) < most:
-                item, future = waiting.popleft()
-                if not future.cancelled():
-                    batch.append((item, future))
+            waiting = [w for w in self._waiting.pop(kind, ()) if not w[1].cancelled()]
             if not waiting:
-                del self._waiting[kind]
-        if not batch:
-            return
+                return
+            share = math.ceil(len(waiting) / self._lane.threads)
+            # All cores are for a lone item.
+            size = 1 if alone else batch_sizes(min(self._most, share))[-1]
+            batch, others = waiting[:size], waiting[size:]
+            if others:
+                self._waiting[kind] = others
         try:
             results = self._work([item for item, _ in batch])
         except Exception as error:

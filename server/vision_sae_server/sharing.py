@@ -17,6 +17,7 @@ from vision_sae.dictionaries.protocol import Codes, SiteDictionary
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import Model
 from vision_sae.threads import one_thread
+from vision_sae_server.lanes import batch_sizes
 from vision_sae_server.vectors import site_vectors, vectors_at
 
 
@@ -26,7 +27,7 @@ class Sharing(NamedTuple):
     side_by_side: int
     """Passes at the same time, each with one core."""
     at_once: int
-    """Pictures in one pass."""
+    """The most pictures in one pass; batches are of `batch_sizes`."""
 
 
 def sharing(model: Model, dictionaries: Sequence[SiteDictionary], most: int) -> Sharing:
@@ -58,10 +59,11 @@ def _equal(one: Codes, other: Codes) -> bool:
 
 
 def _same(model: Model, site: str, pictures: Tensor, alone: Tensor) -> int:
-    """The largest batch in which pictures have the vectors ``alone``, bit for bit, as they have in
-    all smaller ones; 0 when not even one has."""
-    for count in range(1, len(pictures) + 1):
-        vectors = site_vectors(model, site, pictures[:count])
-        if not torch.equal(vectors, alone[:count]):
-            return count - 1
-    return len(pictures)
+    """The largest of `batch_sizes` in which pictures have the vectors ``alone``, bit for bit, as
+    they have in all smaller ones; 0 when not even one has."""
+    same = 0
+    for size in batch_sizes(len(pictures)):
+        if not torch.equal(site_vectors(model, site, pictures[:size]), alone[:size]):
+            break
+        same = size
+    return same

@@ -36,7 +36,7 @@ def rounding(monkeypatch: pytest.MonkeyPatch, *, pictures: int = 99, in_one_thre
     return worlds.tiny_model(img_size=16)
 
 
-@pytest.mark.parametrize(("pictures", "at_once"), [(99, 8), (9, 8), (3, 2), (2, 1)])
+@pytest.mark.parametrize(("pictures", "at_once"), [(99, 8), (8, 4), (4, 2), (3, 2), (2, 1)])
 def test_batches_are_as_large_as_leave_every_picture_the_same(
     pictures: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
