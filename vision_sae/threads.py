@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def compute_with(count: int) -> None:
+    """Have torch compute with ``count`` threads for the calling thread. Threads to come begin with
+    the last count that any thread has set."""
+    import torch
+
+    torch.get_num_threads()  # what is set before a thread's first question is forgotten by it
+    torch.set_num_threads(count)
+
+
 def use_one_thread() -> None:
     """Compute with one thread in this process, which is one of several that share the cores."""
     import faiss
-    import torch
 
-    torch.set_num_threads(1)
+    compute_with(1)
     faiss.omp_set_num_threads(1)
 
 
@@ -27,5 +35,5 @@ def one_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
+        compute_with(before[0])
         faiss.omp_set_num_threads(before[1])

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from vision_sae.threads import compute_with
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,10 +85,10 @@ class ModelLane(Lane):
             for _ in range(places):
                 self._places.acquire()
         try:
-            if self.threads > 1:  # torch counts threads for each thread that computes
-                torch.set_num_threads(self._cores if places == self.threads else 1)
+            compute_with(self._cores if places == self.threads else 1)
             return work()
         finally:
+            compute_with(self._cores)  # what threads to come begin with
             self._places.release(places)
 
 

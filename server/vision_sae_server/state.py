@@ -174,21 +174,19 @@ def _check_matches(dictionaries: Mapping[str, Served]) -> None:
                 )
 
 
-def _by_model(paths: Sequence[Path]) -> dict[str, list[Bundle]]:
-    """{name of a model: its bundles}, all in order."""
-    found: dict[str, list[Bundle]] = {}
-    names = set[str]()
+def _opened(paths: Sequence[Path]) -> list[Bundle]:
+    """The bundles, whose names must be unique."""
+    found: dict[str, Bundle] = {}
     for path in paths:
         bundle = Bundle(path)
-        if not _NAME.fullmatch(bundle.name) or bundle.name in names:
+        if not _NAME.fullmatch(bundle.name) or bundle.name in found:
             raise InvalidInputError(
                 f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
                 "of letters, digits, '.', '_' and '-'",
                 field="bundle",
             )
-        names.add(bundle.name)
-        found.setdefault(bundle.manifest["model"]["name"], []).append(bundle)
-    return found
+        found[bundle.name] = bundle
+    return list(found.values())
 
 
 def load_state(
@@ -201,18 +199,24 @@ def load_state(
     one it was made from.
     """
     labels = LabelStore(config.labels or MEMORY)
+    opened = _opened(bundles)
+    by_model: dict[str, list[Bundle]] = {}
+    for bundle in opened:
+        by_model.setdefault(bundle.manifest["model"]["name"], []).append(bundle)
     loaded: dict[str, ServedModel] = {}
-    dictionaries: dict[str, Served] = {}
-    for name, group in _by_model(bundles).items():
+    model_of: dict[str, ServedModel] = {}
+    for name, group in by_model.items():
         model = load_model(name)
         as_bound = [bound(model, bundle.manifest["model"]) for bundle in group]
         found = [SiteDictionary(bundle.dictionary, bundle.site) for bundle in group]
         loaded[name] = ServedModel.ready(model, found, config)
         for bundle, its_model in zip(group, as_bound, strict=True):
-            served = replace(loaded[name], model=its_model)
-            entry = Served(bundle, served, labels, BundleEvidence(bundle))
-            dictionaries[entry.resource] = entry
-            labels.import_bundle(bundle)
+            model_of[bundle.name] = replace(loaded[name], model=its_model)
+    dictionaries: dict[str, Served] = {}
+    for bundle in opened:
+        entry = Served(bundle, model_of[bundle.name], labels, BundleEvidence(bundle))
+        dictionaries[entry.resource] = entry
+        labels.import_bundle(bundle)
     _check_matches(dictionaries)
     models = {f"models/{model.name}": model for model in loaded.values()}
     if labelling is None and config.clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,13 +14,27 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.models.sdxl import SdxlModel
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and other work runs beside the tests."""
+@contextmanager
+def computing_with(count: int) -> Iterator[int]:
+    """So many of torch's threads in the body."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    torch.set_num_threads(count)
+    yield count
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[int]:
+    """Tiny products gain nothing from threads, and other work runs beside the tests."""
+    with computing_with(1) as count:
+        yield count
+
+
+@pytest.fixture
+def cores(one_thread: int) -> Iterator[int]:
+    """As if the machine had three, whatever it has."""
+    with computing_with(3) as count:
+        yield count
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
@@ -18,14 +18,6 @@ async def lane() -> AsyncIterator[ModelLane]:
     made = ModelLane()
     yield made
     made.close()
-
-
-@pytest.fixture
-def cores() -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield 3
-    torch.set_num_threads(before)
 
 
 class Squares:
@@ -140,9 +132,32 @@ async def test_a_pass_alone_has_all_cores_and_several_have_one_each(cores: int) 
         return seen(alone)
 
     assert await lane.share(seen) == (True, cores)
-    assert await asyncio.gather(lane.share(several), lane.share(several)) == [(False, 1)] * 2
+    free = threading.Event()
+    held = lane.give(lambda: free.wait(10))  # until both have come
+    both = [lane.share(several), lane.share(several)]
+    free.set()
+    assert await asyncio.gather(held, *both) == [True, (False, 1), (False, 1)]
     assert await lane.share(seen) == (True, cores)
     lane.close()
+
+
+async def test_other_models_have_all_cores_whatever_is_shared_beside_them(cores: int) -> None:
+    lane, other, free = ModelLane(2), ModelLane(), threading.Event()
+    held = lane.give(lambda: free.wait(10))
+    counted, more = threading.Barrier(3), threading.Event()
+
+    def several(_alone: bool) -> bool:
+        counted.wait(10)
+        return more.wait(10)
+
+    both = [lane.share(several), lane.share(several)]
+    free.set()
+    await asyncio.to_thread(counted.wait, 10)  # both compute with one core
+    assert await other.run(torch.get_num_threads) == cores
+    more.set()
+    await asyncio.gather(held, *both)
+    lane.close()
+    other.close()
 
 
 async def test_what_is_not_to_be_shared_has_all_cores_and_nobody_beside_it(cores: int) -> None:

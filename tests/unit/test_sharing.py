@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,13 +14,7 @@ from vision_sae.dictionaries.protocol import Codes, SiteDictionary
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.sdxl import SdxlModel
 
-
-@pytest.fixture(autouse=True)
-def three_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("cores")
 
 
 def rounding(monkeypatch: pytest.MonkeyPatch, *, pictures: int = 99, in_one_thread: int = 0) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from vision_sae.compiled import compiled
+from vision_sae.threads import compute_with
 
 T = TypeVar("T")
 _BLOCK = 64
@@ -448,10 +449,10 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, initializer=_one_torch_thread)
+        self._pool = ThreadPoolExecutor(count, initializer=partial(compute_with, 1))
         # at::set_num_threads is remembered for threads to come: keep that as it was for others.
         threads = torch.get_num_threads()
-        list(self._pool.map(lambda _: _one_torch_thread(), range(count)))
+        list(self._pool.map(lambda _: compute_with(1), range(count)))
         torch.set_num_threads(threads)
 
     def run(self, work: Callable[[int, int], T], total: int, *, grain: int = 1) -> list[T]:
@@ -465,11 +466,6 @@ class Lanes:
         if self.count == 1:
             return [work(*share) for share in shares]
         return list(self._pool.map(lambda share: work(*share), shares))
-
-
-def _one_torch_thread() -> None:
-    torch.get_num_threads()  # what is set before a thread's first question is forgotten by it
-    torch.set_num_threads(1)
 
 
 @cache
