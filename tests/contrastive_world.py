@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -126,22 +127,27 @@ class SitedClip(PlantedClip):
 
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:
         found = super().embed_patches(images)
-        for captured in self._captures:
+        for captured in self._of_thread():
             first = torch.zeros(len(images), 1, self.embedding_dim)
             captured[self.SITE] = torch.cat([first, found.vectors], dim=1)
         return found
 
     @contextmanager
     def capture(self, sites: Sequence[str], *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
-        self._captures.append({})
+        captures = self._of_thread()
+        captures.append({})
         try:
-            yield self._captures[-1]
+            yield captures[-1]
         finally:
-            self._captures.pop()
+            captures.pop()
+
+    def _of_thread(self) -> list[dict[str, Tensor]]:
+        captures: list[dict[str, Tensor]] = self._captures.__dict__.setdefault("open", [])
+        return captures
 
     @cached_property
-    def _captures(self) -> list[dict[str, Tensor]]:
-        return []
+    def _captures(self) -> threading.local:
+        return threading.local()
 
 
 def picture(cells: NDArray[np.integer]) -> Image.Image:

@@ -33,8 +33,9 @@ class HarvestConfig(Section):
     """Sites captured in one pass."""
     dtype: Literal["float16", "bfloat16"] = "float16"
     """Precision on disk."""
-    batch_size: int = Field(16, ge=1, le=4096)
-    """Images per forward pass."""
+    batch_size: int = Field(8, ge=1, le=4096)
+    """Images per forward pass. Few fit the caches of a core, each of which has a pass of its own;
+    an accelerator wants many."""
     shard_images: int = Field(128, ge=1, le=65536)
     """Pictures per shard: the unit of checksums and of resuming."""
     thumbnail: int = Field(160, ge=16, le=1024)

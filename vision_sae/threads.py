@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def compute_with(count: int) -> None:
@@ -37,3 +43,30 @@ def one_thread() -> Iterator[None]:
     finally:
         compute_with(before[0])
         faiss.omp_set_num_threads(before[1])
+
+
+def side_by_side(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """``work`` of each of ``items``, in their order, by ``workers`` threads that torch computes
+    with one thread each.
+
+    Threads that never wait for each other do more together than those of one computation, which
+    meet after every step of it. Beyond what was asked for, ``workers`` items are begun.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    begun: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, initializer=compute_with, initargs=(1,)) as pool:
+        try:
+            for item in items:
+                begun.append(pool.submit(work, item))
+                if len(begun) > workers:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
+    compute_with(before)  # for threads to come

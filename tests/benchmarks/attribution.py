@@ -37,6 +37,7 @@ from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
 from vision_sae.evaluation import attribution as evaluation
 from vision_sae.evaluation.planted_scenes import VALUES, scenes
 from vision_sae.evaluation.planted_scenes import Scene as Drawn
+from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.bound import bound
 from vision_sae.models.grid import Preprocessing
 from vision_sae.models.registry import load_model
@@ -199,9 +200,10 @@ def pointing(model: VitModel, found: SiteDictionary) -> dict[str, float]:
     """The pointing game on the colours and shapes of composed scenes."""
     drawn = list(scenes(_HEAD_SCENES + _POINTED, 21))
     fitted, held = drawn[:_HEAD_SCENES], drawn[_HEAD_SCENES:]
+    embedded = embeddings(model, evaluation.inputs(model, [scene.image for scene in fitted]))
     hits = {}
     for attribute in ("colour", "shape"):
-        asked = evaluation.heads(model, fitted, attribute)
+        asked = evaluation.heads(embedded.numpy(), fitted, attribute)
         game = evaluation.pointing_game(model, found, held, asked, attribute)
         hits[attribute] = round(float(np.mean(game)), 3)
     return hits

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
@@ -24,7 +26,9 @@ from vision_sae.evaluation.attribution import (
     pointing_game,
     targets_of,
 )
+from vision_sae.evaluation.planted_scenes import Scene as Drawn
 from vision_sae.evaluation.planted_scenes import scenes
+from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.protocol import ModelOutput
 from vision_sae.models.vit import VitModel
 
@@ -121,9 +125,14 @@ def test_orders_are_stable() -> None:
     assert orders_of(importance, torch.arange(4)).tolist() == [3, 1, 2, 0]
 
 
+def embedded(model: VitModel, drawn: Sequence[Drawn]) -> NDArray[np.float32]:
+    made = attribution.inputs(model, [scene.image for scene in drawn])
+    return np.asarray(embeddings(model, made).numpy())
+
+
 def test_heads_tell_backgrounds_and_point(model: VitModel, found: SiteDictionary) -> None:
     drawn = list(scenes(60, 3, side=32))
-    asked = heads(model, drawn, "background")
+    asked = heads(embedded(model, drawn), drawn, "background")
     assert asked.accuracy > 0.9
     assert isinstance(asked, Heads)
     hits = pointing_game(model, found, drawn[:5], asked, "background")
@@ -137,7 +146,8 @@ def test_a_hit_is_a_patch_on_the_object_or_close_to_it(
     (scene,) = scenes(1, 8, side=32)
     monkeypatch.setattr(attribution, "_TOLERANCE", tolerance)
     near = binary_dilation(scene.parts["object"], np.ones((2 * tolerance + 1,) * 2))
-    asked = heads(model, list(scenes(20, 3, side=32)), "background")
+    drawn = list(scenes(20, 3, side=32))
+    asked = heads(embedded(model, drawn), drawn, "background")
     boxes = model.grid.boxes(model.preprocessing.geometry(32, 32)).astype(int)
     covered = [bool(near[y0:y1, x0:x1].any()) for x0, y0, x1, y1 in boxes]
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from google.protobuf import json_format
 from typer.testing import CliRunner
 from vision_sae_client import Client
@@ -19,13 +20,18 @@ from tests import serving, worlds
 from tests.contrastive_world import SitedClip, picture
 from tests.serving import refusal
 from vision_sae.activations.harvest import harvest
-from vision_sae.activations.store import ALIGNED, ActivationStore
+from vision_sae.activations.store import ALIGNED, ALIGNED_WEIGHTS, ActivationStore
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.patch_search import by_text_aligned
+from vision_sae.cli import app as main
 from vision_sae.config import BuildConfig, HarvestConfig
+from vision_sae.descriptions import toolbox
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.store import LabelStore
-from vision_sae.errors import InvalidInputError
+from vision_sae.errors import InvalidInputError, MismatchError
+from vision_sae.models.protocol import PatchEmbeddings
 from vision_sae.pictures.folder import image_folder
 from vision_sae.v1 import image_pb2
 from vision_sae.v1 import search_service_pb2 as pb
@@ -104,10 +110,14 @@ def how_many(thing: str) -> int:
     return int((THINGS.index(thing) == CELLS).sum())
 
 
-def test_store_keeps_patches_at_unit_length_beside_its_sites(store: ActivationStore) -> None:
+def test_store_keeps_patches_and_their_weights_beside_its_sites(store: ActivationStore) -> None:
     vectors = np.concatenate([batch.numpy() for batch in store.batches(ALIGNED, 7)])
     assert vectors.shape == (PICTURES * 16, CLIP.embedding_dim)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+    pictures = image_folder(store.path.parent / "pictures")
+    seen = CLIP.embed_patches(torch.stack([CLIP.preprocess(p.load()) for p in pictures]))
+    np.testing.assert_allclose(vectors, seen.vectors.flatten(0, 1), atol=1e-3)
+    (weights,) = store.arrays(ALIGNED_WEIGHTS)
+    np.testing.assert_array_equal(weights, seen.weights.half())
     assert (store.text_aligned, list(store.sites)) == (True, [SitedClip.SITE])
     taken = store.take(ALIGNED, np.array([17, 3])).numpy()
     np.testing.assert_array_equal(taken, vectors[[17, 3]])
@@ -205,3 +215,64 @@ def test_clients_ask_by_text(address: str) -> None:
     asked = ["search", "--text", "grey dog", "--patches", "--dictionary", "planted"]
     done = CliRunner().invoke(app, [*asked, "--address", address, "--json", "--count", "5"])
     assert json_format.Parse(done.stdout, pb.SearchPatchesResponse()).hits == answer.hits
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures the model is shown, call by call."""
+    shown: list[int] = []
+    embed = CLIP.embed_patches
+
+    def counted(images: torch.Tensor) -> PatchEmbeddings:
+        shown.append(len(images))
+        return embed(images)
+
+    monkeypatch.setattr(CLIP, "embed_patches", counted)
+    return shown
+
+
+def test_what_a_harvest_saw_need_not_be_looked_at_again(
+    store: ActivationStore, bundle: Bundle, looks: list[int], tmp_path: Path
+) -> None:
+    evidence = BundleEvidence(bundle)
+    kept = make_probe(CLIP, evidence, tmp_path / "kept", store=store, progress=False)
+    assert looks == []
+    anew = make_probe(CLIP, evidence, tmp_path / "anew", progress=False)
+    assert looks
+    # The pictures of this world survive JPEG: both saw the same.
+    np.testing.assert_allclose(kept.embeddings, anew.embeddings, atol=1e-6)
+    np.testing.assert_array_equal(kept.patches, anew.patches)
+    np.testing.assert_array_equal(kept.weights, anew.weights)
+    assert (kept.manifest["seen"], anew.manifest["seen"]) == ("store", "thumbnails")
+    kept.check(CLIP, evidence)
+
+
+def refusal_of_store(store: ActivationStore, bundle: Bundle, clip: SitedClip, where: Path) -> str:
+    with pytest.raises(MismatchError) as caught:
+        make_probe(clip, BundleEvidence(bundle), where, store=store, progress=False)
+    assert caught.value.field == "probe_from"
+    assert not where.exists()
+    return str(caught.value)
+
+
+def test_a_store_that_saw_something_else_is_refused(
+    store: ActivationStore, bundle: Bundle, tmp_path: Path
+) -> None:
+    pictures = image_folder(store.path.parent / "pictures")
+    fewer = harvest(CLIP, pictures[:8], tmp_path / "fewer", CONFIG, progress=False)
+    assert "other pictures" in refusal_of_store(fewer, bundle, CLIP, tmp_path / "probe")
+    plain = CONFIG.model_copy(update={"text_aligned": False})
+    without = harvest(CLIP, pictures, tmp_path / "plain", plain, progress=False)
+    assert "without --text-aligned" in refusal_of_store(without, bundle, CLIP, tmp_path / "probe")
+    other = SitedClip(THINGS[::-1])
+    assert "not from this" in refusal_of_store(store, bundle, other, tmp_path / "probe")
+
+
+def test_describing_from_a_store(
+    store: ActivationStore, bundle: Bundle, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolbox, "load_model", lambda _: CLIP)
+    asked = ["describe", str(bundle.path), "--probe-from", str(store.path)]
+    done = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert "labelled" in done.stdout
+    assert looks == []

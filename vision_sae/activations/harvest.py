@@ -1,14 +1,14 @@
 """Images -> Model at its sites -> ActivationStore.
 
-Pictures are decoded batch by batch in a thread pool, the model runs in this thread, another writes
-shards.
+On a CPU as many batches as there are cores are decoded and computed side by side, one core each; on
+an accelerator threads decode ahead of the model. Another thread writes shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from vision_sae.activations.decoding import (
     Outcome,
     Refused,
     batches_ahead,
+    decode,
     decode_batches,
 )
 from vision_sae.activations.making import Making, Report, make_store, plan_of
@@ -27,9 +28,12 @@ from vision_sae.activations.shards import Shard, rounded
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError
+from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import ContrastiveModel, Model
+from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.folder import Picture, data_sha256
 from vision_sae.pictures.views import with_views
+from vision_sae.threads import side_by_side
 
 
 def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
@@ -44,36 +48,53 @@ def _batches(group: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
     return [group[start : start + size] for start in range(0, len(group), size)]
 
 
-def _compute(
-    model: Model, outcomes: Sequence[Outcome], config: HarvestConfig, shard: Shard
-) -> None:
-    """Run the model over one batch and add it to ``shard``."""
+def _compute(model: Model, outcomes: Sequence[Outcome], config: HarvestConfig) -> Shard:
+    """Run the model over one batch."""
+    part = Shard(refused=[outcome for outcome in outcomes if isinstance(outcome, Refused)])
     decoded = [outcome for outcome in outcomes if isinstance(outcome, Decoded)]
-    shard.refused += [outcome for outcome in outcomes if isinstance(outcome, Refused)]
     if not decoded:
-        return
+        return part
     images = torch.stack([d.pixels for d in decoded])
     with torch.inference_mode(), model.capture(config.sites) as captured:
-        embedding = _embedding(model, images, config, shard)
+        embedding = _embedding(model, images, config, part)
     for site in config.sites:
         patches = captured[site][:, model.grid.special :]
-        shard.arrays[f"{site}.npy"].append(rounded(site, patches, config.dtype))
-    shard.arrays[layout.EMBEDDING].append(embedding.cpu().numpy())
-    shard.records += [d.record for d in decoded]
-    shard.thumbnails += [d.thumbnail for d in decoded]
+        part.arrays[f"{site}.npy"].append(rounded(site, patches, config.dtype))
+    part.arrays[layout.EMBEDDING].append(embedding.cpu().numpy())
+    part.records += [d.record for d in decoded]
+    part.thumbnails += [d.thumbnail for d in decoded]
+    return part
 
 
-def _embedding(model: Model, images: Tensor, config: HarvestConfig, shard: Shard) -> Tensor:
+def _embedding(model: Model, images: Tensor, config: HarvestConfig, part: Shard) -> Tensor:
     """The embeddings of pictures (B, E); where asked for, patches in the space of texts are kept
     on the way."""
     if not config.text_aligned:
         return model.forward(images).embedding
     assert isinstance(model, ContrastiveModel)
-    patches = model.embed_patches(images)
-    vectors = torch.nn.functional.normalize(patches.vectors, dim=-1)
-    name = layout.ALIGNED
-    shard.arrays[f"{name}.npy"].append(rounded(name, vectors, config.dtype))
-    return model.forward(images).embedding if patches.whole is None else patches.whole
+    vectors, weights, whole = embed_in_pieces(model, images)
+    for name, values in ((layout.ALIGNED, vectors), (layout.ALIGNED_WEIGHTS, weights)):
+        part.arrays[f"{name}.npy"].append(rounded(name, values, config.dtype))
+    assert whole is not None
+    return whole
+
+
+def _parts(
+    model: Model, batches: Sequence[Sequence[Picture]], config: HarvestConfig
+) -> Iterator[Shard]:
+    """What `_compute` makes of each batch, in order."""
+    if model.device.type == "cpu" and not isinstance(model, NoisedPictures):
+
+        def work(batch: Sequence[Picture]) -> Shard:
+            outcomes = [decode(picture, model, config.thumbnail) for picture in batch]
+            return _compute(model, outcomes, config)
+
+        yield from side_by_side(work, batches, torch.get_num_threads())
+        return
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        ahead = batches_ahead(model)
+        for outcomes in decode_batches(pool, model, batches, config.thumbnail, ahead=ahead):
+            yield _compute(model, outcomes, config)
 
 
 def harvest(
@@ -99,20 +120,13 @@ def harvest(
 
     def collect(groups: Sequence[Sequence[Picture]], report: Report) -> Iterator[Shard]:
         batches = [_batches(group, config.batch_size) for group in groups]
-        with ThreadPoolExecutor(torch.get_num_threads()) as decoders:
-            ready = decode_batches(
-                decoders,
-                model,
-                chain.from_iterable(batches),
-                config.thumbnail,
-                ahead=batches_ahead(model),
-            )
-            for of_shard in batches:
-                shard = Shard()
-                for outcomes in islice(ready, len(of_shard)):
-                    _compute(model, outcomes, config, shard)
-                    report(len(outcomes))
-                yield shard
+        parts = _parts(model, [*chain.from_iterable(batches)], config)
+        for of_shard in batches:
+            shard = Shard()
+            for batch, part in zip(of_shard, parts, strict=False):
+                shard.add(part)
+                report(len(batch))
+            yield shard
 
     pictures = with_views(choose(pictures, config.limit), config.views)
     plan = plan_of(model, config, data_sha256(pictures))

@@ -53,7 +53,7 @@ def plan_of(model: Model, config: HarvestConfig, data_sha256: str) -> dict[str, 
                 f"{model.name} has no texts; harvest a contrastive model, or without this",
                 field="text_aligned",
             )
-        aligned = {"text_aligned_dim": model.embedding_dim}
+        aligned = {"text_aligned": {"dim": model.embedding_dim, "weights": True}}
     return {
         "format": layout.FORMAT,
         "version": layout.VERSION,

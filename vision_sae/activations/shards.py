@@ -33,6 +33,14 @@ class Shard:
     arrays: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
     """{file name: its parts, one a batch}"""
 
+    def add(self, batch: Shard) -> None:
+        """Append what is of one batch."""
+        self.records += batch.records
+        self.thumbnails += batch.thumbnails
+        self.refused += batch.refused
+        for file, parts in batch.arrays.items():
+            self.arrays[file] += parts
+
 
 def rounded(site: str, values: Tensor, dtype: str) -> NDArray[Any]:
     """Round to the store's precision; refuse what does not fit instead of storing infinity."""

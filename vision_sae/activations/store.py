@@ -27,6 +27,8 @@ SKIPPED = "skipped.jsonl"
 EMBEDDING = "embedding.npy"
 ALIGNED = "text_aligned"
 """The array of patches in the space of texts, among those of sites."""
+ALIGNED_WEIGHTS = "text_aligned_weights"
+"""What each of these patches contributes to a region."""
 
 _MEAN_ROWS = 4096
 """Rows summed at a time."""
@@ -156,11 +158,11 @@ class ActivationStore:
     @property
     def text_aligned(self) -> bool:
         """Whether `ALIGNED` can be read like a site."""
-        return bool(self.manifest.get("text_aligned_dim"))
+        return "text_aligned" in self.manifest
 
     def dim(self, site: str) -> int:
         """D of a site, or of `ALIGNED`."""
-        return int(self.manifest["text_aligned_dim"]) if site == ALIGNED else self.sites[site]
+        return int(self.manifest["text_aligned"]["dim"]) if site == ALIGNED else self.sites[site]
 
     def arrays(self, site: str) -> Iterator[Tensor]:
         """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard."""

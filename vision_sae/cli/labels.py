@@ -22,14 +22,24 @@ def describe(
     bundle: Annotated[Path, typer.Argument(help="Bundle to describe.")],
     describer: Describer = None,
     clip: Clip = None,
+    probe_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Store that the contrastive model was harvested to with --text-aligned, from the "
+            "bundle's pictures: it need not look at them again.",
+            show_default=False,
+        ),
+    ] = None,
     config: Configuration = None,
 ) -> None:
     """Label every feature of a bundle, or abstain, with the evidence and scores."""
+    from vision_sae.activations.store import ActivationStore
     from vision_sae.config import load_config
     from vision_sae.descriptions.describe import describe_bundle
 
     settings = load_config(config, describe={"describer": describer, "clip": clip}).describe
-    made = describe_bundle(bundle, settings)
+    store = ActivationStore(probe_from) if probe_from else None
+    made = describe_bundle(bundle, settings, store=store)
     summary: dict[str, Any] = made.manifest["describe"]
     typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore
@@ -33,7 +33,8 @@ from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
-MODELS = ("demo:dinov2-s", "demo:clip")
+CLIP = "demo:clip"
+MODELS = ("demo:dinov2-s", CLIP)
 """Each gets a dictionary of its own at `SITE`."""
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
@@ -65,29 +66,54 @@ def heldout_picture() -> Picture:
     return next(p for p in pictures if p.id == _PICTURE)
 
 
-def make_bundle(name: str, work: Path, stages: Stages, config: Config) -> Bundle:
-    """Harvest, train, build and describe for one model; whatever is there already is kept."""
+class Harvested(NamedTuple):
+    """What one model made of the pictures."""
+
+    model: str
+    train: ActivationStore
+    heldout: ActivationStore
+
+    @property
+    def short(self) -> str:
+        """The model's name, as files are called by it."""
+        return self.model.removeprefix("demo:")
+
+
+def harvest_model(name: str, work: Path, stages: Stages) -> Harvested:
+    """Harvest `SITE` of one model; whatever is there already is kept."""
     short = name.removeprefix("demo:")
     place = work / short
     settings = HarvestConfig(model=name, sites=(SITE,), limit=_TRAIN_IMAGES)
-    heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
     with stages.stage(f"harvest {short}", f"{SITE} on {_TRAIN_IMAGES} pictures"):
         model = load_model(settings.model)
         texts = {"text_aligned": isinstance(model, ContrastiveModel)}
-        settings, heldout = settings.model_copy(update=texts), heldout.model_copy(update=texts)
+        settings = settings.model_copy(update=texts)
+        heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
         store = harvest(model, image_folder(CORPUS / "train"), place / "store", settings)
         held = harvest(model, image_folder(CORPUS / "heldout"), place / "heldout", heldout)
+    return Harvested(name, store, held)
+
+
+def make_bundle(
+    harvested: Harvested, seen: ActivationStore, work: Path, stages: Stages, config: Config
+) -> Bundle:
+    """Train, build and describe for one model; whatever is there already is kept.
+
+    ``seen`` is how the contrastive model saw the pictures, which describing needs of any model.
+    """
+    short, store = harvested.short, harvested.train
+    dictionary = work / short / "dictionary"
     training = TrainConfig(steps=_TRAIN_STEPS, expansion=_EXPANSION)
     width = training.expansion * store.sites[SITE]
     with stages.stage(f"train {short}", f"TopK SAE, {width} features, k = {training.k}"):
-        metrics = train_dictionary(store, place / "dictionary", training, {"heldout": held})
+        metrics = train_dictionary(store, dictionary, training, {"heldout": harvested.heldout})
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
     path = work / f"demo-{short}-block10"
     with stages.stage(f"build {short}", "codes, statistics, exemplars and the patch index"):
-        bundle = _current(path, store, place / "dictionary", config)
+        bundle = _current(path, store, dictionary, config)
     with stages.stage(f"describe {short}", "label every feature by search, score it, or abstain"):
         if not is_described(bundle, config.describe):
-            bundle = describe_bundle(path, config.describe)
+            bundle = describe_bundle(path, config.describe, store=seen)
         summary = bundle.manifest["describe"]
         print(f"{summary['labelled']} features labelled, {summary['abstained']} abstained")
     return bundle
@@ -112,7 +138,7 @@ def serving(bundles: Sequence[Path], port: int = 0) -> Iterator[str]:
     """The server as a process of its own; yields its address, and stops it at the end."""
     command = [
         sys.executable, "-m", "vision_sae.cli", "serve", *map(str, bundles),
-        "--port", str(port), "--clip", "demo:clip",
+        "--port", str(port), "--clip", CLIP,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -163,7 +189,9 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     from vision_sae.config import load_config
 
     stages, config = Stages(), load_config()
-    bundles = [make_bundle(name, work, stages, config).path for name in MODELS]
+    harvested = {name: harvest_model(name, work, stages) for name in MODELS}
+    seen = harvested[CLIP].train
+    bundles = [make_bundle(h, seen, work, stages, config).path for h in harvested.values()]
     generated = generations.make_bundle(work, stages.stage, config.build)
     start = time.perf_counter()
     with serving([*bundles, generated.path], 0 if once else port) as address:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
@@ -23,11 +24,21 @@ def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
     return all(made.get(key) == value for key, value in wanted.items())
 
 
-def describe_bundle(path: Path, config: DescribeConfig, *, progress: bool = True) -> Bundle:
-    """Label every feature and publish the bundle at ``path`` anew with the labels."""
+def describe_bundle(
+    path: Path,
+    config: DescribeConfig,
+    *,
+    store: ActivationStore | None = None,
+    progress: bool = True,
+) -> Bundle:
+    """Label every feature and publish the bundle at ``path`` anew with the labels.
+
+    ``store`` spares the contrastive model a pass over the pictures; see `make_probe`.
+    """
     bundle = Bundle(path)
     evidence = BundleEvidence(bundle)
-    labeller = Toolbox(config, path.parent / PROBES, progress=progress).labeller(evidence)
+    toolbox = Toolbox(config, path.parent / PROBES, store=store, progress=progress)
+    labeller = toolbox.labeller(evidence)
     width = bundle.dictionary.width
     with threads_for(config):
         rows = [

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
+from vision_sae.activations.store import ALIGNED, ALIGNED_WEIGHTS, EMBEDDING, ActivationStore
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, MismatchError, NotFoundError
 from vision_sae.files import (
@@ -33,7 +33,9 @@ from vision_sae.files import (
 )
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.decode import decode_image
+from vision_sae.threads import side_by_side
 from vision_sae.vectors import normalised
 
 FORMAT = "vision_sae.probe"
@@ -151,54 +153,76 @@ class Probe:
         return normalised(vectors)
 
 
-def _batches(
+class _Seen(NamedTuple):
+    """What the model sees in some rows of the evidence, which follow each other."""
+
+    wholes: NDArray[np.float32]
+    """(n, E)"""
+    patches: NDArray[np.floating[Any]]
+    """(n, P, E)"""
+    weights: NDArray[np.floating[Any]]
+    """(n, P)"""
+
+
+def _seen(
     model: ContrastiveModel, evidence: Evidence, size: int, progress: bool
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
-    """(rows, which input each of them is, model inputs (<= size, 3, H, W)).
+) -> Iterator[_Seen]:
+    """Run the model over all pictures, ``size`` at a time.
 
     Rows that follow each other with the same picture, as the steps of a generation do, are one
     input.
     """
     count = len(evidence.images)
-    runs = [(data, [*rows]) for data, rows in groupby(range(count), evidence.thumbnail)]
+    runs = [(data, len([*rows])) for data, rows in groupby(range(count), evidence.thumbnail)]
+
+    def see(some: Sequence[tuple[bytes, int]]) -> _Seen:
+        inputs = torch.stack([model.preprocess(decode_image(data)) for data, _ in some])
+        with torch.inference_mode():
+            vectors, weights, whole = embed_in_pieces(model, inputs.to(model.device))
+        assert whole is not None
+        times = [rows for _, rows in some]
+        return _Seen(*(x.float().cpu().numpy().repeat(times, 0) for x in (whole, vectors, weights)))
+
+    batches = [runs[first : first + size] for first in range(0, len(runs), size)]
+    workers = torch.get_num_threads() if model.device.type == "cpu" else 1
     with tqdm(total=count, desc="probe", unit="img", disable=not progress) as bar:
-        for first in range(0, len(runs), size):
-            some = runs[first : first + size]
-            rows = np.array([row for _, of_run in some for row in of_run])
-            which = np.repeat(np.arange(len(some)), [len(of_run) for _, of_run in some])
-            yield rows, which, torch.stack([model.preprocess(decode_image(d)) for d, _ in some])
-            bar.update(len(rows))
+        for seen in side_by_side(see, batches, workers):
+            yield seen
+            bar.update(len(seen.wholes))
 
 
-def _write(
-    staging: Path, model: ContrastiveModel, evidence: Evidence, batch_size: int, progress: bool
-) -> None:
-    count, patches, dim = len(evidence.images), model.grid.patches, model.embedding_dim
+def _kept(store: ActivationStore) -> Iterator[_Seen]:
+    """What a store kept of what the model saw, shard by shard."""
+    shards = zip(store.shards, store.arrays(ALIGNED), store.arrays(ALIGNED_WEIGHTS), strict=True)
+    for shard, patches, weights in shards:
+        wholes = np.load(shard / EMBEDDING)
+        yield _Seen(wholes, patches.float().numpy(), weights.float().numpy())
+
+
+def _write(staging: Path, parts: Iterator[_Seen], shape: tuple[int, int, int], model: str) -> None:
+    """Write the arrays of a probe of ``shape`` (N, P, E)."""
+    count, patches, dim = shape
     shapes: dict[str, tuple[type[np.floating[Any]], tuple[int, ...]]] = {
         EMBEDDINGS: (np.float32, (count, dim)),
-        PATCHES: (np.float16, (count, patches, dim)),
+        PATCHES: (np.float16, shape),
         WEIGHTS: (np.float16, (count, patches)),
     }
     files = {
-        name: np.lib.format.open_memmap(staging / name, mode="w+", dtype=dtype, shape=shape)
-        for name, (dtype, shape) in shapes.items()
+        name: np.lib.format.open_memmap(staging / name, mode="w+", dtype=dtype, shape=of_array)
+        for name, (dtype, of_array) in shapes.items()
     }
-    with torch.inference_mode():
-        for rows, which, inputs in _batches(model, evidence, batch_size, progress):
-            seen = model.embed_patches(inputs.to(model.device))
-            whole = seen.whole
-            if whole is None:
-                whole = model.forward(inputs.to(model.device)).embedding
-            pooled = whole.float().cpu().numpy()
-            files[EMBEDDINGS][rows] = normalised(pooled)[which]
-            files[PATCHES][rows] = seen.vectors.cpu().numpy()[which]
-            files[WEIGHTS][rows] = seen.weights.cpu().numpy()[which]
-            if not (np.isfinite(pooled).all() and np.isfinite(files[PATCHES][rows]).all()):
-                raise InvalidInputError(
-                    f"{model.name} gives picture {rows[0]} or one soon after it vectors that are "
-                    "not finite in half precision; use another model",
-                    field="clip",
-                )
+    done = 0
+    for seen in parts:
+        rows = slice(done, done := done + len(seen.wholes))
+        files[EMBEDDINGS][rows] = normalised(seen.wholes)
+        files[PATCHES][rows] = seen.patches
+        files[WEIGHTS][rows] = seen.weights
+        if not (np.isfinite(seen.wholes).all() and np.isfinite(files[PATCHES][rows]).all()):
+            raise InvalidInputError(
+                f"{model} gives picture {rows.start} or one soon after it vectors that are not "
+                "finite in half precision; use another model",
+                field="clip",
+            )
     for array in files.values():
         array.flush()
 
@@ -208,13 +232,16 @@ def make_probe(
     evidence: Evidence,
     directory: Path,
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
+    store: ActivationStore | None = None,
     progress: bool = True,
 ) -> Probe:
     """Embed the pictures of ``evidence`` (their thumbnails) and publish the probe at ``directory``.
 
-    A probe that is there already, of the same model and pictures, is used as it is. One writer at
-    a time: whoever starts several workers makes the probe before.
+    A probe that is there already, of the same model and pictures, is used as it is. A ``store``
+    that was harvested with ``text_aligned`` from these pictures by this model has seen them, larger
+    than thumbnails: its vectors are taken; of others it is a `MismatchError`. One writer at a time:
+    whoever starts several workers makes the probe before.
     """
     if (published(directory) / MANIFEST).is_file():
         try:
@@ -224,13 +251,40 @@ def make_probe(
             pass  # of something else, or of another version: made anew below
         else:
             return probe
+    count = len(evidence.images)
+    if store:
+        _check_store(store, model, evidence)
+        parts = _kept(store)
+    else:
+        parts = _seen(model, evidence, batch_size, progress)
     with publishing(directory) as (staging, manifest):
-        _write(staging, model, evidence, batch_size, progress)
+        _write(staging, parts, (count, model.grid.patches, model.embedding_dim), model.name)
         manifest |= {
             "format": FORMAT,
             "version": VERSION,
             "model": model.identity(),
             "data_sha256": evidence.data_sha256,
-            "images": len(evidence.images),
+            "images": count,
+            "seen": "store" if store else "thumbnails",
         }
     return Probe(directory)
+
+
+def _check_store(store: ActivationStore, model: ContrastiveModel, evidence: Evidence) -> None:
+    """Raise `MismatchError` unless ``store`` kept how ``model`` sees the pictures of
+    ``evidence``."""
+    ids = [record.id for record in store.images]
+    if not store.text_aligned:
+        why = "was harvested without --text-aligned"
+    elif sha256_json(store.manifest["model"]) != sha256_json(model.identity()):
+        why = f"was harvested from {store.manifest['model']['name']}, not from this {model.name}"
+    elif ids != [record.id for record in evidence.images] or (
+        store.manifest["data_sha256"] != evidence.data_sha256
+    ):
+        why = f"holds other pictures than those of {evidence.name}"
+    else:
+        return
+    raise MismatchError(
+        f"{store.path} {why}; name another store, or none: then the pictures are looked at anew",
+        field="probe_from",
+    )

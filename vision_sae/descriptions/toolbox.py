@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
+from vision_sae.activations.store import ActivationStore
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
@@ -54,11 +55,20 @@ class Toolbox:
     """What labelling by one configuration takes.
 
     ``directory`` keeps what is worth keeping between runs: probes, priors, vectors of words.
+    ``store`` spares a probe the contrastive model's pass; see `make_probe`.
     """
 
-    def __init__(self, config: DescribeConfig, directory: Path, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        config: DescribeConfig,
+        directory: Path,
+        *,
+        store: ActivationStore | None = None,
+        progress: bool = True,
+    ) -> None:
         self.config = config
         self.directory = directory
+        self._store = store
         self._progress = progress
         self._probes: dict[str, Probe] = {}
         self._scorers: dict[str, Scorer] = {}
@@ -81,7 +91,9 @@ class Toolbox:
         if data not in self._probes:
             name = model_resource(self.clip.name).removeprefix("models/")
             place = self.directory / f"{name}-{data[:16]}"
-            self._probes[data] = make_probe(self.clip, evidence, place, progress=self._progress)
+            self._probes[data] = make_probe(
+                self.clip, evidence, place, store=self._store, progress=self._progress
+            )
         return self._probes[data]
 
     def scorer(self, evidence: Evidence) -> Scorer:

@@ -41,7 +41,6 @@ from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.planted_scenes import VALUES
 from vision_sae.evaluation.planted_scenes import Scene as Drawn
-from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.bound import bound
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.registry import load_model
@@ -273,17 +272,16 @@ class Heads(NamedTuple):
         )
 
 
-def heads(model: Model, scenes: Sequence[Drawn], attribute: str) -> Heads:
-    """Fit heads for one attribute of `VALUES` on scenes."""
-    found = embeddings(model, inputs(model, [scene.image for scene in scenes])).numpy()
+def heads(embedded: NDArray[np.float32], scenes: Sequence[Drawn], attribute: str) -> Heads:
+    """Fit heads for one attribute of `VALUES` on the embeddings (N, E) of scenes."""
     position = list(VALUES).index(attribute)
     classes = np.array([scene.attributes.numbers[position] for scene in scenes])
-    scale = float(np.abs(found).mean())
-    regression = LogisticRegression(max_iter=3000).fit(found / scale, classes)
+    scale = float(np.abs(embedded).mean())
+    regression = LogisticRegression(max_iter=3000).fit(embedded / scale, classes)
     return Heads(
         torch.from_numpy(regression.coef_ / scale).float(),
         torch.from_numpy(regression.intercept_).float(),
-        float(regression.score(found / scale, classes)),
+        float(regression.score(embedded / scale, classes)),
     )
 
 

@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.protocol import ContrastiveModel, PatchEmbeddings
 
 _BATCH = 16
+
+
+def embed_in_pieces(model: ContrastiveModel, images: Tensor) -> PatchEmbeddings:
+    """Images (B, 3, H, W) -> their patches and, always, the embeddings of the whole."""
+    seen = model.embed_patches(images)
+    if seen.whole is None:
+        return seen._replace(whole=model.forward(images).embedding)
+    return seen
 
 
 def embed_pictures(model: ContrastiveModel, pictures: Sequence[Image.Image]) -> Tensor:
