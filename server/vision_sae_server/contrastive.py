@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from vision_sae.descriptions.protocol import Description, Metric, Negatives, Sco
 from vision_sae.descriptions.scores.scorer import METRICS
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.models.protocol import Model
 from vision_sae.models.similarity import similarities
 from vision_sae_server.labelling import CaptionLabels, Labelling, Labels, Meaning
 
@@ -101,15 +103,20 @@ class _Similarities:
 
 
 def contrastive_labelling(
-    clip: str, probes: Path, evidence: Mapping[str, Evidence], labels: LabelStore
+    clip: str,
+    probes: Path,
+    evidence: Mapping[str, Evidence],
+    labels: LabelStore,
+    loaded: Mapping[str, Model] = MappingProxyType({}),
 ) -> Labelling:
     """Labels by search with the contrastive model ``clip``, its scores, and search by meaning.
 
-    Nothing is loaded before it is asked for. ``probes`` is the folder in which labelling keeps what
-    it needs again; ``evidence`` is that of the dictionaries served, by name.
+    A model that is not among those ``loaded`` is loaded when it is asked for. ``probes`` is the
+    folder in which labelling keeps what it needs again; ``evidence`` is that of the dictionaries
+    served, by name.
     """
     config = DescribeConfig(clip=clip)
-    toolbox = Toolbox(config, probes, progress=False)
+    toolbox = Toolbox(config, probes, loaded=loaded, progress=False)
     describers: dict[str, Labels] = {
         config.describer: _Labels(toolbox),
         "caption-pmi": CaptionLabels(config.caption_pmi),

@@ -222,5 +222,6 @@ def load_state(
     if labelling is None and config.clip:
         evidence = {name: served.evidence for name, served in dictionaries.items()}
         probes = bundles[0].parent / PROBES
-        labelling = contrastive_labelling(config.clip, probes, evidence, labels)
+        by_name = {name: model.model for name, model in loaded.items()}
+        labelling = contrastive_labelling(config.clip, probes, evidence, labels, by_name)
     return State(config, models, dictionaries, labels, labelling or Labelling(), LabelJobs(labels))

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from typer.testing import CliRunner
 from vision_sae_client import Client
 from vision_sae_client.cli import app
+from vision_sae_server import state
 
 from tests import serving, worlds
 from tests.contrastive_world import SitedClip, picture
@@ -25,7 +26,7 @@ from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.patch_search import by_text_aligned
 from vision_sae.cli import app as main
-from vision_sae.config import BuildConfig, HarvestConfig
+from vision_sae.config import BuildConfig, HarvestConfig, ServeConfig
 from vision_sae.descriptions import toolbox
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.probe import make_probe
@@ -276,3 +277,23 @@ def test_describing_from_a_store(
     done = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert "labelled" in done.stdout
     assert looks == []
+
+
+def test_a_served_model_is_the_one_that_labels(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> SitedClip:
+        loads.append(name)
+        return CLIP
+
+    monkeypatch.setattr(state, "load_model", load)
+    monkeypatch.setattr(toolbox, "load_model", load)
+    made = state.load_state([bundle.path], ServeConfig(clip=CLIP.name))
+    assert made.labelling.similarities is not None
+    shown = picture(np.full((4, 4), THINGS.index("grey dog")))
+    cosines = made.labelling.similarities([shown], list(THINGS))
+    assert THINGS[cosines[0].argmax()] == "grey dog"
+    assert loads == [CLIP.name]
+    made.close()

@@ -65,6 +65,17 @@ def test_everything_is_made_once(loaded: list[str], tmp_path: Path) -> None:
     assert loaded == ["planted"]
 
 
+def test_a_model_that_is_there_already_is_not_loaded_again(
+    loaded: list[str], tmp_path: Path
+) -> None:
+    there = PlantedClip(THINGS)
+    config = DescribeConfig(clip="planted")
+    toolbox = Toolbox(config, tmp_path, loaded={"planted": there}, progress=False)
+    toolbox.probe(evidence())
+    assert toolbox.clip is there
+    assert loaded == []
+
+
 def test_other_pictures_get_a_probe_of_their_own(loaded: list[str], tmp_path: Path) -> None:
     toolbox = Toolbox(DescribeConfig(clip="planted"), tmp_path, progress=False)
     one, other = toolbox.probe(evidence()), toolbox.probe(evidence(seed=1))

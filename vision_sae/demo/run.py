@@ -39,8 +39,8 @@ MODELS = ("demo:dinov2-s", CLIP)
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
-_EXPANSION = 4
-"""A quarter of the default, which leaves each feature more evidence."""
+_EXPANSION = 3
+"""Far fewer features than by default, which leaves each more evidence."""
 _PICTURE = "photographs/tuxpaint-stamps-plants-flowers-red-gazania-0.webp"
 """The question is asked about a held-out photograph."""
 

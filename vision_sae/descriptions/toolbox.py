@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import DescribeConfig
@@ -23,7 +24,7 @@ from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
-from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.registry import load_model
 from vision_sae.resources import model_resource
 from vision_sae.steering.bundles import opened
@@ -55,7 +56,8 @@ class Toolbox:
     """What labelling by one configuration takes.
 
     ``directory`` keeps what is worth keeping between runs: probes, priors, vectors of words.
-    ``store`` spares a probe the contrastive model's pass; see `make_probe`.
+    ``store`` spares a probe the contrastive model's pass; see `make_probe`. ``loaded`` are models
+    that are there already, by name.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class Toolbox:
         directory: Path,
         *,
         store: ActivationStore | None = None,
+        loaded: Mapping[str, Model] = MappingProxyType({}),
         progress: bool = True,
     ) -> None:
         self.config = config
         self.directory = directory
         self._store = store
+        self._loaded = loaded
         self._progress = progress
         self._probes: dict[str, Probe] = {}
         self._scorers: dict[str, Scorer] = {}
@@ -77,7 +81,8 @@ class Toolbox:
     @cached_property
     def clip(self) -> ContrastiveModel:
         """The contrastive model; raises `InvalidInputError` for a model without texts."""
-        model = load_model(self.config.clip)
+        name = self.config.clip
+        model = self._loaded[name] if name in self._loaded else load_model(name)
         if not isinstance(model, ContrastiveModel):
             raise InvalidInputError(
                 f"{self.config.clip} has no texts; name a contrastive model, such as demo:clip",

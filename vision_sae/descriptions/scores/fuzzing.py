@@ -21,12 +21,14 @@ from vision_sae.descriptions.scores.ranking import Numbers, auc
 
 def wrong_region(mask: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
     """As many patches as ``mask`` (rows, cols) has, elsewhere as far as there is room."""
-    rows, cols = mask.shape
-    shifts = random.permutation(rows * cols)
-    for down, right in zip(*np.divmod(shifts, cols), strict=True):
-        moved = np.roll(mask, (int(down), int(right)), (0, 1))
-        if not (moved & mask).any():
-            return moved
+    shifts = random.permutation(mask.size)
+    # What a mask shares with itself moved is its autocorrelation: all moves in two transforms.
+    spectrum = np.fft.rfft2(mask.astype(np.float64))
+    shared = np.fft.irfft2(spectrum * spectrum.conj(), mask.shape).reshape(-1)
+    (apart,) = np.nonzero(shared[shifts] < 0.5)
+    if len(apart):
+        down, right = divmod(int(shifts[apart[0]]), mask.shape[1])
+        return np.roll(mask, (down, right), (0, 1))
     outside_first = shifts[np.argsort(mask.reshape(-1)[shifts], kind="stable")]
     wrong = np.zeros(mask.size, dtype=np.bool_)
     wrong[outside_first[: mask.sum()]] = True
