@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -31,6 +32,7 @@ def command(root: Path, labels: str, arguments: argparse.Namespace) -> list[str]
         *("--images", str(CORPUS / "train"), "--limit", str(arguments.images)),
         *("--site", arguments.site, "--work", str(root / "work")),
         *("--labels", str(root / labels), "--describer", arguments.describer),
+        *("--workers", str(arguments.workers)),
     ]
 
 
@@ -51,13 +53,15 @@ def killed(run: list[str], labels: Path, kills: int, seconds: float, units: int)
     Returns how often it was killed at work."""
     chance, done = random.Random(0), 0
     while done < kills:
-        with subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
             while process.poll() is None and not _at_work(labels, units * done // (kills + 1)):
                 time.sleep(0.2)
             time.sleep(chance.uniform(0, seconds / kills / 4))
             if process.poll() is not None:
                 return done
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # the command and all of its workers
             done += 1
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return done
@@ -80,6 +84,7 @@ def main() -> None:
     parser.add_argument("--site", default="blocks.*.mlp")
     parser.add_argument("--describer", default="contrastive")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -172,7 +172,8 @@ def table(rows: Rows, queries: Vectors, scratch: Path) -> Iterator[dict[str, Any
         vectors = rows.take(chosen)
         lists = 2 ** round(np.log2(np.sqrt(count)))
         nearest: NDArray[np.int64] | None = None
-        for kind in ("Flat", f"IVF{lists},SQ8", f"IVF{lists},RaBitQfs,Refine(SQ8)"):
+        refined = f"IVF{lists},RaBitQfs,Refine(RR{vectors.shape[1]},SQ8)"
+        for kind in ("Flat", f"IVF{lists},SQ8", refined):
             index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
             begun = time.perf_counter()
             if not index.is_trained:

@@ -96,7 +96,7 @@ def test_equal_rows_do_not_lower_the_recall() -> None:
         (50_000, 768, "IVF256,SQ8"),
         (262_144, 768, "IVF512,SQ8"),
         (262_144, 128, "Flat"),
-        (4_000_000, 128, "IVF2048,RaBitQfs,Refine(SQ8)"),
+        (4_000_000, 128, "IVF2048,RaBitQfs,Refine(RR128,SQ8)"),
     ],
 )
 def test_type_is_chosen_by_size(rows: int, dim: int, kind: str) -> None:
@@ -256,7 +256,7 @@ def test_refined_index_finds_what_brute_force_finds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(patch_index, "_SQ8_UP_TO", 1500)
     x = vectors(2000, 64)
     index, report = build_index([x], floor=0.8, shard_rows=900)
-    assert report.type.endswith("Refine(SQ8)")
+    assert report.type.endswith("Refine(RR64,SQ8)")
     _, found = index.search(x[:50], 10)
     exact = brute_force(x, x[:50], 10, np.ones(2000, dtype=bool))
     shared = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]

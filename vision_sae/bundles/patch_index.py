@@ -50,11 +50,17 @@ class IndexReport(NamedTuple):
 
 
 def index_type(rows: int, dim: int) -> str:
-    """The FAISS factory string for this many rows of ``dim`` dimensions."""
+    """The FAISS factory string for this many rows of ``dim`` dimensions.
+
+    Where candidates are refined, the finer rows are rotated at random before each dimension is
+    rounded to 8 bits: a few dimensions of wide range would else be rounded coarsely.
+    """
     if rows * dim < _FLAT_UP_TO:
         return "Flat"
     lists = 2 ** round(np.log2(np.sqrt(rows)))
-    return f"IVF{lists},SQ8" if rows < _SQ8_UP_TO else f"IVF{lists},RaBitQfs,Refine(SQ8)"
+    if rows < _SQ8_UP_TO:
+        return f"IVF{lists},SQ8"
+    return f"IVF{lists},RaBitQfs,Refine(RR{dim},SQ8)"
 
 
 class PatchIndex:

@@ -24,6 +24,7 @@ from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
 from vision_sae.errors import NotFoundError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
+from vision_sae.processes import orphaned
 from vision_sae.threads import use_one_thread
 
 _SHOWN_EVERY = 1.0
@@ -111,7 +112,7 @@ def _work(url: str, job: str, folder: EvidenceFolder, config: DescribeConfig, pr
     use_one_thread()
     store = LabelStore(url)
     label = labelling(folder.open(), Toolbox(config, probes, progress=False))
-    run_worker(LabelJobs(store), job, label)
+    run_worker(LabelJobs(store), job, label, stop=orphaned())
     store.close()
 
 
