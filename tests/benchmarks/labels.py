@@ -46,13 +46,15 @@ _CLASSES, _VIEWS = 60, 24
 _SPEED = {"images": 2000, "concepts": 3000, "units": 6144}
 
 
-def last_layer(model: ContrastiveModel, directory: Path) -> float:
+def last_layer(model: ContrastiveModel, directory: Path) -> dict[str, float]:
     """Share of the units of a linear classifier that get the name of their class.
 
     The classes are drawings of the demo's corpus in random crops: half of the crops train the
     classifier, on the model's embeddings; the others are the data its units are labelled from, by
-    search among the names of all concepts of the corpus. Concepts that the demo's contrastive
-    model never saw are no classes here: `clip_evaluation` asks about them.
+    search among the names of the classes (the check that CLIP-Dissect is published with; Oikarinen
+    and Weng 2023, arXiv:2204.10965), and among the names of all concepts of the corpus, many of
+    which mean nearly the same. Concepts that the demo's contrastive model never saw are no classes
+    here: `clip_evaluation` asks about them.
     """
     phrases = {c.code.lower(): c.phrase for c in read_concepts(CONCEPTS)}
     unseen = {picture.name for picture in clip_evaluation.held_out_pictures()}
@@ -71,10 +73,16 @@ def last_layer(model: ContrastiveModel, directory: Path) -> float:
     embeddings = _embeddings(model, probe)
     evidence = _classifier_evidence(model, probe, embeddings, classifier.decision_function)
     made = make_probe(model, evidence, directory / "probe", progress=False)
-    vocabulary = Vocabulary(tuple(sorted(set(phrases.values()))))
-    describer = ContrastiveDescriber(model, made, vocabulary, directory, beam=0)
-    labels = describer.describe(evidence, range(_CLASSES))
-    return float(np.mean([d.text == names[d.feature] for d in labels]))
+    shares = {}
+    for name, candidates in (
+        ("last_layer_top1", set(names)),
+        ("last_layer_top1_of_all_concepts", set(phrases.values())),
+    ):
+        vocabulary = Vocabulary(tuple(sorted(candidates)))
+        describer = ContrastiveDescriber(model, made, vocabulary, directory, beam=0)
+        labels = list(describer.describe(evidence, range(_CLASSES)))
+        shares[name] = float(np.mean([d.text == names[d.feature] for d in labels]))
+    return shares
 
 
 def _embeddings(model: ContrastiveModel, pictures: list[Picture]) -> NDArray[np.float32]:
@@ -209,7 +217,7 @@ def main() -> None:
                     "clip": clip_evaluation.evaluate(model),
                     "planted_accuracy": planted.soft_wpmi,
                     "planted_accuracy_cosine": planted.cosine,
-                    "last_layer_top1": last_layer(model, directory),
+                    **last_layer(model, directory),
                     "dictionaries": {
                         path.name: {
                             d: labelled(path, d, directory, arguments.units) for d in describers

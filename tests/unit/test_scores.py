@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,19 @@ from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
 from vision_sae.descriptions.evidence.sources import Sources
-from vision_sae.descriptions.probe import EMBEDDINGS, PATCHES, WEIGHTS, Probe, make_probe
+from vision_sae.descriptions.probe import (
+    EMBEDDINGS,
+    PATCHES,
+    WEIGHTS,
+    WINDOWS,
+    Probe,
+    make_probe,
+    windows_of,
+)
 from vision_sae.descriptions.probe import FORMAT as PROBE_FORMAT
 from vision_sae.descriptions.probe import VERSION as PROBE_VERSION
 from vision_sae.descriptions.protocol import Score
-from vision_sae.descriptions.scores import cosy, simulation, texts
+from vision_sae.descriptions.scores import cosy, detection, simulation, texts
 from vision_sae.descriptions.scores.bootstrap import interval, plain
 from vision_sae.descriptions.scores.fuzzing import wrong_region
 from vision_sae.descriptions.scores.intruder import CHANCE, SHOWN, told_apart
@@ -201,6 +210,7 @@ class FakeModel:
 
     name = "fake"
     embedding_dim = DIM
+    grid = GRID
 
     def __init__(self, things: np.ndarray) -> None:
         self._things = things
@@ -248,6 +258,7 @@ class World:
         with publishing(directory) as (staging, manifest):
             np.save(staging / EMBEDDINGS, pooled)
             np.save(staging / PATCHES, patches.astype(np.float16))
+            np.save(staging / WINDOWS, np.float16(windows_of(patches, self.model.grid)))
             np.save(staging / WEIGHTS, np.full(patches.shape[:2], 1 / SIDE**2, np.float16))
             manifest |= {"format": PROBE_FORMAT, "version": PROBE_VERSION, "data_sha256": "d" * 64}
             manifest["model"] = self.model.identity()
@@ -502,11 +513,38 @@ def test_map_on_a_finer_grid_repeats_each_patch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, maps.repeat(2, 1).repeat(2, 2), atol=1e-5)
 
 
-def test_detection_may_look_at_the_best_region(world: World) -> None:
-    scorer = Scorer(world.model, world.probe, level="region")  # type: ignore[arg-type]
-    (score,) = scorer.score(world.evidence, 0, "wolf", ["detection_auc"], negatives=["random"])
-    assert score.value > 0.95
-    assert score.value != world.value(0, "wolf", "detection_auc")
+def test_detection_looks_at_the_whole_picture_and_at_the_place_that_fits_best(
+    tmp_path: Path,
+) -> None:
+    # 4 x 4 patches; the text is the first axis. Windows are centred on patches 0 and 2 of each
+    # side, and those at the border are cut off.
+    nowhere = np.tile([0.0, 1.0], (16, 1))
+    corner, middle = nowhere.copy(), nowhere.copy()
+    corner[0] = middle[10] = [2.0, 0.0]
+    patches = np.stack([corner, middle, nowhere])
+    grid = PatchGrid(4, 4, 0, 8, 8)
+    windows = windows_of(patches, grid)
+    expected = np.zeros((3, 4))
+    expected[0, 0] = 1 / 4  # one of the 2 x 2 patches of the corner's window
+    expected[1, 3] = 1 / 9  # the middle of a whole window
+    np.testing.assert_allclose(windows[:, :, 0], expected, atol=1e-6)
+    probe = SimpleNamespace(
+        embeddings=np.array([[0.0, 1.0], [0.6, 0.8], [0.1, 1.0]], np.float32),
+        windows=windows.astype(np.float16),
+    )
+    text = np.array([[1.0, 0.0]], np.float32)
+    numbers = [0 + 1 / 4, 0.6 + 1 / 9, 0.1 + 0]
+    for firing, silent in itertools.permutations(range(3), 2):
+        (score,) = detection.score(
+            ["detection_auc"],
+            probe,  # type: ignore[arg-type]
+            text,
+            np.array([firing]),
+            np.array([silent]),
+            "random",
+            seed=0,
+        )
+        assert score.value == float(numbers[firing] > numbers[silent])
 
 
 def test_pictures_as_a_model_sees_them(tmp_path: Path) -> None:

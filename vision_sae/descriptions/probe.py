@@ -39,11 +39,15 @@ from vision_sae.threads import side_by_side
 from vision_sae.vectors import normalised
 
 FORMAT = "vision_sae.probe"
-VERSION = 1
+VERSION = 2
 
 EMBEDDINGS = "embeddings.npy"
 PATCHES = "patches.npy"
 WEIGHTS = "weights.npy"
+WINDOWS = "windows.npy"
+
+_WINDOW, _STRIDE = 3, 2
+"""Side of a window in patches, and how far the next one is."""
 
 
 class Overlaps(NamedTuple):
@@ -104,6 +108,8 @@ class Probe:
         """Their patches (N, P, E), not normalised."""
         self.weights: NDArray[np.float16] = np.load(self.path / WEIGHTS, mmap_mode="r")
         """What each patch contributes to a region (N, P)."""
+        self.windows: NDArray[np.float16] = np.load(self.path / WINDOWS, mmap_mode="r")
+        """Places all over the pictures (N, R, E); see `windows_of`."""
 
     def verify(self) -> None:
         """Check every file against the manifest; raises `CorruptArtifactError` with its name."""
@@ -153,6 +159,19 @@ class Probe:
         return normalised(vectors)
 
 
+def windows_of(patches: NDArray[np.floating[Any]], grid: PatchGrid) -> NDArray[np.float32]:
+    """The patches (n, P, E) of pictures by the window -> (n, R, E): squares of 3 x 3 around every
+    second patch of every second row, cut off at the border, each the mean of its patches'
+    directions. So a text's product with a window is its mean cosine with the patches there.
+    """
+    directions = torch.nn.functional.normalize(torch.from_numpy(np.float32(patches)), dim=2)
+    maps = directions.transpose(1, 2).unflatten(2, (grid.rows, grid.cols))
+    means = torch.nn.functional.avg_pool2d(
+        maps, _WINDOW, _STRIDE, padding=_WINDOW // 2, count_include_pad=False
+    )
+    return np.asarray(means.flatten(2).transpose(1, 2).numpy())
+
+
 class _Seen(NamedTuple):
     """What the model sees in some rows of the evidence, which follow each other."""
 
@@ -199,13 +218,15 @@ def _kept(store: ActivationStore) -> Iterator[_Seen]:
         yield _Seen(wholes, patches.float().numpy(), weights.float().numpy())
 
 
-def _write(staging: Path, parts: Iterator[_Seen], shape: tuple[int, int, int], model: str) -> None:
-    """Write the arrays of a probe of ``shape`` (N, P, E)."""
-    count, patches, dim = shape
+def _write(staging: Path, parts: Iterator[_Seen], model: ContrastiveModel, count: int) -> None:
+    """Write the arrays of a probe of ``count`` pictures."""
+    patches, dim = model.grid.patches, model.embedding_dim
+    windows = -(-model.grid.rows // _STRIDE) * -(-model.grid.cols // _STRIDE)
     shapes: dict[str, tuple[type[np.floating[Any]], tuple[int, ...]]] = {
         EMBEDDINGS: (np.float32, (count, dim)),
-        PATCHES: (np.float16, shape),
+        PATCHES: (np.float16, (count, patches, dim)),
         WEIGHTS: (np.float16, (count, patches)),
+        WINDOWS: (np.float16, (count, windows, dim)),
     }
     files = {
         name: np.lib.format.open_memmap(staging / name, mode="w+", dtype=dtype, shape=of_array)
@@ -217,10 +238,11 @@ def _write(staging: Path, parts: Iterator[_Seen], shape: tuple[int, int, int], m
         files[EMBEDDINGS][rows] = normalised(seen.wholes)
         files[PATCHES][rows] = seen.patches
         files[WEIGHTS][rows] = seen.weights
+        files[WINDOWS][rows] = windows_of(seen.patches, model.grid)
         if not (np.isfinite(seen.wholes).all() and np.isfinite(files[PATCHES][rows]).all()):
             raise InvalidInputError(
-                f"{model} gives picture {rows.start} or one soon after it vectors that are not "
-                "finite in half precision; use another model",
+                f"{model.name} gives picture {rows.start} or one soon after it vectors that are "
+                "not finite in half precision; use another model",
                 field="clip",
             )
     for array in files.values():
@@ -258,7 +280,7 @@ def make_probe(
     else:
         parts = _seen(model, evidence, batch_size, progress)
     with publishing(directory) as (staging, manifest):
-        _write(staging, parts, (count, model.grid.patches, model.embedding_dim), model.name)
+        _write(staging, parts, model, count)
         manifest |= {
             "format": FORMAT,
             "version": VERSION,

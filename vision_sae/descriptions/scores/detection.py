@@ -1,14 +1,13 @@
 """Detection: does the text rank pictures that fire the unit before pictures that do not?
 
-A picture's number is its cosine with the text: of the whole picture, or (``region``) of the place
-in it that matches best, for units that see little things in large pictures.
+A picture's number is the cosine of the text with the whole of it, plus that with the window of it
+that fits best: units see little things in large pictures, and scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +17,10 @@ from vision_sae.descriptions.protocol import Metric, Negatives, Score
 from vision_sae.descriptions.scores.bootstrap import scored
 from vision_sae.descriptions.scores.ranking import auc, balanced_accuracy
 from vision_sae.descriptions.scores.similarity import (
-    best_region_similarities,
+    best_window_similarities,
     picture_similarities,
 )
 
-Level = Literal["picture", "region"]
-
-_SIMILARITIES = {"picture": picture_similarities, "region": best_region_similarities}
 _STATISTICS = {"detection_auc": auc, "detection_balanced_accuracy": balanced_accuracy}
 METRICS = frozenset(_STATISTICS)
 
@@ -38,7 +34,6 @@ def score(
     negatives: Negatives,
     *,
     seed: int,
-    level: Level = "picture",
 ) -> list[Score]:
     """Scores of the first of ``texts`` (T, E); the others are the control.
 
@@ -47,7 +42,9 @@ def score(
     strata = (len(firing), len(silent))
     if 0 in strata:
         return []
-    numbers = _SIMILARITIES[level](probe, np.concatenate([firing, silent]), texts)
+    pictures = np.concatenate([firing, silent])
+    numbers = picture_similarities(probe, pictures, texts)
+    numbers += best_window_similarities(probe, pictures, texts)
     positive, negative = np.split(numbers, [len(firing)], axis=1)
     found = []
     for metric in metrics:

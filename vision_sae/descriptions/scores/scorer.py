@@ -14,7 +14,6 @@ from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.probe import Probe
 from vision_sae.descriptions.protocol import Metric, Negatives, Score
 from vision_sae.descriptions.scores import cosy, detection, fuzzing, intruder, simulation
-from vision_sae.descriptions.scores.detection import Level
 from vision_sae.descriptions.scores.sampling import Case
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError
@@ -42,13 +41,11 @@ class Scorer:
         model: ContrastiveModel,
         probe: Probe,
         *,
-        level: Level = "picture",
         embed: TextEmbeddings | None = None,
     ) -> None:
-        """``level``: what of a picture is compared with the text in detection. ``embed``: texts as
-        directions, as the model has them when absent."""
+        """``embed``: texts as directions, as the model has them when absent."""
         self.embed = embed or TextEmbeddings(model)
-        self._model, self._probe, self._level = model, probe, level
+        self._model, self._probe = model, probe
         self._sources: dict[str, Sources] = {}
 
     def score(
@@ -127,7 +124,6 @@ class Scorer:
                 case.negatives(kind),
                 kind,
                 seed=seed,
-                level=self._level,
             )
         ]
 

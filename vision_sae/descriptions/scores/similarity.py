@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from vision_sae.descriptions.probe import Probe
 from vision_sae.vectors import normalised
-
-_SMOOTHING = 3
-"""Side in patches of the square a patch's similarity is averaged over."""
 
 
 def picture_similarities(
@@ -30,10 +27,10 @@ def patch_similarities(
     return maps.reshape(*maps.shape[:2], probe.grid.rows, probe.grid.cols)
 
 
-def best_region_similarities(
+def best_window_similarities(
     probe: Probe, pictures: NDArray[np.int64], texts: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Of the patch that matches best in each picture, after smoothing (T, n)."""
-    maps = patch_similarities(probe, pictures, texts)
-    smooth = uniform_filter(maps, size=(1, 1, _SMOOTHING, _SMOOTHING), mode="nearest")
-    return np.asarray(smooth.max(axis=(2, 3)))
+    """Of the window that fits best in each picture (T, n)."""
+    windows = torch.from_numpy(np.take(probe.windows, pictures, axis=0)).float()
+    cosines = windows.flatten(0, 1) @ torch.from_numpy(texts).T
+    return np.asarray(cosines.unflatten(0, windows.shape[:2]).amax(1).T.numpy())
