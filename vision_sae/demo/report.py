@@ -11,10 +11,13 @@ from typing import Any
 from vision_sae.demo.montage import Row, montage
 from vision_sae.pictures.folder import Picture
 from vision_sae.tensors import from_proto
-from vision_sae.v1 import attribution_service_pb2, dictionary_pb2, image_pb2
+from vision_sae.v1 import attribution_service_pb2, description_pb2, dictionary_pb2, image_pb2
 
 _EXEMPLARS = 6
 _MONTAGE_ROWS = 5
+"""Those of the strongest features whose labels are best come first in the picture of the answer."""
+_AUC = description_pb2.SCORE_METRIC_DETECTION_AUC
+_RANDOM = description_pb2.SCORE_NEGATIVES_RANDOM
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.4 }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
@@ -28,6 +31,14 @@ figcaption, .quiet { font-size: .8rem; opacity: .75 }
 
 def _box(box: image_pb2.Box) -> list[float]:
     return [round(value, 2) for value in (box.x0, box.y0, box.x1, box.y1)]
+
+
+def _detection_auc(description: description_pb2.Description) -> float | None:
+    """How well the label tells the feature's pictures from random others; None when not scored."""
+    for score in description.scores:
+        if (score.metric, score.negatives) == (_AUC, _RANDOM):
+            return round(score.value, 4)
+    return None
 
 
 def answer_json(
@@ -45,9 +56,7 @@ def answer_json(
                 "feature": found.feature.index,
                 "activation": round(found.max_activation, 4),
                 "label": description.text if description.HasField("text") else None,
-                "label_score": round(description.scores[0].value, 4)
-                if description.scores
-                else None,
+                "detection_auc": _detection_auc(description),
                 "abstention": description.abstention_reason or None,
                 "patches": [
                     {"box": _box(p.box), "activation": round(p.activation, 4)}
@@ -108,10 +117,14 @@ def write_report(
             f'<section><img src="{name}" alt="where feature {row["feature"]} fires"><div>'
             f"<h2>{html.escape(label)}</h2>"
             f'<p class="quiet">{figures}, '
-            f"label score {row['label_score'] if row['label_score'] is not None else '-'}</p>"
+            f"detection AUC {row['detection_auc'] if row['detection_auc'] is not None else '-'}</p>"
             f"{''.join(exemplars)}</div></section>"
         )
-    montage(rows[:_MONTAGE_ROWS]).save(out / "answer.png")
+    best = sorted(
+        zip(rows, data["features"], strict=True),
+        key=lambda pair: (pair[1]["label"] is None, -(pair[1]["detection_auc"] or 0.0)),
+    )
+    montage([row for row, _ in best[:_MONTAGE_ROWS]]).save(out / "answer.png")
     (out / "index.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>vision_sae</title>"
         f"<style>{_STYLE}</style><h1>Which features fire in this picture?</h1>"

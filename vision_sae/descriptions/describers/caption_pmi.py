@@ -88,7 +88,7 @@ class CaptionPmi:
     """The first describer: the baseline that later ones must beat."""
 
     name = "caption-pmi"
-    version = 4
+    version = 5
 
     def __init__(self, config: CaptionPmiConfig) -> None:
         self._config = config

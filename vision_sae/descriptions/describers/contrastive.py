@@ -60,7 +60,7 @@ class ContrastiveDescriber:
     """Soft-WPMI over words, then a beam over phrases."""
 
     name = "contrastive"
-    version = 2
+    version = 3
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class MilanDescriber:
     """Captions units by the models that a configuration names; loads them when first needed."""
 
     name = "milan"
-    version = 1
+    version = 2
 
     def __init__(self, config: MilanConfig) -> None:
         self._config = config

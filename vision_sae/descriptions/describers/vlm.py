@@ -56,7 +56,7 @@ class VlmDescriber:
     """Asks a server about each unit."""
 
     name = "vlm"
-    version = 1
+    version = 2
 
     def __init__(self, config: VlmConfig) -> None:
         """Raises `InvalidInputError` without a URL and a model, and for a URL that is not safe."""
