@@ -16,13 +16,14 @@ from tests.worlds import noise_image, random_sae, tiny_model
 from vision_sae.attribution import targets
 from vision_sae.attribution.faithfulness import faithfulness, orders_of
 from vision_sae.attribution.ledger import Scene, ledger
-from vision_sae.dictionaries.protocol import SiteDictionary
+from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
 from vision_sae.evaluation import attribution
 from vision_sae.evaluation.attribution import (
     Heads,
     estimate,
     evaluate_attribution,
     heads,
+    mean_of,
     pointing_game,
     targets_of,
 )
@@ -123,6 +124,19 @@ def test_curves_of_a_linear_target_are_those_of_sorted_contributions(
 def test_orders_are_stable() -> None:
     importance = torch.tensor([0.0, 2.0, 2.0, 5.0])
     assert orders_of(importance, torch.arange(4)).tolist() == [3, 1, 2, 0]
+
+
+def test_the_mean_of_pictures_is_that_of_all_their_patches(
+    model: VitModel, found: SiteDictionary, images: list[Tensor]
+) -> None:
+    made = mean_of(model, found, torch.stack(images))
+    with torch.inference_mode(), model.capture([SITE]) as captured:
+        model.forward(torch.stack(images))
+    vectors = captured[SITE][:, model.grid.special :].flatten(0, 1)
+    torch.testing.assert_close(made.update, vectors.mean(0), rtol=1e-4, atol=1e-6)
+    codes = to_dense(found.dictionary.encode(vectors), WIDTH)
+    assert made.mean_code is not None
+    torch.testing.assert_close(made.mean_code, codes.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def embedded(model: VitModel, drawn: Sequence[Drawn]) -> NDArray[np.float32]:

@@ -33,7 +33,14 @@ from tqdm import tqdm
 from vision_sae.activations.harvest import choose
 from vision_sae.attribution import targets
 from vision_sae.attribution.faithfulness import Faithfulness, faithfulness
-from vision_sae.attribution.ledger import Ledger, Scene, exact_ablation, ledger
+from vision_sae.attribution.ledger import (
+    Ledger,
+    Reference,
+    Scene,
+    exact_ablation,
+    ledger,
+    mean_code,
+)
 from vision_sae.attribution.targets import Target
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.descriptions.scores.bootstrap import Counts, interval
@@ -290,17 +297,37 @@ def inputs(model: Model, pictures: Sequence[Image.Image]) -> Tensor:
     return torch.stack([model.preprocess(picture) for picture in pictures])
 
 
+def mean_of(model: Model, found: SiteDictionary, images: Tensor) -> Reference:
+    """The mean code, and the mean error, of pictures (N, 3, H, W)."""
+    total, codes, count = torch.zeros(1), torch.zeros(found.dictionary.width), 0
+    with torch.inference_mode():
+        for image in images:
+            with model.capture([found.site], stop=True) as captured:
+                model.forward(image[None])
+            vectors = captured[found.site][0, model.grid.special :].float().cpu()
+            encoded = found.dictionary.encode(vectors)
+            codes.index_add_(0, encoded.indices.reshape(-1), encoded.values.reshape(-1))
+            total, count = total + vectors.sum(0), count + len(vectors)
+    return mean_code(total / count, codes / count)
+
+
 def pointing_game(
-    model: Model, found: SiteDictionary, scenes: Sequence[Drawn], asked: Heads, attribute: str
+    model: Model,
+    found: SiteDictionary,
+    scenes: Sequence[Drawn],
+    asked: Heads,
+    attribute: str,
+    reference: Reference | None = None,
 ) -> list[bool]:
-    """For each scene, whether the patch that contributes most to the attribute's true value lies on
-    the object, or at most `_TOLERANCE` pixels beside it."""
+    """For each scene, whether the patch that contributes most to the attribute's true value,
+    measured from ``reference``, lies on the object, or at most `_TOLERANCE` pixels beside it."""
     grid, position = model.grid, list(VALUES).index(attribute)
     hits = []
     for scene in scenes:
         target = asked.target(scene.attributes.numbers[position])
         image = model.preprocess(scene.image)
-        books = ledger(Scene(model, image, target, [found.site]), found, nodes=NODES)
+        seen = Scene(model, image, target, [found.site])
+        books = ledger(seen, found, nodes=NODES, reference=reference)
         geometry = model.preprocessing.geometry(*scene.image.size)
         box = grid.boxes(geometry)[int(books.per_patch.argmax())]
         beside = _TOLERANCE / geometry.scale_x
