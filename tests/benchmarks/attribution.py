@@ -326,6 +326,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=_PICTURES)
     given = parser.parse_args()
     pictures = choose(image_folder(CORPUS / "heldout"), given.pictures)
+    if more := given.pictures - len(pictures):
+        pictures += choose(image_folder(CORPUS / "train"), more)
     report: dict[str, Any] = {}
     for name, path in (("vit", given.vit), ("clip", given.clip)):
         _, model, found = opened(path, "float32")
