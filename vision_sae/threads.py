@@ -58,15 +58,14 @@ def side_by_side(
 
     before = torch.get_num_threads()
     begun: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, initializer=compute_with, initargs=(1,)) as pool:
-        try:
-            for item in items:
-                begun.append(pool.submit(work, item))
-                if len(begun) > workers:
-                    yield begun.popleft().result()
-            while begun:
+    pool = ThreadPoolExecutor(workers, initializer=compute_with, initargs=(1,))
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > workers:
                 yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
-    compute_with(before)  # for threads to come
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        compute_with(before)  # for threads to come

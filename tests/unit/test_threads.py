@@ -65,11 +65,16 @@ def test_workers_compute_at_the_same_time_with_one_thread_each() -> None:
 
     assert list(side_by_side(work, range(6), 3)) == [1] * 6
     assert torch.get_num_threads() == 2
-    later: list[int] = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    assert threads_to_come() == 2
+
+
+def threads_to_come() -> int:
+    """How many of torch's threads a new thread begins with."""
+    counts: list[int] = []
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert later == [2]
+    return counts[0]
 
 
 def test_no_more_is_begun_than_there_are_workers_beyond_what_was_asked_for() -> None:
@@ -80,6 +85,7 @@ def test_no_more_is_begun_than_there_are_workers_beyond_what_was_asked_for() -> 
     assert begun in ([0, 1], [0, 1, 2])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_an_error_reaches_the_reader_and_ends_the_work() -> None:
     begun: list[int] = []
 
@@ -94,3 +100,4 @@ def test_an_error_reaches_the_reader_and_ends_the_work() -> None:
     with pytest.raises(ValueError, match="no"):
         next(results)
     assert len(begun) <= 3
+    assert threads_to_come() == 2

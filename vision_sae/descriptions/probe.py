@@ -198,7 +198,6 @@ def _seen(
         inputs = torch.stack([model.preprocess(decode_image(data)) for data, _ in some])
         with torch.inference_mode():
             vectors, weights, whole = embed_in_pieces(model, inputs.to(model.device))
-        assert whole is not None
         times = [rows for _, rows in some]
         return _Seen(*(x.float().cpu().numpy().repeat(times, 0) for x in (whole, vectors, weights)))
 

@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.models.protocol import ContrastiveModel, PatchEmbeddings
+from vision_sae.models.protocol import ContrastiveModel
 
 _BATCH = 16
 
 
-def embed_in_pieces(model: ContrastiveModel, images: Tensor) -> PatchEmbeddings:
-    """Images (B, 3, H, W) -> their patches and, always, the embeddings of the whole."""
-    seen = model.embed_patches(images)
-    if seen.whole is None:
-        return seen._replace(whole=model.forward(images).embedding)
-    return seen
+def embed_in_pieces(model: ContrastiveModel, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 3, H, W) -> vectors (B, P, E) and weights (B, P) of their patches, as in
+    `PatchEmbeddings`, and their own embeddings (B, E)."""
+    vectors, weights, whole = model.embed_patches(images)
+    return vectors, weights, model.forward(images).embedding if whole is None else whole
 
 
 def embed_pictures(model: ContrastiveModel, pictures: Sequence[Image.Image]) -> Tensor:
