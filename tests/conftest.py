@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import databases
 from vision_sae.activations.harvest import harvest
 from vision_sae.bundles.build import build
 from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, ServeConfig, TrainConfig
@@ -28,6 +29,13 @@ class ServedBundle:
 
     address: str
     bundle: Path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server; whoever uses it empties it first (`databases.emptied`)."""
+    with databases.postgresql() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

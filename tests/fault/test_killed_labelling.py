@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,14 +70,10 @@ def check_once_each(jobs: LabelJobs, undisturbed: dict[int, Description]) -> Non
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def labels(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def labels(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        yield str(tmp_path / "labels.sqlite")
-    elif reason := databases.missing_postgresql():
-        pytest.skip(reason)
-    else:
-        with databases.postgresql() as url:
-            yield url
+        return str(tmp_path / "labels.sqlite")
+    return databases.emptied(request.getfixturevalue("postgresql"))
 
 
 def test_ten_kills_label_every_unit_once_and_alike(

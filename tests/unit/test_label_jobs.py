@@ -25,14 +25,6 @@ LEASE = 60.0
 EAGER = Pace(chunk=4, hand_in_seconds=0, wait_seconds=0.01)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if reason := databases.missing_postgresql():
-        pytest.skip(reason)
-    with databases.postgresql() as url:
-        yield url
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -41,7 +33,7 @@ def clock() -> Clock:
 @pytest.fixture(params=["memory", "file", "postgresql"])
 def jobs(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[LabelJobs]:
     if request.param == "postgresql":
-        where = databases.emptied(request.getfixturevalue("server"))
+        where = databases.emptied(request.getfixturevalue("postgresql"))
     else:
         where = "sqlite://" if request.param == "memory" else str(tmp_path / "labels.sqlite")
     store = LabelStore(Database(where, clock=clock))

@@ -31,18 +31,10 @@ from vision_sae.errors import (
 UNIT = Unit(PARENT, 12)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if reason := databases.missing_postgresql():
-        pytest.skip(reason)
-    with databases.postgresql() as url:
-        yield url
-
-
 @pytest.fixture(params=["memory", "file", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LabelStore]:
     if request.param == "postgresql":
-        where = databases.emptied(request.getfixturevalue("server"))
+        where = databases.emptied(request.getfixturevalue("postgresql"))
     else:
         where = "sqlite://" if request.param == "memory" else str(tmp_path / "labels.sqlite")
     opened = LabelStore(Database(where, clock=Clock()))
