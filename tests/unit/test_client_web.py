@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -126,3 +129,19 @@ def test_the_page_forbids_foreign_sources_and_forgets_uploads(
         assert not Path(stored).exists()
     finally:
         gradio.close_all(verbose=False)
+
+
+@pytest.mark.slow
+def test_one_signal_ends_the_demo_once_its_page_is_up() -> None:
+    waiting = "from vision_sae.demo.run import _stay; _stay('127.0.0.1:1', 0)"
+    command = [sys.executable, "-c", waiting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            shown = iter(process.stdout.readline, "")
+            _, url = next(line for line in shown if "The page is at" in line).split(" at ")
+            assert httpx.get(url.split()[0]).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()

@@ -216,21 +216,12 @@ def _print_answer(answer: dict[str, Any], out: Path) -> None:
 
 
 def _stay(address: str, web_port: int) -> None:
-    """Keep the server and the web page up until interrupted."""
+    """Keep the server and the web page up until interrupted or terminated."""
     from vision_sae_client.web import launch
 
-    url = launch(
-        address,
-        host="127.0.0.1",
-        port=web_port,
-        examples_dir=CORPUS / "heldout" / "photographs",
-    )
     print(
-        f"\nThe server is up on {address} and the page on {url}\n"
-        f"  vision-sae-client attribute PICTURE --address {address}\n"
-        "Press Ctrl-C to stop."
+        f"\nThe server is up on {address}:\n"
+        f"  vision-sae-client attribute PICTURE --address {address}",
+        flush=True,
     )
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print("stopping")
+    launch(address, port=web_port, examples_dir=CORPUS / "heldout" / "photographs")
