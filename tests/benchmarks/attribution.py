@@ -207,19 +207,30 @@ def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
     }
 
 
-def pointing(model: VitModel, found: SiteDictionary) -> dict[str, float]:
+def pointing(model: VitModel, found: SiteDictionary) -> dict[str, dict[str, float]]:
     """The pointing game on the colours and shapes of composed scenes: what makes a scene's value
-    likelier than the mean scene does."""
+    likelier than the mean scene does.
+
+    It is played at the residual stream of the dictionary's block, where all that the model goes by
+    passes, with a dictionary of scenes; and at ``found``, where only what one block adds does,
+    which may well speak against a value that the blocks before have settled.
+    """
     drawn = list(scenes(_HEAD_SCENES + _POINTED, 21))
     fitted, held = drawn[:_HEAD_SCENES], drawn[_HEAD_SCENES:]
     images = evaluation.inputs(model, [scene.image for scene in fitted])
-    embedded = embeddings(model, images)
-    reference = evaluation.mean_of(model, found, images[:_POINTED])
+    embedded = embeddings(model, images).numpy()
+    asked = {name: evaluation.heads(embedded, fitted, name) for name in ("colour", "shape")}
+    with TemporaryDirectory() as folder:
+        stream = found.site.replace(".update", ".resid")
+        of_stream, _ = site_dictionary(model, stream, fitted, Path(folder), k=32)
     hits = {}
-    for attribute in ("colour", "shape"):
-        asked = evaluation.heads(embedded.numpy(), fitted, attribute)
-        game = evaluation.pointing_game(model, found, held, asked, attribute, reference)
-        hits[attribute] = round(float(np.mean(game)), 3)
+    for place, dictionary in (("stream", of_stream), ("update", found)):
+        mean = evaluation.mean_of(model, dictionary, images[:_POINTED])
+        games = {
+            name: evaluation.pointing_game(model, dictionary, held, heads, name, mean)
+            for name, heads in asked.items()
+        }
+        hits[place] = {name: round(float(np.mean(game)), 3) for name, game in games.items()}
     return hits
 
 
@@ -234,7 +245,8 @@ def interventions() -> dict[str, float]:
     model = trained_classifier(_PLANTED)
     known, held = composed(_CLASSIFIED, seed=5), composed(_CLASSIFIED, seed=6)
     with TemporaryDirectory() as folder:
-        found, explained = site_dictionary(model, Path(folder))
+        last = [name for name in model.sites if name.endswith(".resid")][-1]
+        found, explained = site_dictionary(model, last, known, Path(folder), k=8)
     position = list(VALUES).index(_PLANTED)
     flipped, at_random, said = [], [], []
     for value in range(len(VALUES[_PLANTED])):
@@ -303,16 +315,17 @@ def trained_classifier(attribute: str) -> VitModel:
     return VitModel("planted", TimmBackbone(module), preprocessing, dtype="float32")
 
 
-def site_dictionary(model: VitModel, folder: Path) -> tuple[SiteDictionary, float]:
-    """(an SAE of the last block's output on scenes, its explained variance)"""
+def site_dictionary(
+    model: VitModel, site: str, drawn: Sequence[Drawn], folder: Path, *, k: int
+) -> tuple[SiteDictionary, float]:
+    """(an SAE of a site on scenes, its explained variance)"""
     pictures = folder / "pictures"
     pictures.mkdir()
-    for number, scene in enumerate(composed(_CLASSIFIED, seed=5)):
+    for number, scene in enumerate(drawn):
         scene.image.save(pictures / f"{number:04}.png")
-    site = [name for name in model.sites if name.endswith(".resid")][-1]
     config = HarvestConfig(sites=(site,))
     store = harvest(model, image_folder(pictures), folder / "store", config, progress=False)
-    training = TrainConfig(site=site, steps=600, expansion=4, k=8, batch_size=1024)
+    training = TrainConfig(site=site, steps=600, expansion=4, k=k, batch_size=1024)
     place = folder / "dictionary"
     metrics = train_dictionary(store, place, training, {"scenes": store}, progress=False)
     dictionary, _ = load_dictionary(place)

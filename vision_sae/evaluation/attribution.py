@@ -10,7 +10,8 @@
   when the weights behind the site are shuffled (Adebayo et al. 2018, arXiv:1810.03292). Cosines of
   the features' contributions, 1 is unchanged.
 - **Pointing game** on composed scenes: whether the patch with the largest contribution lies on the
-  object that the target is about, or 15 pixels beside it (Zhang et al. 2018, arXiv:1608.00507).
+  object that the target is about, or 15 pixels beside it (Zhang et al. 2018, arXiv:1608.00507). To
+  ask where the model looks, play it at the residual stream: all evidence passes there.
 """
 
 from __future__ import annotations
