@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 from vision_sae_client import report
-from vision_sae_client.cli import app, parse_box, write_overlays
+from vision_sae_client.cli import app
+from vision_sae_client.cli.command import parse_box
+from vision_sae_client.cli.pictures import write_overlays
 
 from tests import serving
 from tests.conftest import CORPUS, ServedBundle

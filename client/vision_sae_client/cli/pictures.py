@@ -1,0 +1,138 @@
+"""What features do to what a model says of pictures."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision_sae import tensors
+from vision_sae.v1.ledger_pb2 import (
+    ATTRIBUTION_METHOD_ACT_X_GRAD,
+    ATTRIBUTION_METHOD_EXACT_ABLATION,
+    ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS,
+    ATTRIBUTION_METHOD_RAW_NEURON,
+    SiteAttribution,
+)
+from vision_sae_client import overlay, report, targets
+from vision_sae_client.cli.command import (
+    DEFAULT_ADDRESS,
+    Address,
+    AsJson,
+    DictionaryName,
+    Timeout,
+    Token,
+    command,
+    in_json,
+)
+from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
+from vision_sae_client.client import Client
+
+
+class AttributionBy(StrEnum):
+    """Methods of attribution that keep books."""
+
+    INTEGRATED = "integrated-gradients"
+    ACT_X_GRAD = "act-x-grad"
+    EXACT_ABLATION = "exact-ablation"
+    RAW_NEURON = "raw-neuron"
+
+
+_METHODS = {
+    AttributionBy.INTEGRATED: ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS,
+    AttributionBy.ACT_X_GRAD: ATTRIBUTION_METHOD_ACT_X_GRAD,
+    AttributionBy.EXACT_ABLATION: ATTRIBUTION_METHOD_EXACT_ABLATION,
+    AttributionBy.RAW_NEURON: ATTRIBUTION_METHOD_RAW_NEURON,
+}
+
+
+@command
+def attribute(
+    image: Annotated[Path, typer.Argument(help="Picture: JPEG, PNG or WebP.")],
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    target: Annotated[
+        str,
+        typer.Option(help="mean, image:FILE, class:INDEX, text:WORDS, feature:NAME, or 'A vs B'."),
+    ] = "mean",
+    method: Annotated[AttributionBy, typer.Option(help="How.")] = AttributionBy.INTEGRATED,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Measure from this picture; default: no feature fires.")
+    ] = None,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Measure how faithful the answer is.")
+    ] = False,
+    top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for a heat-map PNG per feature.")
+    ] = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show what the features of a picture contribute to a target, with the check of the sum."""
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.attribute(
+            image,
+            targets.parse(target),
+            dictionaries=[dictionary] if dictionary else None,
+            method=_METHODS[method],
+            baseline=baseline,
+            top_k=top_k,
+            faithfulness=faithfulness,
+        )
+    (site,) = answer.sites
+    typer.echo(in_json(site) if as_json else report.attribution(site))
+    if faithfulness and not as_json:
+        typer.echo("\n" + report.faithfulness(site))
+    if out is not None:
+        written = write_overlays(image, site, out)
+        typer.echo(f"{written} overlays in {out}", err=True)
+
+
+def write_overlays(image: Path, site: SiteAttribution, directory: Path) -> int:
+    """Write ``01-feature-INDEX.png``, ... into a directory; gives how many."""
+    directory.mkdir(parents=True, exist_ok=True)
+    picture = overlay.open_picture(image)
+    for rank, item in enumerate(site.features, start=1):
+        drawn = overlay.overlay(picture, tensors.from_proto(item.heatmap), site.grid, item.patches)
+        path = directory / f"{rank:02d}-feature-{item.feature.index}.png"
+        path.write_bytes(overlay.png(drawn))
+    return len(site.features)
+
+
+@command
+def intervene(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    add: Add = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
+    ablate: Ablate = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="What to measure, as in attribute; may be repeated.")
+    ] = None,
+    box: EditBox = None,
+    own_map: OwnMapFlag = False,
+    control: Annotated[
+        int, typer.Option(help="Random features of equal norm to compare with.", min=0, max=100)
+    ] = 20,
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Show what a model says of pictures with features turned up, down or off."""
+    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.intervene(
+            images,
+            edits(client, dictionary, asked, box=box, own_map=own_map),
+            {words: targets.parse(words) for words in target or ["mean"]},
+            control_count=control,
+        )
+    typer.echo(
+        in_json(answer) if as_json else report.intervention(answer, [i.name for i in images])
+    )

@@ -1,0 +1,98 @@
+"""Pictures with features turned up or down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision_sae.errors import InvalidInputError
+from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
+from vision_sae_client import report, steering
+from vision_sae_client.cli.command import (
+    DEFAULT_ADDRESS,
+    Address,
+    AsJson,
+    DictionaryName,
+    Timeout,
+    Token,
+    command,
+    in_json,
+)
+from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
+from vision_sae_client.client import Client
+
+
+@command
+def steer(
+    prompt: Annotated[str, typer.Argument(help="What to show; empty shows a feature alone.")] = "",
+    add: Add = None,
+    scale: Scale = None,
+    clamp: Clamp = None,
+    ablate: Ablate = None,
+    replace: Annotated[
+        list[str] | None, typer.Option(help="FEATURE=VALUE: nothing but this feature.")
+    ] = None,
+    box: EditBox = None,
+    own_map: OwnMapFlag = False,
+    first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
+    last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="models/NAME; default: the first that generates.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; default: drawn.", min=0)] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0)] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: usual.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Make the picture of this recipe.json again.")
+    ] = None,
+    allow_drift: Annotated[
+        bool, typer.Option("--allow-drift", help="Even where something is not as it was.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Directory for pictures and recipe.")] = Path("steered"),
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Make a picture with features turned up or down, and its twin without."""
+    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
+    if recipe is not None and (prompt or any(asked.values())):
+        raise InvalidInputError("a recipe holds the prompt and the edits already", field="recipe")
+    with Client(address, token=token, timeout=timeout) as client:
+        content: GenerationSettings | Recipe
+        if recipe is not None:
+            content = steering.read_recipe(recipe)
+        else:
+            content = GenerationSettings(
+                model=model or _generator(client),
+                prompt=prompt,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance,
+                edits=edits(
+                    client,
+                    dictionary,
+                    asked,
+                    box=box,
+                    own_map=own_map,
+                    first_step=first_step,
+                    last_step=last_step,
+                ),
+            )
+        for message in client.generate(content, allow_drift=allow_drift):
+            if message.HasField("progress"):
+                typer.echo(report.generation_progress(message.progress), err=True)
+        written = steering.write(message.result, out)
+    typer.echo(in_json(message.result) if as_json else report.generation(message.result))
+    typer.echo(f"written: {', '.join(map(str, written))}", err=True)
+
+
+def _generator(client: Client) -> str:
+    """The first model of the server that generates."""
+    model = client.generator()
+    if model is None:
+        raise InvalidInputError("this server has no text-to-image model", field="model")
+    return model
