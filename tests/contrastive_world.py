@@ -68,6 +68,7 @@ class PlantedClip:
         self.preprocessing = Preprocessing(
             cells * CELL, cells * CELL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         )
+        self.special_tokens = ("cls",)
         self._vectors = torch.stack([phrase_vector(thing, dim) for thing in things])
         self._of_pictures = gap * word_vector("the side of pictures", dim)
         self._of_texts = gap * word_vector("the side of texts", dim)

@@ -9,11 +9,11 @@ import grpc
 import torch
 from torch import Tensor
 
-from vision_sae.dictionaries.protocol import Codes
+from vision_sae.models.artifacts import artifacts
 from vision_sae.models.noised import NoisedPictures, Noising
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import attribution_service_pb2_grpc
-from vision_sae_server.encodings import encode_response, explained
+from vision_sae_server.encodings import Encoded, encode_response, explained
 from vision_sae_server.interceptor import validate
 from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
@@ -21,14 +21,6 @@ from vision_sae_server.regions import region_mask
 from vision_sae_server.state import Served, State
 from vision_sae_server.streams import in_order, item_error
 from vision_sae_server.vectors import site_vectors
-
-
-class _Encoded(NamedTuple):
-    """The codes of one picture."""
-
-    codes: Codes
-    """Codes of the patches (P, k)."""
-    explained_variance: float
 
 
 def _noising(asked: pb.Noising) -> Noising:
@@ -44,7 +36,7 @@ class _Asked(NamedTuple):
     noising: Noising | None
 
 
-def _encode(asked: Sequence[_Asked]) -> list[_Encoded]:
+def _encode(asked: Sequence[_Asked]) -> list[Encoded]:
     """The codes of pictures that ask the same of one dictionary, in one forward pass."""
     served, _, noising = asked[0]
     model, dictionary = served.model.model, served.bundle.dictionary
@@ -54,7 +46,8 @@ def _encode(asked: Sequence[_Asked]) -> list[_Encoded]:
     found = []
     for vectors in every:
         codes = dictionary.encode(vectors)
-        found.append(_Encoded(codes, explained(served, vectors, dictionary.decode(codes))))
+        share = explained(served, vectors, dictionary.decode(codes))
+        found.append(Encoded(codes, share, artifacts(vectors).numpy()))
     return found
 
 
@@ -85,7 +78,7 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             _Asked(served, picture.pixels, noising),
         )
         return await self._state.searching.run(
-            lambda: encode_response(served, picture, request, *encoded, mask, served.bundle.grid)
+            lambda: encode_response(served, picture, request, encoded, mask, served.bundle.grid)
         )
 
     async def Attribute(

@@ -30,6 +30,12 @@ _OPERATIONS: dict[int, Operation] = {
     edit_pb2.EDIT_OPERATION_CLAMP: "clamp",
     edit_pb2.EDIT_OPERATION_REPLACE: "replace",
 }
+_IN_MEANS = {
+    edit_pb2.EDIT_OPERATION_ADD,
+    edit_pb2.EDIT_OPERATION_CLAMP,
+    edit_pb2.EDIT_OPERATION_REPLACE,
+}
+"""What has a value in units of the feature's mean activation."""
 _HALVES: dict[int, Half] = {
     edit_pb2.GUIDANCE_HALF_UNSPECIFIED: "conditional",
     edit_pb2.GUIDANCE_HALF_CONDITIONAL: "conditional",
@@ -46,7 +52,7 @@ class Translated:
     regions: list[NDArray[np.bool_] | None] = field(default_factory=list)
     """For each edit and transport the patches (rows, cols) that it may reach; None for all."""
     features: list[tuple[Served, int]] = field(default_factory=list)
-    """The edited features, each once."""
+    """The features that edits and transports name, each once."""
 
 
 def translate(
@@ -74,7 +80,7 @@ def translate(
     edits, transports = [], []
     for edit in asked.edits:
         served, grid, geometry = use(edit.feature.rpartition("/features/")[0], "edits.feature")
-        when = _when(edit.when, filled.steps)
+        when = _when(edit.when, filled.steps_run)
         translated, region = feature_edit(edit, served, grid, geometry, when)
         made.features.append((served, translated.feature))
         made.regions.append(region)
@@ -88,6 +94,7 @@ def translate(
             target = region_mask(transport.target_region, grid, geometry)
         for feature in transport.features:
             served.bundle.check_feature(feature)
+            made.features.append((served, feature))
         made.regions.append(None if target is None else target.reshape(grid.rows, grid.cols))
         seed = transport.source_seed if transport.HasField("source_seed") else filled.seed
         transports.append(
@@ -99,7 +106,7 @@ def translate(
                 None if source is None else torch.from_numpy(source),
                 None if target is None else torch.from_numpy(target),
                 transport.strength if transport.HasField("strength") else 1.0,
-                _when(transport.when, filled.steps),
+                _when(transport.when, filled.steps_run),
             )
         )
     made.changes = Changes(edits, transports, dictionaries)
@@ -130,8 +137,16 @@ def feature_edit(
 def _value(edit: edit_pb2.Edit, served: Served, feature: int) -> float:
     """The value of an edit in the units of the site."""
     served.bundle.check_feature(feature)
-    raw = edit.unit == edit_pb2.EDIT_UNIT_RAW or edit.operation == edit_pb2.EDIT_OPERATION_SCALE
-    return edit.value * (1.0 if raw else float(served.bundle.statistics.mean[feature]))
+    if edit.unit == edit_pb2.EDIT_UNIT_RAW or edit.operation not in _IN_MEANS:
+        return edit.value
+    mean = float(served.bundle.statistics.mean[feature])
+    if not mean and edit.value:
+        raise InvalidInputError(
+            f"{edit.feature} never fired in the data, so that it has no mean activation; give the "
+            "value in EDIT_UNIT_RAW",
+            field="edits.unit",
+        )
+    return edit.value * mean
 
 
 def _when(when: edit_pb2.When, steps: int) -> When:
@@ -164,7 +179,7 @@ def _where(
         return None, None, above
     if place == "weights":
         weights = from_proto(edit.where.weights).astype(np.float32)
-        if weights.shape != shape or weights.min() < 0 or weights.max() > 1:
+        if weights.shape != shape or not np.all((weights >= 0) & (weights <= 1)):
             raise InvalidInputError(
                 f"weights are from 0 to 1 and of the shape {shape} of the site's grid; these have "
                 f"{weights.shape}",

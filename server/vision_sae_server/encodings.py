@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,16 @@ from vision_sae_server.state import Picture, Served
 
 DEFAULT_TOP_K = 20
 DEFAULT_PATCHES = 5
+
+
+class Encoded(NamedTuple):
+    """What a dictionary says of one picture."""
+
+    codes: Codes
+    """Codes of the patches (P, k)."""
+    explained_variance: float
+    artifacts: NDArray[np.bool_] | None = None
+    """Patches (P) that hold no local content; see `vision_sae.models.artifacts`."""
 
 
 def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:
@@ -66,12 +76,12 @@ def encode_response(
     served: Served,
     picture: Picture,
     request: pb.EncodeRequest,
-    codes: Codes,
-    share_explained: float,
+    encoded: Encoded,
     mask: NDArray[np.bool_],
     grid: PatchGrid,
 ) -> pb.EncodeResponse:
-    """What codes (P, k) of a picture say, within ``mask`` (P) of its ``grid``."""
+    """What the codes of a picture say, within ``mask`` (P) of its ``grid``."""
+    codes, share_explained = encoded.codes, encoded.explained_variance
     inside = (codes.values.numpy() > 0) & mask[:, None]
     features, place = np.unique(codes.indices.numpy()[inside], return_inverse=True)
     activations = codes.values.numpy()[inside].astype(np.float64)
@@ -86,7 +96,9 @@ def encode_response(
     usual = served.bundle.manifest["usual_explained_variance"]
     response = pb.EncodeResponse(
         dictionary=served.resource,
-        grid=messages.patch_grid(grid, picture.geometry),
+        grid=messages.patch_grid(
+            grid, picture.geometry, served.model.model.special_tokens, encoded.artifacts
+        ),
         explained_variance=share_explained,
         l0=float((codes.values > 0).sum() / grid.patches),
         active_count=len(features),

@@ -31,7 +31,7 @@ from vision_sae.v1 import attribution_service_pb2, generation_service_pb2_grpc, 
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server import recipes
 from vision_sae_server.edits import Translated, regions_in_pixels, translate
-from vision_sae_server.encodings import encode_response, explained
+from vision_sae_server.encodings import Encoded, encode_response, explained
 from vision_sae_server.state import Picture, Served, ServedModel, State
 
 _DEFAULT_PREVIEW = 128
@@ -56,6 +56,16 @@ class _Prepared(NamedTuple):
     encode: Sequence[Served]
     """Dictionaries that the steered generation is encoded with."""
 
+    def regions(self) -> list[NDArray[np.bool_] | None]:
+        """For each edit and transport the patches (rows, cols) that it could reach; None for all.
+        Those where a feature fires by itself are known at the end only."""
+        changes, found = self.translated.changes, list(self.translated.regions)
+        for place, edit in enumerate(changes.edits):
+            if edit in self.generation.fired:
+                site = changes.dictionaries[edit.dictionary].site
+                found[place] = self.generation.map_of(site, self.generation.fired[edit])
+        return found
+
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     """See ``generation_service.proto``."""
@@ -72,8 +82,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         asked = request.recipe.settings if repeated else request.settings
         model = self._generator(asked.model)
         initial = await self._initial(asked)
-        yield _progress(0, asked.steps, begun, queue=model.lane.waiting)
-        prepared = await model.lane.run(lambda: self._prepare(request, asked, model, initial))
+        settings = self._settings(asked, model, initial)
+        yield _progress(0, settings.steps_run, begun, queue=model.lane.waiting)
+        prepared = await model.lane.run(lambda: self._prepare(request, asked, model, settings))
         generation, collected = prepared.generation, _Collected(prepared.encode)
         while not generation.done:
             preview = await model.lane.run(lambda: _step(generation, collected, request))
@@ -108,14 +119,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             )
         )
 
-    def _prepare(
-        self,
-        request: pb.GenerateRequest,
-        asked: pb.GenerationSettings,
-        model: ServedModel,
-        initial: Image.Image | None,
-    ) -> _Prepared:
-        """Refuse what cannot be, translate, and draw the noise."""
+    def _settings(
+        self, asked: pb.GenerationSettings, model: ServedModel, initial: Image.Image | None
+    ) -> GenerationSettings:
+        """What is asked for, with the usual where it does not say."""
         longest = self._state.config.max_generated_pixels
         for field in ("width", "height"):
             if getattr(asked, field) > longest:
@@ -149,6 +156,16 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             raise InvalidInputError(
                 "a negative prompt needs a guidance_scale above 1", field="settings.negative_prompt"
             )
+        return settings
+
+    def _prepare(
+        self,
+        request: pb.GenerateRequest,
+        asked: pb.GenerationSettings,
+        model: ServedModel,
+        settings: GenerationSettings,
+    ) -> _Prepared:
+        """Translate the edits, and draw the noise."""
         filled = recipes.filled_settings(asked, settings)
         recipe = recipes.recipe(self._state, model, filled)
         if request.WhichOneof("content") == "recipe" and not request.allow_drift:
@@ -160,7 +177,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 raise InvalidInputError(
                     f"{served.resource} is not of {asked.model}", field="encode_dictionaries"
                 )
-        generation = Generation(generator, settings, translated.changes)
+        generation = Generation(model.generator, settings, translated.changes)
         recipe.noise_sha256 = generation.run.noise_sha256[PICTURE]
         return _Prepared(filled, recipe, translated, generation, encode)
 
@@ -183,7 +200,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             levels = np.round(moved * 255).astype(np.uint8)
             result.difference_map.CopyFrom(to_proto(levels, scale=1 / 255))
             height, width = moved.shape
-            region = effects.union(regions_in_pixels(prepared.translated.regions, height, width))
+            region = effects.union(regions_in_pixels(prepared.regions(), height, width))
             perceived = await model.lane.run(
                 lambda: effects.perceptual_difference(
                     model.generator, steered.picture, steered.twin
@@ -194,7 +211,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         for served in prepared.encode:
             codes = collected.codes(served)
             result.encodings.append(
-                await self._state.searching.run(lambda: _encoding(served, steered, *codes))  # noqa: B023
+                await self._state.searching.run(lambda: _encoding(served, steered, codes))  # noqa: B023
             )
         return result
 
@@ -232,18 +249,18 @@ class _Collected:
         """The vectors (P, D) of one step."""
         self._steps.append({site: v.float().cpu() for site, v in vectors.items()})
 
-    def codes(self, served: Served) -> tuple[Codes, float]:
-        """(codes (P, steps * k), averaged over the steps; explained variance over all of them)"""
+    def codes(self, served: Served) -> Encoded:
+        """The codes (P, steps * k), averaged over the steps, which are explained together."""
         every = [step[served.bundle.site] for step in self._steps]
         coded = [served.bundle.dictionary.encode(vectors) for vectors in every]
         indices = torch.cat([codes.indices for codes in coded], dim=1)
         values = torch.cat([codes.values for codes in coded], dim=1) / len(coded)
         decoded = torch.cat([served.bundle.dictionary.decode(codes) for codes in coded])
-        return Codes(indices, values), explained(served, torch.cat(every), decoded)
+        return Encoded(Codes(indices, values), explained(served, torch.cat(every), decoded))
 
 
 def _encoding(
-    served: Served, steered: Steered, codes: Codes, explained_variance: float
+    served: Served, steered: Steered, codes: Encoded
 ) -> attribution_service_pb2.EncodeResponse:
     """Which features fired in a generated picture."""
     width, height = steered.picture.size
@@ -251,7 +268,7 @@ def _encoding(
     shown = Picture(torch.empty(0), Geometry(width, height, 1, 1, 0, 0))
     everywhere = np.ones(grid.patches, dtype=np.bool_)
     request = attribution_service_pb2.EncodeRequest()
-    return encode_response(served, shown, request, codes, explained_variance, everywhere, grid)
+    return encode_response(served, shown, request, codes, everywhere, grid)
 
 
 def encoded(picture: Image.Image, format_: int) -> image_pb2.EncodedImage:

@@ -16,6 +16,7 @@ from vision_sae.attribution.faithfulness import Faithfulness, faithfulness
 from vision_sae.attribution.ledger import Ledger, Reference, Scene
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError, NotConfiguredError
+from vision_sae.models.artifacts import artifacts
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import ledger_pb2, tensor_pb2
@@ -85,6 +86,14 @@ class Attributing:
                 "dictionaries of one request are of one model; ask for others by themselves",
                 field="dictionaries",
             )
+        if self._method == _ABLATION and (
+            self._with_picture or self._reference != ledger_pb2.REFERENCE_CODE_ZERO
+        ):
+            raise InvalidInputError(
+                "an ablated feature is set to zero, whatever the baseline; leave it out, or choose "
+                "integrated gradients",
+                field="baseline",
+            )
         sites = [served.bundle.site for served in self._dictionaries]
         if len(set(sites)) < len(sites):
             raise InvalidInputError(
@@ -151,20 +160,35 @@ class Attributing:
         site = at.served.bundle.site
         if self._method in _MAPS:
             map_ = _MAPS[self._method](scene, site)
-            return lambda: self._mapped(at, picture, scene, map_)
+            tested = self._tested(scene, at, picture, map_)
+            return lambda: self._mapped(at, picture, scene, map_, tested)
         if self._method == _FACTORISATION:
             stack = scene.updates[site][None]
             stack = stack if at.context is None else torch.cat([stack, at.context])
             count = self._request.components or _DEFAULT_COMPONENTS
             found = maps.deep_feature_factorisation(stack, count)
             effects = maps.component_effects(scene, site, found)
-            return lambda: self._factorised(at, picture, scene, found, effects)
+            tested = self._tested(
+                scene, at, picture, torch.stack([c.maps[0] for c in found]).sum(0)
+            )
+            return lambda: self._factorised(at, picture, scene, found, effects, tested)
         ledger = self._ledger(scene, at)
-        tested = []
-        if self._request.faithfulness:
-            features, patches = ledger.per_feature.float(), ledger.per_patch.float()
-            tested = faithfulness(scene, at.found, features, patches, picture.pixels)
+        tested = self._tested(scene, at, picture, ledger.per_patch, ledger.per_feature)
         return lambda: self._ledgered(at, picture, ledger, tested)
+
+    def _tested(
+        self,
+        scene: Scene,
+        at: _At,
+        picture: Picture,
+        per_patch: Tensor,
+        per_feature: Tensor | None = None,
+    ) -> Sequence[Faithfulness]:
+        """How faithful an answer is, if that was asked; one without features in pixels only."""
+        if not self._request.faithfulness:
+            return ()
+        features = None if per_feature is None else per_feature.float()
+        return faithfulness(scene, at.found, features, per_patch.float(), picture.pixels)
 
     def _ledger(self, scene: Scene, at: _At) -> Ledger:
         if self._method == _ABLATION:
@@ -188,15 +212,26 @@ class Attributing:
         return books.zero_code(bundle.dictionary)
 
     def _site(
-        self, at: _At, picture: Picture, update: Tensor, map_: NDArray[np.float64]
+        self,
+        at: _At,
+        picture: Picture,
+        update: Tensor,
+        map_: NDArray[np.float64],
+        tested: Sequence[Faithfulness],
     ) -> ledger_pb2.SiteAttribution:
         bundle = at.served.bundle
         decoded = bundle.dictionary.decode(bundle.dictionary.encode(update))
         return ledger_pb2.SiteAttribution(
             dictionary=at.served.resource,
-            grid=messages.patch_grid(bundle.grid, picture.geometry),
+            grid=messages.patch_grid(
+                bundle.grid,
+                picture.geometry,
+                at.served.model.model.special_tokens,
+                artifacts(update).numpy(),
+            ),
             explained_variance=explained(at.served, update, decoded),
             total_map=self._heatmap(at, map_),
+            faithfulness=map(_message, tested),
         )
 
     def _heatmap(self, at: _At, values: NDArray[np.float64]) -> tensor_pb2.Tensor | None:
@@ -204,9 +239,15 @@ class Attributing:
         return messages.heatmap(values.reshape(grid.rows, grid.cols), self._request.heatmap_format)
 
     def _mapped(
-        self, at: _At, picture: Picture, scene: Scene, map_: Tensor
+        self,
+        at: _At,
+        picture: Picture,
+        scene: Scene,
+        map_: Tensor,
+        tested: Sequence[Faithfulness],
     ) -> ledger_pb2.SiteAttribution:
-        return self._site(at, picture, scene.updates[at.served.bundle.site], map_.double().numpy())
+        update = scene.updates[at.served.bundle.site]
+        return self._site(at, picture, update, map_.double().numpy(), tested)
 
     def _factorised(
         self,
@@ -215,10 +256,11 @@ class Attributing:
         scene: Scene,
         components: Sequence[maps.Component],
         effects: Sequence[float],
+        tested: Sequence[Faithfulness],
     ) -> ledger_pb2.SiteAttribution:
         strengths = [c.maps[0].double().numpy() for c in components]
         update = scene.updates[at.served.bundle.site]
-        site = self._site(at, picture, update, np.sum(strengths, axis=0))
+        site = self._site(at, picture, update, np.sum(strengths, axis=0), tested)
         for index, (strength, effect) in enumerate(zip(strengths, effects, strict=True)):
             site.components.append(
                 ledger_pb2.ComponentMap(
@@ -232,7 +274,7 @@ class Attributing:
     ) -> ledger_pb2.SiteAttribution:
         request, served = self._request, at.served
         grid, per_feature = served.bundle.grid, ledger.per_feature.numpy()
-        site = self._site(at, picture, ledger.update, ledger.per_patch.numpy())
+        site = self._site(at, picture, ledger.update, ledger.per_patch.numpy(), tested)
         counted = _counted(ledger)
         shown = _strongest(ledger, request.top_k or DEFAULT_TOP_K)
         site.ledger.CopyFrom(
@@ -271,7 +313,6 @@ class Attributing:
                     ),
                 )
             )
-        site.faithfulness.extend(_message(test) for test in tested)
         return site
 
 

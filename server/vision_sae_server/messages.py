@@ -52,18 +52,18 @@ NEGATIVES: dict[int, Negatives] = {
 """The counter-examples of scores, as the library calls them."""
 
 
-def special_tokens(grid: PatchGrid) -> list[str]:
-    """``cls, register_0, ...``"""
-    return ["cls", *(f"register_{i}" for i in range(grid.special - 1))][: grid.special]
-
-
 def box(corners: Any) -> image_pb2.Box:
     """(x0, y0, x1, y1) -> Box."""
     x0, y0, x1, y1 = (float(value) for value in corners)
     return image_pb2.Box(x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def patch_grid(grid: PatchGrid, geometry: Geometry) -> image_pb2.PatchGrid:
+def patch_grid(
+    grid: PatchGrid,
+    geometry: Geometry,
+    special_tokens: Sequence[str],
+    artifacts: NDArray[np.bool_] | None = None,
+) -> image_pb2.PatchGrid:
     """The grid of one picture; its extent may leave the picture where the model pads."""
     left, top = geometry.left / geometry.scale_x, geometry.top / geometry.scale_y
     return image_pb2.PatchGrid(
@@ -77,7 +77,8 @@ def patch_grid(grid: PatchGrid, geometry: Geometry) -> image_pb2.PatchGrid:
             x1=left + grid.cols * grid.patch_width / geometry.scale_x,
             y1=top + grid.rows * grid.patch_height / geometry.scale_y,
         ),
-        special_tokens=special_tokens(grid),
+        special_tokens=special_tokens,
+        artifacts=None if artifacts is None else to_proto(artifacts.reshape(grid.rows, grid.cols)),
     )
 
 
@@ -409,7 +410,7 @@ def model(served: ServedModel) -> model_pb2.Model:
                 width=site.dim,
                 rows=grid.rows,
                 cols=grid.cols,
-                special_tokens=special_tokens(grid),
+                special_tokens=ours.special_tokens,
                 order=order,
             )
             for order, site in enumerate(ours.sites.values())

@@ -244,6 +244,11 @@ class PatchQueries:
             )
         return image * bundle.grid.patches + asked.row * bundle.grid.cols + asked.col
 
+    def filtered_by(self, request: pb.SearchPatchesRequest) -> int | None:
+        """The feature that the filter is about, where it names one."""
+        name = request.filter.activation_feature
+        return self._own(name, "filter.activation_feature") if name else None
+
     def allowed(self, request: pb.SearchPatchesRequest, feature: int | None) -> Mask | None:
         """The patches that may be found; None for all. ``feature`` is that of a feature query."""
         asked, bundle = request.filter, self._served.bundle
@@ -268,13 +273,14 @@ class PatchQueries:
             of_images = np.repeat(np.array(images), bundle.grid.patches)
             mask = of_images if mask is None else mask & of_images
         if asked.HasField("min_activation"):
-            if asked.activation_feature:
-                feature = self._own(asked.activation_feature, "filter.activation_feature")
+            feature = self.filtered_by(request) if asked.activation_feature else feature
             if feature is None:
                 raise InvalidInputError(
                     "min_activation is about a feature; name it in filter.activation_feature",
                     field="filter.activation_feature",
                 )
+            if asked.min_activation <= 0:  # where it is silent, too
+                return mask
             rows, values = bundle.postings.row(feature)
             fires = np.zeros(len(bundle.codes.indptr) - 1, dtype=bool)
             fires[rows[values.astype(np.float32) >= asked.min_activation]] = True

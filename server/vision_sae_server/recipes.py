@@ -20,7 +20,14 @@ from vision_sae_server.state import ServedModel, State
 
 _FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
-_MADE_HERE = ("weights_sha256", "scheduler", "dtype", "device")
+_MADE_HERE = (
+    "format_version",
+    "server_version",
+    "weights_sha256",
+    "scheduler",
+    "dtype",
+    "device",
+)
 
 
 def device(model: ServedModel) -> str:

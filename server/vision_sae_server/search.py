@@ -59,7 +59,7 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
             else:
                 hits = by_code(bundle, query.code or {}, _DEEPEST, allowed)
                 response.space, response.recall_at_10 = pb.SEARCH_SPACE_CODE, 1.0
-            return self._answer(served, request, hits, response)
+            return self._answer(served, request, hits, response, queries.filtered_by(request))
 
         return await self._state.searching.run(find)
 
@@ -94,7 +94,8 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         response: pb.SearchPatchesResponse,
         feature: int | None = None,
     ) -> pb.SearchPatchesResponse:
-        """A page of hits; those of a ``feature`` query have its activations as scores."""
+        """A page of hits, with the activation of the ``feature`` that was asked for or that the
+        filter is about."""
         if request.collapse_near_duplicates:
             hits = collapsed(served.bundle, hits[:_DEEPEST])
         shown, following = page(hits, request.page_size, request.page_token, _DEFAULT_PAGE)
@@ -105,8 +106,8 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         for hit in shown:
             patch = messages.indexed_patch(served, hit.patch, thumbnail=thumbnail)
             if feature is not None:
-                patch.activation = hit.score
-                patch.quantile = messages.quantile(served, feature, hit.score)
+                patch.activation = served.bundle.activation(hit.patch, feature)
+                patch.quantile = messages.quantile(served, feature, patch.activation)
             response.hits.append(
                 pb.PatchHit(patch=patch, score=hit.score, collapsed_count=hit.collapsed)
             )

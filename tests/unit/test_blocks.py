@@ -79,6 +79,22 @@ def blocks(tiny_generator: SdxlModel) -> dict[str, Boosted]:
 PROMPTS = [GenerationSettings("a star", seed=i, steps=2) for i in range(3)]
 
 
+def test_the_control_is_boosted_by_as_much_whatever_length_decoder_rows_have(
+    tiny_generator: SdxlModel, blocks: dict[str, Boosted]
+) -> None:
+    site = SITES[0]
+    unit = blocks[site]
+    sae = unit.dictionary
+    assert isinstance(sae, TopKSae)
+    quarter = TopKSae(k=2, w_enc=sae.w_enc, b_enc=sae.b_enc, w_dec=sae.w_dec / 4, b_dec=sae.b_dec)
+    made = [
+        evaluate_blocks(tiny_generator, {site: boosted}, PROMPTS, progress=False)[0]
+        for boosted in (unit, Boosted(quarter, unit.features, 4 * unit.amount))
+    ]
+    np.testing.assert_allclose(made[0].boosted, made[1].boosted, rtol=1e-3)
+    np.testing.assert_allclose(made[0].boosted_random, made[1].boosted_random, rtol=1e-3)
+
+
 def test_blocks_of_a_generator(tiny_generator: SdxlModel, blocks: dict[str, Boosted]) -> None:
     found = evaluate_blocks(tiny_generator, blocks, PROMPTS, progress=False)
     assert [effect.site for effect in found] == list(SITES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from tests.unit.test_generation import FOUND, SITES
-from vision_sae.models.generator import GenerationSettings
+from vision_sae.models.generator import GenerationSettings, raising
+from vision_sae.models.generator import generate as pictures_of
 from vision_sae.models.sdxl import SdxlModel
 from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.generation import Changes, generate
-from vision_sae.steering.movements import Movements, raised
+from vision_sae.steering.movements import Movements
 
 PROMPTS = [GenerationSettings("a star", seed=i, steps=2) for i in range(4)]
 
@@ -69,11 +71,16 @@ def test_beating_random_is_to_move_further_on_average() -> None:
     assert not known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]}).beats_random(9, "red")
 
 
-def test_raising_a_feature_is_the_edit_of_that_name(tiny_generator: SdxlModel) -> None:
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_raising_a_feature_is_the_edit_of_that_name(
+    tiny_generator: SdxlModel, guidance: float
+) -> None:
     direction = 20 * FOUND["d2"].dictionary.decoder[3]
-    pictures = raised(tiny_generator, FOUND["d2"], direction, PROMPTS)
+    prompts = [replace(settings, guidance_scale=guidance) for settings in PROMPTS]
+    change = raising(tiny_generator, FOUND["d2"].site, direction)
+    pictures = pictures_of(tiny_generator, prompts, change)
     edit = FeatureEdit("d2", 3, "add", 20.0)
-    for settings, picture in zip(PROMPTS, pictures, strict=True):
+    for settings, picture in zip(prompts, pictures, strict=True):
         made = generate(tiny_generator, settings, Changes([edit], (), FOUND))
         difference = np.asarray(picture, int) - np.asarray(made.picture, int)
         assert np.abs(difference).max() <= 2  # of another batch
@@ -107,3 +114,20 @@ def test_random_features_are_those_that_fire_and_pictures_are_made_once(
     scorer.beats_random(0, "another text")
     assert calls == [4] * 4  # plain, the feature, two random ones
     assert SITES[1] == FOUND["d1"].site
+
+
+def test_another_seed_draws_other_random_features() -> None:
+    def drawn(seed: int) -> list[int]:
+        made = Movements(
+            None,  # type: ignore[arg-type]
+            FOUND["d0"],
+            None,  # type: ignore[arg-type]
+            PROMPTS,
+            amount=1.0,
+            alive=np.arange(1000),
+            randoms=5,
+            seed=seed,
+        )
+        return made._randoms
+
+    assert drawn(0) == drawn(0) != drawn(1)

@@ -100,13 +100,16 @@ def test_box_in_padding_is_empty() -> None:
     assert boxes[5].tolist() == [0, 0, 4, 4]
 
 
-def test_inside_selects_patches_by_their_centre() -> None:
+def test_inside_selects_patches_half_of_which_is_covered() -> None:
     grid, geometry = PatchGrid(2, 2, 1, 8, 8), Preprocessing(16, 16).geometry(16, 16)
-    # Centres lie at 4 and 12: the box holds those of the right column alone.
+    # Of the left column 3 of 8 pixels, of the right one all.
     assert grid.inside((5, 0, 16, 16), geometry).tolist() == [False, True, False, True]
+    assert grid.inside((4, 0, 16, 16), geometry).all()
+    # The centre of the second patch is in this box, but only .6 * .6 of its area.
+    assert grid.inside((0, 0, 12.8, 4.8), geometry).tolist() == [True, False, False, False]
 
 
-def test_box_without_a_centre_selects_the_nearest_patch() -> None:
+def test_box_that_covers_no_half_selects_the_nearest_patch() -> None:
     grid, geometry = PatchGrid(2, 2, 1, 8, 8), Preprocessing(16, 16).geometry(16, 16)
     assert grid.inside((14, 14, 15, 15), geometry).tolist() == [False, False, False, True]
 

@@ -242,6 +242,21 @@ def test_only_allowed_rows_are_found(shard_rows: int) -> None:
     assert np.array_equal(rows, brute_force(x, queries, 10, allowed))
 
 
+@pytest.mark.usefixtures("small_lists")
+def test_a_filter_costs_no_recall() -> None:
+    x = vectors(4000)
+    index, report = build_index([x], floor=0.9)
+    assert report.nprobe
+    queries = vectors(200)[::-1]
+    # The allowed rows are those least like the mean query: in lists that are not visited at first.
+    allowed = np.zeros(len(x), dtype=bool)
+    allowed[np.argsort(x @ queries.mean(0))[:200]] = True
+    exact = brute_force(x, queries, 10, allowed)
+    _, found = index.search(queries, 10, allowed)
+    hits = [len(set(e) & set(f)) for e, f in zip(exact.tolist(), found.tolist(), strict=True)]
+    assert np.mean(hits) / 10 >= 0.9
+
+
 def test_fewer_allowed_than_asked_for_leave_places_empty() -> None:
     x = vectors(300)
     allowed = np.zeros(300, dtype=bool)

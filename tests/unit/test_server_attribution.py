@@ -153,6 +153,20 @@ def test_exact_ablation_is_of_the_features_shown(service: Any) -> None:
         assert from_proto(feature.heatmap).sum() == pytest.approx(feature.contribution, abs=1e-6)
 
 
+def test_exact_ablation_takes_no_baseline(service: Any) -> None:
+    for baseline in ({"reference": "REFERENCE_CODE_MEAN"}, {"image": image_pb2.Image(data=OTHER)}):
+        given = pb.AttributionBaseline(**baseline)
+        found = refused(service, method="EXACT_ABLATION", baseline=given)
+        assert found == (INVALID, "INVALID_INPUT", "baseline")
+
+
+def test_the_grid_names_special_tokens_and_marks_artifacts(service: Any) -> None:
+    grid = site(service).grid
+    assert list(grid.special_tokens) == ["cls"]
+    marked = from_proto(grid.artifacts)
+    assert (marked.dtype, marked.shape) == (np.bool_, (2, 2))
+
+
 def test_features_of_raw_neurons_are_named_by_their_dictionary(service: Any) -> None:
     found = site(service, method="RAW_NEURON", top_k=4)
     assert found.dictionary == NEURONS
@@ -209,8 +223,13 @@ def test_faithfulness_of_an_answer(service: Any) -> None:
         other = from_proto(tests[space, _OTHER[test]].curve)
         assert np.sign(curve[0, 1] - curve[-1, 1]) == np.sign(other[-1, 1] - other[0, 1])
         assert measured.area == pytest.approx(np.trapezoid(curve[:, 1], curve[:, 0]), abs=1e-5)
-        in_code = space == ledger_pb2.FAITHFULNESS_SPACE_CODE
-        assert measured.HasField("area_activation") is in_code
+        assert 0 <= measured.area_activation <= 1
+
+
+@pytest.mark.parametrize("method", ["GRAD_CAM", "DEEP_FEATURE_FACTORISATION"])
+def test_faithfulness_of_a_map_is_measured_in_pixels(service: Any, method: str) -> None:
+    tests = site(service, method=method, faithfulness=True).faithfulness
+    assert [t.space for t in tests] == [ledger_pb2.FAITHFULNESS_SPACE_PIXEL] * 2
 
 
 class TestTargets:

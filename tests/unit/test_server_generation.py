@@ -29,6 +29,7 @@ from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import generation_service_pb2 as pb
 
 STRONG = 60.0
+NOT_A_NUMBER = np.full((8, 8), np.nan, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def pixels(image: image_pb2.EncodedImage) -> Any:
 def test_progress_and_previews_come_before_the_result(service: Any) -> None:
     request = pb.GenerateRequest(settings=settings(), preview_interval=2, preview_pixels=32)
     *progress, last = messages(service, request)
-    assert [m.progress.step for m in progress] == [0, 1, 2]
+    assert [(m.progress.step, m.progress.steps) for m in progress] == [(0, 2), (1, 2), (2, 2)]
     assert [m.progress.HasField("preview") for m in progress] == [False, False, True]
     assert progress[-1].progress.preview.width == 32
     assert last.WhichOneof("content") == "result"
@@ -140,9 +141,24 @@ def test_an_edit_where_the_feature_fires_needs_its_codes(service: Any) -> None:
     every = range(generations.WIDTH)
     found = result(service, *(edit(i, where=somewhere) for i in every))
     assert found.effect.pixel_change > 0
-    assert not found.effect.HasField("pixel_change_inside")
     still = result(service, *(edit(i, where=nowhere) for i in every), prompt="a red star")
     assert still.effect.pixel_change < found.effect.pixel_change
+
+
+def test_where_a_feature_fires_by_itself_divides_the_figures(service: Any) -> None:
+    encode = ["dictionaries/up"]
+    fires = result(service, encode_dictionaries=encode).encodings[0].features[0]
+    assert 0 < fires.patch_count < 64
+    where = edit_pb2.Where(own_map=edit_pb2.OwnMap())
+    found = result(service, edit(fires.feature.index, where=where))
+    assert found.effect.HasField("pixel_change_inside")
+    assert found.effect.HasField("pixel_change_outside")
+    share = (found.effect.pixel_change - found.effect.pixel_change_outside) / (
+        found.effect.pixel_change_inside - found.effect.pixel_change_outside
+    )
+    # As many of 64 patches as it fires on at either of the two steps.
+    assert 0 < share * 64 <= 2 * fires.patch_count + 1e-3
+    assert share * 64 == pytest.approx(round(share * 64), abs=0.05)
 
 
 def test_when_an_edit_happens(service: Any) -> None:
@@ -178,7 +194,9 @@ def test_a_seed_that_was_not_given_is_told(service: Any) -> None:
     assert again.reproduced
 
 
-@pytest.mark.parametrize("part", ["weights_sha256", "device", "manifest_sha256", "scheduler"])
+@pytest.mark.parametrize(
+    "part", ["server_version", "weights_sha256", "device", "manifest_sha256", "scheduler"]
+)
 def test_a_recipe_of_something_else_is_refused_by_name(service: Any, part: str) -> None:
     recipe = result(service, edit()).recipe
     if part == "manifest_sha256":
@@ -222,6 +240,19 @@ def test_a_picture_to_start_from(service: Any) -> None:
     faint = [pixels(start(colour, 0.25).twin) for colour in ("white", "black")]
     noisy = [pixels(start(colour, 1.0).twin) for colour in ("white", "black")]
     assert np.abs(faint[0] - faint[1]).mean() > np.abs(noisy[0] - noisy[1]).mean()
+
+
+def test_steps_that_a_picture_to_start_from_skips_do_not_count(service: Any) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    initial = pb.InitialImage(image=image_pb2.Image(data=buffer.getvalue()), strength=0.5)
+    asked = settings(initial_image=initial, steps=4)
+    first, *_ = messages(service, pb.GenerateRequest(settings=asked))
+    assert first.progress.steps == 2
+    late = edit(when=edit_pb2.When(steps=edit_pb2.StepRange(first=2)))
+    with pytest.raises(grpc.RpcError) as refused:
+        result(service, late, initial_image=initial, steps=4)
+    assert serving.refusal(refused.value)[2] == "when.steps"
 
 
 def test_which_features_fired_in_the_generation(service: Any) -> None:
@@ -277,6 +308,10 @@ def test_a_cancelled_call_ends_with_the_step_it_is_in(service: Any, held: Any) -
         ),
         (
             {"edits": [edit(where=edit_pb2.Where(weights=to_proto(np.ones((3, 3), np.float32))))]},
+            "edits.where.weights",
+        ),
+        (
+            {"edits": [edit(where=edit_pb2.Where(weights=to_proto(NOT_A_NUMBER)))]},
             "edits.where.weights",
         ),
     ],

@@ -131,6 +131,14 @@ class TestFilter:
         like = pb.ExamplesQuery(positives=[pb.SearchExample(patch=patch(4))])
         answer = search(service, examples=like, filter=only, page_size=100)
         assert sorted(images(answer)) == [29, 31, 33, 35, 37, 39]
+        # With what the filter's feature does there: it fires with 1 + the number.
+        assert [hit.patch.activation for hit in answer.hits] == [1 + i for i in images(answer)]
+
+    def test_where_a_feature_is_silent_it_is_at_least_0(self, service: Any) -> None:
+        only = pb.PatchFilter(min_activation=0, activation_feature=f"{DICTIONARY}/features/1")
+        like = pb.ExamplesQuery(positives=[pb.SearchExample(patch=patch(4))])
+        cats = images(search(service, examples=like, filter=only, page_size=100))
+        assert cats == images(search(service, examples=like, page_size=100))
 
     def test_an_activation_is_of_a_feature(self, service: Any) -> None:
         like = pb.ExamplesQuery(positives=[pb.SearchExample(patch=patch(4))])

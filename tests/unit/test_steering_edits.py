@@ -61,10 +61,45 @@ def test_additions_need_no_codes_and_equal_those_with() -> None:
 
 
 def test_steps_and_their_factors() -> None:
-    late = edit(0, "add", 2, when=When(1, 2, (9.0, 1.0, 0.5)))
-    assert [late.value_at(step) for step in range(4)] == [None, 2.0, 1.0, None]
-    always = edit(0, "add", 2, when=When(factors=(1.0, 0.5)))
-    assert [always.value_at(step) for step in (0, 1, 7)] == [2.0, 1.0, 1.0]
+    late = When(1, 2, (9.0, 1.0, 0.5))
+    assert [late.factor(step) for step in range(4)] == [None, 1.0, 0.5, None]
+    always = When(factors=(1.0, 0.5))
+    assert [always.factor(step) for step in (0, 1, 7)] == [1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("operation", "value", "halfway"),
+    [
+        # Feature 0 fires with 2 in the first patch: half of the way to what the edit makes of it.
+        ("ablate", 0.0, 1.0),
+        ("add", 3.0, 3.5),
+        ("scale", 3.0, 4.0),
+        ("clamp", 5.0, 3.5),
+        ("replace", 5.0, 3.5),
+    ],
+)
+def test_a_factor_is_how_strong_an_edit_is(operation: Any, value: float, halfway: float) -> None:
+    fading = edit(0, operation, value, when=When(factors=(0.0, 0.5, 1.0)))
+    first, second, third = (changed(X, [fading], SAE, step) for step in range(3))
+    assert torch.equal(first, X)
+    assert second[0, 0] == halfway
+    assert torch.equal(third, changed(X, [edit(0, operation, value)], SAE))
+
+
+def test_of_several_replacements_the_last_remains() -> None:
+    both = [edit(0, "replace", 4), edit(2, "replace", 10)]
+    torch.testing.assert_close(changed(X, both, SAE), torch.tensor([[0.0, 0, 6, 8]] * 2))
+
+
+def test_edits_behind_a_replacement_start_from_what_it_left() -> None:
+    # The replacement leaves nothing of feature 1, which fired with 3 in the second patch.
+    clamped = changed(X, [edit(0, "replace", 4), edit(1, "clamp", 5)], SAE)
+    torch.testing.assert_close(clamped, torch.tensor([[4.0, 5, 0, 0]] * 2))
+    # Half replaced: half of the 2 is left and half of the 4 has come, and 1 is added.
+    half = edit(0, "replace", 4, weights=torch.tensor([0.5, 0.0]))
+    assert changed(X, [half, edit(0, "add", 1)], SAE)[0, 0] == 4
+    # What was edited before is replaced, too.
+    assert changed(X, [edit(1, "add", 7), edit(0, "replace", 4)], SAE)[1].tolist() == [4, 0, 0, 0]
 
 
 def test_features_that_do_not_exist_are_refused() -> None:

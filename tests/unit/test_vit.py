@@ -69,6 +69,48 @@ def test_grid_knows_special_tokens_and_shape(variant: str) -> None:
     assert tiny_model(**VARIANTS[variant]).grid == GRIDS[variant]
 
 
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        ({}, ["cls"]),
+        ({"reg_tokens": 2}, ["cls", "register_0", "register_1"]),
+        ({"class_token": False, "global_pool": "avg"}, []),
+        ({"class_token": False, "reg_tokens": 1, "global_pool": "avg"}, ["register_0"]),
+    ],
+)
+def test_special_tokens_have_names(variant: dict[str, Any], names: list[str]) -> None:
+    assert list(tiny_model(**variant).special_tokens) == names
+
+
+def test_a_distilled_deit_says_the_mean_of_its_heads() -> None:
+    from timm.models.deit import VisionTransformerDistilled
+
+    torch.manual_seed(0)
+    module = VisionTransformerDistilled(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
+    )
+    model = VitModel("deit", TimmBackbone(module), Preprocessing(32, 32), dtype="float32")
+    x = images(model)
+    with torch.inference_mode():
+        tokens, found = module.forward_features(x), model.forward(x)
+    assert model.special_tokens == ("cls", "distillation")
+    assert found.logits is not None
+    expected = (module.head(tokens[:, 0]) + module.head_dist(tokens[:, 1])) / 2
+    torch.testing.assert_close(found.logits, expected)
+
+
+def test_tokens_are_classified_as_the_model_pools() -> None:
+    model = tiny_model(global_pool="map")
+    with torch.inference_mode():
+        last = [site for site in model.sites if site.endswith(".resid")][-1]
+        with model.capture([last]) as captured:
+            whole = model.forward(images(model)).logits
+        found = model.classify(captured[last][:, model.grid.special :])
+    assert whole is not None
+    assert found is not None
+    torch.testing.assert_close(found, whole)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_captured_tokens_are_the_special_ones_and_the_patches(variant: str) -> None:
     model = tiny_model(**VARIANTS[variant])

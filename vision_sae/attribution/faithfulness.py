@@ -44,8 +44,8 @@ class Faithfulness:
     """Of the order that was asked for."""
     area_random: float
     """The mean over random orders."""
-    area_activation: float | None
-    """Of the order by activation; in code space only."""
+    area_activation: float
+    """Of the order by activation: features by theirs, patches by that of all their features."""
     curve: NDArray[np.float32]
     """(points, 2): the share taken away or put back, and the target, from 0 to 1."""
 
@@ -58,38 +58,31 @@ def orders_of(importance: Tensor, parts: Tensor) -> Tensor:
 def faithfulness(
     scene: Scene,
     found: SiteDictionary,
-    per_feature: Tensor,
+    per_feature: Tensor | None,
     per_patch: Tensor,
     image: Tensor,
     *,
     seed: int = 0,
 ) -> list[Faithfulness]:
     """All four tests of one attribution: contributions of features (F) and patches (P) of a
-    picture (3, H, W). Some 60 forward passes."""
+    picture (3, H, W). Some 60 forward passes. Those in code space only with ``per_feature``."""
     codes = found.dictionary.encode(scene.updates[found.site])
     active = torch.unique(codes.indices[codes.values > 0])
     activation = torch.zeros(found.dictionary.width).index_add_(
         0, codes.indices.reshape(-1), codes.values.reshape(-1)
     )
     patches = torch.arange(len(per_patch))
+    at_patches = codes.values.sum(1)
     random = torch.Generator().manual_seed(seed)
     with_code = _code_space(scene, found, codes)
     with_pixels = _pixel_space(scene, image)
     results = []
     for test in ("deletion", "insertion"):
-        results.append(
-            _tested(
-                "code",
-                test,
-                with_code,
-                orders_of(per_feature, active),
-                orders_of(activation, active),
-                random,
-            )
-        )
-        results.append(
-            _tested("pixel", test, with_pixels, orders_of(per_patch, patches), None, random)
-        )
+        if per_feature is not None:
+            orders = orders_of(per_feature, active), orders_of(activation, active)
+            results.append(_tested("code", test, with_code, *orders, random))
+        orders = orders_of(per_patch, patches), orders_of(at_patches, patches)
+        results.append(_tested("pixel", test, with_pixels, *orders, random))
     return results
 
 
@@ -138,11 +131,11 @@ def _tested(
     test: Test,
     measure: Measure,
     order: Tensor,
-    by_activation: Tensor | None,
+    by_activation: Tensor,
     random: torch.Generator,
 ) -> Faithfulness:
     shuffled = [order[torch.randperm(len(order), generator=random)] for _ in range(_RANDOM_ORDERS)]
-    orders = [order, *shuffled] + ([] if by_activation is None else [by_activation])
+    orders = [order, *shuffled, by_activation]
     counts = sorted({max(1, round(share * len(order))) for share in _SHARES} - {len(order)})
 
     def left(some: Tensor, count: int) -> Tensor:
@@ -163,6 +156,6 @@ def _tested(
         test,
         areas[0],
         float(np.mean(areas[1 : 1 + _RANDOM_ORDERS])),
-        None if by_activation is None else areas[-1],
+        areas[-1],
         np.stack([shares, curves[0]], axis=1).astype(np.float32),
     )

@@ -244,6 +244,11 @@ class Bundle:
                 field="feature",
             )
 
+    def activation(self, patch: int, feature: int) -> float:
+        """How strongly a feature fires on a patch; 0 where it is silent."""
+        features, values = self.codes.row(patch)
+        return float(values[features == feature].sum())
+
     def geometry(self, image: int) -> Geometry:
         """How image number ``image`` was resized and cropped."""
         record = self.images[image]

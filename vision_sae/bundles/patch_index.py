@@ -27,6 +27,8 @@ NPROBE = 32
 _NEIGHBOURS = 10
 REFINED = 40
 """Candidates compared anew for each answer, where the index keeps a finer copy of its rows."""
+_CANDIDATES = 4000
+"""The most candidates of a query that are compared anew, if it asks for fewer answers."""
 _EQUAL = 1e-6
 """Cosines this close differ by rounding alone."""
 
@@ -95,11 +97,16 @@ class PatchIndex:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(cosines, rows) of the k nearest patches of each query (Q, D) -> 2 x (Q, k).
 
-        ``allowed`` (patches) says which may be found. A row of -1 stands for none: too few were
-        allowed, or in the lists that are visited.
+        ``allowed`` (patches) says which may be found; the fewer they are, the more lists are
+        visited, so that as many of them are looked at as of all without it. A row of -1 stands for
+        none: too few were allowed, or in the lists that are visited.
         """
+        share = 1.0 if allowed is None else float(allowed.mean())
+        nprobe = int(self._nprobe / max(share, 1e-9))
         found = [
-            self._search(shard, queries, k, None if allowed is None else allowed[start:stop])
+            self._search(
+                shard, queries, k, nprobe, None if allowed is None else allowed[start:stop]
+            )
             for shard, start, stop in self._ranges()
         ]
         if len(found) == 1:
@@ -133,19 +140,24 @@ class PatchIndex:
         shard: Any,
         queries: NDArray[np.float32],
         k: int,
+        nprobe: int,
         allowed: NDArray[np.bool_] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         parameters: Any = None
         # The bits must outlive the search: FAISS keeps their address alone.
         bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         selector = None if bits is None else cast(Any, faiss.IDSelectorBitmap)(bits)
-        if self._nprobe:
-            parameters = cast(Any, faiss.SearchParametersIVF)(nprobe=self._nprobe, sel=selector)
+        if nprobe:
+            lists = faiss.extract_index_ivf(shard).nlist
+            parameters = cast(Any, faiss.SearchParametersIVF)(
+                nprobe=min(nprobe, lists), sel=selector
+            )
         elif selector is not None:
             parameters = cast(Any, faiss.SearchParameters)(sel=selector)
-        if self._nprobe and isinstance(shard, faiss.IndexRefine):
+        if nprobe and isinstance(shard, faiss.IndexRefine):
+            factor = min(max(_CANDIDATES / k, 1), REFINED)
             parameters = cast(Any, faiss.IndexRefineSearchParameters)(
-                k_factor=REFINED, base_index_params=parameters
+                k_factor=factor, base_index_params=parameters
             )
         cosines, rows = shard.search(queries, k, params=parameters)
         return cosines, rows

@@ -145,8 +145,8 @@ class Toolbox:
         prompts = prompts_of(evidence, config.prompts)
         generator, (found,) = opened([evidence.bundle.path])
         choosing, judging = (
-            found.movements(generator, self.clip, part, amount=config.amount)
-            for part in (prompts[::2], prompts[1::2])
+            found.movements(generator, self.clip, part, amount=config.amount, seed=seed)
+            for seed, part in ((1, prompts[::2]), (2, prompts[1::2]))
         )
         vocabulary = self._vocabulary(evidence, nouns=False)  # what the prompts speak of
         embed = self._embeddings(vocabulary)

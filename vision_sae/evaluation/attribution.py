@@ -232,10 +232,8 @@ def _areas(tests: Sequence[Sequence[Faithfulness]]) -> dict[str, dict[str, Estim
         found = {
             "attribution": estimate([test.area for test in same]),
             "random": estimate([test.area_random for test in same]),
+            "activation": estimate([test.area_activation for test in same]),
         }
-        by_activation = [test.area_activation for test in same if test.area_activation is not None]
-        if by_activation:
-            found["activation"] = estimate(by_activation)
         areas[f"{kind.space} {kind.test}"] = found
     return areas
 

@@ -31,7 +31,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.models.generator import Change, GenerationSettings, Generator, generate
+from vision_sae.models.generator import (
+    Change,
+    GenerationSettings,
+    Generator,
+    generate,
+    raising,
+)
 
 _BLUR = 1 / 16
 _BATCH = 16
@@ -168,16 +174,16 @@ def _evaluate(model: Generator, site: str, boosted: Boosted, pictures: _Pictures
 
     def adding(directions: Tensor) -> Iterator[Roles]:
         for direction in directions:
-            addition = boosted.amount * direction[None, None]
-            yield pictures.moved(lambda: model.add(site, lambda: addition))  # noqa: B023
+            yield pictures.moved(raising(model, site, boosted.amount * direction))
 
     features = boosted.dictionary.decoder[list(boosted.features)]
+    random_directions = features.norm(dim=1, keepdim=True) * _unit_rows(features.shape, random)
     return BlockEffects(
         site,
-        pictures.moved(lambda: model.replace(site, nothing)),
-        pictures.moved(lambda: model.replace(site, aside)),
+        pictures.moved(lambda _: model.replace(site, nothing)),
+        pictures.moved(lambda _: model.replace(site, aside)),
         Roles(*_mean(list(adding(features))).tolist()),
-        Roles(*_mean(list(adding(_unit_rows(features.shape, random)))).tolist()),
+        Roles(*_mean(list(adding(random_directions))).tolist()),
     )
 
 
@@ -189,7 +195,7 @@ def examples(
     pictures = _Pictures(model, prompts)
     rows = [pictures.plain]
     for site, boosted in blocks.items():
-        rows.append(pictures.made(lambda: model.replace(site, torch.zeros_like)))  # noqa: B023
-        addition = boosted.amount * boosted.dictionary.decoder[boosted.features[0]][None, None]
-        rows.append(pictures.made(lambda: model.add(site, lambda: addition)))  # noqa: B023
+        rows.append(pictures.made(lambda _: model.replace(site, torch.zeros_like)))  # noqa: B023
+        addition = boosted.amount * boosted.dictionary.decoder[boosted.features[0]]
+        rows.append(pictures.made(raising(model, site, addition)))
     return rows

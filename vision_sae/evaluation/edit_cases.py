@@ -39,7 +39,7 @@ from vision_sae.evaluation.planted_scenes import (
     random_attributes,
 )
 from vision_sae.evaluation.scene_attributes import SIDE, AttributeClassifier
-from vision_sae.models.generator import GenerationSettings, Generator, finish
+from vision_sae.models.generator import Denoising, GenerationSettings, Generator, finish
 from vision_sae.steering import effects
 from vision_sae.steering.generation import (
     PICTURE,
@@ -187,7 +187,7 @@ def _add_difference(
         return moved
 
     @contextmanager
-    def edited() -> Iterator[None]:
+    def edited(_: Denoising) -> Iterator[None]:
         with ExitStack() as stack:
             for site in sites:
                 stack.enter_context(model.replace(site, edit))

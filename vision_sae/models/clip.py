@@ -38,6 +38,7 @@ class VisionTower(Protocol):
 
     grid: PatchGrid
     dim: int
+    special_tokens: tuple[str, ...]
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """(block, its attention, the last linear of its MLP) in order of computation."""
@@ -83,6 +84,7 @@ class OpenClipTower:
             )
         self._visual = vit
         rows, cols = vit.grid_size
+        self.special_tokens: tuple[str, ...] = ("cls",)
         self.grid = PatchGrid(rows, cols, 1, *vit.patch_size)
         self.dim = int(vit.transformer.width)
 
@@ -114,6 +116,7 @@ class TimmTower:
         self._trunk = self._visual.trunk
         self._backbone = TimmBackbone(self._trunk)
         self.grid, self.dim = self._backbone.grid, self._backbone.dim
+        self.special_tokens = self._backbone.special_tokens
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """See `VisionTower.blocks`."""
@@ -181,6 +184,7 @@ class OpenClipBackbone:
         self.module = module
         self.tower = _tower(module)
         self.grid, self.dim = self.tower.grid, self.tower.dim
+        self.special_tokens = self.tower.special_tokens
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """See `VisionTower.blocks`."""

@@ -35,6 +35,12 @@ class GenerationSettings:
     strength: float = 0.5
     """How much of it is noised away, in (0, 1]."""
 
+    @property
+    def steps_run(self) -> int:
+        """Steps that are taken: with a picture to start from only the last of them."""
+        share = 1.0 if self.image is None else self.strength
+        return min(self.steps, int(self.steps * share))
+
     def filled(self, *, steps: int, guidance_scale: float, side: int) -> GenerationSettings:
         """With these in the place of what is missing."""
         return replace(
@@ -155,14 +161,27 @@ class Generator(Protocol):
 
 _AT_ONCE = 50
 
-Change = Callable[[], AbstractContextManager[object]]
-"""Makes a context in which a step is done otherwise, `Generator.add` for instance."""
+Change = Callable[[Denoising], AbstractContextManager[object]]
+"""Makes a context in which the next step of a batch is done otherwise."""
+
+
+def raising(model: Generator, site: str, direction: Tensor) -> Change:
+    """The change that adds ``direction`` (D) at every position of a site, as an edit does: with
+    guidance to the half that sees the prompt."""
+
+    def change(run: Denoising) -> AbstractContextManager[None]:
+        halves = torch.zeros(1 + run.guided, len(run.batch), 1, len(direction))
+        halves[-1] = direction
+        addition = halves.flatten(0, 1).to(model.device)
+        return model.add(site, lambda: addition)
+
+    return change
 
 
 def finish(run: Denoising, change: Change = nullcontext) -> list[Image.Image]:
     """The pictures of ``run``, whose remaining steps are done with ``change`` in force."""
     while run.step < run.steps:
-        with change():
+        with change(run):
             run.advance()
     return run.pictures()
 

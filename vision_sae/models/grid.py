@@ -146,17 +146,18 @@ class PatchGrid:
     def inside(
         self, box: tuple[float, float, float, float], geometry: Geometry
     ) -> NDArray[np.bool_]:
-        """Mask[patches] of the patches whose centre lies in ``box`` (original pixels).
+        """Mask[patches] of the patches half of which, or more, lies in ``box`` (original pixels).
 
-        A box too small to hold a centre selects the one patch nearest to its own centre.
+        A box that covers half of none selects the one patch nearest to its centre.
         """
-        boxes = self.boxes(geometry)
-        centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-        x0, y0, x1, y1 = box
-        mask = (centre_x >= x0) & (centre_x < x1) & (centre_y >= y0) & (centre_y < y1)
+        boxes = self.boxes(geometry).astype(np.float64)
+        low, high = boxes[:, :2], boxes[:, 2:]
+        shared = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod(1)
+        area = (high - low).prod(1)
+        mask = (shared >= area / 2) & (area > 0)
         if not mask.any():
-            distance = (centre_x - (x0 + x1) / 2) ** 2 + (centre_y - (y0 + y1) / 2) ** 2
-            mask[np.argmin(distance)] = True
+            centre = (np.array(box[:2]) + box[2:]) / 2
+            mask[np.argmin(np.square((low + high) / 2 - centre).sum(1))] = True
         return np.asarray(mask, dtype=np.bool_)
 
     def to_json(self) -> dict[str, int]:

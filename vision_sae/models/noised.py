@@ -53,6 +53,11 @@ class NoisedPictures:
             side, side, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         )
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """None: every token of a generator has a place."""
+        return ()
+
     def on(self, grid: PatchGrid) -> NoisedPictures:
         """The same, of the sites with this grid."""
         return NoisedPictures(self.generator, grid, self._noising)

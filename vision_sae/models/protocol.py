@@ -53,6 +53,11 @@ class Model(Protocol):
     """The precision matrix products run in; the residual stream stays float32."""
 
     @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What the tokens in front of the patches are: ``cls``, ``register_0``, ..."""
+        ...
+
+    @property
     def sites(self) -> dict[str, Site]:
         """Every site by name, in the order in which they are computed."""
         ...

@@ -214,13 +214,12 @@ class Denoising:
     def _times(self) -> Tensor:
         settings, scheduler = self.batch[0], self._scheduler
         scheduler.set_timesteps(settings.steps, device=self._model.device)
-        share = 1.0 if settings.image is None else settings.strength
-        skipped = max(settings.steps - int(settings.steps * share), 0)
-        self._first_index = skipped * scheduler.order
+        self._first_index = (settings.steps - settings.steps_run) * scheduler.order
         times: Tensor = scheduler.timesteps[self._first_index :]
         if not len(times):
             raise InvalidInputError(
-                f"a strength of {share} leaves none of {settings.steps} steps; raise either",
+                f"a strength of {settings.strength} leaves none of {settings.steps} steps; raise "
+                "either",
                 field="strength",
             )
         return times

@@ -27,6 +27,8 @@ class VitBackbone(Protocol):
     module: nn.Module
     grid: PatchGrid
     dim: int
+    special_tokens: tuple[str, ...]
+    """What the tokens in front of the patches are, in their order."""
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """(block, its attention, the last linear of its MLP) in order of computation."""
@@ -37,8 +39,8 @@ class VitBackbone(Protocol):
         ...
 
     def classify(self, tokens: Tensor) -> Tensor | None:
-        """Tokens behind the last block (B, n, D) -> the logits (B, C) of their mean, as if it were
-        what the classifier sees; None without a classifier."""
+        """Tokens behind the last block (B, n, D) -> the logits (B, C) of these alone, pooled as the
+        model pools (by class token: their mean); None without a classifier."""
         ...
 
 
@@ -62,8 +64,8 @@ class TimmBackbone:
         self.module = module
         rows, cols = patch_embed.grid_size
         patch_h, patch_w = patch_embed.patch_size
-        special = int(getattr(module, "num_prefix_tokens", 1))
-        self.grid = PatchGrid(rows, cols, special, patch_h, patch_w)
+        self.special_tokens = _prefix_of(module)
+        self.grid = PatchGrid(rows, cols, len(self.special_tokens), patch_h, patch_w)
         self.dim = int(cast(int, module.embed_dim))
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
@@ -76,20 +78,32 @@ class TimmBackbone:
         module = cast(Any, self.module)
         features = module.forward_features(images)
         embedding = module.forward_head(features, pre_logits=True)
-        head = self._head()
-        return ModelOutput(embedding.float(), None if head is None else head(embedding).float())
+        logits = module.forward_head(features).float() if self._heads() else None
+        return ModelOutput(embedding.float(), logits)
 
-    def _head(self) -> nn.Module | None:
-        head = cast(Any, self.module).get_classifier()
-        return head if isinstance(head, nn.Module) and not isinstance(head, nn.Identity) else None
+    def _heads(self) -> list[nn.Module]:
+        """Its classifier; two of a distilled DeiT, which says the mean of both."""
+        found = cast(Any, self.module).get_classifier()
+        heads = found if isinstance(found, tuple) else (found,)
+        return [h for h in heads if isinstance(h, nn.Module) and not isinstance(h, nn.Identity)]
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """See `VitBackbone.classify`."""
-        module, head = cast(Any, self.module), self._head()
-        if head is None:
+        module, heads = cast(Any, self.module), self._heads()
+        if not heads:
             return None
-        logits: Tensor = head(module.fc_norm(module.norm(tokens).mean(1))).float()
-        return logits
+        tokens = module.norm(tokens)
+        pool = getattr(module, "attn_pool", None)
+        pooled = module.fc_norm(tokens.mean(1) if pool is None else pool(tokens))
+        return torch.stack([head(pooled).float() for head in heads]).mean(0)
+
+
+def _prefix_of(module: nn.Module) -> tuple[str, ...]:
+    """The tokens that a timm ViT puts in front of its patches."""
+    count = int(getattr(module, "num_prefix_tokens", 1))
+    tokens = {"cls": "cls_token", "distillation": "dist_token"}
+    named = [name for name, token in tokens.items() if getattr(module, token, None) is not None]
+    return (*named, *(f"register_{i}" for i in range(count - len(named))))[:count]
 
 
 class TorchvisionBackbone:
@@ -99,6 +113,7 @@ class TorchvisionBackbone:
         vit = cast(Any, module)
         self.module = module
         side = vit.image_size // vit.patch_size
+        self.special_tokens: tuple[str, ...] = ("cls",)
         self.grid = PatchGrid(side, side, 1, vit.patch_size, vit.patch_size)
         self.dim = int(vit.hidden_dim)
 
@@ -168,6 +183,11 @@ class VitModel:
                 name = f"blocks.{index}.{kind}"
                 taps[name] = (Site(name, kind, dim), tap)
         return taps
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """See `Model.special_tokens`."""
+        return self.backbone.special_tokens
 
     @property
     def sites(self) -> dict[str, Site]:

@@ -50,9 +50,10 @@ class SteeringBundle:
         *,
         amount: float,
         randoms: int = RANDOMS,
+        seed: int = 0,
     ) -> Movements:
         """Of pictures of ``prompts`` under features raised by ``amount`` mean activations of the
-        usual feature."""
+        usual feature; see `Movements`."""
         return Movements(
             model,
             self.dictionary,
@@ -61,6 +62,7 @@ class SteeringBundle:
             amount=amount * self.usual_mean,
             alive=self.alive,
             randoms=randoms,
+            seed=seed,
         )
 
 

@@ -1,8 +1,9 @@
 """Edits of features: what, how much, where and when, and what they do to a site's vectors.
 
 Every edit moves a feature's activation and nothing else: ``x' = x + w (f' - f) d``, with the
-feature's activation f, what it becomes f', its direction d and a weight w for each place. What the
-dictionary does not explain stays as it is. Only ``replace`` is otherwise: ``x' = x + w (v d - x)``.
+feature's activation f, what it becomes f', its direction d and a strength w for each place and
+step. What the dictionary does not explain stays as it is. Only ``replace`` is otherwise:
+``x' = x + w (v d - x)``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class When:
     last: int | None = None
     """Included; None means the final one."""
     factors: tuple[float, ...] = (1.0,)
-    """Factor at each denoising step; the last holds for all further ones."""
+    """How strong it is at each denoising step; the last holds for all further ones."""
 
     def factor(self, step: int) -> float | None:
         """The factor at a denoising step; None outside of the steps."""
@@ -52,17 +53,12 @@ class FeatureEdit:
     value: float = 0.0
     """In units of the site: added, multiplied with, or set. Ignored by ``ablate``."""
     weights: Tensor | None = None
-    """Factor of the change at each patch (P), in [0, 1]; everywhere when None."""
+    """How strong it is at each patch (P), in [0, 1]; everywhere alike when None."""
     fires_above: float | None = None
     """Only at patches where the feature's activation exceeds this."""
     when: When = ALWAYS
     half: Half = "conditional"
     """Which half of a batch with guidance it reaches; ``opposed`` subtracts from the other."""
-
-    def value_at(self, step: int) -> float | None:
-        """``value`` at a denoising step; None outside of the steps."""
-        factor = self.when.factor(step)
-        return None if factor is None else self.value * factor
 
     @property
     def looks(self) -> bool:
@@ -89,7 +85,7 @@ def added(edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int, patch
 
 
 def _scale(edit: FeatureEdit, step: int, patches: int) -> Tensor:
-    value = edit.value_at(step) or 0.0
+    value = edit.value * (edit.when.factor(step) or 0.0)
     return torch.full((patches,), value) if edit.weights is None else edit.weights * value
 
 
@@ -108,9 +104,10 @@ def changed(
 ) -> Tensor:
     """Site vectors (P, D) with all ``edits`` of one dictionary, in their order.
 
-    Several edits of one feature follow each other; edits of different features do not touch. With
-    nothing to change ``vectors`` itself is returned. ``stand_ins`` {feature: direction (D)} are
-    moved along in the place of the features' own directions, by the same amounts.
+    Several edits of one feature follow each other; edits of different features do not touch, but
+    for ``replace``, which leaves nothing of what was there before. With nothing to change
+    ``vectors`` itself is returned. ``stand_ins`` {feature: direction (D)} are moved along in the
+    place of the features' own directions, by the same amounts.
     """
 
     def directions(features: Sequence[int]) -> Tensor:
@@ -119,28 +116,40 @@ def changed(
         return torch.stack([stand_ins[feature] for feature in features])
 
     codes = dictionary.encode(vectors.float())
-    result, before, now = vectors, dict[int, Tensor](), dict[int, Tensor]()
+    result, left = vectors, torch.ones(len(vectors))  # left: the share that nothing has replaced
+    held, now = dict[int, Tensor](), dict[int, Tensor]()  # what `result` holds, and what it should
+
+    def moved() -> Tensor:
+        features = [f for f in now if not torch.equal(now[f], held[f])]
+        if not features:
+            return result
+        change = torch.stack([now[f] - held[f] for f in features], dim=1)
+        return result + change @ directions(features)
+
     for edit in edits:
-        value = edit.value_at(step)
-        if value is None:
+        strength = edit.when.factor(step)
+        if strength is None:
             continue
         feature = edit.feature
-        if feature not in before:
-            before[feature] = now[feature] = activations(codes, [feature])[:, 0]
-        weight = torch.ones(len(vectors)) if edit.weights is None else edit.weights
+        (fires,) = activations(codes, [feature]).T
+        if feature not in now:
+            held[feature] = now[feature] = left * fires
+        weight = torch.full_like(left, strength)
+        if edit.weights is not None:
+            weight = weight * edit.weights
         if edit.fires_above is not None:
-            weight = weight * (before[feature] > edit.fires_above)
+            weight = weight * (fires > edit.fires_above)
         if edit.operation == "replace":
-            (wanted,) = value * directions([feature])
-            result = result + weight[:, None] * (wanted - vectors)
+            result = moved()
+            result = result + weight[:, None] * (edit.value * directions([feature]) - result)
+            left = left * (1 - weight)
+            now = {f: (1 - weight) * activation for f, activation in now.items()}
+            now[feature] = now[feature] + weight * edit.value
+            held = dict(now)
         else:
-            wanted = _wanted(edit.operation, now[feature], value)
+            wanted = _wanted(edit.operation, now[feature], edit.value)
             now[feature] = now[feature] + weight * (wanted - now[feature])
-    moved = [f for f in now if not torch.equal(now[f], before[f])]
-    if not moved:
-        return result
-    change = torch.stack([now[f] - before[f] for f in moved], dim=1)
-    return result + change @ directions(moved)
+    return moved()
 
 
 def _wanted(operation: Operation, activation: Tensor, value: float) -> Tensor:

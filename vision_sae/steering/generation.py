@@ -8,16 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Dictionary, SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import Denoising, GenerationSettings, Generator
-from vision_sae.steering.edits import FeatureEdit, added, changed, check_features
+from vision_sae.steering.edits import FeatureEdit, activations, added, changed, check_features
 from vision_sae.steering.transport import Transport, carried
 
 PICTURE, TWIN, SOURCES = 0, 1, 2
@@ -58,6 +60,9 @@ class Steering:
         dictionaries = {name: found.dictionary for name, found in changes.dictionaries.items()}
         check_features(changes.edits, dictionaries)
         self._model = model
+        self.fired: dict[FeatureEdit, Tensor] = {}
+        """Of edits that apply where their feature fires by itself, the patches (P) where it did, at
+        any step so far."""
         self._groups = []
         for name, found in changes.dictionaries.items():
             edits = [edit for edit in changes.edits if edit.dictionary == name]
@@ -73,7 +78,7 @@ class Steering:
         """Changes are in force during the next step of ``run``."""
         with ExitStack() as stack:
             for found, edits, sources in self._groups:
-                now = [edit for edit in edits if edit.value_at(run.step) is not None]
+                now = [edit for edit in edits if edit.when.factor(run.step) is not None]
                 if sources or any(edit.looks for edit in now):
                     edit = partial(self._edit, found.dictionary, now, sources, run)
                     stack.enter_context(self._model.replace(found.site, edit))
@@ -109,6 +114,7 @@ class Steering:
             halves = vectors.float().unflatten(0, (-1, len(run.batch)))
             given = halves[-1]
             plain = given[PICTURE]
+            self._note_fired(dictionary, edits, plain)
             edited = changed(plain, edits, dictionary, run.step)
             for place, transport in sources.items():
                 moved = carried(plain, given[place], transport, dictionary, run.step)
@@ -122,6 +128,17 @@ class Steering:
                     other = other - (changed(plain, opposed, dictionary, run.step) - plain)
                 result[0] = other.to(vectors.dtype)
         return result
+
+    def _note_fired(
+        self, dictionary: Dictionary, edits: Sequence[FeatureEdit], vectors: Tensor
+    ) -> None:
+        looking = [edit for edit in edits if edit.fires_above is not None]
+        if not looking:
+            return
+        found = activations(dictionary.encode(vectors), [edit.feature for edit in looking])
+        for edit, values in zip(looking, found.T, strict=True):
+            fires = values > (edit.fires_above or 0.0)
+            self.fired[edit] = self.fired[edit] | fires if edit in self.fired else fires
 
 
 def _half(edit: FeatureEdit) -> str:
@@ -151,9 +168,20 @@ class Generation:
         self.run = model.start(settings, settings, *sources)
 
     @property
+    def fired(self) -> Mapping[FeatureEdit, Tensor]:
+        """See `Steering.fired`."""
+        return self._steering.fired
+
+    @property
     def done(self) -> bool:
         """Whether no step is left."""
         return self.run.step == self.run.steps
+
+    def map_of(self, site: str, patches: Tensor) -> NDArray[Any]:
+        """What is known of the patches (P) of a site as (rows, cols)."""
+        settings = self.run.batch[PICTURE]
+        grid = self._model.grid(site, settings.height, settings.width)
+        return np.asarray(patches.cpu().numpy().reshape(grid.rows, grid.cols))
 
     def advance(self, capture: Sequence[str] = ()) -> dict[str, Tensor]:
         """One step; gives the vectors (P, D) of the sites to capture, as steered."""

@@ -2,37 +2,32 @@
 
 A feature's direction is added, everywhere and at every step, to the generations of some prompts;
 what moves is the embedding of each picture. The control is a random feature of the same dictionary
-that is raised by as much: decoder rows have unit length, so both additions have equal norm.
+that is raised by as much: directions are given unit length, so both additions have equal norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from vision_sae.dictionaries.protocol import SiteDictionary
-from vision_sae.models.generator import GenerationSettings, Generator, generate
+from vision_sae.models.generator import (
+    Change,
+    GenerationSettings,
+    Generator,
+    generate,
+    raising,
+)
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.similarity import embed_pictures
 
 RANDOMS = 40
 """Random features that one is compared with."""
-_RANDOM_SEED = 7
-
-
-def raised(
-    model: Generator,
-    found: SiteDictionary,
-    direction: torch.Tensor,
-    prompts: Sequence[GenerationSettings],
-) -> list[Image.Image]:
-    """Pictures of ``prompts`` with ``direction`` (D) added everywhere at every step."""
-    return generate(model, prompts, lambda: model.add(found.site, lambda: direction[None, None]))
 
 
 class Movements:
@@ -48,12 +43,13 @@ class Movements:
         amount: float,
         alive: NDArray[np.integer],
         randoms: int = RANDOMS,
+        seed: int = 0,
     ) -> None:
         """``amount`` is added of each feature, in the units of the site; random features are drawn
-        from ``alive``."""
+        from ``alive``, others for each ``seed``: who judges what somebody chose takes another."""
         self._model, self._found, self._contrastive = model, found, contrastive
         self._prompts, self._amount = list(prompts), amount
-        random = np.random.default_rng(_RANDOM_SEED)
+        random = np.random.default_rng(seed)
         chosen = random.choice(alive, min(randoms, len(alive)), replace=False)
         self._randoms = [int(feature) for feature in chosen]
         # The random features, the one in question and the one before it.
@@ -61,17 +57,18 @@ class Movements:
 
     def _of(self, feature: int) -> NDArray[np.float32]:
         """How the embeddings of all prompts' pictures move under a feature (P, E)."""
-        direction = self._amount * self._found.dictionary.decoder[feature]
-        return self._embedded(direction) - self._plain
+        row = self._found.dictionary.decoder[feature]
+        direction = self._amount * torch.nn.functional.normalize(row, dim=0)
+        return self._embedded(raising(self._model, self._found.site, direction)) - self._plain
 
     def others(self, feature: int) -> NDArray[np.float32]:
         """The same under the random features but this one (R, P, E)."""
         return np.stack([self.of(other) for other in self._randoms if other != feature])
 
-    def _embedded(self, direction: torch.Tensor) -> NDArray[np.float32]:
-        made = raised(self._model, self._found, direction, self._prompts)
+    def _embedded(self, change: Change) -> NDArray[np.float32]:
+        made = generate(self._model, self._prompts, change)
         return np.asarray(embed_pictures(self._contrastive, made).numpy())
 
     @cached_property
     def _plain(self) -> NDArray[np.float32]:
-        return self._embedded(torch.zeros(self._found.dictionary.dim))
+        return self._embedded(nullcontext)

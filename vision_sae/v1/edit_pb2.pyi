@@ -41,7 +41,8 @@ class _EditOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EditOpe
     """Set it to `value`, whether it fires or not."""
     EDIT_OPERATION_REPLACE: _EditOperation.ValueType  # 5
     """Replace the whole site vector update by `value` times the feature's direction: the picture
-    that remains is the feature's icon.
+    that remains is the feature's icon. Of several the last remains; what is added after it is
+    added to it.
     """
 
 class EditOperation(_EditOperation, metaclass=_EditOperationEnumTypeWrapper):
@@ -63,7 +64,8 @@ EDIT_OPERATION_CLAMP: EditOperation.ValueType  # 4
 """Set it to `value`, whether it fires or not."""
 EDIT_OPERATION_REPLACE: EditOperation.ValueType  # 5
 """Replace the whole site vector update by `value` times the feature's direction: the picture
-that remains is the feature's icon.
+that remains is the feature's icon. Of several the last remains; what is added after it is
+added to it.
 """
 Global___EditOperation: _TypeAlias = EditOperation  # noqa: Y015
 
@@ -195,8 +197,8 @@ class Where(_message.Message):
 
     @_builtins.property
     def weights(self) -> _tensor_pb2.Tensor:
-        """A weight per patch in [0, 1], multiplied with the value of the edit: FLOAT32, FLOAT16 or
-        quantised UINT8, shape (rows, cols) of the grid.
+        """How strong the edit is at each patch, in [0, 1]: at 0.5 it goes half its way. FLOAT32, FLOAT16
+        or quantised UINT8, shape (rows, cols) of the grid.
         """
 
     def __init__(
@@ -247,7 +249,9 @@ Global___StepRange: _TypeAlias = StepRange  # noqa: Y015
 
 @_typing.final
 class StrengthSchedule(_message.Message):
-    """A factor on the edit's value for each denoising step. Generators only."""
+    """How strong an edit is at each denoising step: at 0 it does nothing, at 1 all that it says.
+    Generators only.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -36,7 +36,8 @@ class _AttributionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Att
     """Integrated gradients over codes and error, Gauss-Legendre nodes. The sum checks."""
     ATTRIBUTION_METHOD_EXACT_ABLATION: _AttributionMethod.ValueType  # 3
     """The strongest features by ACT_X_GRAD are ablated one by one, and the target measured again. Of
-    a single feature it is the truth; effects of several do not add up.
+    a single feature, at the patches, it is the truth; effects of several do not add up. Takes no
+    baseline: what is ablated becomes 0.
     """
     ATTRIBUTION_METHOD_CONTRAST_IMAGE: _AttributionMethod.ValueType  # 4
     """Integrated gradients from the codes of another picture. Needs a baseline image."""
@@ -66,7 +67,8 @@ ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS: AttributionMethod.ValueType  # 2
 """Integrated gradients over codes and error, Gauss-Legendre nodes. The sum checks."""
 ATTRIBUTION_METHOD_EXACT_ABLATION: AttributionMethod.ValueType  # 3
 """The strongest features by ACT_X_GRAD are ablated one by one, and the target measured again. Of
-a single feature it is the truth; effects of several do not add up.
+a single feature, at the patches, it is the truth; effects of several do not add up. Takes no
+baseline: what is ablated becomes 0.
 """
 ATTRIBUTION_METHOD_CONTRAST_IMAGE: AttributionMethod.ValueType  # 4
 """Integrated gradients from the codes of another picture. Needs a baseline image."""
@@ -250,7 +252,9 @@ class FeatureContribution(_message.Message):
     it works against the target.
     """
     special_tokens: _builtins.float
-    """The part of `contribution` at special tokens (CLS, registers), which the heat map cannot show."""
+    """The part of `contribution` at special tokens (CLS, registers), which the heat map cannot show.
+    0 so far: special tokens are held as they are in the picture.
+    """
     max_activation: _builtins.float
     """Its largest activation in the picture, in the units of the site."""
     @_builtins.property
@@ -343,7 +347,9 @@ class Faithfulness(_message.Message):
     area_random: _builtins.float
     """Mean area over random orders."""
     area_activation: _builtins.float
-    """Area for the order by activation. Only in code space."""
+    """Area for the order by activation: of features by theirs, of patches by that of all their
+    features.
+    """
     @_builtins.property
     def curve(self) -> _tensor_pb2.Tensor:
         """The curve of the attribution's order. FLOAT32, shape (points, 2): share, target."""
@@ -388,7 +394,9 @@ class SiteAttribution(_message.Message):
     explained_variance: _builtins.float
     """Share of this picture's site vectors that the dictionary explains, at most 1."""
     special_tokens: _builtins.float
-    """The part of `Ledger.total` at special tokens, which `total_map` cannot show."""
+    """The part of `Ledger.total` at special tokens, which `total_map` cannot show. 0 so far: special
+    tokens are held as they are in the picture.
+    """
     @_builtins.property
     def grid(self) -> _image_pb2.PatchGrid:
         """How the patches lie on the picture."""

@@ -449,8 +449,8 @@ class SearchPatchesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page. Empty on the last one."""
     recall_at_10: _builtins.float
-    """Share of the exact 10 best that this index finds, as recorded when it was built, in [0, 1]. 1
-    when the answer is exact.
+    """Share of the exact 10 best that this index finds, as recorded when it was built, with patches
+    of other pictures as queries, in [0, 1]. 1 when the answer is exact.
     """
     dictionary: _builtins.str
     """The dictionary searched, `dictionaries/{dictionary}`."""

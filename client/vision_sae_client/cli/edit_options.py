@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vision_sae.errors import InvalidInputError
 from vision_sae.v1.edit_pb2 import Edit
 from vision_sae_client.cli.command import feature_name, parse_box
 from vision_sae_client.client import Client
@@ -44,6 +45,12 @@ def edits(
         for operation, given in asked.items()
         for words in parse_edits(given or [], operation)
     ]
+    if not parsed and (box is not None or own_map or first_step or last_step is not None):
+        raise InvalidInputError(
+            "--box, --own-map and steps say where and when an edit applies; give one, --add for "
+            "example",
+            field="edits",
+        )
     return [
         edit(
             feature_name(client, feature, dictionary),

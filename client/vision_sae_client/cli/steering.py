@@ -59,8 +59,13 @@ def steer(
 ) -> None:
     """Make a picture with features turned up or down, and its twin without."""
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
-    if recipe is not None and (prompt or any(asked.values())):
-        raise InvalidInputError("a recipe holds the prompt and the edits already", field="recipe")
+    if recipe is not None and (
+        prompt or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
+    ):
+        raise InvalidInputError(
+            "a recipe holds the prompt, the edits and all settings already; leave them out",
+            field="recipe",
+        )
     with Client(address, token=token, timeout=timeout) as client:
         content: GenerationSettings | Recipe
         if recipe is not None:

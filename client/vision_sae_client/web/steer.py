@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import islice
 from typing import NamedTuple
 
 import gradio as gr
@@ -42,18 +43,16 @@ def steerable(client: Client) -> Steerable | None:
         model = client.generator()
         if model is None:
             return None
-        found: list[tuple[str, str]] = []
-        for dictionary in client.dictionaries():
-            if dictionary.model != model:
-                continue
-            for feature in client.features(dictionary.name, order_by="firing_rate desc"):
-                if feature.description.HasField("text"):
-                    found.append((f"{feature.description.text} ({feature.index})", feature.name))
-                if len(found) == _FEATURES:
-                    break
+        labelled = (
+            (f"{feature.description.text} ({feature.index})", feature.name)
+            for dictionary in client.dictionaries()
+            if dictionary.model == model
+            for feature in client.features(dictionary.name, order_by="firing_rate desc")
+            if feature.description.HasField("text")
+        )
+        return Steerable(model, list(islice(labelled, _FEATURES)))
     except ClientError:
         return None
-    return Steerable(model, found)
 
 
 def add_panel(client: Client, what: Steerable) -> None:
