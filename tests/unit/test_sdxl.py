@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -37,11 +38,8 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
-@pytest.mark.parametrize("guidance", [0.0, 3.0])
-def test_steps_make_the_picture_of_the_pipelines_own_call(
-    model: SdxlModel, tiny_pipeline: Any, guidance: float
-) -> None:
-    expected = tiny_pipeline(
+def by_its_own_call(pipeline: Any, guidance: float) -> Image.Image:
+    found: Image.Image = pipeline(
         PROMPT,
         num_inference_steps=3,
         guidance_scale=guidance,
@@ -49,8 +47,67 @@ def test_steps_make_the_picture_of_the_pipelines_own_call(
         width=64,
         generator=torch.Generator().manual_seed(7),
     ).images[0]
+    return found
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_steps_make_the_picture_of_the_pipelines_own_call(
+    model: SdxlModel, tiny_pipeline: Any, guidance: float
+) -> None:
     (made,) = pictures(model, seed=7, steps=3, guidance_scale=guidance)
-    assert same(made, expected)
+    assert same(made, by_its_own_call(tiny_pipeline, guidance))
+
+
+@pytest.mark.parametrize("scheduler", ["EulerDiscrete", "EulerAncestralDiscrete"])
+def test_schedulers_of_sdxl_and_of_turbo_make_the_same_picture(
+    tiny_pipeline: Any, scheduler: str
+) -> None:
+    kind = getattr(diffusers, f"{scheduler}Scheduler")
+    made = kind.from_config(tiny_pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline = type(tiny_pipeline)(**tiny_pipeline.components | {"scheduler": made})
+    model = SdxlModel("euler", pipeline, dtype="float32")
+    (found,) = pictures(model, seed=7, steps=3, guidance_scale=3.0)
+    assert same(found, by_its_own_call(pipeline, 3.0))
+
+
+@pytest.fixture
+def one_encoder(tiny_pipeline: Any) -> Any:
+    """A pipeline of Stable Diffusion 1 and 2: one text encoder, and nothing told of sizes."""
+    parts, config = tiny_pipeline.components, dict(tiny_pipeline.unet.config)
+    width = parts["text_encoder"].config.hidden_size
+    for name in ("addition_embed_type", "addition_time_embed_dim"):
+        config[name] = None
+    config |= {"projection_class_embeddings_input_dim": None, "cross_attention_dim": width}
+    torch.manual_seed(0)
+    return diffusers.StableDiffusionPipeline(
+        **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")},
+        unet=type(tiny_pipeline.unet).from_config(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_a_pipeline_with_one_text_encoder(
+    one_encoder: Any, guidance: float, tmp_path: Path
+) -> None:
+    one_encoder.save_pretrained(tmp_path)
+    loaded = load_generator(f"sdxl:{tmp_path}", dtype="float32")
+    assert f"{TURBO_BLOCKS[1]}.update" in loaded.sites
+    run = loaded.start(GenerationSettings(PROMPT, seed=7, steps=3, guidance_scale=guidance))
+    while run.step < run.steps:
+        run.advance()
+    assert same(run.pictures()[0], by_its_own_call(one_encoder, guidance))
+
+
+def test_other_pipelines_are_refused_by_name(tiny_pipeline: Any, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "FluxPipeline"))
+    with pytest.raises(InvalidInputError, match="FluxPipeline; supported are Stable"):
+        load_generator(f"sdxl:{tmp_path}")
 
 
 def test_it_is_a_generator(model: SdxlModel) -> None:

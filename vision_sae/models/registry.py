@@ -11,7 +11,7 @@
 | ``hf-hub:ORG/NAME`` | a contrastive model of the hub with an open_clip config |
 | ``open_clip-dir:PATH`` | a directory with ``open_clip_config.json`` and weights |
 | ``demo:generator`` | the embedded text-to-image model, from this repository |
-| ``sdxl:NAME`` | a text-to-image pipeline of SDXL's kind, from the hub |
+| ``sdxl:NAME`` | a text-to-image pipeline of SDXL or Stable Diffusion 1 or 2, from the hub |
 | ``sdxl:PATH`` | a directory that such a pipeline's ``save_pretrained`` wrote |
 
 As a `Model` a text-to-image model sees pictures that are noised; `load_generator` loads it to

@@ -1,4 +1,5 @@
-"""Text-to-image pipelines of SDXL's kind behind the `Generator` protocol.
+"""Text-to-image pipelines with a conditional U-Net behind the `Generator` protocol: those of SDXL
+and, with one text encoder, those of Stable Diffusion 1 and 2.
 
 A `Denoising` is one request's way from noise to a picture, a step at a time: who drives it can
 stop, look and interfere between steps, and as it owns its scheduler, its noise and its place, any
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,18 @@ TURBO_BLOCKS = (
 arXiv:2410.22366): composition; nothing known; local detail; colour, light and style."""
 
 
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+    "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
+}
+"""What pipelines of each class are loaded with: none may look at pictures, or change them."""
 _NOT_SCHEDULE = ("_use_default_values", "_diffusers_version")
 """Of a scheduler's configuration: where it came from."""
 
 
 class SdxlModel:
-    """A diffusers ``StableDiffusionXLPipeline``; see `vision_sae.models.generator.Generator`.
+    """A diffusers ``StableDiffusionXLPipeline`` or ``StableDiffusionPipeline``; see
+    `vision_sae.models.generator.Generator`.
 
     Sites are the updates of the U-Net's attention blocks: ``down_blocks.2.attentions.1.update``.
     """
@@ -71,7 +79,10 @@ class SdxlModel:
         }
         scheduler = pipeline.scheduler.config
         turbo = scheduler.get("timestep_spacing") == "trailing"
-        self.usual_steps, self.usual_guidance = (4, 0.0) if turbo else (50, 5.0)
+        usual = {name: p.default for name, p in signature(pipeline.__call__).parameters.items()}
+        self.usual_steps, self.usual_guidance = (
+            (4, 0.0) if turbo else (usual["num_inference_steps"], usual["guidance_scale"])
+        )
         self.usual_side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
     @cached_property
@@ -143,7 +154,8 @@ class SdxlModel:
         """Of the weights rounded to bfloat16: the same whatever precision they were loaded in."""
         digest = hashlib.sha256()
         for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            for name, tensor in sorted(getattr(self.pipeline, part).state_dict().items()):
+            module = getattr(self.pipeline, part, None)  # the second one is SDXL's alone
+            for name, tensor in sorted(module.state_dict().items() if module else ()):
                 digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
                 rounded = tensor.detach().cpu().to(torch.bfloat16).contiguous()
                 digest.update(rounded.view(torch.int16).numpy().tobytes())
@@ -230,15 +242,25 @@ class Denoising:
         return len(self._timesteps)
 
     def _conditions(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the U-Net is told of the prompts; of SDXL's also sizes and a pooled text."""
         settings, pipeline = self.batch[0], self._model.pipeline
         negatives = [s.negative_prompt for s in self.batch]
         with self._model.tokenizing:
-            prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
+            prompt, negative, *rest = pipeline.encode_prompt(
                 prompt=[s.prompt for s in self.batch],
                 device=self._model.device,
+                num_images_per_prompt=1,
                 do_classifier_free_guidance=self.guided,
                 negative_prompt=negatives if any(negatives) else None,
             )
+        kind = self._model.dtype
+        if self.guided:
+            prompt = torch.cat([negative, prompt])
+        if not rest:
+            return prompt.to(kind), {}
+        pooled, negative_pooled = rest
+        if self.guided:
+            pooled = torch.cat([negative_pooled, pooled])
         size = (settings.height, settings.width)
         times = pipeline._get_add_time_ids(
             size,
@@ -247,10 +269,6 @@ class Denoising:
             dtype=prompt.dtype,
             text_encoder_projection_dim=pipeline.text_encoder_2.config.projection_dim,
         ).to(self._model.device)
-        if self.guided:
-            prompt = torch.cat([negative, prompt])
-            pooled = torch.cat([negative_pooled, pooled])
-        kind = self._model.dtype
         return prompt.to(kind), {
             "text_embeds": pooled.to(kind),
             "time_ids": times.repeat(len(prompt), 1),
@@ -364,7 +382,12 @@ def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "c
             "save_pretrained wrote",
             field="model",
         )
-    pipelines: Any = diffusers.StableDiffusionXLPipeline
+    pipelines: Any = diffusers
     with _quiet_diffusers():
-        pipeline = pipelines.from_pretrained(target, add_watermarker=False)
+        kind = pipelines.DiffusionPipeline.load_config(target)["_class_name"]
+        if kind not in _OPTIONS:
+            raise InvalidInputError(
+                f"{target} is a {kind}; supported are {' and '.join(_OPTIONS)}", field="model"
+            )
+        pipeline = getattr(pipelines, kind).from_pretrained(target, **_OPTIONS[kind])
     return SdxlModel(name, pipeline, dtype=dtype, device=device)
