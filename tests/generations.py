@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def bundles(generator: Generator, root: Path) -> list[Bundle]:
         config = BuildConfig(exemplars=4, quantile_exemplars=2, recall_floor=0.0)
         made.append(build(store, root / f"{name}-dictionary", root / name, config, progress=False))
     return made
+
+
+def tensors_alive() -> dict[int, int]:
+    """Bytes of every tensor's memory, by where it lies."""
+    found = (value for value in gc.get_objects() if issubclass(type(value), torch.Tensor))
+    storages = (value.untyped_storage() for value in found)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def state(generator: Generator, found: list[Bundle], labelling: Any = None) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.generations import tensors_alive
 from vision_sae.activations.generations import harvest_generations
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
@@ -45,12 +46,13 @@ from vision_sae.steering import effects
 from vision_sae.steering.bundles import SteeringBundle, opened
 from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.edits import FeatureEdit
-from vision_sae.steering.generation import Changes
+from vision_sae.steering.generation import Changes, Generation
 from vision_sae.steering.generation import generate as steered
 
 _TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 150, 300
-_EXPANSION, _STEPS, _K = 4, 1000, (10, 20)
-_DEAD_AFTER = 50_000
+_TRAINED = {"k10": (4, 10), "k20": (4, 20), "k20_wide": (16, 20)}
+"""Dictionaries of each block by name: (features a dimension, k)."""
+_STEPS, _DEAD_AFTER = 1000, 50_000
 _DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 48.0
 _LABELS, _JUDGED = 50, 8
@@ -106,7 +108,7 @@ def overhead(dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
             )
 
     def captured() -> None:
-        generate(model, settings, lambda: model.capture(sites))
+        generate(model, settings, lambda _: model.capture(sites))
 
     edits = [
         FeatureEdit(name, int(found.alive[0]), "add", 1.0) for name, found in dictionaries.items()
@@ -127,11 +129,29 @@ def overhead(dictionaries: dict[str, SteeringBundle]) -> dict[str, float]:
         "plain_ms": round(1000 * usual["plain"], 2),
         "capture_overhead": round(usual["capture"] / usual["plain"] - 1, 4),
         "edit_overhead": round(usual["edit"] / usual["plain"] - 1, 4),
+        **memory(model, changes),
+    }
+
+
+def memory(model: Generator, changes: Changes) -> dict[str, float]:
+    """Megabytes of tensors before a second generation is under way, which it adds, and of these its
+    latents."""
+    under_way = []
+    held = []
+    for seed in (1, 2):
+        under_way.append(Generation(model, GenerationSettings("a star", seed=seed), changes))
+        under_way[-1].advance()
+        held.append(sum(tensors_alive().values()) / 1e6)
+    latents = under_way[-1].run.latents  # type: ignore[attr-defined]
+    return {
+        "held_mb": round(held[0], 2),
+        "second_request_mb": round(held[1] - held[0], 3),
+        "latents_mb": round(latents.nbytes / 1e6, 3),
     }
 
 
 def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
-    """({site: labelled bundle of k = 20}, {site: metrics of every k on held-out prompts})"""
+    """({site: labelled bundle of k = 20}, {site: held-out metrics of every dictionary})"""
     model = load_generator(generations.MODEL)
     config = HarvestConfig(
         model=generations.MODEL,
@@ -150,14 +170,14 @@ def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     paths, metrics = {}, {}
     for site in generations.SITES:
         short, metrics[site] = generations.SHORT[site], {}
-        for k in _K:
-            place = work / f"{short}-k{k}"
+        for name, (expansion, k) in _TRAINED.items():
             training = TrainConfig(
-                site=site, expansion=_EXPANSION, k=k, steps=_STEPS, dead_after=_DEAD_AFTER
+                site=site, expansion=expansion, k=k, steps=_STEPS, dead_after=_DEAD_AFTER
             )
+            place = work / f"{short}-{name}"
             found = train_dictionary(stores[0], place, training, {"heldout": stores[1]})
-            metrics[site][f"ev_k{k}"] = round(found["heldout"]["explained_variance"], 4)
-            metrics[site][f"dead_k{k}"] = round(1 - found["heldout"]["frac_alive"], 4)
+            metrics[site][f"ev_{name}"] = round(found["heldout"]["explained_variance"], 4)
+            metrics[site][f"dead_{name}"] = round(1 - found["heldout"]["frac_alive"], 4)
         path = work / f"demo-generator-{short}"
         trained = work / f"{short}-k20"
         if not is_current(path, stores[0], trained, BuildConfig()):

@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vision_sae.demo import generations, generator, train_generator
@@ -91,8 +92,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_step_of_the_training_leads_to_a_pipeline(small: None, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     common = ["--work", str(work), "--scenes", "64", "--out", str(out)]
-    for step in ("scenes", "vae", "latents", "text", "unet", "further", "export"):
+    for step in ("scenes", "vae", "latents", "text", "unet", "further", "export", "sheet"):
         train_generator.main([step, *common])
+    assert Image.open(work / "generated.webp").width > 8 * 64
     latents = np.load(work / "latents.npy")
     assert latents.shape == (64, 6, 32, 32)
     largest = np.quantile(np.abs(latents.astype(np.float32)), 0.998, axis=(0, 2, 3))
@@ -140,3 +142,20 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(small: None, tmp_pa
         trained(other, 5)
     for one, expected in zip(trained(other, None), undisturbed, strict=True):
         assert torch.equal(one, expected)
+
+
+@pytest.mark.slow
+def test_what_ships_is_small_and_makes_what_prompts_say() -> None:
+    from vision_sae.models.generator import GenerationSettings, generate
+    from vision_sae.models.registry import load_generator, load_model
+    from vision_sae.models.similarity import similarities
+
+    weights = list(generator.FOLDER.rglob("*.safetensors"))
+    assert {t.dtype for path in weights for t in load_file(path).values()} == {torch.float16}
+    assert sum(path.stat().st_size for path in weights) < 8 * 2**20
+    prompts = generations.prompts(60, generations.HELDOUT_SEED)
+    settings = [GenerationSettings(text, seed=10_000 + i) for i, text in enumerate(prompts[:24])]
+    pictures = generate(load_generator("demo:generator"), settings)
+    found = similarities(load_model("demo:clip"), pictures, prompts)  # type: ignore[arg-type]
+    ranks = (found > np.diag(found)[:, None]).sum(1)
+    assert (ranks < 2).mean() > 0.5  # by chance one in thirty

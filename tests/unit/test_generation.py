@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.generations import tensors_alive
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import FeatureNotFoundError
+from vision_sae.models import sdxl
 from vision_sae.models.generator import Denoising, GenerationSettings
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
 from vision_sae.steering.edits import FeatureEdit, When
 from vision_sae.steering.generation import (
     Cancelled,
     Changes,
+    Generation,
     SiteDictionary,
     Steered,
     Steering,
@@ -141,3 +144,24 @@ def test_a_feature_that_does_not_exist_is_refused_before_any_step(
 ) -> None:
     with pytest.raises(FeatureNotFoundError):
         made(tiny_generator, edit(WIDTH))
+
+
+def test_another_generation_under_way_holds_what_is_its_own_alone(
+    tiny_generator: SdxlModel,
+) -> None:
+    """Texts, noise and latents: no copy of weights, dictionaries, or features."""
+    changes = Changes([edit(dictionary=name) for name in FOUND], (), FOUND)
+
+    def begun(seed: int) -> Generation:
+        started = Generation(tiny_generator, GenerationSettings("a star", seed=seed), changes)
+        started.advance()
+        return started
+
+    _first, before = begun(1), tensors_alive()
+    second = begun(2)
+    added = {place: size for place, size in tensors_alive().items() if place not in before}
+    texts = tiny_generator.pipeline.text_encoder.config
+    told = 2 * (4 * texts.max_position_embeddings * 2 * texts.hidden_size)
+    assert isinstance(second.run, sdxl.Denoising)
+    assert sum(added.values()) < 8 * (second.run.latents.nbytes + told)
+    assert sum(added.values()) < sum(before.values()) / 20

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests import generations, serving
 from vision_sae.bundles.bundle import Bundle
+from vision_sae.descriptions.store import Unit
 from vision_sae.models.sdxl import SdxlModel
 from vision_sae.tensors import from_proto, to_proto
 from vision_sae.v1 import attribution_service_pb2 as attribution_pb
@@ -110,6 +111,34 @@ def test_the_unit_of_a_value_is_the_mean_activation(
     usual = result(service, edit(value=2.0))
     raw = result(service, edit(value=2.0 * mean, unit=edit_pb2.EDIT_UNIT_RAW))
     assert np.array_equal(pixels(usual.picture), pixels(raw.picture))
+
+
+def test_how_a_picture_moves_toward_texts(
+    tiny_generator: SdxlModel, generated_bundles: list[Bundle]
+) -> None:
+    from vision_sae_server.labelling import Labelling
+
+    def similarities(pictures: Any, texts: Any) -> Any:
+        """How bright a picture is, times the length of the text."""
+        bright = np.array([np.asarray(picture, float).mean() for picture in pictures])
+        return bright[:, None] * [len(text) for text in texts]
+
+    name = "dictionaries/up"
+    labelling = Labelling(similarities=similarities)
+    state = generations.state(tiny_generator, generated_bundles, labelling)
+    for feature, words in ((3, "three"), (7, "seven")):
+        state.labels.edit(Unit(name, feature), words)
+    carried = pb.Transport(dictionary=name, source_prompt="a ring", features=[7])
+    with serving.serving(state) as channel:
+        service = generation_service_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+        found = result(service, edit(), effect_texts=["red", "a blue"])
+        # Without any the labels of the features that edits and transports name.
+        labelled = result(service, edit(), transports=[carried]).effect.texts
+    assert [text.text for text in found.effect.texts] == ["red", "a blue"]
+    for text in found.effect.texts:
+        assert text.before == pytest.approx(pixels(found.twin).mean() * len(text.text), rel=1e-5)
+        assert text.after == pytest.approx(pixels(found.picture).mean() * len(text.text), rel=1e-5)
+    assert [text.text for text in labelled] == ["three", "seven"]
 
 
 def test_a_region_divides_the_figures(service: Any) -> None:

@@ -7,15 +7,17 @@
     python -m vision_sae.demo.train_generator unet --work WORK
     python -m vision_sae.demo.train_generator further --work WORK
     python -m vision_sae.demo.train_generator export --work WORK
+    python -m vision_sae.demo.train_generator sheet --work WORK
 
 ``scenes`` paints the training pictures, ``vae`` trains the autoencoder's decoder, ``latents`` runs
 its encoder over them once, ``text`` trains both text encoders to tell what a caption says, and
 ``unet`` trains the U-Net with these as they are. ``further`` raises the learning rate and anneals
 it once more (Loshchilov and Hutter 2017, arXiv:1608.03983); with ``--start FOLDER`` it goes on from
 a pipeline that was exported before, as it did for what ships: 9,000 steps, and 2,500 with ``--seed
-103``. ``export`` writes the pipeline in half precision. Each step
-goes on where it stopped: ``scenes`` and ``latents`` from their last complete block, the trainings
-from a checkpoint written every few minutes, with a line of ``log.jsonl`` every hundred steps.
+103``. ``export`` writes the pipeline in half precision, ``sheet`` writes pictures of prompts that
+it has not seen, side by side, to ``WORK/generated.webp``. Each step goes on where it stopped:
+``scenes`` and ``latents`` from their last complete block, the trainings from a checkpoint written
+every few minutes, with a line of ``log.jsonl`` every hundred steps.
 
 The U-Net predicts v (Salimans and Ho 2022, arXiv:2202.00512) under a schedule whose last step has
 no signal left (Lin et al. 2024, arXiv:2305.08891), so that four steps from pure noise are exact to
@@ -49,10 +51,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vision_sae.demo import generator
+from vision_sae.demo.generations import heldout_pictures
 from vision_sae.demo.growing import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import spaced
 from vision_sae.evaluation.planted_scenes import VALUES, draw, random_attributes
 from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.sdxl import load_sdxl
 
 SCENES = 60_000
 TRAIN_SEED = 101
@@ -368,6 +372,11 @@ def export(out: Path, training: Training, pipeline: Any) -> None:
     pipeline.to(torch.float16).save_pretrained(str(out))
 
 
+def show(folder: Path, out: Path) -> None:
+    """Write pictures of held-out prompts by the pipeline of ``folder``."""
+    heldout_pictures(load_sdxl(str(folder), "exported")).save(out, quality=90)
+
+
 VAE: dict[str, Any] = {"steps": 1200, "rate": 2e-3, "batch": 16}
 TEXT: dict[str, Any] = {"steps": 600, "rate": 2e-3, "batch": 128}
 UNET: dict[str, Any] = {"steps": 6000, "rate": 2e-3, "batch": 32}
@@ -388,6 +397,7 @@ def _steps() -> dict[str, Callable[[argparse.Namespace], None]]:
         "unet": lambda a: train_unet(a.work, UNET["batch"], *unet_training(a.work, **UNET)),
         "further": lambda a: train_unet(a.work, FURTHER["batch"], *_further(a)),
         "export": lambda a: export(a.out, *_further(a)),
+        "sheet": lambda a: show(a.out, a.work / "generated.webp"),
     }
 
 

@@ -80,9 +80,8 @@ class SdxlModel:
         scheduler = pipeline.scheduler.config
         turbo = scheduler.get("timestep_spacing") == "trailing"
         usual = {name: p.default for name, p in signature(pipeline.__call__).parameters.items()}
-        self.usual_steps, self.usual_guidance = (
-            (4, 0.0) if turbo else (usual["num_inference_steps"], usual["guidance_scale"])
-        )
+        self.usual_steps: int = 4 if turbo else usual["num_inference_steps"]
+        self.usual_guidance: float = 0.0 if turbo else usual["guidance_scale"]
         self.usual_side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
     @cached_property
