@@ -280,6 +280,8 @@ class ServeConfig(Section):
     as long as the server."""
     clip: str | None = None
     """Contrastive model for labels by search, scores and search by meaning; none when absent."""
+    neurons: tuple[Path, ...] = ()
+    """Evidence of raw neurons of the models served, which jobs may label."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
 

@@ -107,3 +107,9 @@ class RemoteServerError(VisionSaeError):
     """Another server that was asked for a part of the answer failed to give it."""
 
     reason = "REMOTE_SERVER_FAILED"
+
+
+class WorkersEndedError(VisionSaeError):
+    """Processes that were started to work ended before the work was done."""
+
+    reason = "WORKERS_ENDED"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.meanings import meanings, nearest
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
@@ -19,7 +20,7 @@ from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
 from vision_sae.models.protocol import Model
 from vision_sae.models.similarity import similarities
-from vision_sae_server.labelling import CaptionLabels, Labelling, Labels, Meaning
+from vision_sae_server.labelling import Labelling, Meaning
 
 
 class _Labels:
@@ -27,15 +28,16 @@ class _Labels:
 
     metrics: Sequence[Metric] = ("pmi", *METRICS)
 
-    def __init__(self, toolbox: Toolbox) -> None:
-        self._toolbox = toolbox
-        self.version = describer_version(toolbox.config)
+    def __init__(self, toolbox: Toolbox, describer: str) -> None:
+        self._toolbox, self._describer = toolbox, describer
+        self.version = describer_version(describer)
 
     def label(
         self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
     ) -> Iterable[Description]:
         measured = [metric for metric in metrics if metric != "pmi"]  # the describer's own
-        return self._toolbox.labeller(evidence).label(evidence, units, measured)
+        labeller = self._toolbox.labeller(evidence, self._describer)
+        return labeller.label(evidence, units, measured)
 
 
 class _Scores:
@@ -117,13 +119,11 @@ def contrastive_labelling(
     """
     config = DescribeConfig(clip=clip)
     toolbox = Toolbox(config, probes, loaded=loaded, progress=False)
-    describers: dict[str, Labels] = {
-        config.describer: _Labels(toolbox),
-        "caption-pmi": CaptionLabels(config.caption_pmi),
-    }
+    describers = (config.describer, CaptionPmi.name)
     return Labelling(
-        describers,
+        {name: _Labels(toolbox, name) for name in describers},
         _Scores(toolbox),
+        clip=clip,
         meanings=_Meanings(toolbox, evidence, labels),
         similarities=_Similarities(toolbox),
     )

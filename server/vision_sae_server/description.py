@@ -124,7 +124,12 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         def update() -> pb.UpdateDescriptionResponse:
             text, reason = wanted(self._state.labels.current(unit))
             entry = self._state.labels.edit(
-                unit, text, abstained=reason, author=author, etag=request.description.etag
+                unit,
+                text,
+                abstained=reason,
+                author=author,
+                etag=request.description.etag,
+                identity=served.evidence.identity,
             )
             return pb.UpdateDescriptionResponse(description=messages.description(served, entry))
 

@@ -86,4 +86,7 @@ class JobLane:
         version = self._state.labelling.describers[job.target.describer].version
         if job.target.config.get("version", version) != version:
             return f"the describer {job.target.describer} was renewed; create another job"
+        clip = self._state.labelling.clip
+        if (before := job.target.config.get("clip", clip)) != clip:
+            return f"labels were judged by {before or 'nothing'}, here by {clip or 'nothing'}"
         return ""

@@ -63,7 +63,12 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
             describer=name,
             identities={parent: self._identity(parent) for parent in parents},
             asked={kind: MessageToDict(getattr(asked, kind), preserving_proto_field_name=True)},
-            config={"metrics": metrics, "force": asked.force, "version": describer.version},
+            config={
+                "metrics": metrics,
+                "force": asked.force,
+                "version": describer.version,
+                "clip": self._state.labelling.clip,
+            },
         )
         seconds = asked.budget.max_duration.ToTimedelta().total_seconds()
         job = self._state.jobs.create(

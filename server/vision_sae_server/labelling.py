@@ -119,6 +119,8 @@ class Labelling:
     """By name, the default first."""
     scorer: Scores | None = None
     """Scores of texts; needs a contrastive model."""
+    clip: str = ""
+    """The name of the contrastive model; empty without one."""
     neurons: Mapping[str, Evidence] = field(default_factory=dict)
     """Evidence of raw neurons, by ``models/{model}/sites/{site}``."""
     meanings: Meanings | None = None

@@ -15,6 +15,7 @@ from vision_sae.config import ServeConfig
 from vision_sae.descriptions.database import MEMORY
 from vision_sae.descriptions.describe import PROBES
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.neurons import Neurons
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
@@ -224,4 +225,23 @@ def load_state(
         probes = bundles[0].parent / PROBES
         by_name = {name: model.model for name, model in loaded.items()}
         labelling = contrastive_labelling(config.clip, probes, evidence, labels, by_name)
-    return State(config, models, dictionaries, labels, labelling or Labelling(), LabelJobs(labels))
+    labelling = labelling or Labelling()
+    neurons = {**labelling.neurons, **_neurons(config.neurons, models)}
+    labelling = replace(labelling, neurons=neurons)
+    return State(config, models, dictionaries, labels, labelling, LabelJobs(labels))
+
+
+def _neurons(folders: Sequence[Path], models: Mapping[str, ServedModel]) -> dict[str, Evidence]:
+    """{name: evidence} of raw neurons; raises `MismatchError` for those of another model."""
+    found: dict[str, Evidence] = {}
+    for folder in folders:
+        opened = Neurons(folder)
+        ours = {str(served.model.identity()["weights_sha256"]) for served in models.values()}
+        if opened.manifest["model"]["weights_sha256"] not in ours:
+            raise MismatchError(
+                f"{folder} is of {opened.manifest['model']['name']}, which is not served; serve a "
+                "bundle of that model, too",
+                field="serve.neurons",
+            )
+        found |= {evidence.name: evidence for evidence in opened}
+    return found

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.test_caption_pmi import CONFIG, bundle_of, world
 from vision_sae.config import DescribeConfig
+from vision_sae.descriptions import batch
 from vision_sae.descriptions.batch import EvidenceFolder, label_all
 from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
+from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.jobs.job import Budget, Job
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore
+from vision_sae.errors import InvalidInputError, WorkersEndedError
 
 PARENT = "dictionaries/bundle"
 
@@ -84,3 +91,38 @@ def test_evidence_that_changed_is_another_job(tmp_path: Path, folder: EvidenceFo
     (tmp_path / "other").mkdir()
     moved = bundle_of(tmp_path / "other", vectors, captions)
     assert run(tmp_path, EvidenceFolder("bundle", moved.path)).name != first.name
+
+
+def test_units_that_failed_are_tried_again_by_the_next_command(
+    tmp_path: Path, folder: EvidenceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = CaptionPmi.describe
+
+    def failing(self: CaptionPmi, evidence: Evidence, units: Iterable[int]) -> Any:
+        chosen = list(units)
+        if 2 in chosen:
+            raise InvalidInputError("not now")
+        return working(self, evidence, chosen)
+
+    monkeypatch.setattr(CaptionPmi, "describe", failing)
+    first = run(tmp_path, folder)
+    assert (first.state, first.failed) == ("succeeded", 1)
+    monkeypatch.setattr(CaptionPmi, "describe", working)
+    second = run(tmp_path, folder)
+    assert (second.total, second.failed, second.done) == (1, 0, 1)
+    assert sorted(stored(tmp_path)) == list(range(6))
+    assert run(tmp_path, folder) == second
+
+
+def test_workers_that_all_died_are_an_error(
+    tmp_path: Path, folder: EvidenceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_work", die)
+    with pytest.raises(WorkersEndedError, match="2 of 2 workers ended .* exit codes 7, 7"):
+        run(tmp_path, folder, workers=2)
+    monkeypatch.undo()
+    assert run(tmp_path, folder).state == "succeeded"
+
+
+def die(*_arguments: object) -> None:
+    sys.exit(7)

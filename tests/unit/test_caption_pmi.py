@@ -66,7 +66,7 @@ def describe(bundle: Bundle, *features: int, **options: object) -> list[Descript
 
 
 def test_caption_pmi_is_a_describer_chosen_by_name() -> None:
-    assert describer_version(CONFIG) == CaptionPmi.version
+    assert describer_version(CONFIG.describer) == CaptionPmi.version
 
 
 @pytest.mark.parametrize("feature", range(3))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,17 @@ def test_broken_json_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text('{"a": ')
     with pytest.raises(CorruptArtifactError, match=r"f\.json is not valid JSON"):
         read_json(tmp_path / "f.json")
+
+
+def test_two_threads_may_replace_one_file(tmp_path: Path) -> None:
+    path, begun = tmp_path / "file", threading.Barrier(2)
+
+    def write(text: str) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+            begun.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ["one", "two"]))
+    assert path.read_text() in ("one", "two")
+    assert list(tmp_path.iterdir()) == [path]

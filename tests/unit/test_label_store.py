@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests import databases, worlds
 from tests.labels import IDENTITY, PARENT, Clock, made
+from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, DescribeConfig
@@ -21,6 +23,7 @@ from vision_sae.descriptions.database import Database
 from vision_sae.descriptions.describe import describe_bundle
 from vision_sae.descriptions.protocol import Score
 from vision_sae.descriptions.store import LabelStore, Unit
+from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import (
     ConflictError,
     CorruptArtifactError,
@@ -245,6 +248,30 @@ def test_a_bundles_descriptions_are_taken_over_once(store: LabelStore, bundle: B
     store.add("dictionaries/zoo", [made(0, "feline")], identity=cat.identity)
     assert store.import_bundle(bundle) == 0
     assert texts(store, Unit("dictionaries/zoo", 0)) == ["feline", "cat"]
+
+
+def test_labels_of_another_dictionary_of_that_name_become_history(
+    store: LabelStore, bundle: Bundle, tmp_path: Path
+) -> None:
+    store.import_bundle(bundle)
+    store.edit(Unit("dictionaries/zoo", 1), "hound")
+    features = ActivationStore(tmp_path / "store")
+    weights = {"w_enc": 2 * torch.eye(2), "w_dec": torch.eye(2)}
+    other = TopKSae(k=2, b_enc=torch.zeros(2), b_dec=torch.zeros(2), **weights)
+    worlds.write_dictionary(tmp_path / "other", other, features)
+    rebuilt = build(features, tmp_path / "other", tmp_path / "zoo", BuildConfig(), progress=False)
+    assert store.import_bundle(rebuilt) == 0
+    assert store.currents("dictionaries/zoo") == {}
+    assert store.texts("dictionaries/zoo") == {}
+    assert store.search("hound cat") == []
+    told = [entry.description.text for entry in store.history(Unit("dictionaries/zoo", 1))]
+    assert told == ["hound", "dog"]
+    # The same dictionary again, described: that holds.
+    made = describe_bundle(
+        tmp_path / "zoo", DescribeConfig(describer="caption-pmi", metrics=()), progress=False
+    )
+    assert store.import_bundle(made) == 2
+    assert store.texts("dictionaries/zoo")
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:

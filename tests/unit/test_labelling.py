@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.test_evidence import array_evidence
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.evidence.protocol import Evidence, spread
 from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.protocol import Description, Metric, Score
 
@@ -86,6 +86,13 @@ def test_label_no_better_than_others_becomes_an_abstention_that_keeps_what_was_s
     assert made.scores[1].value == 0.5
 
 
+def test_what_a_label_is_judged_by_is_measured_whatever_was_asked_for() -> None:
+    labeller = Labeller(Namer(), Judge(), ("fuzzing_auc",))  # type: ignore[arg-type]
+    (made,) = labeller.label(evidence(), [3])
+    assert made.text == "thing 3"
+    assert [score.metric for score in made.scores] == ["pmi", "fuzzing_auc", "detection_auc"]
+
+
 def test_abstention_of_the_describer_is_not_scored() -> None:
     judge = Judge()
     (made,) = labels(5, judge=judge)
@@ -121,3 +128,16 @@ def test_the_pool_of_controls_is_described_once() -> None:
     list(labeller.label(world, range(UNITS)))
     list(labeller.label(world, range(UNITS)))
     assert len(namer.asked) == 3 * UNITS
+
+
+def test_controls_are_found_among_the_few_features_that_fire() -> None:
+    some = evidence()
+    dead = np.arange(UNITS) % 7 != 3  # of 20 only 3, 10 and 17 fire
+    some = replace(
+        some,
+        all_peaks=np.where(dead[:, None], 0, some.all_peaks),
+        firing_images=np.where(dead[:, None], -1, some.firing_images),
+    )
+    assert spread(some, 2) == [3]  # half as many at least
+    assert spread(some, 9) == [3, 10, 17]
+    assert spread(evidence(), 3) == [0, 10, 19]

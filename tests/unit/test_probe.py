@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from tests.contrastive_world import (
     CELL,
@@ -22,6 +24,7 @@ from vision_sae.descriptions.evidence.protocol import Firing
 from vision_sae.descriptions.probe import Probe, make_probe, overlaps
 from vision_sae.errors import CorruptArtifactError, MismatchError, NotFoundError
 from vision_sae.models.grid import PatchGrid, Preprocessing
+from vision_sae.models.protocol import PatchEmbeddings
 
 THINGS = ("apple", "boat", "cat", "dog", "egg")
 
@@ -199,3 +202,24 @@ def test_probe_that_was_not_finished_is_not_opened(tmp_path: Path) -> None:
 
 def test_cells_are_the_patches_of_the_world() -> None:
     assert picture(np.zeros((4, 4), dtype=np.int64)).size == (4 * CELL, 4 * CELL)
+
+
+def test_who_asks_for_a_probe_that_is_being_made_waits_for_it(
+    tmp_path: Path,
+    model: PlantedClip,
+    evidence: ArrayEvidence,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = list[int]()
+
+    def looking(images: Tensor) -> PatchEmbeddings:
+        looked.append(len(images))
+        return PlantedClip.embed_patches(model, images)
+
+    monkeypatch.setattr(model, "embed_patches", looking)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: probe_of(model, evidence, tmp_path / "p"), range(4)))
+    assert len({probe.identity for probe in made}) == 1
+    made[0].verify()
+    assert np.asarray(made[0].embeddings).any(axis=1).all()
+    assert sum(looked) == 2 * len(evidence.images)  # once for the patches, once for the whole

@@ -362,12 +362,17 @@ def test_a_job_of_evidence_that_is_no_more_has_failed(
     LabelJobs(labels).create([Unit(DICTIONARY, 0)], target, name="old")
     renewed = replace(target, config={"version": 0}, identities={SITE: neurons().identity})
     LabelJobs(labels).create([Unit(SITE, 0)], renewed, name="older")
+    judged = replace(renewed, config={"clip": "demo:clip"})
+    LabelJobs(labels).create([Unit(SITE, 0)], judged, name="oldest")
     with serve(labels) as channel:
         service = grpc_jobs.LabelJobServiceStub(channel)
-        old, older = (watch(service, f"labelJobs/{n}")[-1].label_job for n in ("old", "older"))
+        old, older, oldest = (
+            watch(service, f"labelJobs/{n}")[-1].label_job for n in ("old", "older", "oldest")
+        )
     assert (old.state, old.error.reason) == (pb.LABEL_JOB_STATE_FAILED, "ARTIFACT_MISMATCH")
     assert "was built anew" in old.error.message
     assert "was renewed" in older.error.message
+    assert oldest.error.message == "labels were judged by demo:clip, here by nothing"
     assert not gated.calls
 
 

@@ -77,6 +77,10 @@ def serve(
         str | None,
         typer.Option(help="Contrastive model that labels, scores and finds; none when absent."),
     ] = None,
+    neurons: Annotated[
+        list[Path] | None,
+        typer.Option(help="Evidence of a model's raw neurons that jobs may label; repeatable."),
+    ] = None,
     allow_insecure_bind: Annotated[
         bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
     ] = False,
@@ -97,6 +101,7 @@ def serve(
             "metrics_port": metrics_port,
             "labels": labels,
             "clip": clip,
+            "neurons": tuple(neurons) if neurons else None,
         },
     ).serve
     asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))

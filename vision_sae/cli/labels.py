@@ -52,7 +52,10 @@ def label(
         Path | None, typer.Option(help="Folder of pictures; needed for a model's neurons.")
     ] = None,
     site: Annotated[
-        list[str] | None, typer.Option(help="Pattern of sites, 'blocks.*.mlp'; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--site", "--sites", help="Pattern of sites, 'blocks.*.mlp'; may be repeated."
+        ),
     ] = None,
     work: Annotated[
         Path, typer.Option(help="Where evidence and probes are kept for the next run.")
@@ -99,6 +102,7 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.evidence.neurons import collect_neurons
     from vision_sae.errors import InvalidInputError
+    from vision_sae.files import sha256_json
     from vision_sae.models.registry import load_model
     from vision_sae.pictures.folder import image_folder
     from vision_sae.resources import model_resource
@@ -111,7 +115,8 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
             "pictures with --images",
             field="images",
         )
-    place = work / model_resource(units).removeprefix("models/")
+    sites = sha256_json(settings.neurons.sites)[:8]
+    place = work / f"{model_resource(units).removeprefix('models/')}-{sites}"
     pictures = choose(image_folder(images), limit)
     collect_neurons(load_model(units), pictures, place, settings.neurons)
     return EvidenceFolder.at(place)

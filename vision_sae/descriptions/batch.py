@@ -22,7 +22,7 @@ from vision_sae.descriptions.jobs.worker import Label, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
-from vision_sae.errors import NotFoundError
+from vision_sae.errors import NotFoundError, WorkersEndedError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
 from vision_sae.processes import orphaned
 from vision_sae.threads import use_one_thread
@@ -82,17 +82,17 @@ def job_for(
     """The job that labels every unit of ``evidence``: the one there is, or a new one.
 
     Evidence, describer and configuration make it the same work: a command that was interrupted goes
-    on when it is given again, and after a job that ran out of its budget, or was cancelled, another
-    one takes the units that are left.
+    on when it is given again, and after a job that ran out of its budget, was cancelled, or failed
+    at some units, another one takes the units that are left.
     """
     settings = config.model_dump(mode="json")
     identities = {name: found.identity for name, found in evidence.items()}
-    work = sha256_json([identities, settings, describer_version(config)])
+    work = sha256_json([identities, settings, describer_version(config.describer)])
     target = Target(config.describer, identities, config=settings)
     units = [Unit(name, i) for name, found in evidence.items() for i in range(found.width)]
     for part in count():
         job = jobs.create(units, target, budget=budget, request_id=f"{work}-{part}")
-        if job.open or job.state == "succeeded":
+        if job.open or (job.state == "succeeded" and not job.failed):
             return job
         done = _finished(jobs, job.name)
         units = [unit for unit in units if unit not in done]
@@ -100,10 +100,11 @@ def job_for(
 
 
 def _finished(jobs: LabelJobs, name: str) -> set[Unit]:
-    """The units that a job is done with."""
-    done: set[Unit] = set()
-    while page := jobs.finished(name, after=len(done)):
-        done |= {finished.unit for finished in page}
+    """The units that a job has described."""
+    done, seen = set[Unit](), 0
+    while page := jobs.finished(name, after=seen):
+        seen += len(page)
+        done |= {finished.unit for finished in page if finished.failure is None}
     return done
 
 
@@ -176,3 +177,10 @@ def _run_processes(
         for process in processes:
             process.join(_SHOWN_EVERY / workers)
         bar.update(jobs.get(arguments[1]).done - bar.n)
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if codes and jobs.get(arguments[1]).open:
+        raise WorkersEndedError(
+            f"{len(codes)} of {workers} workers ended before their work was done, with exit codes "
+            f"{', '.join(map(str, codes))} (-9: killed, perhaps for want of memory); the same "
+            "command goes on, with fewer --workers perhaps"
+        )

@@ -20,7 +20,7 @@ PROBES = "probes"
 def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
     """Whether the bundle holds descriptions by just this describer and configuration."""
     made = bundle.manifest.get("describe", {})
-    wanted = {**config.model_dump(mode="json"), "version": describer_version(config)}
+    wanted = {**config.model_dump(mode="json"), "version": describer_version(config.describer)}
     return all(made.get(key) == value for key, value in wanted.items())
 
 
@@ -54,7 +54,7 @@ def describe_bundle(
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
         **config.model_dump(mode="json"),
-        "version": describer_version(config),
+        "version": describer_version(config.describer),
         "labelled": labelled,
         "abstained": width - labelled,
     }

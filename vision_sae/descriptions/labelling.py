@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_sae.descriptions.evidence.protocol import Evidence, spaced
+from vision_sae.descriptions.evidence.protocol import Evidence, spread
 from vision_sae.descriptions.protocol import Describer, Description, Metric
-from vision_sae.descriptions.scores.scorer import Scorer, abstain
+from vision_sae.descriptions.scores.scorer import JUDGED_BY, Scorer, abstain
 
 _POOL = 128
-"""Units whose labels are the pool of controls, evenly spaced over all."""
+"""Units whose labels are the pool of controls, evenly spaced over those that fire."""
 _CONTROLS = 8
 """Labels of other units that a unit's label is compared with."""
 
@@ -45,7 +45,8 @@ class Labeller:
     def label(
         self, evidence: Evidence, units: Iterable[int], metrics: Sequence[Metric] = ()
     ) -> Iterator[Description]:
-        """The labels of ``units`` in order, scored by ``metrics``; with none, by the usual ones."""
+        """The labels of ``units`` in order, scored by ``metrics``; with none, by the usual ones.
+        What decides whether one abstains is measured in any case."""
         wanted = metrics or self._metrics
         for made in self.describer.describe(evidence, units):
             if self.scorer is None or made.text is None:
@@ -62,8 +63,7 @@ class Labeller:
 
     def _pool(self, evidence: Evidence) -> list[_Control]:
         if evidence.identity not in self._pools:
-            units = spaced(evidence.width, _POOL).tolist()
-            made = self.describer.describe(evidence, units)
+            made = self.describer.describe(evidence, spread(evidence, _POOL))
             texts = {d.text: d.feature for d in made if d.text is not None}
             self._pools[evidence.identity] = [_Control(unit, t) for t, unit in texts.items()]
         return self._pools[evidence.identity]
@@ -77,7 +77,8 @@ class Labeller:
         metrics: Sequence[Metric],
     ) -> Description:
         controls = self.controls(evidence, made.feature, text)
-        scores = scorer.score(evidence, made.feature, text, metrics, control_texts=controls)
+        measured = tuple(dict.fromkeys((*metrics, JUDGED_BY)))
+        scores = scorer.score(evidence, made.feature, text, measured, control_texts=controls)
         reason = abstain(scores)
         own = made.scores[0].value if made.scores else 0.0
         return replace(

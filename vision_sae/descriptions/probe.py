@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -261,9 +262,23 @@ def make_probe(
 
     A probe that is there already, of the same model and pictures, is used as it is. A ``store``
     that was harvested with ``text_aligned`` from these pictures by this model has seen them, larger
-    than thumbnails: its vectors are taken; of others it is a `MismatchError`. One writer at a time:
-    whoever starts several workers makes the probe before.
+    than thumbnails: its vectors are taken; of others it is a `MismatchError`. Whoever asks while
+    another thread or process makes it waits for that.
     """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_name(f".{directory.name}.lock")):
+        return _found_or_made(model, evidence, directory, batch_size, store, progress)
+
+
+def _found_or_made(
+    model: ContrastiveModel,
+    evidence: Evidence,
+    directory: Path,
+    batch_size: int,
+    store: ActivationStore | None,
+    progress: bool,
+) -> Probe:
+    """`make_probe`, with nobody else at it."""
     if (published(directory) / MANIFEST).is_file():
         try:
             probe = Probe(directory)

@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.descriptions.database import Database, descriptions, units
+from vision_sae.descriptions.database import Database, about, descriptions, units
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.full_text import index_texts, matches, words
 from vision_sae.descriptions.protocol import Description, Score
 from vision_sae.errors import ConflictError, InvalidInputError
@@ -76,7 +77,7 @@ class Entry:
     author: str
     """The person who wrote it; empty for describers."""
     identity: str
-    """The identity of the evidence it was made from; empty for people."""
+    """The identity of the evidence it was made from; empty where that is not known."""
     created: datetime
     """UTC."""
     etag: str
@@ -190,9 +191,17 @@ class LabelStore:
         return ids
 
     def edit(
-        self, unit: Unit, text: str | None, *, abstained: str = "", author: str = "", etag: str = ""
+        self,
+        unit: Unit,
+        text: str | None,
+        *,
+        abstained: str = "",
+        author: str = "",
+        etag: str = "",
+        identity: str = "",
     ) -> Entry:
-        """Store what a person wrote: a text, or None and the reason why there is none.
+        """Store what a person wrote: a text, or None and the reason why there is none. ``identity``
+        is that of the evidence the person was shown, where it is known.
 
         Raises `ConflictError` when ``etag`` is given and is not that of the current version.
         """
@@ -201,7 +210,12 @@ class LabelStore:
             if etag:
                 self._check_etag(connection, unit, etag)
             self.add_within(
-                connection, unit.parent, [description], identity="", origin="person", author=author
+                connection,
+                unit.parent,
+                [description],
+                identity=identity,
+                origin="person",
+                author=author,
             )
             (entry,) = self._entries(connection, _is_unit(unit), current=True)
         return entry
@@ -210,11 +224,13 @@ class LabelStore:
         """Take over the descriptions of a bundle; gives how many were new.
 
         One that was taken over before, from the same evidence, is not taken over again: it may
-        have been replaced since.
+        have been replaced since. Where another dictionary had the bundle's name before, what was
+        said of its features goes to the history, whoever said it.
         """
         evidence = BundleEvidence(bundle)
         made = [description_from_json(row) for _, row in sorted(bundle.descriptions.items())]
         with self.database.writing() as connection:
+            self._make_way(connection, evidence, bundle.dictionary_sha256)
             known = set(
                 connection.execute(
                     sa.select(units.c.number, descriptions.c.digest)
@@ -231,6 +247,26 @@ class LabelStore:
             ]
             self.add_within(connection, evidence.name, new, identity=evidence.identity)
         return len(new)
+
+    @staticmethod
+    def _make_way(connection: Connection, evidence: Evidence, dictionary: str) -> None:
+        """Note which ``dictionary`` the units of ``evidence`` are of; if it was another one, what
+        was not said of this evidence holds no longer."""
+        key = f"dictionary of {sha256_json(evidence.name)[:40]}"
+        noted = connection.scalar(sa.select(about.c.value).where(about.c.key == key))
+        if noted == dictionary:
+            return
+        connection.execute(about.delete().where(about.c.key == key))
+        connection.execute(about.insert(), {"key": key, "value": dictionary})
+        if noted is None:
+            return
+        stale = sa.select(units.c.id).join(descriptions, units.c.current == descriptions.c.id)
+        stale = stale.where(units.c.parent == evidence.name)
+        stale = stale.where(descriptions.c.identity != evidence.identity)
+        ids = list(connection.execute(stale).scalars())
+        for batch in _batches(ids):
+            connection.execute(units.update().where(units.c.id.in_(batch)).values(current=None))
+            index_texts(connection, dict.fromkeys(batch))
 
     # Reading
 
@@ -337,8 +373,9 @@ class LabelStore:
         connection: Connection, *conditions: sa.ColumnElement[bool], current: bool
     ) -> list[Entry]:
         """Current or earlier versions, newest first."""
-        is_current = descriptions.c.id == units.c.current
-        select = _select().where(is_current if current else sa.not_(is_current), *conditions)
+        held = units.c.current  # null where nothing holds any more
+        wanted = descriptions.c.id == held if current else descriptions.c.id.is_distinct_from(held)
+        select = _select().where(wanted, *conditions)
         rows = connection.execute(select.order_by(descriptions.c.id.desc())).mappings()
         return [_entry(row) for row in rows]
 

@@ -40,9 +40,9 @@ _VERSIONS: Mapping[str, int] = {
 }
 
 
-def describer_version(config: DescribeConfig) -> int:
-    """The version of the describer that ``config`` names."""
-    return _VERSIONS[config.describer]
+def describer_version(describer: str) -> int:
+    """The version of a describer."""
+    return _VERSIONS[describer]
 
 
 def threads_for(config: DescribeConfig) -> AbstractContextManager[None]:
@@ -76,7 +76,7 @@ class Toolbox:
         self._progress = progress
         self._probes: dict[str, Probe] = {}
         self._scorers: dict[str, Scorer] = {}
-        self._labellers: dict[str, Labeller] = {}
+        self._labellers: dict[tuple[str, str], Labeller] = {}
 
     @cached_property
     def clip(self) -> ContrastiveModel:
@@ -113,9 +113,11 @@ class Toolbox:
         vectors = embed_vocabulary(self.clip, vocabulary, self.directory).numpy()
         return TextEmbeddings(self.clip, vectors.mean(0), words=vocabulary.words, vectors=vectors)
 
-    def labeller(self, evidence: Evidence) -> Labeller:
-        """The labeller of units of ``evidence``."""
-        if evidence.identity not in self._labellers:
+    def labeller(self, evidence: Evidence, describer: str = "") -> Labeller:
+        """The labeller of units of ``evidence``, by the describer of the configuration or another
+        one."""
+        name = describer or self.config.describer
+        if (name, evidence.identity) not in self._labellers:
             makers: Mapping[str, Callable[[Evidence], Describer]] = {
                 CaptionPmi.name: lambda _: CaptionPmi(self.config.caption_pmi),
                 ContrastiveDescriber.name: self._contrastive,
@@ -123,12 +125,11 @@ class Toolbox:
                 VlmDescriber.name: lambda _: VlmDescriber(self.config.vlm),
                 EffectsDescriber.name: self._effects,
             }
-            describer = makers[self.config.describer](evidence)
-            scored = self.config.metrics and self.config.describer != EffectsDescriber.name
+            scored = self.config.metrics and name != EffectsDescriber.name
             scorer = self.scorer(evidence) if scored else None
-            made = Labeller(describer, scorer, self.config.metrics)
-            self._labellers[evidence.identity] = made
-        return self._labellers[evidence.identity]
+            made = Labeller(makers[name](evidence), scorer, self.config.metrics)
+            self._labellers[name, evidence.identity] = made
+        return self._labellers[name, evidence.identity]
 
     def _contrastive(self, evidence: Evidence) -> Describer:
         words, beam = self._vocabulary(evidence), self.config.contrastive.beam

@@ -41,6 +41,8 @@ def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> Labelled
     described: dict[int, str] = {}
     if folder.kind == "bundle":
         opened = Bundle(folder.path)
+        if store:
+            store.import_bundle(opened)
         found: list[Evidence] = [BundleEvidence(opened)]
         dictionaries = {opened.site: opened.dictionary}
         described = {i: row["text"] for i, row in opened.descriptions.items() if row["text"]}

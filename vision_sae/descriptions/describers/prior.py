@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.descriptions.describers.wpmi import TEMPERATURE
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing, spaced, split
+from vision_sae.descriptions.evidence.protocol import Evidence, Firing, spaced, split, spread
 from vision_sae.descriptions.probe import Probe
 from vision_sae.files import replacing, sha256_json
 
 _UNITS = 512
-"""Units whose regions are taken, evenly spaced over all."""
+"""Units whose regions are taken, evenly spaced over those that fire."""
 _REGIONS_PER_UNIT = 4
 """Regions of each, evenly spaced over the ranks."""
 _FEWEST_REGIONS = 256
@@ -88,8 +88,8 @@ def _directions(vectors: Tensor, mean: Tensor) -> Tensor:
 
 
 def _sample(evidence: Evidence) -> list[Firing]:
-    """Firings of evenly spaced units, of the half that is for describing."""
-    halves = (split(evidence, int(unit)).describe for unit in spaced(evidence.width, _UNITS))
+    """Firings of units all over the evidence, of the half that is for describing."""
+    halves = (split(evidence, unit).describe for unit in spread(evidence, _UNITS))
     taken = [[half[i] for i in spaced(len(half), _REGIONS_PER_UNIT)] for half in halves if half]
     firings = list(chain.from_iterable(taken))
     if not firings:

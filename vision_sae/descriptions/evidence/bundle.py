@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_sae.bundles.bundle import DESCRIPTIONS, Bundle
+from vision_sae.bundles.bundle import DESCRIPTIONS, MATCHES, Bundle
 from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, silent
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry
@@ -24,7 +24,11 @@ class BundleEvidence:
         self.bundle = bundle
         self._mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
         self.name = dictionary_resource(bundle.name)
-        measured = {k: v for k, v in bundle.manifest["files"].items() if k != DESCRIPTIONS}
+        measured = {
+            name: file
+            for name, file in bundle.manifest["files"].items()
+            if name != DESCRIPTIONS and not name.startswith(MATCHES)
+        }
         self.identity = sha256_json([measured, bundle.manifest["build"]])
         self.data_sha256: str = bundle.manifest["data_sha256"]
         self.site = bundle.site

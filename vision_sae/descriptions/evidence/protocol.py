@@ -126,6 +126,19 @@ def silent(evidence: Evidence, unit: int) -> NDArray[np.bool_]:
     return np.asarray(peaks <= np.median(peaks), dtype=np.bool_)
 
 
+def spread(evidence: Evidence, wanted: int) -> list[int]:
+    """At most ``wanted`` units that fire, evenly spaced over all: half as many at least, if there
+    are so many; where most are dead, more are looked at. The same for every run."""
+    firing: list[int] = []
+    looked: set[int] = set()
+    while len(firing) < wanted / 2 and len(looked) < evidence.width:
+        finer = spaced(evidence.width, max(wanted, 2 * len(looked))).tolist()
+        firing += [unit for unit in finer if unit not in looked and evidence.firings(unit)]
+        looked.update(finer)
+    firing.sort()
+    return [firing[i] for i in spaced(len(firing), wanted)]
+
+
 def spaced(count: int, wanted: int) -> NDArray[np.int64]:
     """At most ``wanted`` of the numbers below ``count``, evenly spaced: the same for every run."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))

@@ -202,13 +202,17 @@ def check_request(
         raise InvalidInputError(f"a seed is not negative, {seed} is", field="seed")
 
 
+JUDGED_BY: Metric = "detection_auc"
+"""What a label stands or falls by, against random negatives."""
+
+
 def abstain(scores: Sequence[Score]) -> str:
     """Why a text with these scores is no label; empty when it is one.
 
     It is judged by its detection AUC against random negatives: that must rest on `FEWEST` pictures
     and be better, by its whole interval, than the control and than chance.
     """
-    judged = [s for s in scores if s.metric == "detection_auc" and s.negatives == "random"]
+    judged = [s for s in scores if s.metric == JUDGED_BY and s.negatives == "random"]
     rests_on = judged[0].n if judged else 0
     if rests_on < FEWEST:
         return f"{rests_on} independent pictures to score it on, fewer than {FEWEST}"
