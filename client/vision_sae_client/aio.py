@@ -50,8 +50,10 @@ from vision_sae_client import requests
 from vision_sae_client.channel import call_metadata, open_async_channel
 from vision_sae_client.errors import first_dictionary, from_rpc_error
 from vision_sae_client.images import ImageSource
-from vision_sae_client.requests import BoxLike, Call
+from vision_sae_client.requests import BoxLike, Call, Conversation
 
+PICTURES_OF_A_CALL = 64
+"""Pictures of an intervention that one deadline is for."""
 R = TypeVar("R", bound=Message)
 Page = TypeVar(
     "Page",
@@ -238,22 +240,29 @@ class AsyncClient:
         control_count: int = 0,
         seed: int = 0,
     ) -> InterveneResponse:
-        """What a model says of pictures before and after edits (see `vision_sae_client.edits`).
+        """What a model says of any number of pictures before and after edits (see
+        `vision_sae_client.edits`).
 
-        ``measured`` are targets by names of yours; effects are summed up for each of ``groups``.
-        The control applies the edits to random features, ``control_count`` times.
+        ``measured`` are targets by names of yours; effects are summed up for each of ``groups``,
+        and the first group is compared with the others. The control applies the edits to random
+        features, ``control_count`` times. The deadline is for each `PICTURES_OF_A_CALL` pictures.
         """
-        return await self._run(
-            requests.intervene(
-                images,
-                edits,
-                measured,
-                groups=groups,
-                top_classes=top_classes,
-                control_count=control_count,
-                seed=seed,
-            )
+        call = requests.intervene(
+            images,
+            edits,
+            measured,
+            groups=groups,
+            top_classes=top_classes,
+            control_count=control_count,
+            seed=seed,
         )
+        answer = InterveneResponse()
+        async for message in self._converse(call, -(-len(images) // PICTURES_OF_A_CALL)):
+            if message.HasField("image"):
+                answer.images.append(message.image)
+            else:
+                answer.summary.CopyFrom(message.summary)
+        return answer
 
     async def search_patches(
         self,
@@ -457,6 +466,23 @@ class AsyncClient:
                 yield message
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
+        finally:
+            answers.cancel()
+
+    async def _converse(self, call: Conversation[R], deadlines: int) -> AsyncIterator[R]:
+        """Send all messages; the answers, within so many deadlines of a call."""
+        send = self._channel.stream_stream(
+            call.method,
+            request_serializer=type(call.requests[0]).SerializeToString,
+            response_deserializer=call.response.FromString,
+        )
+        timeout = max(1, deadlines) * self._timeout
+        answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
+        try:
+            async for message in answers:
+                yield message
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address=self._address, timeout=timeout) from error
         finally:
             answers.cancel()
 

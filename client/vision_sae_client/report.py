@@ -285,6 +285,12 @@ def intervention(answer: InterveneResponse, names: Sequence[str]) -> str:
         if effect.HasField("control_exceeded"):
             line += f"; more than {effect.control_exceeded:.0%} of random features"
         lines.append(line)
+    for contrast in answer.summary.contrasts:
+        line = f"{contrast.id}: {contrast.difference:+.4f} more {contrast.group} than "
+        line += contrast.other
+        if contrast.HasField("lower"):
+            line += f", 95 % interval {contrast.lower:+.4f} to {contrast.upper:+.4f}"
+        lines.append(line)
     return "\n".join(lines).rstrip()
 
 

@@ -49,6 +49,16 @@ class Call(Generic[R_co]):
     response: type[R_co]
 
 
+@dataclass(frozen=True)
+class Conversation(Generic[R_co]):
+    """Messages to be sent one after the other, each of which is answered."""
+
+    method: str
+    requests: Sequence[Message]
+    """Of one type; at least one."""
+    response: type[R_co]
+
+
 def dictionary_name(name: str) -> str:
     """``dictionaries/{dictionary}``, from the whole name or its last part."""
     return name if name.startswith("dictionaries/") else f"dictionaries/{name}"
@@ -186,30 +196,31 @@ def intervene(
     top_classes: int | None = None,
     control_count: int = 0,
     seed: int = 0,
-) -> Call[intervention_pb.InterveneResponse]:
+) -> Conversation[intervention_pb.StreamInterveneResponse]:
     """Pictures before and after edits; ``measured`` are targets by names of yours."""
     if groups and len(groups) != len(sources):
         raise InvalidInputError("give a group for each picture, or none", field="groups")
-    request = intervention_pb.InterveneRequest(
-        plan=intervention_pb.InterventionPlan(
-            edits=edits,
-            targets=[
-                intervention_pb.NamedTarget(id=name, target=target)
-                for name, target in measured.items()
-            ],
-            top_classes=top_classes,
-            control_count=control_count,
-            seed=seed,
-        ),
-        images=[
-            intervention_pb.InterventionImage(
-                id=str(number), image=image(source), group=groups[number] if groups else ""
-            )
-            for number, source in enumerate(sources)
+    plan = intervention_pb.InterventionPlan(
+        edits=edits,
+        targets=[
+            intervention_pb.NamedTarget(id=name, target=target) for name, target in measured.items()
         ],
+        top_classes=top_classes,
+        control_count=control_count,
+        seed=seed,
     )
-    method = "/vision_sae.v1.InterventionService/Intervene"
-    return Call(method, request, intervention_pb.InterveneResponse)
+    pictures = (
+        intervention_pb.InterventionImage(
+            id=str(number), image=image(source), group=groups[number] if groups else ""
+        )
+        for number, source in enumerate(sources)
+    )
+    ask = intervention_pb.StreamInterveneRequest
+    return Conversation(
+        "/vision_sae.v1.InterventionService/StreamIntervene",
+        [ask(plan=plan), *(ask(image=picture) for picture in pictures)],
+        intervention_pb.StreamInterveneResponse,
+    )
 
 
 def search_patches(

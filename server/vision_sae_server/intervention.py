@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -68,6 +68,18 @@ class InterventionServicer(intervention_service_pb2_grpc.InterventionServiceServ
         yield pb.StreamInterveneResponse(summary=plan.summary())
 
 
+class _Effect(NamedTuple):
+    """What is kept of a picture for the summary: a stream may have any number of them."""
+
+    group: str
+    moved: NDArray[np.float64]
+    """After - before, of each target (K)."""
+    moved_by_control: NDArray[np.float64]
+    """The same under each control (R, K)."""
+    flipped: bool
+    """Whether another class leads after the edits."""
+
+
 class _Plan:
     """What is changed and measured, and what came of it so far."""
 
@@ -95,8 +107,8 @@ class _Plan:
             )
         self._names = names
         self._targets = Targets(state, self._model, first)
-        self._outcomes: dict[int, tuple[str, Outcome]] = {}
-        """By the number of the picture, whichever was done first: (group, outcome)."""
+        self._effects: dict[int, _Effect] = {}
+        """By the number of the picture, whichever was done first."""
         self._pictures = 0
 
     async def outcome(
@@ -121,7 +133,12 @@ class _Plan:
         ]
         intervention = self._intervention(picture)
         outcome = await self._model.lane.run(lambda: intervention(picture.pixels, targets))
-        self._outcomes[number] = asked.group, outcome
+        self._effects[number] = _Effect(
+            asked.group,
+            outcome.values_after - outcome.values_before,
+            outcome.values_control - outcome.values_before,
+            _flipped(outcome),
+        )
         return self._message(outcome)
 
     def _intervention(self, picture: Picture) -> Intervention:
@@ -173,25 +190,53 @@ class _Plan:
 
     def summary(self) -> pb.InterventionSummary:
         """The effects over the pictures so far, for each target and group."""
-        outcomes = [self._outcomes[number] for number in sorted(self._outcomes)]
-        groups = list(dict.fromkeys(group for group, _ in outcomes))
-        effects = [
-            self._effect(index, group, [o for g, o in outcomes if g == group])
-            for index in range(len(self._names))
-            for group in groups
-        ]
+        groups: dict[str, list[_Effect]] = {}
+        for number in sorted(self._effects):
+            groups.setdefault(self._effects[number].group, []).append(self._effects[number])
+        first, *others = groups or [""]
         return pb.InterventionSummary(
-            effects=effects, succeeded=len(outcomes), failed=self._pictures - len(outcomes)
+            effects=[
+                self._effect(index, group, effects)
+                for index in range(len(self._names))
+                for group, effects in groups.items()
+            ],
+            succeeded=len(self._effects),
+            failed=self._pictures - len(self._effects),
+            contrasts=[
+                self._contrast(index, groups[first], groups[other])
+                for index in range(len(self._names))
+                for other in others
+            ],
         )
 
-    def _effect(self, index: int, group: str, outcomes: list[Outcome]) -> pb.TargetEffect:
-        moved = np.array([o.values_after[index] - o.values_before[index] for o in outcomes])
+    def _contrast(
+        self, index: int, effects: list[_Effect], others: list[_Effect]
+    ) -> pb.GroupContrast:
+        one, other = (np.array([e.moved[index] for e in group]) for group in (effects, others))
+        contrast = pb.GroupContrast(
+            id=self._names[index],
+            group=effects[0].group,
+            other=others[0].group,
+            difference=one.mean() - other.mean(),
+        )
+        if min(len(one), len(other)) > 1:
+
+            def difference(some: Counts, more: Counts) -> NDArray[np.float64]:
+                return np.asarray(some @ one / some.sum(1) - more @ other / more.sum(1))
+
+            found = interval(difference, [len(one), len(other)], self._asked.seed)
+            if found is not None:
+                contrast.lower, contrast.upper = found
+        return contrast
+
+    def _effect(self, index: int, group: str, effects: list[_Effect]) -> pb.TargetEffect:
+        moved = np.array([e.moved[index] for e in effects])
         effect = pb.TargetEffect(
             id=self._names[index],
             group=group,
             count=len(moved),
             mean=moved.mean(),
-            flipped=float(np.mean([_flipped(o) for o in outcomes])),
+            flipped=float(np.mean([e.flipped for e in effects])),
         )
         if len(moved) > 1:
 
@@ -202,9 +247,7 @@ class _Plan:
             if found is not None:
                 effect.lower, effect.upper = found
         if self._asked.control_count:
-            controls = np.mean(
-                [o.values_control[:, index] - o.values_before[index] for o in outcomes], axis=0
-            )
+            controls = np.mean([e.moved_by_control[:, index] for e in effects], axis=0)
             effect.control_mean = controls.mean()
             effect.control_exceeded = (np.abs(controls) < abs(effect.mean)).mean()
         return effect

@@ -1,7 +1,7 @@
 """Attribution and intervention: whether sums check, whether orders are true, and what serving adds.
 
-``python -m tests.benchmarks.attribution --vit BUNDLE --clip BUNDLE`` prints JSON; the bundles are
-those that ``make demo`` makes of the demo's ViT and CLIP.
+``python -m tests.benchmarks.attribution`` prints JSON. It is of the bundles that ``make demo``
+makes of the demo's ViT and CLIP, unless ``--vit BUNDLE --clip BUNDLE`` names others.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from vision_sae.attribution.ledger import Scene, ledger
 from vision_sae.attribution.targets import Target, measured
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import HarvestConfig, ServeConfig, TrainConfig
-from vision_sae.demo.run import CORPUS, serving
+from vision_sae.demo.run import CORPUS, bundle_path, serving
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
 from vision_sae.evaluation import attribution as evaluation
 from vision_sae.evaluation.planted_scenes import VALUES, scenes
 from vision_sae.evaluation.planted_scenes import Scene as Drawn
-from vision_sae.evaluation.tasks import embeddings
+from vision_sae.evaluation.pointing import NODES, pointing
 from vision_sae.models.bound import bound
 from vision_sae.models.grid import Preprocessing
 from vision_sae.models.registry import load_model
@@ -52,7 +52,6 @@ _CAPTUM = 6
 _TIMED = 40
 _CLIENTS, _CALLS, _ROUNDS = 32, 64, 9
 _BATCHES, _PASSES = (1, 2, 4, 8, 16), 2
-_HEAD_SCENES, _POINTED = 600, 100
 _PLANTED = "background"
 """The attribute that interventions are about."""
 _SIDE, _RATE = 64, 2e-3
@@ -98,10 +97,10 @@ def captum_difference(
         theirs, _ = IntegratedGradients(forward).attribute(
             (codes[None], error[None]),
             method="gausslegendre",
-            n_steps=evaluation.NODES,
+            n_steps=NODES,
             internal_batch_size=1,
         )
-        ours = ledger(scene, found, nodes=evaluation.NODES).per_feature
+        ours = ledger(scene, found, nodes=NODES).per_feature
         difference = (ours - theirs[0].sum(0).double()).abs().max()
         largest = max(largest, float(difference / ours.abs().max()))
     return largest
@@ -207,33 +206,6 @@ def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
     }
 
 
-def pointing(model: VitModel, found: SiteDictionary) -> dict[str, dict[str, float]]:
-    """The pointing game on the colours and shapes of composed scenes: what makes a scene's value
-    likelier than the mean scene does.
-
-    It is played at the residual stream of the dictionary's block, where all that the model goes by
-    passes, with a dictionary of scenes; and at ``found``, where only what one block adds does,
-    which may well speak against a value that the blocks before have settled.
-    """
-    drawn = list(scenes(_HEAD_SCENES + _POINTED, 21))
-    fitted, held = drawn[:_HEAD_SCENES], drawn[_HEAD_SCENES:]
-    images = evaluation.inputs(model, [scene.image for scene in fitted])
-    embedded = embeddings(model, images).numpy()
-    asked = {name: evaluation.heads(embedded, fitted, name) for name in ("colour", "shape")}
-    with TemporaryDirectory() as folder:
-        stream = found.site.replace(".update", ".resid")
-        of_stream, _ = site_dictionary(model, stream, fitted, Path(folder), k=32)
-    hits = {}
-    for place, dictionary in (("stream", of_stream), ("update", found)):
-        mean = evaluation.mean_of(model, dictionary, images[:_POINTED])
-        games = {
-            name: evaluation.pointing_game(model, dictionary, held, heads, name, mean)
-            for name, heads in asked.items()
-        }
-        hits[place] = {name: round(float(np.mean(game)), 3) for name, game in games.items()}
-    return hits
-
-
 def interventions() -> dict[str, float]:
     """Share of pictures that the classifier no longer says a planted concept of, when the features
     that the concept uses are ablated, and when as much is moved along random features.
@@ -254,7 +226,7 @@ def interventions() -> dict[str, float]:
         total = torch.zeros(found.dictionary.width, dtype=torch.float64)
         for scene in shows(known, position, value)[:_ATTRIBUTED]:
             seen = Scene(model, model.preprocess(scene.image), logit, [found.site])
-            total += ledger(seen, found, nodes=evaluation.NODES).per_feature
+            total += ledger(seen, found, nodes=NODES).per_feature
         used = torch.argsort(-total)[:_USED].tolist()
         edits = [FeatureEdit("d", feature, "ablate") for feature in used]
         intervention = Intervention(model, edits, {"d": found}, controls=5)
@@ -334,8 +306,8 @@ def site_dictionary(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--vit", type=Path, required=True)
-    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--vit", type=Path, default=bundle_path("demo:dinov2-s"))
+    parser.add_argument("--clip", type=Path, default=bundle_path("demo:clip"))
     parser.add_argument("--pictures", type=int, default=_PICTURES)
     given = parser.parse_args()
     pictures = choose(image_folder(CORPUS / "heldout"), given.pictures)
@@ -353,8 +325,14 @@ def main() -> None:
                 model, found, images[:_CAPTUM], wanted[:_CAPTUM]
             ),
             "rank_correlation_with_ablation": made.rank_correlation,
+            "deletion_auc": {
+                order: area._asdict() for order, area in made.areas["code deletion"].items()
+            },
+            "pointing_game": {
+                site: {attribute: figures._asdict() for attribute, figures in of_site.items()}
+                for site, of_site in pointing(model, evaluation.sites_of(found)).items()
+            },
             "report": made.to_json(),
-            "pointing_game": pointing(model, found),
         }
         print(json.dumps({name: report[name]}, indent=1), flush=True)
     report["intervention"] = interventions()

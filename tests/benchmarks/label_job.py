@@ -93,17 +93,20 @@ def main() -> None:
         subprocess.run(command(root, "whole.sqlite", arguments), check=True, stdout=sys.stderr)
         result["seconds"] = round(time.perf_counter() - begin, 1)
         job, labels = stored(root / "whole.sqlite")
+        assert job.started is not None
+        assert job.ended is not None
+        labelling = (job.ended - job.started).total_seconds()
         result |= {
             "units": job.total,
-            "labelling_seconds": round(job.used, 1),
-            "units_per_s": round(job.total / job.used, 1),
+            "labelling_seconds": round(labelling, 1),
+            "units_per_s": round(job.total / labelling, 1),
             "share_labelled": round(job.labelled / job.total, 4),
             "failed": job.failed,
         }
         if arguments.kills:
             run = command(root, "killed.sqlite", arguments)
             again = root / "killed.sqlite"
-            kills = killed(run, again, arguments.kills, job.used, job.total)
+            kills = killed(run, again, arguments.kills, labelling, job.total)
             other, others = stored(again)
             result["killed"] = {
                 "kills": kills,

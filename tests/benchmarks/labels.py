@@ -1,8 +1,7 @@
 """Labels: how good the contrastive model is that finds them, how good they are, and how fast.
 
-``python -m tests.benchmarks.labels --bundle BUNDLE ...`` prints JSON. Bundles, of the demo's models
-for example (``make demo`` makes them), are labelled anew by every describer and scored; the other
-figures need no bundle.
+``python -m tests.benchmarks.labels`` prints JSON. Bundles, those that ``make demo`` makes or others
+(``--bundle BUNDLE``), are labelled anew by every describer and scored; the other figures need none.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from vision_sae.config import DescribeConfig
 from vision_sae.demo import clip_evaluation
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.make_corpus import CONCEPTS
-from vision_sae.demo.run import CORPUS
+from vision_sae.demo.run import CORPUS, MODELS, bundle_path
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary
 from vision_sae.descriptions.describers.wpmi import top_words
@@ -136,9 +135,10 @@ def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[st
     kept = [d for d in made if d.text is not None]
 
     def median(metric: str, kind: str, field: str = "value") -> float:
+        judged = made if field == "control" else kept  # labels are kept for a low control
         found = [
             getattr(s, field)
-            for d in kept
+            for d in judged
             for s in d.scores
             if (s.metric, s.negatives) == (metric, kind)
         ]
@@ -200,11 +200,12 @@ def speed() -> dict[str, float]:
 def main() -> None:
     """Measure everything."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bundle", type=Path, action="append", default=[])
+    parser.add_argument("--bundle", type=Path, action="append", help="default: the demo's")
     parser.add_argument("--clip", default="demo:clip")
     parser.add_argument("--describer", action="append")
     parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
     arguments = parser.parse_args()
+    demo = [path for name in MODELS if (path := bundle_path(name)).exists()]
     model = load_model(arguments.clip)
     assert isinstance(model, ContrastiveModel)
     planted = planted_accuracy()
@@ -222,7 +223,7 @@ def main() -> None:
                         path.name: {
                             d: labelled(path, d, directory, arguments.units) for d in describers
                         }
-                        for path in arguments.bundle
+                        for path in arguments.bundle or demo
                     },
                     **speed(),
                     "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

@@ -50,8 +50,31 @@ def test_effects_by_group(address: str, pictures: list[Path]) -> None:
         assert [outcome.id for outcome in answer.images] == ["0", "1", "2"]
         effects = [(e.id, e.group, e.count) for e in answer.summary.effects]
         assert effects == [("three", "with", 2), ("three", "without", 1)]
+        (contrast,) = answer.summary.contrasts
+        with_, without = (effect.mean for effect in answer.summary.effects)
+        assert (contrast.group, contrast.other) == ("with", "without")
+        assert contrast.difference == pytest.approx(with_ - without)
+        assert not contrast.HasField("lower")  # one picture without says nothing of chance
         with pytest.raises(InvalidInputError, match="a group for each picture"):
             client.intervene(pictures, [edit(FEATURE, "add", 2.0)], {}, groups=["with"])
+
+
+def test_any_number_of_pictures_in_one_call(address: str, pictures: list[Path]) -> None:
+    many = pictures * 30
+    groups = ["with" if i % 3 == 0 else "without" for i in range(len(many))]
+    with Client(address) as client:
+        answer = client.intervene(
+            many, [edit(FEATURE, "add", 2.0)], {"three": targets.class_logit(3)}, groups=groups
+        )
+    assert [outcome.id for outcome in answer.images] == [str(i) for i in range(90)]
+    assert answer.summary.succeeded == 90
+    (contrast,) = answer.summary.contrasts
+    # Each group holds the same pictures over and over.
+    moved = [image.change.targets[0] for image in answer.images[:3]]
+    one, two, three = (target.after - target.before for target in moved)
+    assert contrast.difference == pytest.approx(one - (two + three) / 2, abs=1e-6)
+    assert contrast.lower <= contrast.difference + 1e-9
+    assert contrast.upper >= contrast.difference - 1e-9
 
 
 async def test_the_async_client_does_the_same(address: str, pictures: list[Path]) -> None:
@@ -89,6 +112,10 @@ def test_intervene_in_the_terminal(address: str, pictures: list[Path]) -> None:
     assert done.exit_code == 0, done.output
     for words in ("000.png", "class:3 vs class:1", "on average over 3 pictures", "random features"):
         assert words in done.output
+    compared = run(
+        *("intervene", *pictures[:2], "--without", pictures[2], "--add", "0=2"), address=address
+    )
+    assert "more with than without" in compared.output
     refused = run("intervene", pictures[0], "--add", "0", address=address)
     assert refused.exit_code == 2
 

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 from torch import Tensor
+from typer.testing import CliRunner
 
+from tests.conftest import CORPUS
 from tests.worlds import noise_image, random_sae, tiny_model
 from vision_sae.attribution import targets
 from vision_sae.attribution.faithfulness import faithfulness, orders_of
 from vision_sae.attribution.ledger import Scene, ledger
-from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
-from vision_sae.evaluation import attribution
+from vision_sae.cli import app as main
+from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.evaluation.attribution import (
-    Heads,
     estimate,
     evaluate_attribution,
-    heads,
-    mean_of,
-    pointing_game,
+    sites_of,
     targets_of,
 )
-from vision_sae.evaluation.planted_scenes import Scene as Drawn
-from vision_sae.evaluation.planted_scenes import scenes
-from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.protocol import ModelOutput
 from vision_sae.models.vit import VitModel
 
@@ -126,51 +120,19 @@ def test_orders_are_stable() -> None:
     assert orders_of(importance, torch.arange(4)).tolist() == [3, 1, 2, 0]
 
 
-def test_the_mean_of_pictures_is_that_of_all_their_patches(
-    model: VitModel, found: SiteDictionary, images: list[Tensor]
-) -> None:
-    made = mean_of(model, found, torch.stack(images))
-    with torch.inference_mode(), model.capture([SITE]) as captured:
-        model.forward(torch.stack(images))
-    vectors = captured[SITE][:, model.grid.special :].flatten(0, 1)
-    torch.testing.assert_close(made.update, vectors.mean(0), rtol=1e-4, atol=1e-6)
-    codes = to_dense(found.dictionary.encode(vectors), WIDTH)
-    assert made.mean_code is not None
-    torch.testing.assert_close(made.mean_code, codes.mean(0), rtol=1e-4, atol=1e-6)
+def test_the_command_writes_the_report(tiny_bundle: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", "attribution", str(tiny_bundle), "--images", str(CORPUS / "heldout")]
+    out = tmp_path / "report.json"
+    done = CliRunner().invoke(main, [*asked, "--limit", "3", "--tested", "2", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    written = json.loads(out.read_text())
+    assert (written["pictures"], written["pointing"]) == (3, {})
+    assert written["gap_p95"] < 1e-3
+    assert f"{written['rank_correlation']['mean']:.3f}" in done.output
 
 
-def embedded(model: VitModel, drawn: Sequence[Drawn]) -> NDArray[np.float32]:
-    made = attribution.inputs(model, [scene.image for scene in drawn])
-    return np.asarray(embeddings(model, made).numpy())
-
-
-def test_heads_tell_backgrounds_and_point(model: VitModel, found: SiteDictionary) -> None:
-    drawn = list(scenes(60, 3, side=32))
-    asked = heads(embedded(model, drawn), drawn, "background")
-    assert asked.accuracy > 0.9
-    assert isinstance(asked, Heads)
-    hits = pointing_game(model, found, drawn[:5], asked, "background")
-    assert len(hits) == 5
-
-
-@pytest.mark.parametrize("tolerance", [0, 3])
-def test_a_hit_is_a_patch_on_the_object_or_close_to_it(
-    tolerance: int, model: VitModel, found: SiteDictionary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (scene,) = scenes(1, 8, side=32)
-    monkeypatch.setattr(attribution, "_TOLERANCE", tolerance)
-    near = binary_dilation(scene.parts["object"], np.ones((2 * tolerance + 1,) * 2))
-    drawn = list(scenes(20, 3, side=32))
-    asked = heads(embedded(model, drawn), drawn, "background")
-    boxes = model.grid.boxes(model.preprocessing.geometry(32, 32)).astype(int)
-    covered = [bool(near[y0:y1, x0:x1].any()) for x0, y0, x1, y1 in boxes]
-
-    class Books:
-        def __init__(self, patch: int) -> None:
-            self.per_patch = torch.zeros(model.grid.patches)
-            self.per_patch[patch] = 1
-
-    for patch, expected in enumerate(covered):
-        monkeypatch.setattr(attribution, "ledger", lambda *_, patch=patch, **__: Books(patch))
-        assert pointing_game(model, found, [scene], asked, "background") == [expected]
-    assert set(covered) == {True, False}
+def test_pointing_is_at_the_residual_stream_and_at_the_site() -> None:
+    assert sites_of(SiteDictionary(random_sae(DIM, WIDTH, 6), "blocks.1.update")) == [
+        "blocks.1.resid",
+        "blocks.1.update",
+    ]

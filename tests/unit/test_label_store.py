@@ -254,7 +254,7 @@ def test_labels_of_another_dictionary_of_that_name_become_history(
     store: LabelStore, bundle: Bundle, tmp_path: Path
 ) -> None:
     store.import_bundle(bundle)
-    store.edit(Unit("dictionaries/zoo", 1), "hound")
+    store.edit(Unit("dictionaries/zoo", 0), "tiger")
     features = ActivationStore(tmp_path / "store")
     weights = {"w_enc": 2 * torch.eye(2), "w_dec": torch.eye(2)}
     other = TopKSae(k=2, b_enc=torch.zeros(2), b_dec=torch.zeros(2), **weights)
@@ -263,9 +263,9 @@ def test_labels_of_another_dictionary_of_that_name_become_history(
     assert store.import_bundle(rebuilt) == 0
     assert store.currents("dictionaries/zoo") == {}
     assert store.texts("dictionaries/zoo") == {}
-    assert store.search("hound cat") == []
-    told = [entry.description.text for entry in store.history(Unit("dictionaries/zoo", 1))]
-    assert told == ["hound", "dog"]
+    assert store.search("tiger cat") == []
+    told = [entry.description.text for entry in store.history(Unit("dictionaries/zoo", 0))]
+    assert told == ["tiger", "cat"]
     # The same dictionary again, described: that holds.
     made = describe_bundle(
         tmp_path / "zoo", DescribeConfig(describer="caption-pmi", metrics=()), progress=False

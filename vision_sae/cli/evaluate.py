@@ -54,15 +54,18 @@ def evaluate_attribution(
     tested: Annotated[
         int, typer.Option(help="Of them, those to measure faithfulness on.", min=2)
     ] = 40,
+    scenes: Annotated[
+        int, typer.Option(help="Composed scenes to see where it points; 0: none.", min=0)
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
 ) -> None:
-    """How far can attributions be trusted? Sums, ablation, deletion, sensitivity."""
+    """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
     from vision_sae.evaluation.attribution import attribution_report
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
 
     pictures = [picture for folder in images for picture in image_folder(folder)]
-    report = attribution_report(bundle, pictures, limit=limit, tested=tested)
+    report = attribution_report(bundle, pictures, limit=limit, tested=tested, scenes=scenes)
     for line in report.lines():
         typer.echo(line)
     if out is not None:

@@ -82,9 +82,10 @@ def label(
         neurons={"sites": tuple(site) if site else None},
         describe={"describer": describer, "clip": clip},
     )
+    folder = _evidence(units, images, work, limit, settings)
     job = label_all(
         labels,
-        _evidence(units, images, work, limit, settings),
+        folder,
         settings.describe,
         work / "probes",
         workers=workers,
@@ -94,6 +95,7 @@ def label(
         f"{job.name} {job.state}: {job.labelled} labelled, {job.abstained} abstained, "
         f"{job.failed} failed of {job.total}; {job.used:.0f} s of computing"
     )
+    typer.echo(f"evidence: {folder.path}")
 
 
 def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:

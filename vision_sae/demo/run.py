@@ -36,6 +36,8 @@ SITE = "blocks.10.update"
 CLIP = "demo:clip"
 MODELS = ("demo:dinov2-s", CLIP)
 """Each gets a dictionary of its own at `SITE`."""
+WORK = Path("runs/demo")
+"""Where everything is kept, as the command has it."""
 _TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
@@ -64,6 +66,11 @@ def heldout_picture() -> Picture:
     """The picture that the demo asks about: in no training split."""
     pictures = image_folder(CORPUS / "heldout")
     return next(p for p in pictures if p.id == _PICTURE)
+
+
+def bundle_path(model: str, work: Path = WORK) -> Path:
+    """Where the demo keeps the bundle of a model."""
+    return work / f"demo-{model.removeprefix('demo:')}-block10"
 
 
 class Harvested(NamedTuple):
@@ -108,7 +115,7 @@ def make_bundle(
     with stages.stage(f"train {short}", f"TopK SAE, {width} features, k = {training.k}"):
         metrics = train_dictionary(store, dictionary, training, {"heldout": harvested.heldout})
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
-    path = work / f"demo-{short}-block10"
+    path = bundle_path(harvested.model, work)
     with stages.stage(f"build {short}", "codes, statistics, exemplars and the patch index"):
         bundle = _current(path, store, dictionary, config)
     with stages.stage(f"describe {short}", "label every feature by search, score it, or abstain"):

@@ -9,25 +9,22 @@
 - **Sensitivity**: an attribution should hardly change under a little noise on the picture, and much
   when the weights behind the site are shuffled (Adebayo et al. 2018, arXiv:1810.03292). Cosines of
   the features' contributions, 1 is unchanged.
-- **Pointing game** on composed scenes: whether the patch with the largest contribution lies on the
-  object that the target is about, or 15 pixels beside it (Zhang et al. 2018, arXiv:1608.00507). To
-  ask where the model looks, play it at the residual stream: all evidence passes there.
+- **Pointing game** and **energy in the mask** on composed scenes, at the residual stream of the
+  dictionary's block and at its site (`vision_sae.evaluation.pointing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,28 +33,22 @@ from vision_sae.attribution import targets
 from vision_sae.attribution.faithfulness import Faithfulness, faithfulness
 from vision_sae.attribution.ledger import (
     Ledger,
-    Reference,
     Scene,
     exact_ablation,
     ledger,
-    mean_code,
 )
 from vision_sae.attribution.targets import Target
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.descriptions.scores.bootstrap import Counts, interval
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
-from vision_sae.evaluation.planted_scenes import VALUES
-from vision_sae.evaluation.planted_scenes import Scene as Drawn
+from vision_sae.evaluation.pointing import NODES, Pointing, pointing
 from vision_sae.models.bound import bound
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture
 
-NODES = 8
-_TOLERANCE = 15
-"""Pixels of the model's input that the pointing game allows, as in its source."""
 _ABLATED = 12
 _NOISE = 0.05
 """Standard deviation of the noise, in those of the model's input."""
@@ -100,6 +91,8 @@ class AttributionReport:
     """{"code deletion": {"attribution", "random", "activation"}}, and so on."""
     under_noise: Estimate
     under_shuffled_weights: Estimate
+    pointing: dict[str, dict[str, Pointing]] = field(default_factory=dict)
+    """{site: {attribute of composed scenes: figures}}, where it was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """All of it, in plain JSON."""
@@ -109,6 +102,10 @@ class AttributionReport:
         made["areas"] = {
             test: {order: area._asdict() for order, area in areas.items()}
             for test, areas in self.areas.items()
+        }
+        made["pointing"] = {
+            site: {attribute: figures._asdict() for attribute, figures in found.items()}
+            for site, found in self.pointing.items()
         }
         return made
 
@@ -130,13 +127,26 @@ class AttributionReport:
             ),
             f"same contributions under noise {shown(self.under_noise)}, with shuffled weights "
             f"{shown(self.under_shuffled_weights)}",
+            *(
+                f"{attribute}s of scenes at {site}: pointing game {figures.hits:.3f}, energy in "
+                f"the object's mask {figures.energy:.3f}"
+                for site, found in self.pointing.items()
+                for attribute, figures in found.items()
+            ),
         ]
 
 
 def attribution_report(
-    path: Path, pictures: Sequence[Picture], *, limit: int, tested: int, progress: bool = True
+    path: Path,
+    pictures: Sequence[Picture],
+    *,
+    limit: int,
+    tested: int,
+    scenes: int = 0,
+    progress: bool = True,
 ) -> AttributionReport:
-    """`evaluate_attribution` of a published bundle, in float32.
+    """`evaluate_attribution` of a published bundle, in float32; with ``scenes`` also `pointing` on
+    so many.
 
     Raises `InvalidInputError` for a bundle whose model is no ViT or CLIP.
     """
@@ -151,7 +161,17 @@ def attribution_report(
     images = [model.preprocess(picture.load()) for picture in chosen]
     wanted = targets_of(model, [picture.caption for picture in chosen])
     found = SiteDictionary(bundle.dictionary, bundle.site)
-    return evaluate_attribution(model, found, images, wanted, tested=tested, progress=progress)
+    report = evaluate_attribution(model, found, images, wanted, tested=tested, progress=progress)
+    if not scenes:
+        return report
+    return replace(report, pointing=pointing(model, sites_of(found), scenes, progress=progress))
+
+
+def sites_of(found: SiteDictionary) -> list[str]:
+    """Where attributions at a dictionary's block are asked where they point: the residual stream
+    behind it, and the dictionary's own site."""
+    block = found.site.rpartition(".")[0]
+    return list(dict.fromkeys((f"{block}.resid", found.site)))
 
 
 def targets_of(model: Model, captions: Sequence[str]) -> list[Target]:
@@ -259,78 +279,3 @@ def _shuffled_behind(model: VitModel, site: str) -> Iterator[None]:
         with torch.no_grad():
             for weight, before in zip(weights, kept, strict=True):
                 weight.copy_(before)
-
-
-class Heads(NamedTuple):
-    """Linear heads that tell an attribute of composed scenes from the model's embedding."""
-
-    weights: Tensor
-    """One row a value (C, E)."""
-    biases: Tensor
-    accuracy: float
-    """On the scenes they were fitted on."""
-
-    def target(self, value: int) -> Target:
-        """Why this value rather than the mean of all."""
-        return targets.probe(
-            self.weights[value] - self.weights.mean(0),
-            float(self.biases[value] - self.biases.mean()),
-        )
-
-
-def heads(embedded: NDArray[np.float32], scenes: Sequence[Drawn], attribute: str) -> Heads:
-    """Fit heads for one attribute of `VALUES` on the embeddings (N, E) of scenes."""
-    position = list(VALUES).index(attribute)
-    classes = np.array([scene.attributes.numbers[position] for scene in scenes])
-    scale = float(np.abs(embedded).mean())
-    regression = LogisticRegression(max_iter=3000).fit(embedded / scale, classes)
-    return Heads(
-        torch.from_numpy(regression.coef_ / scale).float(),
-        torch.from_numpy(regression.intercept_).float(),
-        float(regression.score(embedded / scale, classes)),
-    )
-
-
-def inputs(model: Model, pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures made ready for a model (N, 3, H, W)."""
-    return torch.stack([model.preprocess(picture) for picture in pictures])
-
-
-def mean_of(model: Model, found: SiteDictionary, images: Tensor) -> Reference:
-    """The mean code, and the mean error, of pictures (N, 3, H, W)."""
-    total, codes, count = torch.zeros(1), torch.zeros(found.dictionary.width), 0
-    with torch.inference_mode():
-        for image in images:
-            with model.capture([found.site], stop=True) as captured:
-                model.forward(image[None])
-            vectors = captured[found.site][0, model.grid.special :].float().cpu()
-            encoded = found.dictionary.encode(vectors)
-            codes.index_add_(0, encoded.indices.reshape(-1), encoded.values.reshape(-1))
-            total, count = total + vectors.sum(0), count + len(vectors)
-    return mean_code(total / count, codes / count)
-
-
-def pointing_game(
-    model: Model,
-    found: SiteDictionary,
-    scenes: Sequence[Drawn],
-    asked: Heads,
-    attribute: str,
-    reference: Reference | None = None,
-) -> list[bool]:
-    """For each scene, whether the patch that contributes most to the attribute's true value,
-    measured from ``reference``, lies on the object, or at most `_TOLERANCE` pixels beside it."""
-    grid, position = model.grid, list(VALUES).index(attribute)
-    hits = []
-    for scene in scenes:
-        target = asked.target(scene.attributes.numbers[position])
-        image = model.preprocess(scene.image)
-        seen = Scene(model, image, target, [found.site])
-        books = ledger(seen, found, nodes=NODES, reference=reference)
-        geometry = model.preprocessing.geometry(*scene.image.size)
-        box = grid.boxes(geometry)[int(books.per_patch.argmax())]
-        beside = _TOLERANCE / geometry.scale_x
-        x0, y0 = np.round(box[:2] - beside).astype(int).clip(0)
-        x1, y1 = np.round(box[2:] + beside).astype(int)
-        hits.append(bool(scene.parts["object"][y0:y1, x0:x1].any()))
-    return hits

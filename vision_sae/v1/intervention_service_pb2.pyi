@@ -418,6 +418,57 @@ class TargetEffect(_message.Message):
 Global___TargetEffect: _TypeAlias = TargetEffect  # noqa: Y015
 
 @_typing.final
+class GroupContrast(_message.Message):
+    """A controlled experiment: by how much more a scalar moves in the pictures of one group than in those
+    of another, with and without a concept for example.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The name of the target."""
+    group: _builtins.str
+    """The group that came first."""
+    other: _builtins.str
+    """The group it is compared with."""
+    difference: _builtins.float
+    """Mean of after - before in `group`, less that in `other`."""
+    lower: _builtins.float
+    """Lower end of its 95 % bootstrap interval. Absent when a group has fewer than 2 pictures."""
+    upper: _builtins.float
+    """Upper end of its 95 % bootstrap interval. Absent when a group has fewer than 2 pictures."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        group: _builtins.str = ...,
+        other: _builtins.str = ...,
+        difference: _builtins.float = ...,
+        lower: _builtins.float | None = ...,
+        upper: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lower", b"_lower", "_upper", b"_upper", "lower", b"lower", "upper", b"upper"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lower", b"_lower", "_upper", b"_upper", "difference", b"difference", "group", b"group", "id", b"id", "lower", b"lower", "other", b"other", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lower: _TypeAlias = _typing.Literal["lower"]  # noqa: Y015
+    _WhichOneofArgType__lower: _TypeAlias = _typing.Literal["_lower", b"_lower"]  # noqa: Y015
+    _WhichOneofReturnType__upper: _TypeAlias = _typing.Literal["upper"]  # noqa: Y015
+    _WhichOneofArgType__upper: _TypeAlias = _typing.Literal["_upper", b"_upper"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lower) -> _WhichOneofReturnType__lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upper) -> _WhichOneofReturnType__upper | None: ...
+
+Global___GroupContrast: _TypeAlias = GroupContrast  # noqa: Y015
+
+@_typing.final
 class InterventionSummary(_message.Message):
     """The effects over all pictures that succeeded."""
 
@@ -426,6 +477,7 @@ class InterventionSummary(_message.Message):
     EFFECTS_FIELD_NUMBER: _builtins.int
     SUCCEEDED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    CONTRASTS_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.int
     """Pictures that succeeded."""
     failed: _builtins.int
@@ -434,16 +486,21 @@ class InterventionSummary(_message.Message):
     def effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetEffect]:
         """One per target and group, targets in the order of the plan, groups in the order they came."""
 
+    @_builtins.property
+    def contrasts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupContrast]:
+        """The first group compared with each other one, for each target. Empty with one group."""
+
     def __init__(
         self,
         *,
         effects: _abc.Iterable[Global___TargetEffect] | None = ...,
         succeeded: _builtins.int = ...,
         failed: _builtins.int = ...,
+        contrasts: _abc.Iterable[Global___GroupContrast] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effects", b"effects", "failed", b"failed", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contrasts", b"contrasts", "effects", b"effects", "failed", b"failed", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

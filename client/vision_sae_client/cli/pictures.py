@@ -106,6 +106,12 @@ def write_overlays(image: Path, site: SiteAttribution, directory: Path) -> int:
 @command
 def intervene(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Picture without the concept that the others show, to compare effects; repeatable."
+        ),
+    ] = None,
     add: Add = None,
     scale: Scale = None,
     clamp: Clamp = None,
@@ -125,12 +131,15 @@ def intervene(
     timeout: Timeout = 600.0,
 ) -> None:
     """Show what a model says of pictures with features turned up, down or off."""
+    groups = ["with"] * len(images) + ["without"] * len(without) if without else []
+    images = [*images, *(without or [])]
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
     with Client(address, token=token, timeout=timeout) as client:
         answer = client.intervene(
             images,
             edits(client, dictionary, asked, box=box, own_map=own_map),
             {words: targets.parse(words) for words in target or ["mean"]},
+            groups=groups,
             control_count=control,
         )
     typer.echo(
