@@ -49,8 +49,8 @@ from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import requests
 from vision_sae_client.channel import call_metadata, open_async_channel
 from vision_sae_client.errors import first_dictionary, from_rpc_error
-from vision_sae_client.images import ImageSource
-from vision_sae_client.requests import BoxLike, Call, Conversation
+from vision_sae_client.images import BoxLike, ImageSource
+from vision_sae_client.requests import Call, Conversation
 
 PICTURES_OF_A_CALL = 64
 """Pictures of an intervention that one deadline is for."""

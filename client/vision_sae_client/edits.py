@@ -20,7 +20,8 @@ from vision_sae.v1.edit_pb2 import (
     Where,
 )
 from vision_sae.v1.image_pb2 import Region
-from vision_sae_client.requests import BoxLike, box_message
+from vision_sae_client.images import BoxLike
+from vision_sae_client.requests import box_message
 
 _OPERATIONS: dict[str, EditOperation.ValueType] = {
     "ablate": EDIT_OPERATION_ABLATE,

@@ -8,11 +8,13 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from vision_sae.errors import InvalidImageError
+from vision_sae.errors import InvalidImageError, InvalidInputError
 from vision_sae.v1 import image_pb2
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image
 """A path, the bytes of an encoded file, or a PIL image."""
+BoxLike: TypeAlias = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels of the original picture, half-open."""
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
@@ -41,3 +43,14 @@ def image_bytes(source: ImageSource) -> bytes:
 def image(source: ImageSource) -> image_pb2.Image:
     """The message that carries a picture."""
     return image_pb2.Image(data=image_bytes(source))
+
+
+def parse_box(words: str) -> BoxLike:
+    """``x0,y0,x1,y1`` -> four numbers."""
+    try:
+        x0, y0, x1, y1 = (float(word) for word in words.split(","))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{words!r} is no box; give four numbers x0,y0,x1,y1", field="box"
+        ) from error
+    return x0, y0, x1, y1

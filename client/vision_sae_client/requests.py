@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -31,12 +31,9 @@ from vision_sae.v1.ledger_pb2 import (
 from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureMatch
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import targets
-from vision_sae_client.images import ImageSource, image
+from vision_sae_client.images import BoxLike, ImageSource, image
 
 R_co = TypeVar("R_co", bound=Message, covariant=True)
-
-BoxLike: TypeAlias = tuple[float, float, float, float]
-"""(x0, y0, x1, y1) in pixels of the original picture, half-open."""
 
 
 @dataclass(frozen=True)

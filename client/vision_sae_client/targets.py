@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vision_sae.errors import InvalidInputError
 from vision_sae.tensors import to_proto
+from vision_sae.v1.image_pb2 import Box, Region
 from vision_sae.v1.target_pb2 import (
     POOLING_MEAN,
     ClassTarget,
@@ -18,10 +19,11 @@ from vision_sae.v1.target_pb2 import (
     MeanEmbeddingTarget,
     Pooling,
     ProbeTarget,
+    RegionTarget,
     Target,
     TextTarget,
 )
-from vision_sae_client.images import ImageSource
+from vision_sae_client.images import BoxLike, ImageSource, parse_box
 from vision_sae_client.images import image as image_message
 
 
@@ -40,6 +42,14 @@ def class_logit(which: int | str) -> Target:
     if isinstance(which, int):
         return Target(class_logit=ClassTarget(index=which))
     return Target(class_logit=ClassTarget(label=which))
+
+
+def region_class(box: BoxLike, which: int | str) -> Target:
+    """The logit of a class for a part of the picture alone, (x0, y0, x1, y1) in its pixels."""
+    x0, y0, x1, y1 = box
+    region = Region(box=Box(x0=x0, y0=y0, x1=x1, y1=y1))
+    logit = class_logit(which).class_logit
+    return Target(region=RegionTarget(region=region, class_logit=logit))
 
 
 def text(words: str) -> Target:
@@ -64,8 +74,9 @@ def probe(weight: NDArray[np.floating[Any]], bias: float = 0.0) -> Target:
 
 
 def parse(words: str) -> Target:
-    """A target as people write it: ``mean``, ``image:FILE``, ``class:281``, ``text:a cat``,
-    ``feature:dictionaries/late/features/7``, or two of these with `` vs `` between them."""
+    """A target as people write it: ``mean``, ``image:FILE``, ``class:281``, ``class:281@0,0,96,64``
+    (of that box alone), ``text:a cat``, ``feature:dictionaries/late/features/7``, or two of these
+    with `` vs `` between them."""
     one, versus, other = words.partition(" vs ")
     if versus:
         return contrast(parse(one), parse(other))
@@ -75,13 +86,15 @@ def parse(words: str) -> Target:
     if value and kind == "image":
         return image(value)
     if value and kind == "class":
-        return class_logit(int(value) if value.isdecimal() else value)
+        name, _, box = value.rpartition("@") if "@" in value else (value, "", "")
+        which = int(name) if name.isdecimal() else name
+        return region_class(parse_box(box), which) if box else class_logit(which)
     if value and kind == "text":
         return text(value)
     if value and kind == "feature":
         return feature(value)
     raise InvalidInputError(
-        f"{words!r} is no target; give mean, image:FILE, class:INDEX, class:NAME, text:WORDS, "
-        "feature:NAME, or 'A vs B'",
+        f"{words!r} is no target; give mean, image:FILE, class:INDEX, class:NAME, "
+        "class:INDEX@X0,Y0,X1,Y1, text:WORDS, feature:NAME, or 'A vs B'",
         field="target",
     )

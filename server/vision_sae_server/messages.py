@@ -323,30 +323,29 @@ def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
 
 
 def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
-    """The counterparts of a feature in other dictionaries, those most alike first: one to one where
-    there is such a one, else its nearest."""
-    found = []
+    """The counterparts of a feature in other dictionaries, those most alike first: the nearest of
+    each, and its partner when all are paired one to one, where that is another."""
+    found: list[feature_pb2.RelatedFeature] = []
     for name, matches in served.bundle.matches.items():
         entry = served.bundle.manifest["matches"][name]
         partner, nearest = int(matches.partner[index]), int(matches.nearest[index])
-        if nearest < 0:
-            continue
-        other, strength, floor = (
-            (partner, matches.partner_similarities[index], entry["partner_floor"])
-            if partner >= 0
-            else (nearest, matches.similarities[index], entry["nearest_floor"])
-        )
         resource = dictionary_resource(name)
-        labelled = served.labels.currents(resource, [other]).get(other)
-        found.append(
+        counterparts = {}
+        if nearest >= 0:
+            counterparts[nearest] = matches.similarities[index], entry["nearest_floor"]
+        if partner >= 0:
+            counterparts[partner] = matches.partner_similarities[index], entry["partner_floor"]
+        labelled = served.labels.currents(resource, list(counterparts))
+        found += [
             feature_pb2.RelatedFeature(
                 feature=f"{resource}/features/{other}",
                 relation=feature_pb2.FEATURE_RELATION_MATCH,
                 similarity=float(strength),
                 random_floor=floor,
-                label=(labelled.description.text or "") if labelled else "",
+                label=(labelled[other].description.text or "") if other in labelled else "",
             )
-        )
+            for other, (strength, floor) in counterparts.items()
+        ]
     return sorted(found, key=lambda related: -related.similarity)
 
 

@@ -352,6 +352,9 @@ def test_targets_are_written_as_people_write_them(tmp_path) -> None:
     assert targets.parse("mean") == targets.mean_embedding()
     assert targets.parse("class:281") == targets.class_logit(281)
     assert targets.parse("class:tabby").class_logit.label == "tabby"
+    part = targets.parse("class:281@0,10,96,64.5")
+    assert part == targets.region_class((0, 10, 96, 64.5), 281)
+    assert part.region.region.box.y1 == 64.5
     assert targets.parse("text:a cat") == targets.text("a cat")
     name = "dictionaries/late/features/7"
     assert targets.parse(f"feature:{name}") == targets.feature(name)

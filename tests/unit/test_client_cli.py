@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 from vision_sae_client import report
 from vision_sae_client.cli import app
-from vision_sae_client.cli.command import parse_box
 from vision_sae_client.cli.pictures import write_overlays
+from vision_sae_client.images import parse_box
 
 from tests import serving
 from tests.conftest import CORPUS, ServedBundle

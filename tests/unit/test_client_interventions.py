@@ -113,7 +113,9 @@ def test_intervene_in_the_terminal(address: str, pictures: list[Path]) -> None:
     for words in ("000.png", "class:3 vs class:1", "on average over 3 pictures", "random features"):
         assert words in done.output
     compared = run(
-        *("intervene", *pictures[:2], "--without", pictures[2], "--add", "0=2"), address=address
+        *("intervene", *pictures[:2], "--without", pictures[2], "--add", "0=2"),
+        *("--target", "class:3"),
+        address=address,
     )
     assert "more with than without" in compared.output
     refused = run("intervene", pictures[0], "--add", "0", address=address)

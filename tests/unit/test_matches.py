@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from tests import serving, worlds
+from vision_sae.bundles import matches
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.matches import match_bundles
@@ -184,3 +186,10 @@ def test_directions_are_searched_in_both(channel: Any) -> None:
     request = search_pb.SearchFeaturesRequest(feature="dictionaries/other/features/0")
     hits = search_grpc.SearchServiceStub(channel).SearchFeatures(request).hits
     assert hits[0].feature.name == f"dictionaries/one/features/{ORDER[0]}"
+
+
+def test_patches_of_another_crop_are_other_places(one: Path, other: Path) -> None:
+    first, second = Bundle(one), Bundle(other)
+    assert matches._same_places(first, second)
+    second.preprocessing = replace(second.preprocessing, crop_pct=0.5)
+    assert not matches._same_places(first, second)

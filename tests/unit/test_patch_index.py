@@ -272,6 +272,9 @@ def test_refined_index_finds_what_brute_force_finds(monkeypatch: pytest.MonkeyPa
     x = vectors(2000, 64)
     index, report = build_index([x], floor=0.8, shard_rows=900)
     assert report.type.endswith("Refine(RR64,SQ8)")
+    cut, _ = build_index([x], floor=0.9, shard_rows=700)
+    for one, expected in zip(cut.search(x[:50], 10), index.search(x[:50], 10), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-5)
     _, found = index.search(x[:50], 10)
     exact = brute_force(x, x[:50], 10, np.ones(2000, dtype=bool))
     shared = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]

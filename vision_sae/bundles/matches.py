@@ -67,7 +67,7 @@ def _means(found: Matches) -> dict[str, float]:
 def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similarities]:
     """(what is compared, the similarities, those by chance)"""
     same_pictures = bundle.manifest["data_sha256"] == other.manifest["data_sha256"]
-    if same_pictures and (bundle.grid.rows, bundle.grid.cols) == (other.grid.rows, other.grid.cols):
+    if same_pictures and _same_places(bundle, other):
         ours = Activations(bundle.codes, bundle.dictionary.width)
         theirs = Activations(other.codes, other.dictionary.width)
         pictures = np.random.default_rng(_SEED).permutation(len(bundle.images))
@@ -93,6 +93,19 @@ def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similar
         "their activations could be compared, nor the same site, so that their directions could; "
         "build one of them on the other's pictures",
         field="against",
+    )
+
+
+def _same_places(bundle: Bundle, other: Bundle) -> bool:
+    """Whether patches of the same number lie at the same place of a picture, up to a pixel."""
+    if (bundle.grid.rows, bundle.grid.cols) != (other.grid.rows, other.grid.cols):
+        return False
+    sizes = {(record.width, record.height): row for row, record in enumerate(bundle.images)}
+    return all(
+        np.allclose(
+            bundle.grid.boxes(bundle.geometry(row)), other.grid.boxes(other.geometry(row)), atol=1
+        )
+        for row in sizes.values()
     )
 
 

@@ -68,9 +68,9 @@ def index_type(rows: int, dim: int) -> str:
 class PatchIndex:
     """FAISS indexes of successive ranges of patches, which answer as one.
 
-    All have the same lists and the same quantiser, so that an answer does not depend on where the
-    ranges are cut; where candidates are refined, more of them are looked at with more ranges.
-    Searches may run at the same time: whatever belongs to one travels with the call.
+    All have the same lists and the same quantiser, and where candidates are refined, those of all
+    are chosen together: an answer does not depend on where the ranges are cut. Searches may run at
+    the same time: whatever belongs to one travels with the call.
     """
 
     def __init__(self, shards: Sequence[Any], nprobe: int) -> None:
@@ -103,14 +103,32 @@ class PatchIndex:
         """
         share = 1.0 if allowed is None else float(allowed.mean())
         nprobe = int(self._nprobe / max(share, 1e-9))
+        if len(self._shards) == 1:
+            return self._search(self._shards[0], queries, k, nprobe, allowed)
+        refined = isinstance(self._shards[0], faiss.IndexRefine)
+        depth = round(k * _factor(k)) if refined else k
         found = [
             self._search(
-                shard, queries, k, nprobe, None if allowed is None else allowed[start:stop]
+                shard.base_index if refined else shard,
+                queries,
+                depth,
+                nprobe,
+                None if allowed is None else allowed[start:stop],
             )
             for shard, start, stop in self._ranges()
         ]
-        if len(found) == 1:
-            return found[0]
+        cosines, rows = self._joined(found, depth)
+        if not refined:
+            return cosines, rows
+        for of_query, query, places in zip(cosines, queries, rows, strict=True):
+            of_query[:] = np.where(places < 0, -np.inf, self.vectors(places.clip(0)) @ query)
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(cosines, best, 1), np.take_along_axis(rows, best, 1)
+
+    def _joined(
+        self, found: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k best of what the ranges found, by rows of all."""
         cosines = np.concatenate([cosines for cosines, _ in found], axis=1)
         rows = np.concatenate(
             [
@@ -155,12 +173,16 @@ class PatchIndex:
         elif selector is not None:
             parameters = cast(Any, faiss.SearchParameters)(sel=selector)
         if nprobe and isinstance(shard, faiss.IndexRefine):
-            factor = min(max(_CANDIDATES / k, 1), REFINED)
             parameters = cast(Any, faiss.IndexRefineSearchParameters)(
-                k_factor=factor, base_index_params=parameters
+                k_factor=_factor(k), base_index_params=parameters
             )
         cosines, rows = shard.search(queries, k, params=parameters)
         return cosines, rows
+
+
+def _factor(k: int) -> float:
+    """Candidates that are compared anew for each of k answers."""
+    return min(max(_CANDIDATES / k, 1), REFINED)
 
 
 class PatchIndexBuilder:

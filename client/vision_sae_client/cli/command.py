@@ -11,10 +11,9 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
-from vision_sae.errors import InvalidInputError, VisionSaeError
+from vision_sae.errors import VisionSaeError
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
-from vision_sae_client.requests import BoxLike
 
 app = typer.Typer(
     help="Ask a vision_sae server what fires in a picture, where, and what it means.",
@@ -63,17 +62,6 @@ def feature_name(client: Client, feature: str, dictionary: str | None) -> str:
     if not feature.isdecimal():
         return feature
     return f"{client.dictionary(dictionary).name}/features/{feature}"
-
-
-def parse_box(words: str) -> BoxLike:
-    """``x0,y0,x1,y1`` -> four numbers."""
-    try:
-        x0, y0, x1, y1 = (float(word) for word in words.split(","))
-    except ValueError as error:
-        raise InvalidInputError(
-            f"{words!r} is no box; give four numbers x0,y0,x1,y1", field="box"
-        ) from error
-    return x0, y0, x1, y1
 
 
 def in_json(message: Message) -> str:

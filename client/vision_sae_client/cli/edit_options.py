@@ -9,10 +9,11 @@ import typer
 
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1.edit_pb2 import Edit
-from vision_sae_client.cli.command import feature_name, parse_box
+from vision_sae_client.cli.command import feature_name
 from vision_sae_client.client import Client
 from vision_sae_client.edits import edit
 from vision_sae_client.edits import parse as parse_edits
+from vision_sae_client.images import parse_box
 
 Add = Annotated[
     list[str] | None,

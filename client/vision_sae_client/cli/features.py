@@ -20,9 +20,9 @@ from vision_sae_client.cli.command import (
     command,
     feature_name,
     in_json,
-    parse_box,
 )
 from vision_sae_client.client import Client
+from vision_sae_client.images import parse_box
 
 
 @command
