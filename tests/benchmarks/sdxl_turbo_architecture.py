@@ -130,15 +130,15 @@ def measure() -> dict[str, Any]:
     from contextlib import ExitStack
 
     with ExitStack() as stack:
+        unedited = stack.enter_context(model.capture(sites))  # sees each site before its edit
         for site, direction in zip(sites, directions, strict=True):
             addition = (20 * direction)[None, None]
             stack.enter_context(model.add(site, lambda a=addition: a))  # type: ignore[misc]
         after = stack.enter_context(model.capture(sites))
         edited = step()
     steered = time.perf_counter() - begun
-    # Nothing precedes the edit of the first block: what was added differs, but for rounding.
-    moved = (after[sites[0]].float() - before[sites[0]].float()).mean(1)[0]
-    toward = torch.nn.functional.cosine_similarity(moved, directions[0], dim=0)
+    moved = torch.cat([(after[s].float() - unedited[s].float()).mean(1) for s in sites])
+    toward = torch.nn.functional.cosine_similarity(moved, directions, dim=1).min()
     return {
         "parameters": sum(p.numel() for p in unet.parameters()),
         "sites": {site: list(vectors.shape) for site, vectors in before.items()},

@@ -120,9 +120,15 @@ def test_halves_of_a_guided_batch(tiny_generator: SdxlModel) -> None:
     assert same(unguided[0].picture, unguided[2].picture)
 
 
-def test_additions_with_and_without_codes_agree(tiny_generator: SdxlModel) -> None:
-    plain = made(tiny_generator, edit(value=5.0))
-    looked = made(tiny_generator, edit(value=5.0), edit(9, "scale", 1.0))
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+@pytest.mark.parametrize("half", ["conditional", "both", "opposed"])
+def test_additions_with_and_without_codes_agree(
+    tiny_generator: SdxlModel, half: Any, guidance: float
+) -> None:
+    plain = made(tiny_generator, edit(value=5.0, half=half), guidance_scale=guidance)
+    idle = edit(9, "scale", 1.0, half=half)  # changes nothing, but must look at the site
+    looked = made(tiny_generator, edit(value=5.0, half=half), idle, guidance_scale=guidance)
+    assert not same(plain.picture, plain.twin)
     difference = np.asarray(plain.picture, int) - np.asarray(looked.picture, int)
     assert np.abs(difference).max() <= 1
 

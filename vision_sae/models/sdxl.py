@@ -79,9 +79,7 @@ class SdxlModel:
         }
         scheduler = pipeline.scheduler.config
         turbo = scheduler.get("timestep_spacing") == "trailing"
-        usual = {name: p.default for name, p in signature(pipeline.__call__).parameters.items()}
-        self.usual_steps: int = 4 if turbo else usual["num_inference_steps"]
-        self.usual_guidance: float = 0.0 if turbo else usual["guidance_scale"]
+        self.usual_steps, self.usual_guidance = (4, 0.0) if turbo else _usual(pipeline)
         self.usual_side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
     @cached_property
@@ -344,6 +342,12 @@ class Denoising:
             )[0]
         made: list[Image.Image] = pipeline.image_processor.postprocess(decoded, output_type="pil")
         return made
+
+
+def _usual(pipeline: Any) -> tuple[int, float]:
+    """(steps, guidance scale) that a pipeline takes when its caller says nothing."""
+    said = signature(pipeline.__call__).parameters
+    return said["num_inference_steps"].default, said["guidance_scale"].default
 
 
 @contextmanager
