@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -454,22 +454,16 @@ class AsyncClient:
         async for message in self._stream(call, timeout=self._timeout):
             yield message
 
-    async def _stream(self, call: Call[R], *, timeout: float | None) -> AsyncIterator[R]:
+    def _stream(self, call: Call[R], *, timeout: float | None) -> AsyncIterator[R]:
         send = self._channel.unary_stream(
             call.method,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response.FromString,
         )
         answers = send(call.request, timeout=timeout, metadata=self._metadata)
-        try:
-            async for message in answers:
-                yield message
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
-        finally:
-            answers.cancel()
+        return self._read(answers, self._timeout)
 
-    async def _converse(self, call: Conversation[R], deadlines: int) -> AsyncIterator[R]:
+    def _converse(self, call: Conversation[R], deadlines: int) -> AsyncIterator[R]:
         """Send all messages; the answers, within so many deadlines of a call."""
         send = self._channel.stream_stream(
             call.method,
@@ -478,6 +472,10 @@ class AsyncClient:
         )
         timeout = max(1, deadlines) * self._timeout
         answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
+        return self._read(answers, timeout)
+
+    async def _read(self, answers: Any, timeout: float) -> AsyncIterator[Any]:
+        """The messages of a stream; whoever stops reading cancels it."""
         try:
             async for message in answers:
                 yield message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -456,12 +456,7 @@ class Client:
             response_deserializer=call.response.FromString,
         )
         answers = send(call.request, timeout=timeout, metadata=self._metadata)
-        try:
-            yield from answers
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
-        finally:
-            answers.cancel()
+        return self._read(answers, self._timeout)
 
     def _converse(self, call: Conversation[R], deadlines: int) -> Iterator[R]:
         """Send all messages; the answers, within so many deadlines of a call."""
@@ -472,6 +467,10 @@ class Client:
         )
         timeout = max(1, deadlines) * self._timeout
         answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
+        return self._read(answers, timeout)
+
+    def _read(self, answers: Any, timeout: float) -> Iterator[Any]:
+        """The messages of a stream; whoever stops reading cancels it."""
         try:
             yield from answers
         except grpc.RpcError as error:

@@ -234,9 +234,11 @@ def load_state(
 def _neurons(folders: Sequence[Path], models: Mapping[str, ServedModel]) -> dict[str, Evidence]:
     """{name: evidence} of raw neurons; raises `MismatchError` for those of another model."""
     found: dict[str, Evidence] = {}
+    if not folders:
+        return found  # what follows reads the weights of every model
+    ours = {str(served.model.identity()["weights_sha256"]) for served in models.values()}
     for folder in folders:
         opened = Neurons(folder)
-        ours = {str(served.model.identity()["weights_sha256"]) for served in models.values()}
         if opened.manifest["model"]["weights_sha256"] not in ours:
             raise MismatchError(
                 f"{folder} is of {opened.manifest['model']['name']}, which is not served; serve a "

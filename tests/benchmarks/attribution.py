@@ -217,8 +217,7 @@ def interventions() -> dict[str, float]:
     model = trained_classifier(_PLANTED)
     known, held = composed(_CLASSIFIED, seed=5), composed(_CLASSIFIED, seed=6)
     with TemporaryDirectory() as folder:
-        last = [name for name in model.sites if name.endswith(".resid")][-1]
-        found, explained = site_dictionary(model, last, known, Path(folder), k=8)
+        found, explained = site_dictionary(model, known, Path(folder))
     position = list(VALUES).index(_PLANTED)
     flipped, at_random, said = [], [], []
     for value in range(len(VALUES[_PLANTED])):
@@ -288,16 +287,17 @@ def trained_classifier(attribute: str) -> VitModel:
 
 
 def site_dictionary(
-    model: VitModel, site: str, drawn: Sequence[Drawn], folder: Path, *, k: int
+    model: VitModel, drawn: Sequence[Drawn], folder: Path
 ) -> tuple[SiteDictionary, float]:
-    """(an SAE of a site on scenes, its explained variance)"""
+    """(an SAE of the last block's output on scenes, its explained variance)"""
     pictures = folder / "pictures"
     pictures.mkdir()
     for number, scene in enumerate(drawn):
         scene.image.save(pictures / f"{number:04}.png")
+    site = [name for name in model.sites if name.endswith(".resid")][-1]
     config = HarvestConfig(sites=(site,))
     store = harvest(model, image_folder(pictures), folder / "store", config, progress=False)
-    training = TrainConfig(site=site, steps=600, expansion=4, k=k, batch_size=1024)
+    training = TrainConfig(site=site, steps=600, expansion=4, k=8, batch_size=1024)
     place = folder / "dictionary"
     metrics = train_dictionary(store, place, training, {"scenes": store}, progress=False)
     dictionary, _ = load_dictionary(place)

@@ -122,8 +122,7 @@ class PatchIndex:
             return cosines, rows
         for of_query, query, places in zip(cosines, queries, rows, strict=True):
             of_query[:] = np.where(places < 0, -np.inf, self.vectors(places.clip(0)) @ query)
-        best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(cosines, best, 1), np.take_along_axis(rows, best, 1)
+        return _best(cosines, rows, k)
 
     def _joined(
         self, found: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
@@ -137,8 +136,7 @@ class PatchIndex:
             ],
             axis=1,
         )
-        best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(cosines, best, 1), np.take_along_axis(rows, best, 1)
+        return _best(cosines, rows, k)
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """The vectors of rows (n) as they are kept -> (n, D)."""
@@ -178,6 +176,14 @@ class PatchIndex:
             )
         cosines, rows = shard.search(queries, k, params=parameters)
         return cosines, rows
+
+
+def _best(
+    cosines: NDArray[np.float32], rows: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k rows of each query (Q, n) with the largest cosines, the largest first."""
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _factor(k: int) -> float:
