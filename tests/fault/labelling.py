@@ -6,7 +6,10 @@ import hashlib
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,15 @@ _THINKING = 0.002
 class Describer:
     """Says of a unit what its number alone decides; every fifth unit it has no words for."""
 
+    def __init__(self, meeting: Barrier | None = None) -> None:
+        self._meeting = meeting
+
     def one(self, index: int) -> Description:
-        """The description of a unit."""
+        """The description of a unit; the first one only after a meeting has begun and ended."""
+        if self._meeting is not None:
+            self._meeting.wait()
+            self._meeting.wait()
+            self._meeting = None
         time.sleep(_THINKING)
         said = hashlib.sha256(str(index).encode()).hexdigest()[:8]
         score = Score("pmi", index / 7, index)
@@ -52,17 +62,29 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 
 
-def work(labels: str | Path, place: str, number: int) -> None:
+def work(labels: str | Path, place: str, number: int, meeting: Barrier | None) -> None:
     """Work on the job until it has ended, or die before the ``number``-th call of a place."""
     if place:
         die_before_call(*PLACES[place], number)
-    run_worker(LabelJobs(LabelStore(labels)), "job", Describer().label, pace=PACE)
+    pace = replace(PACE, lease_seconds=60) if meeting else PACE
+    run_worker(LabelJobs(LabelStore(labels)), "job", Describer(meeting).label, pace=pace)
 
 
-def start(labels: str | Path, place: str = "", number: int = 0) -> BaseProcess:
+def start(
+    labels: str | Path, place: str = "", number: int = 0, meeting: Barrier | None = None
+) -> BaseProcess:
     """A worker in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=work, args=(labels, place, number))
+    process = _context().Process(target=work, args=(labels, place, number, meeting))
     process.start()
     return process
+
+
+def meeting(parties: int) -> Barrier:
+    """Where workers and their test wait for one another."""
+    return _context().Barrier(parties, timeout=60)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

@@ -110,13 +110,12 @@ def test_ten_kills_at_any_instant_of_two_workers_at_once(
 
 def test_two_workers_share_a_job(labels: str, undisturbed: dict[int, Description]) -> None:
     jobs = queued(labels)
-    workers = [labelling.start(labels) for _ in range(2)]
-    most = 0
-    while jobs.get("job").open:
-        most = max(most, jobs.progress("job").workers)
-        time.sleep(0.005)
+    meeting = labelling.meeting(3)
+    workers = [labelling.start(labels, meeting=meeting) for _ in range(2)]
+    meeting.wait()  # each worker holds units of its own, and has described none yet
+    assert jobs.progress("job").workers == 2
+    meeting.wait()
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert most == 2
     check_once_each(jobs, undisturbed)
