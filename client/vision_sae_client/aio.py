@@ -208,11 +208,13 @@ class AsyncClient:
         exemplars: ExemplarOptions | None = None,
         max_patches: int | None = None,
         faithfulness: bool = False,
+        special_tokens: bool = False,
     ) -> AttributeResponse:
         """What the features of a picture contribute to a target (see `vision_sae_client.targets`).
 
         Without a target: to the similarity with the mean embedding. ``baseline`` is what it is
-        measured from, a code or another picture.
+        measured from, a code or another picture. ``special_tokens`` attributes to the codes of
+        special tokens (CLS, registers) too, which are otherwise held as they are.
         """
         return await self._run(
             requests.attribute(
@@ -226,6 +228,7 @@ class AsyncClient:
                 exemplars=exemplars,
                 max_patches=max_patches,
                 faithfulness=faithfulness,
+                special_tokens=special_tokens,
             )
         )
 

@@ -157,6 +157,7 @@ def attribute(
     exemplars: ExemplarOptions | None = None,
     max_patches: int | None = None,
     faithfulness: bool = False,
+    special_tokens: bool = False,
 ) -> Call[attribution_pb.AttributeResponse]:
     """What features contribute to a target; without one, to the mean embedding."""
     request = attribution_pb.AttributeRequest(
@@ -170,6 +171,7 @@ def attribute(
         exemplars=exemplars,
         max_patches=max_patches,
         faithfulness=faithfulness,
+        special_tokens=special_tokens,
     )
     return _attribution("Attribute", request, attribution_pb.AttributeResponse)
 

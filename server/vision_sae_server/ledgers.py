@@ -60,7 +60,7 @@ class _At:
 
     served: Served
     other: Tensor | None
-    """The site vectors (P, D) of the baseline's picture, when there is one."""
+    """The site vectors (R, D) of the baseline's picture, when there is one."""
     context: Tensor | None
     """Those of further pictures (N, P, D), for factorisations."""
 
@@ -93,6 +93,12 @@ class Attributing:
                 "an ablated feature is set to zero, whatever the baseline; leave it out, or choose "
                 "integrated gradients",
                 field="baseline",
+            )
+        if request.special_tokens and self._method in (*_MAPS, _FACTORISATION):
+            raise InvalidInputError(
+                "a method without features looks at patches only; leave special_tokens out, or "
+                "choose a method with features",
+                field="special_tokens",
             )
         sites = [served.bundle.site for served in self._dictionaries]
         if len(set(sites)) < len(sites):
@@ -133,8 +139,13 @@ class Attributing:
 
         def seen() -> tuple[Scene, list[_At]]:
             model = self._model.model
-            scene = Scene(model, picture.pixels, target, sites)
-            other_vectors = vectors_at(model, sites, other.pixels[None]) if other else {}
+            special = self._request.special_tokens
+            scene = Scene(model, picture.pixels, target, sites, special_tokens=special)
+            other_vectors = (
+                vectors_at(model, sites, other.pixels[None], special_tokens=special)
+                if other
+                else {}
+            )
             # One by one: what a picture's vectors are does not depend on the others.
             further = [vectors_at(model, sites, each.pixels[None]) for each in context]
             return scene, [
@@ -272,9 +283,11 @@ class Attributing:
     def _ledgered(
         self, at: _At, picture: Picture, ledger: Ledger, tested: Sequence[Faithfulness]
     ) -> ledger_pb2.SiteAttribution:
-        request, served = self._request, at.served
+        request, served, special = self._request, at.served, ledger.special
         grid, per_feature = served.bundle.grid, ledger.per_feature.numpy()
-        site = self._site(at, picture, ledger.update, ledger.per_patch.numpy(), tested)
+        update = ledger.update[special:]
+        site = self._site(at, picture, update, ledger.per_patch.numpy(), tested)
+        site.special_tokens = ledger.at_special_tokens
         counted = _counted(ledger)
         shown = _strongest(ledger, request.top_k or DEFAULT_TOP_K)
         site.ledger.CopyFrom(
@@ -296,20 +309,26 @@ class Attributing:
             )
         )
         contributed = maps_of(ledger.contributions, shown)
+        if ledger.mean is not None:
+            contributed += ledger.mean.at(torch.from_numpy(shown)).numpy()
         activations = maps_of(ledger.codes, shown)
         limit = request.max_patches if request.HasField("max_patches") else DEFAULT_PATCHES
         found = messages.features(served, shown.tolist(), request.view, request.exemplars)
-        for row, (index, feature) in enumerate(zip(shown.tolist(), found, strict=True)):
-            strongest = np.argsort(-np.abs(contributed[row]), kind="stable")[:limit]
-            strongest = strongest[activations[row][strongest] > 0]
+        for index, feature, effects, fires in zip(
+            shown.tolist(), found, contributed, activations, strict=True
+        ):
+            on_patches, at_patches = effects[special:], fires[special:]
+            strongest = np.argsort(-np.abs(on_patches), kind="stable")[:limit]
+            strongest = strongest[at_patches[strongest] > 0]
             site.features.append(
                 ledger_pb2.FeatureContribution(
                     feature=feature,
                     contribution=float(per_feature[index]),
-                    heatmap=self._heatmap(at, contributed[row]),
-                    max_activation=float(activations[row].max()),
+                    special_tokens=float(effects[:special].sum()),
+                    heatmap=self._heatmap(at, on_patches),
+                    max_activation=float(fires.max()),
                     patches=messages.patches(
-                        grid, picture.geometry, strongest, activations[row][strongest]
+                        grid, picture.geometry, strongest, at_patches[strongest]
                     ),
                 )
             )
@@ -318,10 +337,8 @@ class Attributing:
 
 def _counted(ledger: Ledger) -> NDArray[np.int64]:
     """The features that the books are about: those that fire, here or at the reference."""
-    codes, entries = ledger.codes, ledger.contributions
-    fires = codes.indices[codes.values > 0]
-    moved = entries.indices[entries.values != 0]
-    return np.unique(torch.cat([fires, moved]).numpy())
+    fires = ledger.codes.indices[ledger.codes.values > 0]
+    return np.unique(torch.cat([fires, ledger.per_feature.nonzero()[:, 0]]).numpy())
 
 
 def _strongest(ledger: Ledger, limit: int) -> NDArray[np.int64]:

@@ -10,13 +10,15 @@ from torch import Tensor
 from vision_sae.models.protocol import Model
 
 
-def vectors_at(model: Model, sites: Sequence[str], pixels: Tensor) -> dict[str, Tensor]:
+def vectors_at(
+    model: Model, sites: Sequence[str], pixels: Tensor, *, special_tokens: bool = False
+) -> dict[str, Tensor]:
     """{site: the vectors of its patches (N, P, D)} for pictures (N, 3, H, W), in one pass; what
-    comes after the last site is not computed."""
+    comes after the last site is not computed. With ``special_tokens`` theirs come first."""
     with torch.inference_mode(), model.capture(sites, stop=True) as captured:
         model.forward(pixels)
-    special = model.grid.special
-    return {site: vectors[:, special:].float().cpu() for site, vectors in captured.items()}
+    left_out = 0 if special_tokens else model.grid.special
+    return {site: vectors[:, left_out:].float().cpu() for site, vectors in captured.items()}
 
 
 def site_vectors(model: Model, site: str, pixels: Tensor) -> Tensor:

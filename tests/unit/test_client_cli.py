@@ -199,3 +199,6 @@ def test_attribute_on_a_real_server(served: ServedBundle, tmp_path: Path) -> Non
     assert len(list(tmp_path.glob("*.png"))) == 4
     whole = CliRunner().invoke(app, ["attribute", *arguments, "--json"])
     assert len(json.loads(whole.stdout)["features"]) == 4
+    assert "special_tokens" not in json.loads(whole.stdout)
+    everywhere = CliRunner().invoke(app, ["attribute", *arguments, "--json", "--special-tokens"])
+    assert json.loads(everywhere.stdout)["special_tokens"] != 0

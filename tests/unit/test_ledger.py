@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from captum.attr import IntegratedGradients
@@ -12,7 +14,7 @@ from vision_sae.attribution import ledger as books
 from vision_sae.attribution import targets
 from vision_sae.attribution.ledger import Scene, attribute, exact_ablation, ledger
 from vision_sae.attribution.targets import Target
-from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
+from vision_sae.dictionaries.protocol import Codes, SiteDictionary, to_dense
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 
@@ -118,6 +120,79 @@ def test_books_check_whatever_they_are_measured_from(
     with torch.no_grad():
         at_start = float(target_with(model, image, start.update.expand_as(update)))
     assert made.baseline_value == pytest.approx(at_start, abs=1e-6)
+
+
+def test_a_mean_code_counts_against_each_feature_at_each_patch(
+    model: VitModel, found: SiteDictionary, image: Tensor
+) -> None:
+    mean = torch.rand(WIDTH, generator=torch.Generator().manual_seed(1)) / 20
+    made = attribute(model, found, image, LOGIT, reference=books.mean_code(torch.zeros(DIM), mean))
+    assert made.mean is not None
+    update = vectors_of(model, image).requires_grad_()
+    (gradient,) = torch.autograd.grad(target_with(model, image, update), update)
+    codes = to_dense(found.dictionary.encode(update.detach()), WIDTH)
+    expected = ((codes - mean) * (gradient @ found.dictionary.decoder.T)).T  # (F, P)
+    entries = made.contributions
+    of_codes = to_dense(Codes(entries.indices, entries.values.float()), WIDTH).T
+    at_patches = of_codes + made.mean.at(torch.arange(WIDTH))
+    torch.testing.assert_close(at_patches.float(), expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(made.per_feature.float(), expected.sum(1), atol=1e-6, rtol=1e-4)
+
+
+ARCHITECTURES: dict[str, tuple[dict[str, Any], int]] = {
+    "class token": ({}, 1),
+    "registers": ({"reg_tokens": 4}, 5),
+    "no class token": ({"class_token": False, "global_pool": "avg"}, 0),
+    "not square": ({"img_size": (32, 64)}, 1),
+    "attention pooling": ({"global_pool": "map"}, 1),
+}
+"""{name: (options of the model, number of its special tokens)}."""
+
+
+@pytest.mark.parametrize("special_tokens", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_books_of_every_vit_check(
+    found: SiteDictionary, architecture: str, special_tokens: bool
+) -> None:
+    options, special = ARCHITECTURES[architecture]
+    vit = tiny_model(**options)
+    image = vit.preprocess(noise_image(70, 40))
+    made = attribute(vit, found, image, LOGIT, nodes=12, special_tokens=special_tokens)
+    assert made.special == (special if special_tokens else 0)
+    assert made.per_patch.shape == (vit.grid.patches,)
+    span = made.target_value - made.baseline_value
+    assert span
+    assert abs(made.completeness_gap) < 1e-3 * abs(span)
+    assert float(made.per_patch.sum()) + made.at_special_tokens == pytest.approx(made.total)
+    assert bool(made.at_special_tokens) is bool(made.special)
+
+
+def test_behind_the_last_attention_a_class_token_is_all_there_is(
+    model: VitModel, found: SiteDictionary, image: Tensor
+) -> None:
+    last = SiteDictionary(found.dictionary, "blocks.2.update")
+    held = attribute(model, last, image, LOGIT, nodes=8)
+    assert held.total == 0
+    made = attribute(model, last, image, LOGIT, nodes=8, special_tokens=True)
+    assert made.total == made.at_special_tokens
+    span = made.target_value - made.baseline_value
+    assert abs(made.completeness_gap) < 1e-3 * abs(span)
+    assert not made.per_patch.any()
+
+
+def test_a_special_token_is_ablated_like_a_patch(
+    model: VitModel, found: SiteDictionary, image: Tensor
+) -> None:
+    scene = Scene(model, image, LOGIT, ["blocks.2.update"], special_tokens=True)
+    last = SiteDictionary(found.dictionary, "blocks.2.update")
+    update = scene.updates["blocks.2.update"]
+    codes = found.dictionary.encode(update[:1])
+    feature = int(codes.indices[0, codes.values[0].argmax()])
+    without = update.clone()
+    without[0] -= codes.values.max() * found.dictionary.decoder[feature]
+    made = exact_ablation(scene, last, [feature])
+    effect = scene.value - scene.value_at("blocks.2.update", without)
+    assert float(made.per_feature[feature]) == pytest.approx(effect, abs=1e-5)
 
 
 def test_a_picture_measured_from_itself_has_empty_books(

@@ -114,6 +114,7 @@ def logits_of(model: VitModel, data: bytes) -> torch.Tensor:
     return logits[0]
 
 
+@pytest.mark.parametrize("special_tokens", [False, True], ids=["patches", "all tokens"])
 @pytest.mark.parametrize(
     "baseline",
     [
@@ -124,8 +125,16 @@ def logits_of(model: VitModel, data: bytes) -> torch.Tensor:
     ],
     ids=["zero", "mean", "removed", "picture"],
 )
-def test_books_check_from_every_reference(service: Any, baseline: dict[str, Any]) -> None:
-    found = site(service, baseline=pb.AttributionBaseline(**baseline), nodes=12, top_k=3)
+def test_books_check_from_every_reference(
+    service: Any, baseline: dict[str, Any], special_tokens: bool
+) -> None:
+    found = site(
+        service,
+        baseline=pb.AttributionBaseline(**baseline),
+        nodes=12,
+        top_k=3,
+        special_tokens=special_tokens,
+    )
     books = found.ledger
     assert books.total == pytest.approx(books.features_total + books.sae_error + books.bias)
     span = books.target_value - books.baseline_value
@@ -133,7 +142,13 @@ def test_books_check_from_every_reference(service: Any, baseline: dict[str, Any]
     assert abs(books.completeness_gap) < 1e-3 * abs(span)
     shown = sum(feature.contribution for feature in found.features)
     assert shown + books.remainder == pytest.approx(books.features_total)
-    assert from_proto(found.total_map).sum() == pytest.approx(books.total, abs=1e-5)
+    at_patches = from_proto(found.total_map).sum()
+    assert at_patches + found.special_tokens == pytest.approx(books.total, abs=1e-5)
+    assert bool(found.special_tokens) is special_tokens
+    for feature in found.features:
+        at_patches = from_proto(feature.heatmap).sum()
+        parts = at_patches + feature.special_tokens
+        assert parts == pytest.approx(feature.contribution, abs=1e-5)
     expected = 0 if "image" in baseline else getattr(ledger_pb2, baseline["reference"])
     assert books.reference == expected
 
@@ -185,6 +200,7 @@ def test_maps_have_no_books(service: Any, method: str) -> None:
     assert from_proto(found.total_map).any()
     assert not found.HasField("ledger")
     assert not found.features
+    assert refused(service, method=method, special_tokens=True)[2] == "special_tokens"
 
 
 def test_gradient_times_input_sums_what_act_x_grad_attributes(service: Any) -> None:

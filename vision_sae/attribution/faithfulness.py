@@ -72,7 +72,7 @@ def faithfulness(
         0, codes.indices.reshape(-1), codes.values.reshape(-1)
     )
     patches = torch.arange(len(per_patch))
-    at_patches = codes.values.sum(1)
+    at_patches = codes.values[scene.special :].sum(1)
     random = torch.Generator().manual_seed(seed)
     with_code = _code_space(scene, found, codes)
     with_pixels = _pixel_space(scene, image)

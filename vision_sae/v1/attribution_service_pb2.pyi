@@ -261,7 +261,7 @@ class EncodeResponse(_message.Message):
 
     @_builtins.property
     def codes(self) -> _tensor_pb2.SparseCodes:
-        """The codes of every patch and special token. Absent unless asked for."""
+        """The codes of every patch. Absent unless asked for."""
 
     def __init__(
         self,
@@ -333,6 +333,7 @@ class AttributeRequest(_message.Message):
     FAITHFULNESS_FIELD_NUMBER: _builtins.int
     CONTEXT_IMAGES_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     method: _ledger_pb2.AttributionMethod.ValueType
     """How. Absent means INTEGRATED_GRADIENTS."""
     nodes: _builtins.int
@@ -354,6 +355,11 @@ class AttributeRequest(_message.Message):
     components: _builtins.int
     """Components of DEEP_FEATURE_FACTORISATION, 1 to 32. 0 or absent means 6. Ignored by other
     methods.
+    """
+    special_tokens: _builtins.bool
+    """Attribute to the codes of special tokens (CLS, registers), too. A model that reads its class
+    token only has nothing else to attribute to at its last block. False holds them as they are in
+    the picture: dictionaries are trained on patches. Not for methods without features.
     """
     @_builtins.property
     def image(self) -> _image_pb2.Image:
@@ -398,10 +404,11 @@ class AttributeRequest(_message.Message):
         faithfulness: _builtins.bool = ...,
         context_images: _abc.Iterable[_image_pb2.Image] | None = ...,
         components: _builtins.int = ...,
+        special_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_patches", b"_max_patches", "baseline", b"baseline", "exemplars", b"exemplars", "image", b"image", "max_patches", b"max_patches", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_patches", b"_max_patches", "baseline", b"baseline", "components", b"components", "context_images", b"context_images", "dictionaries", b"dictionaries", "exemplars", b"exemplars", "faithfulness", b"faithfulness", "heatmap_format", b"heatmap_format", "image", b"image", "max_patches", b"max_patches", "method", b"method", "nodes", b"nodes", "target", b"target", "top_k", b"top_k", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_patches", b"_max_patches", "baseline", b"baseline", "components", b"components", "context_images", b"context_images", "dictionaries", b"dictionaries", "exemplars", b"exemplars", "faithfulness", b"faithfulness", "heatmap_format", b"heatmap_format", "image", b"image", "max_patches", b"max_patches", "method", b"method", "nodes", b"nodes", "special_tokens", b"special_tokens", "target", b"target", "top_k", b"top_k", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_patches: _TypeAlias = _typing.Literal["max_patches"]  # noqa: Y015
     _WhichOneofArgType__max_patches: _TypeAlias = _typing.Literal["_max_patches", b"_max_patches"]  # noqa: Y015

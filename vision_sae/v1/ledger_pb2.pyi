@@ -253,7 +253,7 @@ class FeatureContribution(_message.Message):
     """
     special_tokens: _builtins.float
     """The part of `contribution` at special tokens (CLS, registers), which the heat map cannot show.
-    0 so far: special tokens are held as they are in the picture.
+    0 unless AttributeRequest.special_tokens.
     """
     max_activation: _builtins.float
     """Its largest activation in the picture, in the units of the site."""
@@ -394,8 +394,8 @@ class SiteAttribution(_message.Message):
     explained_variance: _builtins.float
     """Share of this picture's site vectors that the dictionary explains, at most 1."""
     special_tokens: _builtins.float
-    """The part of `Ledger.total` at special tokens, which `total_map` cannot show. 0 so far: special
-    tokens are held as they are in the picture.
+    """The part of `Ledger.total` at special tokens, which `total_map` cannot show. 0 unless
+    AttributeRequest.special_tokens.
     """
     @_builtins.property
     def grid(self) -> _image_pb2.PatchGrid:

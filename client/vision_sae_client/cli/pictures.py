@@ -64,6 +64,10 @@ def attribute(
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Measure how faithful the answer is.")
     ] = False,
+    special_tokens: Annotated[
+        bool,
+        typer.Option("--special-tokens", help="Attribute to CLS and registers, too."),
+    ] = False,
     top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
     out: Annotated[
         Path | None, typer.Option(help="Directory for a heat-map PNG per feature.")
@@ -82,6 +86,7 @@ def attribute(
             baseline=baseline,
             top_k=top_k,
             faithfulness=faithfulness,
+            special_tokens=special_tokens,
         )
     (site,) = answer.sites
     typer.echo(in_json(site) if as_json else report.attribution(site))
