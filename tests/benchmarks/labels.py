@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ from vision_sae.vectors import normalised
 
 _CLASSES, _VIEWS = 60, 24
 _SPEED = {"images": 2000, "concepts": 3000, "units": 6144}
+_LARGE = {"images": 2000, "concepts": 20_000, "units": 65_536}
+_EXEMPLARS = 100
 
 
 def last_layer(model: ContrastiveModel, directory: Path) -> dict[str, float]:
@@ -176,6 +180,28 @@ def clip_dissect(similarities: torch.Tensor, activations: torch.Tensor, top: int
     return best
 
 
+def large() -> dict[str, float]:
+    """Labels a second for a large dictionary and a large vocabulary, and what they take in memory
+    beside their input: the similarities of pictures and words, and each unit's exemplars."""
+    random = np.random.default_rng(0)
+    shape = _LARGE["images"], _LARGE["concepts"]
+    similarities = random.standard_normal(shape, dtype=np.float32) / 10
+    exemplars = random.integers(0, _LARGE["images"], (_LARGE["units"], _EXEMPLARS))
+    before, begin = _peak_mb(), time.perf_counter()
+    top_words(similarities, exemplars, count=10)
+    rate = _LARGE["units"] / (time.perf_counter() - begin)
+    return {
+        "units": _LARGE["units"],
+        "words": _LARGE["concepts"],
+        "labels_per_s": round(rate, 1),
+        "beside_input_mb": _peak_mb() - before,
+    }
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 def speed() -> dict[str, float]:
     """Labels a second of ours and of CLIP-Dissect's scoring, on the same matrices."""
     random = torch.Generator().manual_seed(0)
@@ -183,11 +209,11 @@ def speed() -> dict[str, float]:
     activations = torch.rand(_SPEED["images"], _SPEED["units"], generator=random)
 
     def ours() -> None:
-        strongest = activations.topk(100, dim=0).indices.T.contiguous()
+        strongest = activations.topk(_EXEMPLARS, dim=0).indices.T.contiguous()
         top_words(similarities.numpy(), strongest.numpy(), count=10)
 
     def theirs() -> None:
-        clip_dissect(similarities, activations, 100)
+        clip_dissect(similarities, activations, _EXEMPLARS)
 
     rates = {}
     for name, run in (("labels_per_s", ours), ("clip_dissect_labels_per_s", theirs)):
@@ -208,6 +234,8 @@ def main() -> None:
     demo = [path for name in MODELS if (path := bundle_path(name)).exists()]
     model = load_model(arguments.clip)
     assert isinstance(model, ContrastiveModel)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        of_many = alone.submit(large).result()  # its peak is its own
     planted = planted_accuracy()
     describers = arguments.describer or ["caption-pmi", "contrastive"]
     with tempfile.TemporaryDirectory() as temporary:
@@ -226,7 +254,8 @@ def main() -> None:
                         for path in arguments.bundle or demo
                     },
                     **speed(),
-                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                    "large": of_many,
+                    "peak_mb": _peak_mb(),
                 }
             )
         )

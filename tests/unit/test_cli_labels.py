@@ -14,6 +14,8 @@ from timm.models import save_for_hf
 
 from tests.contrastive_world import PlantedClip
 from tests.unit.test_cli import SIZES, run, succeed
+from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.store import LabelStore
 
 PICTURES = 40
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -115,7 +117,7 @@ def test_units_without_labels_are_refused(world: Path) -> None:
 def test_folder_without_evidence_is_refused(world: Path) -> None:
     refused = run("audit", world / "pictures", "red")
     assert refused.exit_code == 2
-    assert "neither a bundle nor evidence" in refused.output
+    assert "is neither a bundle, nor evidence" in refused.output
 
 
 def test_pictures_of_one_class_are_refused(world: Path) -> None:
@@ -149,6 +151,33 @@ def test_exemplars_are_exported_in_milans_layout(world: Path) -> None:
     images = np.load(world / "milan" / "blocks.1.mlp" / "images.npy", mmap_mode="r")
     assert images.shape[1:] == (15, 3, 224, 224)
     assert images.dtype == np.uint8
+
+
+def test_exemplars_in_milans_layout_are_labelled_and_scored(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = PlantedClip(("red", "blue"), cells=4)
+    for place in ("toolbox", "batch"):
+        monkeypatch.setattr(f"vision_sae.descriptions.{place}.load_model", lambda _name: clip)
+    succeed("export-exemplars", neurons(world), tmp_path / "milan")
+    (tmp_path / "words.txt").write_text("red\nblue\n")
+    (tmp_path / "settings.yaml").write_text(
+        f"describe:\n  contrastive:\n    vocabulary: {tmp_path / 'words.txt'}\n"
+    )
+    options = ("--work", tmp_path / "work", "--config", tmp_path / "settings.yaml")
+    labels = tmp_path / "labels.sqlite"
+    made = succeed(
+        "label", tmp_path / "milan", "--labels", labels, "--describer", "contrastive", *options
+    ).output
+    sites = np.unique([path.parent.name for path in (tmp_path / "milan").glob("*/images.npy")])
+    assert f"failed of {LabelJobs(LabelStore(labels)).all()[0].total}" in made
+    parents = LabelStore(labels).parents()
+    assert parents == [f"models/milan/sites/{site}" for site in sites]
+    (tmp_path / "labels.csv").write_text(
+        f"layer,unit,description\n{sites[0]},0,red\n{sites[0]},1,blue\n"
+    )
+    scored = succeed("score", tmp_path / "milan", tmp_path / "labels.csv", *options).output
+    assert f"models/milan/sites/{sites[0]}: 2 labels" in scored
 
 
 def test_labels_of_others_are_scored(

@@ -13,7 +13,12 @@ from vision_sae.cli.labels import Clip
 
 @command()
 def score(
-    units: Annotated[Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.")],
+    units: Annotated[
+        Path,
+        typer.Argument(
+            help="Bundle, folder of neurons that `label` made, or exemplars in MILAN's layout."
+        ),
+    ],
     labels: Annotated[
         Path, typer.Argument(help="CSV with columns layer, unit, description; layer is the site.")
     ],
@@ -34,7 +39,7 @@ def score(
     settings = load_config(config, describe={"clip": clip}).describe
     toolbox = Toolbox(settings, work or units.parent / PROBES)
     given = read_descriptions(labels)
-    for evidence in EvidenceFolder.at(units).open().values():
+    for evidence in EvidenceFolder.at(units, settings.clip).open().values():
         if evidence.site not in given:
             typer.secho(f"{labels} has no label for {evidence.site}", fg="yellow", err=True)
             continue

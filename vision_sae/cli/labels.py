@@ -46,7 +46,10 @@ def describe(
 
 @command()
 def label(
-    units: Annotated[str, typer.Argument(help="Bundle, or the name or path of a model.")],
+    units: Annotated[
+        str,
+        typer.Argument(help="Bundle, exemplars in MILAN's layout, or the name or path of a model."),
+    ],
     labels: Labels = "runs/labels.sqlite",
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures; needed for a model's neurons.")
@@ -110,11 +113,11 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
     from vision_sae.resources import model_resource
 
     if EvidenceFolder.published(Path(units)):
-        return EvidenceFolder.at(Path(units))
+        return EvidenceFolder.at(Path(units), settings.describe.clip)
     if images is None:
         raise InvalidInputError(
-            f"{units} is no bundle; to label the neurons of a model of that name, name a folder of "
-            "pictures with --images",
+            f"{units} is neither a bundle nor a folder of exemplars in MILAN's layout; to label "
+            "the neurons of a model of that name, name a folder of pictures with --images",
             field="images",
         )
     sites = sha256_json(settings.neurons.sites)[:8]

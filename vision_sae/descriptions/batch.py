@@ -16,6 +16,8 @@ from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.evidence import neurons
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.files import milan
+from vision_sae.descriptions.files.milan_evidence import read_evidence
 from vision_sae.descriptions.jobs.job import Budget, Job, Target
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.jobs.worker import Label, run_worker
@@ -24,6 +26,7 @@ from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
 from vision_sae.errors import NotFoundError, WorkersEndedError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
+from vision_sae.models.registry import load_model
 from vision_sae.processes import orphaned
 from vision_sae.threads import use_one_thread
 
@@ -35,17 +38,21 @@ _SHOWN_EVERY = 1.0
 class EvidenceFolder:
     """Where evidence is published; each worker opens it for itself."""
 
-    kind: Literal["bundle", "neurons"]
+    kind: Literal["bundle", "neurons", "milan"]
     path: Path
+    clip: str = ""
+    """Model by which MILAN's pictures are told apart: their files say nothing of another."""
 
     @staticmethod
     def published(path: Path) -> bool:
         """Whether anything is published there."""
-        return (published(path) / MANIFEST).is_file()
+        return (published(path) / MANIFEST).is_file() or milan.is_root(path)
 
     @classmethod
-    def at(cls, path: Path) -> EvidenceFolder:
+    def at(cls, path: Path, clip: str = DescribeConfig().clip) -> EvidenceFolder:
         """What is published there; raises `NotFoundError` when it is no evidence."""
+        if milan.is_root(path):
+            return cls("milan", path, clip)
         kinds: dict[str, Literal["bundle", "neurons"]] = {
             bundle.FORMAT: "bundle",
             neurons.FORMAT: "neurons",
@@ -53,18 +60,26 @@ class EvidenceFolder:
         found = read_json(published(path) / MANIFEST)["format"] if cls.published(path) else ""
         if found not in kinds:
             raise NotFoundError(
-                f"{path} is neither a bundle nor evidence of neurons; run `vision-sae build` or "
-                "`vision-sae label`",
+                f"{path} is neither a bundle, nor evidence of neurons, nor a folder of exemplars "
+                "in MILAN's layout; run `vision-sae build` or `vision-sae label`",
                 field="units",
             )
         return cls(kinds[found], path)
 
     def open(self) -> dict[str, Evidence]:
         """{name: evidence}, in order."""
-        if self.kind == "bundle":
-            evidence = BundleEvidence(bundle.Bundle(self.path))
-            return {evidence.name: evidence}
-        return {evidence.name: evidence for evidence in neurons.Neurons(self.path)}
+        return {evidence.name: evidence for evidence in self._opened()}
+
+    def _opened(self) -> Iterable[Evidence]:
+        match self.kind:
+            case "bundle":
+                return [BundleEvidence(bundle.Bundle(self.path))]
+            case "neurons":
+                return neurons.Neurons(self.path)
+            case "milan":
+                model = load_model(self.clip)
+                names = milan.layers(self.path)
+                return [read_evidence(self.path / name, model) for name in names]
 
 
 def labelling(evidence: Mapping[str, Evidence], toolbox: Toolbox) -> Label:

@@ -125,6 +125,11 @@ class MilanLayer:
         return np.arange(len(self.units) * self.exemplars).reshape(-1, self.exemplars)
 
 
+def is_root(path: Path) -> bool:
+    """Whether there is a layer below ``path``: pictures with masks."""
+    return any((images.parent / MASKS).is_file() for images in path.glob(f"*/{IMAGES}"))
+
+
 def layers(root: Path) -> list[str]:
     """The layers below ``root``, by name; raises `NotFoundError` when there is none."""
     found = sorted(p.parent.name for p in root.glob(f"*/{IMAGES}") if p.parent.name[0] != ".")
