@@ -39,11 +39,12 @@ def explained(served: Served, vectors: Tensor, decoded: Tensor) -> float:
 
 def maps_of(codes: Codes, features: NDArray[np.int64]) -> NDArray[np.float64]:
     """What codes (P, k) say of some features, as maps (len(features), P)."""
-    position = {int(feature): row for row, feature in enumerate(features)}
-    maps = np.zeros((len(features), len(codes.indices)))
-    patch, slot = np.nonzero(np.isin(codes.indices.numpy(), features))
-    rows = np.array([position[i] for i in codes.indices.numpy()[patch, slot].tolist()], dtype=int)
-    np.add.at(maps, (rows, patch), codes.values.numpy()[patch, slot])
+    row_of = np.full(max(int(codes.indices.max()), int(features.max(initial=0))) + 1, -1)
+    row_of[features] = np.arange(len(features))
+    rows = row_of[codes.indices.numpy()]
+    patch, slot = np.nonzero(rows >= 0)
+    maps = np.zeros((len(features), len(rows)))
+    np.add.at(maps, (rows[patch, slot], patch), codes.values.numpy()[patch, slot])
     return maps
 
 

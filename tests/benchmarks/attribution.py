@@ -50,7 +50,8 @@ from vision_sae.v1 import ledger_pb2
 _PICTURES, _TESTED = 200, 30
 _CAPTUM = 6
 _TIMED = 40
-_CLIENTS, _CALLS, _ROUNDS = 32, 64, 9
+_CLIENTS, _CALLS, _ROUNDS = 32, 256, 7
+"""Calls of a round are many for each client: at its start and end not all of them are asking."""
 _BATCHES, _PASSES = (1, 2, 4, 8, 16), 2
 _PLANTED = "background"
 """The attribute that interventions are about."""

@@ -139,6 +139,15 @@ def test_units_are_read_by_parent_and_index(store: LabelStore) -> None:
     assert len(store.currents(PARENT, range(600))) == 600
 
 
+def test_a_unit_that_was_read_before_is_read_as_it_is_now(store: LabelStore) -> None:
+    store.add(PARENT, [made(1, "cat"), made(2, "dog")], identity=IDENTITY)
+    before = store.currents(PARENT, [1, 2])
+    LabelStore(store.database).edit(Unit(PARENT, 1), "lynx")  # as another process might
+    found = store.currents(PARENT, [1, 2])
+    assert {i: e.description.text for i, e in found.items()} == {1: "lynx", 2: "dog"}
+    assert found[2] is before[2]  # what a version says is read once
+
+
 def test_an_outline_has_what_units_are_chosen_by(store: LabelStore) -> None:
     score = Score("pmi", 1.5, 3)
     store.add(PARENT, [made(1, "cat", scores=(score,)), made(2, None)], identity=IDENTITY)

@@ -8,6 +8,7 @@ person wrote is replaced by people only; a describer's newer text then goes to t
 from __future__ import annotations
 
 import re
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import sqlalchemy as sa
+from cachetools import LRUCache
 from sqlalchemy.engine import Connection, RowMapping
 
 from vision_sae.bundles.bundle import Bundle
@@ -37,6 +39,8 @@ _UNIT = re.compile(
 )
 _BATCH = 500
 """Values in one IN (...): databases limit the parameters of a statement."""
+_KEPT = 4096
+"""Entries kept ready: a version never changes, and its number is given once."""
 
 
 @dataclass(frozen=True, order=True)
@@ -122,6 +126,8 @@ class LabelStore:
     def __init__(self, database: Database | str | Path) -> None:
         """Open a store in ``database``, or at its path or URL; it is made where there is none."""
         self.database = database if isinstance(database, Database) else Database(database)
+        self._kept: LRUCache[int, Entry] = LRUCache(_KEPT)
+        self._keeping = threading.Lock()
 
     def close(self) -> None:
         """Close all connections."""
@@ -286,13 +292,20 @@ class LabelStore:
             if indices is None:
                 found = self._entries(connection, units.c.parent == parent, current=True)
                 return {entry.unit.index: entry for entry in found}
-            return {
-                entry.unit.index: entry
+            select = sa.select(units.c.number, units.c.current).where(units.c.parent == parent)
+            select = select.where(units.c.current.is_not(None))
+            held = {
+                number: row
                 for chunk in _batches(sorted(set(indices)))
-                for entry in self._entries(
-                    connection, units.c.parent == parent, units.c.number.in_(chunk), current=True
-                )
+                for number, row in connection.execute(select.where(units.c.number.in_(chunk)))
             }
+            with self._keeping:
+                known = {row: self._kept[row] for row in held.values() if row in self._kept}
+            unread = self.entries_by_id(connection, set(held.values()) - known.keys())
+        with self._keeping:
+            self._kept.update(unread)
+        known |= unread
+        return {number: known[row] for number, row in held.items()}
 
     def outlines(self, parent: str) -> dict[int, Outline]:
         """{index: outline of the description that holds} of all units of ``parent``."""
