@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vision_sae.errors import InvalidImageError, InvalidInputError
 from vision_sae.v1 import image_pb2
@@ -40,6 +40,18 @@ def image_bytes(source: ImageSource) -> bytes:
         ) from error
 
 
+def opened(source: ImageSource) -> Image.Image:
+    """The picture itself. Raises `InvalidImageError` for what is none."""
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        return Image.open(io.BytesIO(image_bytes(source)))
+    except UnidentifiedImageError as error:
+        raise InvalidImageError(
+            "this is no picture; give a JPEG, PNG or WebP", field="image"
+        ) from error
+
+
 def image(source: ImageSource) -> image_pb2.Image:
     """The message that carries a picture."""
     return image_pb2.Image(data=image_bytes(source))
@@ -54,3 +66,13 @@ def parse_box(words: str) -> BoxLike:
             f"{words!r} is no box; give four numbers x0,y0,x1,y1", field="box"
         ) from error
     return x0, y0, x1, y1
+
+
+def parse_numbers(words: str, field: str) -> list[float]:
+    """``0,0.5,1`` -> numbers."""
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{words!r} are no numbers; write 0,0.5,1 for example", field=field
+        ) from error

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from vision_sae.models.artifacts import artifacts
 from vision_sae.models.noised import NoisedPictures, Noising
@@ -18,7 +19,7 @@ from vision_sae_server.interceptor import validate
 from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, State
+from vision_sae_server.state import Picture, Served, State
 from vision_sae_server.streams import in_order, item_error
 from vision_sae_server.vectors import site_vectors
 
@@ -32,17 +33,20 @@ class _Asked(NamedTuple):
     """One picture to encode."""
 
     served: Served
-    pixels: Tensor
+    picture: Picture
+    request: pb.EncodeRequest
     noising: Noising | None
+    mask: NDArray[np.bool_]
+    """The patches (P) that are asked about."""
 
 
 def _encode(asked: Sequence[_Asked]) -> list[Encoded]:
     """The codes of pictures that ask the same of one dictionary, in one forward pass."""
-    served, _, noising = asked[0]
+    served, noising = asked[0].served, asked[0].noising
     model, dictionary = served.model.model, served.bundle.dictionary
     if noising is not None and isinstance(model, NoisedPictures):
         model = model.noised(noising)
-    every = site_vectors(model, served.bundle.site, torch.stack([a.pixels for a in asked]))
+    every = site_vectors(model, served.bundle.site, torch.stack([a.picture.pixels for a in asked]))
     found = []
     for vectors in every:
         codes = dictionary.encode(vectors)
@@ -51,13 +55,18 @@ def _encode(asked: Sequence[_Asked]) -> list[Encoded]:
     return found
 
 
+def _response(asked: _Asked, encoded: Encoded) -> pb.EncodeResponse:
+    served, picture, request, _, mask = asked
+    return encode_response(served, picture, request, encoded, mask, served.bundle.grid)
+
+
 class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceServicer):
     """See ``attribution_service.proto``."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._batches = {
-            name: Batches(model.lane, _encode, model.at_once)
+            name: Batches(model.lane, _encode, model.at_once, state.searching, _response)
             for name, model in state.models.items()
         }
 
@@ -73,12 +82,9 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             picture.geometry,
         )
         noising = _noising(request.noising) if request.HasField("noising") else None
-        encoded = await self._batches[f"models/{served.model.name}"].run(
+        return await self._batches[f"models/{served.model.name}"].run(
             (served.resource, noising, picture.pixels.shape),
-            _Asked(served, picture.pixels, noising),
-        )
-        return await self._state.searching.run(
-            lambda: encode_response(served, picture, request, encoded, mask, served.bundle.grid)
+            _Asked(served, picture, request, noising, mask),
         )
 
     async def Attribute(

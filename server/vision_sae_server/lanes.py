@@ -19,6 +19,7 @@ from vision_sae.threads import compute_with
 T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 class Lane:
@@ -40,6 +41,10 @@ class Lane:
             raise
         future.add_done_callback(lambda _: self._leave())
         return future
+
+    def hand(self, work: Callable[[], None]) -> None:
+        """Have ``work`` done that tells for itself when it is done; from any thread."""
+        self._executor.submit(work)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the lane. Cancelling the caller drops work that has not started."""
@@ -98,26 +103,33 @@ def batch_sizes(most: int) -> list[int]:
     return [1 << power for power in range(most.bit_length())]
 
 
-class Batches(Generic[Item, Result]):
+class Batches(Generic[Item, Result, Answer]):
     """Items of one kind that wait for a model are worked on together.
 
     Nothing waits for company: what is there when a thread of the lane is free becomes a batch, or
     as many as the lane has threads; so a lone item costs what it costs alone, and batches grow with
-    the load.
+    the load. Answers of a batch are made one after another in a lane of their own, while the model
+    goes on.
     """
 
     def __init__(
-        self, lane: ModelLane, work: Callable[[Sequence[Item]], Sequence[Result]], most: int
+        self,
+        lane: ModelLane,
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        most: int,
+        answering: Lane,
+        answer: Callable[[Item, Result], Answer],
     ) -> None:
         """``work`` maps items of one kind, as many as one of the `batch_sizes` up to ``most``, to a
-        result each."""
+        result each, of which ``answer`` makes the item's answer."""
         self._lane, self._work, self._most = lane, work, most
-        self._waiting: dict[Hashable, list[tuple[Item, asyncio.Future[Result]]]] = {}
+        self._answering, self._answer = answering, answer
+        self._waiting: dict[Hashable, list[tuple[Item, asyncio.Future[Answer]]]] = {}
         self._lock = threading.Lock()
 
-    async def run(self, kind: Hashable, item: Item) -> Result:
-        """The result of one item. Cancelling the caller drops an item that has not started."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    async def run(self, kind: Hashable, item: Item) -> Answer:
+        """The answer to one item. Cancelling the caller drops an item that has not started."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._waiting.setdefault(kind, []).append((item, future))
         # One turn in the lane for each item. An item that another's turn has done does not wait for
@@ -143,12 +155,24 @@ class Batches(Generic[Item, Result]):
                 self._waiting[kind] = others
         try:
             results = self._work([item for item, _ in batch])
+            self._answering.hand(lambda: self._answers(batch, results))
         except Exception as error:
             for _, future in batch:
                 future.get_loop().call_soon_threadsafe(_fail, future, error)
-            return
-        for (_, future), result in zip(batch, results, strict=True):
-            future.get_loop().call_soon_threadsafe(_settle, future, result)
+
+    def _answers(
+        self, batch: Sequence[tuple[Item, asyncio.Future[Answer]]], results: Sequence[Result]
+    ) -> None:
+        for (item, future), result in zip(batch, results, strict=True):
+            if future.cancelled():
+                continue
+            loop = future.get_loop()
+            try:
+                answer = self._answer(item, result)
+            except Exception as error:
+                loop.call_soon_threadsafe(_fail, future, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, answer)
 
 
 def _settle(future: asyncio.Future[T], result: T) -> None:

@@ -157,7 +157,7 @@ class State:
     def close(self) -> None:
         """Let every lane finish."""
         models = (model.lane for model in self.models.values())
-        for lane in (self.decoding, self.searching, self.describing, *models):
+        for lane in (self.decoding, *models, self.searching, self.describing):
             lane.close()
         self.labels.close()
 

@@ -49,7 +49,7 @@ from vision_sae.steering.edits import FeatureEdit
 from vision_sae.steering.generation import Changes, Generation
 from vision_sae.steering.generation import generate as steered
 
-_TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 150, 300
+_TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 1000, 300
 _TRAINED = {"k10": (4, 10), "k20": (4, 20), "k20_wide": (16, 20)}
 """Dictionaries of each block by name: (features a dimension, k)."""
 _STEPS, _DEAD_AFTER = 1000, 50_000

@@ -13,15 +13,15 @@ from PIL import Image
 from typer.testing import CliRunner
 from vision_sae_client import AsyncClient, Client
 from vision_sae_client.cli import app
-from vision_sae_client.edits import edit, parse
+from vision_sae_client.edits import edit, parse, transport
 from vision_sae_client.errors import ClientError
 from vision_sae_client.steering import beside, read_recipe, write
 
 from tests import generations, serving
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidImageError, InvalidInputError, NotFoundError
 from vision_sae.models.sdxl import SdxlModel
-from vision_sae.tensors import to_proto
+from vision_sae.tensors import from_proto, to_proto
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1.generation_service_pb2 import GenerationResult, GenerationSettings
 from vision_sae.v1.image_pb2 import IMAGE_FORMAT_PNG, EncodedImage
@@ -60,6 +60,31 @@ def test_an_edit_as_a_message() -> None:
         edit(f"{UP}/3", "boost", 1.0)
     with pytest.raises(InvalidInputError, match="box"):
         edit(f"{UP}/3", "add", 1.0, box=(0, 0, 8, 8), own_map=True)
+
+
+def test_an_edit_where_a_picture_is_white_and_as_strong_as_each_step_says() -> None:
+    painted = Image.new("RGB", (4, 2))
+    painted.putpixel((3, 1), (255, 255, 255))
+    made = edit(f"{UP}/3", "add", 4.0, mask=painted, strengths=[0, 0.5])
+    assert from_proto(made.where.region.mask).tolist() == [[0, 0, 0, 0], [0, 0, 0, 255]]
+    assert list(made.when.schedule.factors) == [0, 0.5]
+    with pytest.raises(InvalidInputError, match="a box or a mask"):
+        edit(f"{UP}/3", "add", 1.0, box=(0, 0, 8, 8), mask=painted)
+    with pytest.raises(InvalidInputError, match="strengths say already"):
+        edit(f"{UP}/3", "add", 1.0, last_step=1, strengths=[1.0])
+    with pytest.raises(InvalidImageError, match="no picture"):
+        edit(f"{UP}/3", "add", 1.0, mask=b"words")
+
+
+def test_what_is_carried_over_has_the_same_region_in_both_pictures() -> None:
+    carried = transport("up", "a ring", features=[7], box=(0, 0, 8, 8), strength=2, first_step=1)
+    assert (carried.dictionary, carried.source_prompt) == ("dictionaries/up", "a ring")
+    assert carried.source_region == carried.target_region
+    assert carried.source_region.box.x1 == 8
+    assert (list(carried.features), carried.strength, carried.when.steps.first) == ([7], 2, 1)
+    plain = transport("up", "a ring")
+    assert not plain.HasField("source_region")
+    assert not plain.HasField("when")
 
 
 def png(colour: str) -> EncodedImage:
@@ -109,6 +134,47 @@ def test_steer_and_make_the_picture_again(address: str, tmp_path: Path) -> None:
     assert "the same bits as before" in again.output
     one, two = ((tmp_path / d / "picture.png").read_bytes() for d in ("one", "two"))
     assert one == two
+
+
+def test_steer_by_what_another_prompt_has_where_a_mask_is_white(
+    address: str, tmp_path: Path
+) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    mask.save(tmp_path / "mask.png")
+    words = ["a red star", "--carry", "a ring", "--carry-strength", "30", "--dictionary", "up"]
+    more = ["--mask", str(tmp_path / "mask.png"), "--seed", "4", "--steps", "2"]
+    found = run(*words, *more, "--strengths", "0,1", out=tmp_path / "one", address=address)
+    assert found.exit_code == 0, found.output
+    (carried,) = read_recipe(tmp_path / "one" / "recipe.json").settings.transports
+    assert (carried.source_prompt, carried.strength) == ("a ring", 30)
+    assert list(carried.when.schedule.factors) == [0, 1]
+    picture, twin = (
+        np.asarray(Image.open(tmp_path / "one" / f"{n}.png")) for n in ("picture", "twin")
+    )
+    assert (picture != twin).any()
+    still = run(*words, *more, "--strengths", "0", out=tmp_path / "two", address=address)
+    assert still.exit_code == 0, still.output
+    picture, twin = (
+        np.asarray(Image.open(tmp_path / "two" / f"{n}.png")) for n in ("picture", "twin")
+    )
+    assert (picture == twin).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--strengths", "0,1"], "say where and when"),
+        (["--add", "3=1", "--strengths", "much"], "are no numbers"),
+        (["--recipe", "r.json", "--carry", "a ring"], "a recipe holds"),
+    ],
+)
+def test_words_that_say_nothing_to_do_are_refused(
+    words: list[str], said: str, address: str, tmp_path: Path
+) -> None:
+    found = run(*words, out=tmp_path, address=address)
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.split())
 
 
 def test_a_recipe_takes_no_further_edits(address: str, tmp_path: Path) -> None:

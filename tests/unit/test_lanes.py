@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from vision_sae_server.lanes import Batches, ModelLane
+from vision_sae_server.lanes import Batches, Lane, ModelLane
 
 
 @pytest.fixture
@@ -18,6 +19,14 @@ async def lane() -> AsyncIterator[ModelLane]:
     made = ModelLane()
     yield made
     made.close()
+
+
+ANSWERS = Lane("answers")
+
+
+def batched(lane: ModelLane, work: Any, most: int) -> Batches[Any, Any, Any]:
+    """Batches whose results are their answers."""
+    return Batches(lane, work, most, ANSWERS, lambda _, result: result)
 
 
 class Squares:
@@ -38,14 +47,14 @@ class Squares:
 async def test_a_lone_item_does_not_wait_for_company(lane: ModelLane) -> None:
     squares = Squares()
     squares.free.set()
-    batches: Batches[int, int] = Batches(lane, squares, most=4)
+    batches = batched(lane, squares, most=4)
     assert await batches.run("a", 3) == 9
     assert squares.batches == [[3]]
 
 
 async def test_items_that_wait_are_worked_on_together_by_kind(lane: ModelLane) -> None:
     squares = Squares()
-    batches: Batches[int, int] = Batches(lane, squares, most=3)
+    batches = batched(lane, squares, most=3)
     asked = [asyncio.ensure_future(batches.run("a" if n < 6 else "b", n)) for n in range(8)]
     await asyncio.sleep(0.05)  # the first of them holds the lane
     squares.free.set()
@@ -60,15 +69,43 @@ async def test_items_that_wait_are_worked_on_together_by_kind(lane: ModelLane) -
 async def test_what_fails_fails_its_batch_alone(lane: ModelLane) -> None:
     squares = Squares()
     squares.free.set()
-    batches: Batches[int, int] = Batches(lane, squares, most=1)
+    batches = batched(lane, squares, most=1)
     found = await asyncio.gather(*(batches.run("a", n) for n in (2, 13, 4)), return_exceptions=True)
     assert (found[0], found[2]) == (4, 16)
     assert isinstance(found[1], ValueError)
 
 
+async def test_an_answer_that_fails_fails_alone(lane: ModelLane) -> None:
+    squares = Squares()
+
+    def told(item: int, square: int) -> str:
+        if item == 2:
+            raise ValueError("unspeakable")
+        return f"{item}: {square}"
+
+    batches = Batches(lane, squares, 4, ANSWERS, told)
+    asked = [asyncio.ensure_future(batches.run("a", n)) for n in range(4)]
+    squares.free.set()
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [found[n] for n in (0, 1, 3)] == ["0: 0", "1: 1", "3: 9"]
+    assert isinstance(found[2], ValueError)
+
+
+async def test_the_model_goes_on_while_answers_are_made(lane: ModelLane) -> None:
+    squares, slow = Squares(), Squares()
+    squares.free.set()
+    batches = Batches(lane, squares, 1, ANSWERS, lambda item, _: slow([item]))
+    asked = [asyncio.ensure_future(batches.run("a", n)) for n in range(3)]
+    await asyncio.sleep(0.05)
+    assert squares.batches == [[0], [1], [2]]
+    assert not any(run.done() for run in asked)
+    slow.free.set()
+    assert await asyncio.gather(*asked) == [[0], [1], [4]]
+
+
 async def test_an_item_nobody_waits_for_is_dropped(lane: ModelLane) -> None:
     squares = Squares()
-    batches: Batches[int, int] = Batches(lane, squares, most=1)
+    batches = batched(lane, squares, most=1)
     first, dropped, last = (asyncio.ensure_future(batches.run("a", n)) for n in (1, 2, 3))
     await asyncio.sleep(0.05)
     dropped.cancel()
@@ -87,7 +124,7 @@ async def test_an_item_that_the_turn_of_another_does_is_not_kept_waiting(
     def work(names: Sequence[str]) -> list[int]:
         return (held if "held" in names else squares)([len(name) for name in names])
 
-    batches: Batches[str, int] = Batches(lane, work, most=2)
+    batches = batched(lane, work, most=2)
     asked = ["first", "one", "held", "two"]
     runs = [asyncio.ensure_future(batches.run(name == "held", name)) for name in asked]
     squares.free.set()
@@ -99,7 +136,7 @@ async def test_an_item_that_the_turn_of_another_does_is_not_kept_waiting(
 
 async def test_a_lane_that_closes_ends_what_waits_for_it() -> None:
     lane, squares = ModelLane(), Squares()
-    batches: Batches[int, int] = Batches(lane, squares, most=1)
+    batches = batched(lane, squares, most=1)
     first, last = (asyncio.ensure_future(batches.run("a", n)) for n in (1, 2))
     closing = asyncio.ensure_future(asyncio.to_thread(lane.close))
     await asyncio.sleep(0.05)
@@ -112,7 +149,7 @@ async def test_a_lane_that_closes_ends_what_waits_for_it() -> None:
 
 async def test_threads_of_a_lane_share_what_waits() -> None:
     lane, squares = ModelLane(2), Squares()
-    batches: Batches[int, int] = Batches(lane, squares, most=8)
+    batches = batched(lane, squares, most=8)
     asked = [asyncio.ensure_future(batches.run("a", n)) for n in range(6)]
     await asyncio.sleep(0.05)
     squares.free.set()

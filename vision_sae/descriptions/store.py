@@ -39,6 +39,12 @@ _UNIT = re.compile(
 )
 _BATCH = 500
 """Values in one IN (...): databases limit the parameters of a statement."""
+_HELD = sa.select(units.c.number, units.c.current).where(
+    units.c.parent == sa.bindparam("parent"),
+    units.c.number.in_(sa.bindparam("numbers", expanding=True)),
+    units.c.current.is_not(None),
+)
+"""Which versions hold, of some ``numbers`` of a ``parent``: asked for in every answer."""
 _KEPT = 4096
 """Entries kept ready: a version never changes, and its number is given once."""
 
@@ -292,12 +298,10 @@ class LabelStore:
             if indices is None:
                 found = self._entries(connection, units.c.parent == parent, current=True)
                 return {entry.unit.index: entry for entry in found}
-            select = sa.select(units.c.number, units.c.current).where(units.c.parent == parent)
-            select = select.where(units.c.current.is_not(None))
             held = {
                 number: row
                 for chunk in _batches(sorted(set(indices)))
-                for number, row in connection.execute(select.where(units.c.number.in_(chunk)))
+                for number, row in connection.execute(_HELD, {"parent": parent, "numbers": chunk})
             }
             with self._keeping:
                 known = {row: self._kept[row] for row in held.values() if row in self._kept}

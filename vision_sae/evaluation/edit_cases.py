@@ -12,6 +12,11 @@ it. Each method carries the change into the first prompt's picture:
 sees it; ``beside`` is how much all else changes: the mean total variation of the other attributes'
 probabilities, plus the pixel change outside of the region in units of that between pictures of
 different prompts. Editing precision is the first over the sum of both.
+
+A count becomes two: a second object of the same kind where there was none. The classifier knows
+scenes of one object, so it looks at such a picture twice: with the first place painted over for
+what was asked for, with the second for what should have stayed. The demo's prompts know no
+numbers; the second prompt of these cases has the object at the second place.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,6 +41,7 @@ from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.evaluation.planted_scenes import (
     VALUES,
     Attributes,
+    Place,
     draw,
     random_attributes,
 )
@@ -54,9 +61,12 @@ from vision_sae.steering.transport import Transport
 CASES = Path(__file__).parent / "edit_cases.jsonl"
 Method = Literal["features", "neurons", "difference", "prompt"]
 METHODS: tuple[Method, ...] = get_args(Method)
-_EDITED = ("colour", "texture", "shape", "background")
+COUNT = "count"
+EDITED = ("colour", "texture", "shape", "background", COUNT)
 _PER_ATTRIBUTE = 12
 _SEED = 77
+_BORDER = 5
+"""Pixels around an object that are painted over with it: it may be drawn a little beside."""
 _TOP_K = 20
 _STRENGTHS = (1.0, 2.0, 4.0)
 """Of which the first half of the cases chooses for each method, by precision."""
@@ -68,32 +78,81 @@ class Case:
 
     before: Attributes
     attribute: str
-    """What changes."""
+    """What changes, of `EDITED`."""
     value: str
-    """What it becomes."""
+    """What it becomes; of a count, the place that the second object comes to."""
     seed: int
 
     @property
     def after(self) -> Attributes:
-        """What the picture should show."""
-        change: dict[str, Any] = {self.attribute: self.value}
+        """What the second prompt says."""
+        changed = "place" if self.attribute == COUNT else self.attribute
+        change: dict[str, Any] = {changed: self.value}
         return replace(self.before, **change)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """{attribute: value} of what the edit should bring."""
+        if self.attribute != COUNT:
+            return {self.attribute: self.value}
+        return {"place": self.value, "shape": self.before.shape, "colour": self.before.colour}
+
+    @property
+    def kept(self) -> list[str]:
+        """The attributes that should stay: of the first object, where there will be two."""
+        return [name for name in VALUES if name != self.attribute]
 
     def region(self) -> NDArray[np.bool_]:
         """The pixels (SIDE, SIDE) that may change: the object's place, or all around it."""
-        scenes = [draw(a, side=SIDE, seed=0) for a in (self.before, self.after)]
-        shown = [scene.evidence(self.attribute) for scene in scenes]
-        return np.asarray(np.logical_or(*shown))
+        before, after = (draw(a, side=SIDE, seed=0) for a in (self.before, self.after))
+        if self.attribute == COUNT:
+            return after.parts["object"]
+        shown = before.evidence(self.attribute) | after.evidence(self.attribute)
+        return np.asarray(shown)
+
+    def views(self, picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+        """(where the classifier sees what was asked for, where it sees what should stay)"""
+        sized = _sized(picture)
+        if self.attribute != COUNT:
+            return sized, sized
+        first, second = _around(self.before), _around(self.after)
+        pixels = np.asarray(sized.convert("RGB"))
+        ground = np.median(pixels[~(first | second)], axis=0).astype(np.uint8)
+        asked, kept = (
+            Image.fromarray(np.where(hidden[..., None], ground, pixels))
+            for hidden in (first, second)
+        )
+        return asked, kept
+
+
+def _around(attributes: Attributes) -> NDArray[np.bool_]:
+    """The pixels (SIDE, SIDE) of a box around the object of a scene."""
+    rows, columns = np.nonzero(draw(attributes, side=SIDE, seed=0).parts["object"])
+    box = np.zeros((SIDE, SIDE), np.bool_)
+    top, left = max(rows.min() - _BORDER, 0), max(columns.min() - _BORDER, 0)
+    box[top : rows.max() + _BORDER + 1, left : columns.max() + _BORDER + 1] = True
+    return box
+
+
+def _apart(one: Attributes) -> list[str]:
+    """The places where a second object has nothing in common with the first, and its border."""
+    elsewhere = (replace(one, place=place) for place in get_args(Place))
+    return [other.place for other in elsewhere if not (_around(one) & _around(other)).any()]
 
 
 def make_cases() -> list[Case]:
     """The cases of `CASES`: as many of each attribute, all else at random; objects are large."""
     cases = []
-    for number in range(_PER_ATTRIBUTE * len(_EDITED)):
+    for number in range(_PER_ATTRIBUTE * len(EDITED)):
         random = np.random.default_rng([_SEED, number])
         before = replace(random_attributes(random), word=None, size="large")
-        attribute = _EDITED[number % len(_EDITED)]
-        others = [v for v in VALUES[attribute] if v != getattr(before, attribute)]
+        attribute = EDITED[number % len(EDITED)]
+        if attribute == COUNT:
+            if before.place == "centre":  # there is no room beside it
+                before = replace(before, place="left")
+            others = _apart(before)
+        else:
+            others = [v for v in VALUES[attribute] if v != getattr(before, attribute)]
         cases.append(Case(before, attribute, others[random.integers(len(others))], number))
     return cases
 
@@ -135,6 +194,8 @@ class Edited(NamedTuple):
     precision: float
     strength: float
     """That the method did best with; 1 where it has none."""
+    success_of: dict[str, float]
+    """The success of each attribute's cases."""
 
 
 class _Outcome(NamedTuple):
@@ -213,17 +274,20 @@ def _unit() -> float:
 
 
 def _measure(case: Case, made: Steered, classifier: AttributeClassifier, unit: float) -> _Outcome:
-    seen = classifier.probabilities([made.picture, made.twin])
-    wanted = VALUES[case.attribute].index(case.value)
-    after, before = seen[case.attribute]
-    others = [p for name, p in seen.items() if name != case.attribute]
+    asked, kept = zip(*map(case.views, (made.picture, made.twin)), strict=True)
+    seen, stayed = classifier.probabilities(asked), classifier.probabilities(kept)
+    wanted = {name: VALUES[name].index(value) for name, value in case.asked.items()}
+    after, before = (
+        prod(float(seen[name][at, number]) for name, number in wanted.items()) for at in (0, 1)
+    )
+    others = [stayed[name] for name in case.kept]
     variation = float(np.mean([float((a - b).abs().sum()) / 2 for a, b in others]))
     outside = ~case.region()
     moved = effects.difference(_sized(made.picture), _sized(made.twin))
     return _Outcome(
-        float(after.argmax() == wanted),
+        float(all(seen[name][0].argmax() == number for name, number in wanted.items())),
         float(np.mean([float(a.argmax() == b.argmax()) for a, b in others])),
-        float(after[wanted] - before[wanted]),
+        after - before,
         variation + float(moved[outside].mean()) / unit,
     )
 
@@ -251,7 +315,7 @@ def evaluate_edits(
     }
     unit = _unit()
 
-    def outcomes(method: Method, strength: float, some: Sequence[Case]) -> list[_Outcome]:
+    def edited(method: Method, strength: float, some: Sequence[Case]) -> Edited:
         found = []
         for case in some:
             grid = model.grid(sites[0], model.usual_side, model.usual_side)
@@ -264,31 +328,44 @@ def evaluate_edits(
                 used = dictionaries if method == "features" else neurons
                 made = _carry(model, used, case, strength, patches)
             found.append(_measure(case, made, classifier, unit))
-        return found
+        return _summary([case.attribute for case in some], found, strength)
 
     half = len(cases) // 2
     results: dict[Method, Edited] = {}
     for method in tqdm(METHODS, desc="edits", disable=not progress):
         strengths = (1.0,) if method == "prompt" else _STRENGTHS
-        tried = {s: _summary(outcomes(method, s, cases[:half]), s) for s in strengths}
+        tried = {strength: edited(method, strength, cases[:half]) for strength in strengths}
         best = max(tried, key=lambda s: tried[s].toward * tried[s].precision)
-        results[method] = _summary(outcomes(method, best, cases[half:]), best)
+        results[method] = edited(method, best, cases[half:])
     return results
 
 
-def _summary(found: Sequence[_Outcome], strength: float) -> Edited:
+def _summary(attributes: Sequence[str], found: Sequence[_Outcome], strength: float) -> Edited:
     success, preserved, toward, beside = np.mean(np.array(found), axis=0).tolist()
     rise = max(toward, 0.0)
-    return Edited(success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength)
+    success_of = {
+        attribute: float(
+            np.mean([o.success for a, o in zip(attributes, found, strict=True) if a == attribute])
+        )
+        for attribute in sorted(set(attributes), key=EDITED.index)
+    }
+    return Edited(
+        success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength, success_of
+    )
 
 
 def lines(results: Mapping[Method, Edited]) -> list[str]:
-    """A table for people."""
-    header = f"{'method':12}" + "".join(f"{name:>11}" for name in Edited._fields)
+    """A table for people: what each method does, and the success of each attribute's cases."""
+    columns = {
+        method: {name: value for name, value in edited._asdict().items() if name != "success_of"}
+        | edited.success_of
+        for method, edited in results.items()
+    }
+    header = f"{'method':12}" + "".join(f"{name:>11}" for name in next(iter(columns.values())))
     return [
         header,
         *(
-            f"{method:12}" + "".join(f"{value:11.3f}" for value in result)
-            for method, result in results.items()
+            f"{method:12}" + "".join(f"{value:11.3f}" for value in values.values())
+            for method, values in columns.items()
         ),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,10 @@ Ablate = Annotated[list[str] | None, typer.Option(help="FEATURE: take it out.")]
 EditBox = Annotated[
     str | None, typer.Option("--box", help="Edit within x0,y0,x1,y1 in pixels.", metavar="BOX")
 ]
+EditMask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Edit where this picture is white.", metavar="PICTURE"),
+]
 OwnMapFlag = Annotated[
     bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
 ]
@@ -37,19 +42,24 @@ def edits(
     *,
     box: str | None,
     own_map: bool,
+    mask: Path | None = None,
     first_step: int = 0,
     last_step: int | None = None,
+    strengths: Sequence[float] = (),
+    carried: bool = False,
 ) -> list[Edit]:
-    """The edits of {operation: words}."""
+    """The edits of {operation: words}; without any, where and when may be said of what else is
+    ``carried`` over only."""
     parsed = [
         (operation, *words)
         for operation, given in asked.items()
         for words in parse_edits(given or [], operation)
     ]
-    if not parsed and (box is not None or own_map or first_step or last_step is not None):
+    conditions = (box, mask, own_map, first_step, last_step is not None, strengths)
+    if not parsed and not carried and any(conditions):
         raise InvalidInputError(
-            "--box, --own-map and steps say where and when an edit applies; give one, --add for "
-            "example",
+            "--box, --mask, --own-map, steps and strengths say where and when an edit applies; "
+            "give one, --add for example",
             field="edits",
         )
     return [
@@ -58,9 +68,11 @@ def edits(
             operation,
             value,
             box=None if box is None else parse_box(box),
+            mask=mask,
             own_map=own_map,
             first_step=first_step,
             last_step=last_step,
+            strengths=strengths,
         )
         for operation, feature, value in parsed
     ]

@@ -20,8 +20,19 @@ from vision_sae_client.cli.command import (
     command,
     in_json,
 )
-from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
+from vision_sae_client.cli.edit_options import (
+    Ablate,
+    Add,
+    Clamp,
+    EditBox,
+    EditMask,
+    OwnMapFlag,
+    Scale,
+    edits,
+)
 from vision_sae_client.client import Client
+from vision_sae_client.edits import transport
+from vision_sae_client.images import parse_box, parse_numbers
 
 
 @command
@@ -34,10 +45,21 @@ def steer(
     replace: Annotated[
         list[str] | None, typer.Option(help="FEATURE=VALUE: nothing but this feature.")
     ] = None,
+    carry: Annotated[
+        str | None,
+        typer.Option(help="Carry over what the picture of this prompt has, of --dictionary."),
+    ] = None,
+    carry_strength: Annotated[
+        float | None, typer.Option(help="How much of it; default: 1.", min=0)
+    ] = None,
     box: EditBox = None,
+    mask: EditMask = None,
     own_map: OwnMapFlag = False,
     first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
     last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="0,0.5,1: how strong at each step.", metavar="NUMBERS")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="models/NAME; default: the first that generates.")
     ] = None,
@@ -60,7 +82,7 @@ def steer(
     """Make a picture with features turned up or down, and its twin without."""
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
     if recipe is not None and (
-        prompt or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
+        prompt or carry or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
     ):
         raise InvalidInputError(
             "a recipe holds the prompt, the edits and all settings already; leave them out",
@@ -71,6 +93,20 @@ def steer(
         if recipe is not None:
             content = steering.read_recipe(recipe)
         else:
+            factors = parse_numbers(strengths, "strengths") if strengths else ()
+            transports = []
+            if carry is not None:
+                carried = transport(
+                    dictionary or client.dictionary().name,
+                    carry,
+                    box=None if box is None else parse_box(box),
+                    mask=mask,
+                    strength=carry_strength,
+                    first_step=first_step,
+                    last_step=last_step,
+                    strengths=factors,
+                )
+                transports.append(carried)
             content = GenerationSettings(
                 model=model or _generator(client),
                 prompt=prompt,
@@ -82,10 +118,14 @@ def steer(
                     dictionary,
                     asked,
                     box=box,
+                    mask=mask,
                     own_map=own_map,
                     first_step=first_step,
                     last_step=last_step,
+                    strengths=factors,
+                    carried=bool(transports),
                 ),
+                transports=transports,
             )
         for message in client.generate(content, allow_drift=allow_drift):
             if message.HasField("progress"):
