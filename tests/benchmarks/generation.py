@@ -34,7 +34,7 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.evaluation.blocks import evaluate_blocks
-from vision_sae.evaluation.edit_cases import evaluate_edits, patches_of, read_cases
+from vision_sae.evaluation.edit_cases import evaluate_edits, patches_of, read_cases, to_json
 from vision_sae.evaluation.generators import best_labelled, boosted, label_directions
 from vision_sae.evaluation.planted_scenes import draw
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
@@ -52,7 +52,7 @@ from vision_sae.steering.generation import generate as steered
 _TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 1000, 300
 _TRAINED = {"k10": (4, 10), "k20": (4, 20), "k20_wide": (16, 20)}
 """Dictionaries of each block by name: (features a dimension, k)."""
-_STEPS, _DEAD_AFTER = 1000, 50_000
+_STEPS, _DEAD_AFTER = 1000, 200_000
 _DESCRIBING = DescribeConfig(describer="caption-pmi")
 _AMOUNT = 48.0
 _LABELS, _JUDGED = 50, 8
@@ -266,15 +266,14 @@ def main() -> None:
             | {"roles": block.to_json()}
             for block in blocks
         },
-        "edits": {
-            method: result._asdict()
-            for method, result in evaluate_edits(
+        "edits": to_json(
+            evaluate_edits(
                 model,
                 {f.bundle.name: f.dictionary for f in found},
                 read_cases(),
                 classifier,
-            ).items()
-        },
+            )
+        ),
     }
     print(json.dumps(report, indent=1))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.unit.test_generation import FOUND
 from vision_sae.evaluation import edit_cases
 from vision_sae.evaluation.edit_cases import (
+    ALL,
     CASES,
     EDITED,
     METHODS,
@@ -23,6 +24,7 @@ from vision_sae.evaluation.edit_cases import (
     lines,
     make_cases,
     read_cases,
+    to_json,
 )
 from vision_sae.evaluation.planted_scenes import (
     BACKGROUNDS,
@@ -127,26 +129,27 @@ def test_precision_is_what_was_wanted_over_all_that_changed() -> None:
         edit_cases._Outcome(1, 1.0, 0.9, 0.1),
         edit_cases._Outcome(0, 0.6, 0.3, 0.5),
     ]
-    *found, success_of = edit_cases._summary(["shape", "colour"], outcomes, 2.0)
+    found = edit_cases._summary(outcomes, 2.0)
     assert found == pytest.approx((0.5, 0.8, 0.6, 0.3, 0.6 / 0.9, 2.0))
-    assert success_of == {"colour": 0, "shape": 1}
-    away = edit_cases._summary(["shape"], [edit_cases._Outcome(0, 1, -0.2, 0.1)], 1.0)
-    assert away.precision == 0
+    assert edit_cases._summary([edit_cases._Outcome(0, 1, -0.2, 0.1)], 1.0).precision == 0
 
 
 def test_every_method_edits(tiny_generator: SdxlModel) -> None:
     torch.manual_seed(0)
     classifier = AttributeClassifier()
     used = {name: FOUND[name] for name in ("d1", "d3")}
-    found = evaluate_edits(tiny_generator, used, read_cases()[:5], classifier, progress=False)
+    cases = [case for case in read_cases() if case.attribute in ("colour", "count")][:5]
+    found = evaluate_edits(tiny_generator, used, cases, classifier, progress=False)
     assert tuple(found) == METHODS
-    for method, result in found.items():
-        *figures, success_of = result
-        assert np.isfinite(figures).all()
-        assert set(success_of) <= set(EDITED)
-        assert result.beside > 0, method
-    assert found["prompt"].strength == 1
-    assert len(lines(found)) == 1 + len(METHODS)
+    for method, of_attributes in found.items():
+        assert list(of_attributes) == [ALL, "colour", "count"]
+        for edited in of_attributes.values():
+            assert np.isfinite(edited[:-1]).all()
+            assert edited.beside > 0, method
+        assert of_attributes[ALL].strength is None
+    assert found["prompt"]["colour"].strength == 1
+    assert len(lines(found)) == 1 + 3 * len(METHODS)
+    assert to_json(found)["prompt"]["count"]["toward"] == found["prompt"]["count"].toward
 
 
 @pytest.mark.slow

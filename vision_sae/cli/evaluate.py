@@ -130,7 +130,7 @@ def evaluate_edits(
 ) -> None:
     """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
     from vision_sae.evaluation.edit_cases import evaluate_edits as run
-    from vision_sae.evaluation.edit_cases import lines, read_cases
+    from vision_sae.evaluation.edit_cases import lines, read_cases, to_json
     from vision_sae.evaluation.scene_attributes import train_classifier
     from vision_sae.files import write_json
     from vision_sae.steering.bundles import opened
@@ -141,7 +141,7 @@ def evaluate_edits(
     for line in lines(made):
         typer.echo(line)
     if out is not None:
-        write_json(out, {name: result._asdict() for name, result in made.items()})
+        write_json(out, to_json(made))
 
 
 def _settings(prompts: Path, count: int) -> list[Any]:

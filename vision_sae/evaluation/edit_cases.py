@@ -69,7 +69,10 @@ _BORDER = 5
 """Pixels around an object that are painted over with it: it may be drawn a little beside."""
 _TOP_K = 20
 _STRENGTHS = (1.0, 2.0, 4.0)
-"""Of which the first half of the cases chooses for each method, by precision."""
+"""Of which the first half of an attribute's cases chooses for each method, by how far the edit gets
+and how precisely."""
+ALL = "all"
+"""All attributes together, in what `evaluate_edits` returns."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,8 @@ class Edited(NamedTuple):
     toward: float
     beside: float
     precision: float
-    strength: float
-    """That the method did best with; 1 where it has none."""
-    success_of: dict[str, float]
-    """The success of each attribute's cases."""
+    strength: float | None
+    """That the method did best with; None where strengths differ."""
 
 
 class _Outcome(NamedTuple):
@@ -303,9 +304,11 @@ def evaluate_edits(
     classifier: AttributeClassifier,
     *,
     progress: bool = True,
-) -> dict[Method, Edited]:
-    """Every method on every case. Strengths are chosen on the first half of the cases, figures are
-    of the second."""
+) -> dict[Method, dict[str, Edited]]:
+    """What every method does to each attribute, and to `ALL`.
+
+    Strengths are chosen on the first half of an attribute's cases, figures are of the second.
+    """
     sites = [found.site for found in dictionaries.values()]
     neurons = {
         site: SiteDictionary(
@@ -315,57 +318,65 @@ def evaluate_edits(
     }
     unit = _unit()
 
-    def edited(method: Method, strength: float, some: Sequence[Case]) -> Edited:
-        found = []
-        for case in some:
-            grid = model.grid(sites[0], model.usual_side, model.usual_side)
-            patches = patches_of(case.region(), grid.rows, grid.cols)
-            if method == "prompt":
-                made = _reprompt(model, case)
-            elif method == "difference":
-                made = _add_difference(model, sites, case, strength, patches)
-            else:
-                used = dictionaries if method == "features" else neurons
-                made = _carry(model, used, case, strength, patches)
-            found.append(_measure(case, made, classifier, unit))
-        return _summary([case.attribute for case in some], found, strength)
+    def outcome(method: Method, strength: float, case: Case) -> _Outcome:
+        grid = model.grid(sites[0], model.usual_side, model.usual_side)
+        patches = patches_of(case.region(), grid.rows, grid.cols)
+        if method == "prompt":
+            made = _reprompt(model, case)
+        elif method == "difference":
+            made = _add_difference(model, sites, case, strength, patches)
+        else:
+            used = dictionaries if method == "features" else neurons
+            made = _carry(model, used, case, strength, patches)
+        return _measure(case, made, classifier, unit)
 
-    half = len(cases) // 2
-    results: dict[Method, Edited] = {}
+    def promise(method: Method, strength: float, some: Sequence[Case]) -> float:
+        tried = _summary([outcome(method, strength, case) for case in some], strength)
+        return tried.toward * tried.precision
+
+    results: dict[Method, dict[str, Edited]] = {}
     for method in tqdm(METHODS, desc="edits", disable=not progress):
-        strengths = (1.0,) if method == "prompt" else _STRENGTHS
-        tried = {strength: edited(method, strength, cases[:half]) for strength in strengths}
-        best = max(tried, key=lambda s: tried[s].toward * tried[s].precision)
-        results[method] = edited(method, best, cases[half:])
+        found: dict[str, Edited] = {}
+        outcomes: list[_Outcome] = []
+        for attribute in sorted({case.attribute for case in cases}, key=EDITED.index):
+            mine = [case for case in cases if case.attribute == attribute]
+            known, judged = mine[: len(mine) // 2], mine[len(mine) // 2 :]
+            best = 1.0
+            if known and method != "prompt":
+                tried = {s: promise(method, s, known) for s in _STRENGTHS}
+                best = max(tried, key=tried.__getitem__)
+            made = [outcome(method, best, case) for case in judged]
+            found[attribute] = _summary(made, best)
+            outcomes += made
+        results[method] = {ALL: _summary(outcomes, None), **found}
     return results
 
 
-def _summary(attributes: Sequence[str], found: Sequence[_Outcome], strength: float) -> Edited:
+def _summary(found: Sequence[_Outcome], strength: float | None) -> Edited:
     success, preserved, toward, beside = np.mean(np.array(found), axis=0).tolist()
     rise = max(toward, 0.0)
-    success_of = {
-        attribute: float(
-            np.mean([o.success for a, o in zip(attributes, found, strict=True) if a == attribute])
-        )
-        for attribute in sorted(set(attributes), key=EDITED.index)
-    }
-    return Edited(
-        success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength, success_of
-    )
+    return Edited(success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength)
 
 
-def lines(results: Mapping[Method, Edited]) -> list[str]:
-    """A table for people: what each method does, and the success of each attribute's cases."""
-    columns = {
-        method: {name: value for name, value in edited._asdict().items() if name != "success_of"}
-        | edited.success_of
-        for method, edited in results.items()
-    }
-    header = f"{'method':12}" + "".join(f"{name:>11}" for name in next(iter(columns.values())))
+def lines(results: Mapping[Method, Mapping[str, Edited]]) -> list[str]:
+    """A table for people: what each method does to all attributes, and to each."""
+    figures = Edited._fields[:-1]
+    header = f"{'method':12}{'attribute':12}" + "".join(f"{name:>11}" for name in figures)
     return [
-        header,
+        header + f"{'strength':>11}",
         *(
-            f"{method:12}" + "".join(f"{value:11.3f}" for value in values.values())
-            for method, values in columns.items()
+            f"{method:12}{attribute:12}"
+            + "".join(f"{getattr(edited, name):11.3f}" for name in figures)
+            + f"{'' if edited.strength is None else edited.strength:>11}"
+            for method, of_attributes in results.items()
+            for attribute, edited in of_attributes.items()
         ),
     ]
+
+
+def to_json(results: Mapping[Method, Mapping[str, Edited]]) -> dict[str, Any]:
+    """{method: {attribute: {figure: value}}}"""
+    return {
+        method: {attribute: edited._asdict() for attribute, edited in of_attributes.items()}
+        for method, of_attributes in results.items()
+    }
