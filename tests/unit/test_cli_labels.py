@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 
 from tests.contrastive_world import PlantedClip
 from tests.unit.test_cli import SIZES, run, succeed
+from vision_sae.descriptions.files.annotations import read_descriptions
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
 
@@ -190,7 +191,31 @@ def test_labels_of_others_are_scored(
         + "".join(f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20))
     )
     output = succeed(
-        "score", neurons(world), tmp_path / "labels.csv", "--work", tmp_path / "probes"
+        *("score", neurons(world), tmp_path / "labels.csv", "--work", tmp_path / "probes"),
+        *("--out", tmp_path / "scores.jsonl"),
     ).output
     assert "blocks.0.mlp: 20 labels" in output
     assert "has no label for blocks.1.mlp" in output
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["unit"].rpartition("/units/")[2] for row in rows] == [str(i) for i in range(20)]
+    assert [row["text"] for row in rows] == ["red", "blue"] * 10
+    share = sum(not row["abstained"] for row in rows) / 20
+    assert f"{share:.1%} better than chance" in output
+    assert all(row["scores"][0]["metric"] == "detection_auc" for row in rows)
+
+
+def test_scores_go_to_a_file_whose_format_is_known_before_they_are_made(
+    world: Path, tmp_path: Path
+) -> None:
+    refused = run("score", neurons(world), tmp_path / "labels.csv", "--out", tmp_path / "s.txt")
+    assert refused.exit_code == 2
+    assert "names no format" in refused.output
+
+
+def test_labels_go_into_milans_table_and_are_read_from_it(world: Path) -> None:
+    out = world / "milan.csv"
+    said = succeed("export-labels", world / "labels.sqlite", out, "--milan").output
+    store = LabelStore(world / "labels.sqlite")
+    texts = {parent.rpartition("/")[2]: store.texts(parent) for parent in store.parents()}
+    assert read_descriptions(out) == {layer: found for layer, found in texts.items() if found}
+    assert f"{sum(map(len, texts.values()))} labels" in said

@@ -23,6 +23,10 @@ def score(
         Path, typer.Argument(help="CSV with columns layer, unit, description; layer is the site.")
     ],
     clip: Clip = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the scores of every label here: .csv, .jsonl or .parquet."),
+    ] = None,
     work: Annotated[
         Path | None, typer.Option(help="Where probes are kept; beside UNITS when absent.")
     ] = None,
@@ -33,19 +37,24 @@ def score(
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.describe import PROBES
     from vision_sae.descriptions.files.annotations import read_descriptions
+    from vision_sae.descriptions.files.export import Row, check_format, export, scored_rows
     from vision_sae.descriptions.scores.many import score_many
     from vision_sae.descriptions.toolbox import Toolbox
 
+    if out is not None:
+        check_format(out)
     settings = load_config(config, describe={"clip": clip}).describe
+    rows: list[Row] = []
     toolbox = Toolbox(settings, work or units.parent / PROBES)
     given = read_descriptions(labels)
     for evidence in EvidenceFolder.at(units, settings.clip).open().values():
         if evidence.site not in given:
             typer.secho(f"{labels} has no label for {evidence.site}", fg="yellow", err=True)
             continue
-        found = score_many(
-            toolbox.scorer(evidence), evidence, given[evidence.site], settings.metrics
-        ).summary
+        texts = given[evidence.site]
+        scored = score_many(toolbox.scorer(evidence), evidence, texts, settings.metrics)
+        rows += scored_rows(evidence.name, texts, scored)
+        found = scored.summary
         shown = ", ".join(
             f"{name} {value:.3f}"
             for name, value in (
@@ -59,12 +68,18 @@ def score(
             f"{evidence.name}: {found.labels} labels, {found.share_labelled:.1%} better than "
             f"chance; median detection AUC {shown}"
         )
+    if out is not None:
+        typer.echo(f"{out}: {export(out, rows)} labels")
 
 
 @command("export-labels")
 def export_labels(
     labels: Annotated[str, typer.Argument(help="Label store: a file, or a postgresql:// URL.")],
     out: Annotated[Path, typer.Argument(help="File to write: .csv, .jsonl or .parquet.")],
+    milan: Annotated[
+        bool,
+        typer.Option("--milan", help="Write MILAN's table instead: layer, unit, description."),
+    ] = False,
     units: Annotated[
         list[str] | None,
         typer.Option(help="dictionaries/NAME or models/NAME/sites/SITE; all when absent."),
@@ -73,10 +88,20 @@ def export_labels(
     """Write the current label of every unit, with its scores and who made it."""
     from dataclasses import asdict
 
+    from vision_sae.descriptions.files.annotations import write_descriptions
     from vision_sae.descriptions.files.export import export
     from vision_sae.descriptions.store import LabelStore
 
     store = LabelStore(labels)
+    if milan:
+        texts = [
+            (parent.rpartition("/")[2], unit, text)
+            for parent in units or store.parents()
+            for unit, text in sorted(store.texts(parent).items())
+        ]
+        write_descriptions(out, texts)
+        typer.echo(f"{out}: {len(texts)} labels")
+        return
     rows = (
         (
             entry.unit.resource,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_sae.descriptions.protocol import Metric, Negatives
+from vision_sae.descriptions.protocol import Description, Metric, Negatives
+from vision_sae.descriptions.scores.many import Scored
+from vision_sae.descriptions.store import Unit
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing
 
@@ -71,13 +74,26 @@ def export(path: Path, rows: Iterable[Row]) -> int:
 
     The file is written whole or not at all. Raises `InvalidInputError` for another suffix.
     """
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
+    check_format(path)
+    with replacing(path) as temporary:
+        return _WRITERS[path.suffix.lower()](temporary, rows)
+
+
+def check_format(path: Path) -> None:
+    """Raise `InvalidInputError` for a file whose suffix names no format."""
+    if path.suffix.lower() not in _WRITERS:
         raise InvalidInputError(
             f"{path.name} names no format; end it in {', '.join(_WRITERS)}", field="path"
         )
-    with replacing(path) as temporary:
-        return write(temporary, rows)
+
+
+def scored_rows(parent: str, texts: Mapping[int, str], scored: Scored) -> Iterator[Row]:
+    """Somebody's labels of units of ``parent``, as rows: a label that is too weak stays, with the
+    reason beside it."""
+    for unit, scores in scored.scores.items():
+        made = Description(unit, texts[unit], scored.abstained.get(unit, ""), "", 0, tuple(scores))
+        stands = {"origin": "imported", "author": "", "create_time": None}
+        yield Unit(parent, unit).resource, asdict(made) | stands
 
 
 def _write_csv(path: Path, rows: Iterable[Row]) -> int:
