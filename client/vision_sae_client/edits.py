@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -37,30 +38,39 @@ _OPERATIONS: dict[str, EditOperation.ValueType] = {
 }
 
 
+class Scope(TypedDict, total=False):
+    """Where and when something is done; everywhere and always by default."""
+
+    box: BoxLike | None
+    """In this part of the picture."""
+    mask: ImageSource | None
+    """Where this picture is white."""
+    first_step: int
+    last_step: int | None
+    """At the denoising steps from one to the other."""
+    strengths: Sequence[float]
+    """So strong at each step; the last one holds for all further ones."""
+
+
 def edit(
     feature: str,
     operation: str,
     value: float | None = None,
     *,
-    box: BoxLike | None = None,
-    mask: ImageSource | None = None,
     own_map: bool = False,
-    first_step: int = 0,
-    last_step: int | None = None,
-    strengths: Sequence[float] = (),
+    **scope: Unpack[Scope],
 ) -> Edit:
     """A change to one feature, ``dictionaries/{dictionary}/features/{index}``.
 
     ``operation`` is add, scale, clamp, replace, or ablate, which takes no ``value``. Values are in
-    units of the feature's mean activation; scale's is a factor. It happens everywhere, or in a
-    ``box`` of the picture, or where a ``mask`` is white, or where the feature fires by itself; at
-    all steps, or at some, or with one of ``strengths`` at each.
+    units of the feature's mean activation; scale's is a factor. It happens in the `Scope`, or where
+    the feature fires by itself.
     """
     if operation not in _OPERATIONS:
         raise InvalidInputError(
             f"{operation!r} is no operation; use {', '.join(_OPERATIONS)}", field="operation"
         )
-    place = region(box, mask)
+    place = _region(scope)
     if place is not None and own_map:
         raise InvalidInputError("give a box, or a mask, or the feature's own map", field="own_map")
     made = Edit(feature=feature, operation=_OPERATIONS[operation], value=value)
@@ -68,7 +78,7 @@ def edit(
         made.where.CopyFrom(Where(region=place))
     elif own_map:
         made.where.CopyFrom(Where(own_map=OwnMap()))
-    if (time := when(first_step, last_step, strengths)) is not None:
+    if (time := _when(scope)) is not None:
         made.when.CopyFrom(time)
     return made
 
@@ -80,20 +90,16 @@ def transport(
     source_seed: int | None = None,
     features: Sequence[int] = (),
     top_k: int = 0,
-    box: BoxLike | None = None,
-    mask: ImageSource | None = None,
     strength: float | None = None,
-    first_step: int = 0,
-    last_step: int | None = None,
-    strengths: Sequence[float] = (),
+    **scope: Unpack[Scope],
 ) -> Transport:
     """What ``source_prompt``'s picture has of some features, carried over into the picture.
 
-    Without ``features``, of the ``top_k`` by which the two differ most. Both pictures have the same
-    region, a ``box`` or where a ``mask`` is white; else all of one goes into all of the other. A
-    ``strength`` of 1 carries all of it.
+    Without ``features``, of the ``top_k`` by which the two differ most. The `Scope` is of both
+    pictures; without a part, all of one goes into all of the other. A ``strength`` of 1 carries all
+    of it.
     """
-    place = region(box, mask)
+    place = _region(scope)
     return Transport(
         dictionary=dictionary_name(dictionary),
         source_prompt=source_prompt,
@@ -103,15 +109,12 @@ def transport(
         source_region=place,
         target_region=place,
         strength=strength,
-        when=when(first_step, last_step, strengths),
+        when=_when(scope),
     )
 
 
-def region(box: BoxLike | None, mask: ImageSource | None) -> Region | None:
-    """A part of the picture: a box, or where the picture ``mask`` is white; None for all of it.
-
-    Raises `InvalidInputError` for both.
-    """
+def _region(scope: Scope) -> Region | None:
+    box, mask = scope.get("box"), scope.get("mask")
     if box is not None and mask is not None:
         raise InvalidInputError("give either a box or a mask", field="mask")
     if mask is not None:
@@ -119,15 +122,9 @@ def region(box: BoxLike | None, mask: ImageSource | None) -> Region | None:
     return None if box is None else Region(box=box_message(box))
 
 
-def when(
-    first_step: int = 0, last_step: int | None = None, strengths: Sequence[float] = ()
-) -> When | None:
-    """Denoising steps from one to another, or a strength for each, the last of which holds for all
-    further ones; None for always.
-
-    Raises `InvalidInputError` for both.
-    """
-    some = first_step != 0 or last_step is not None
+def _when(scope: Scope) -> When | None:
+    first, last = scope.get("first_step", 0), scope.get("last_step")
+    strengths, some = scope.get("strengths"), first != 0 or last is not None
     if some and strengths:
         raise InvalidInputError(
             "strengths say already at which steps an edit applies: at those that are not 0",
@@ -135,7 +132,7 @@ def when(
         )
     if strengths:
         return When(schedule=StrengthSchedule(factors=strengths))
-    return When(steps=StepRange(first=first_step, last=last_step)) if some else None
+    return When(steps=StepRange(first=first, last=last)) if some else None
 
 
 def parse(words: Sequence[str], operation: str) -> list[tuple[str, float | None]]:

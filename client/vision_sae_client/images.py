@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vision_sae.errors import InvalidImageError, InvalidInputError
 from vision_sae.v1 import image_pb2
@@ -45,11 +45,13 @@ def opened(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     try:
-        return Image.open(io.BytesIO(image_bytes(source)))
-    except UnidentifiedImageError as error:
+        picture = Image.open(io.BytesIO(image_bytes(source)))
+        picture.load()
+    except OSError as error:
         raise InvalidImageError(
-            "this is no picture; give a JPEG, PNG or WebP", field="image"
+            "this is no picture, or not a whole one; give a JPEG, PNG or WebP", field="image"
         ) from error
+    return picture
 
 
 def image(source: ImageSource) -> image_pb2.Image:

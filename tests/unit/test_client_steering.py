@@ -15,6 +15,7 @@ from vision_sae_client import AsyncClient, Client
 from vision_sae_client.cli import app
 from vision_sae_client.edits import edit, parse, transport
 from vision_sae_client.errors import ClientError
+from vision_sae_client.images import image_bytes
 from vision_sae_client.steering import beside, read_recipe, write
 
 from tests import generations, serving
@@ -74,6 +75,8 @@ def test_an_edit_where_a_picture_is_white_and_as_strong_as_each_step_says() -> N
         edit(f"{UP}/3", "add", 1.0, last_step=1, strengths=[1.0])
     with pytest.raises(InvalidImageError, match="no picture"):
         edit(f"{UP}/3", "add", 1.0, mask=b"words")
+    with pytest.raises(InvalidImageError, match="not a whole one"):
+        edit(f"{UP}/3", "add", 1.0, mask=image_bytes(Image.effect_noise((64, 64), 50))[:900])
 
 
 def test_what_is_carried_over_has_the_same_region_in_both_pictures() -> None:
@@ -165,6 +168,7 @@ def test_steer_by_what_another_prompt_has_where_a_mask_is_white(
     ("words", "said"),
     [
         (["--strengths", "0,1"], "say where and when"),
+        (["--last-step", "0"], "say where and when"),
         (["--add", "3=1", "--strengths", "much"], "are no numbers"),
         (["--recipe", "r.json", "--carry", "a ring"], "a recipe holds"),
     ],

@@ -12,9 +12,8 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.v1.edit_pb2 import Edit
 from vision_sae_client.cli.command import feature_name
 from vision_sae_client.client import Client
-from vision_sae_client.edits import edit
+from vision_sae_client.edits import Scope, edit
 from vision_sae_client.edits import parse as parse_edits
-from vision_sae_client.images import parse_box
 
 Add = Annotated[
     list[str] | None,
@@ -30,6 +29,8 @@ EditMask = Annotated[
     Path | None,
     typer.Option("--mask", help="Edit where this picture is white.", metavar="PICTURE"),
 ]
+_ALL: Mapping[str, object] = Scope(first_step=0, strengths=())
+"""What is said of everywhere and always, where not None."""
 OwnMapFlag = Annotated[
     bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
 ]
@@ -39,13 +40,9 @@ def edits(
     client: Client,
     dictionary: str | None,
     asked: Mapping[str, Sequence[str] | None],
+    scope: Scope,
     *,
-    box: str | None,
     own_map: bool,
-    mask: Path | None = None,
-    first_step: int = 0,
-    last_step: int | None = None,
-    strengths: Sequence[float] = (),
     carried: bool = False,
 ) -> list[Edit]:
     """The edits of {operation: words}; without any, where and when may be said of what else is
@@ -55,8 +52,8 @@ def edits(
         for operation, given in asked.items()
         for words in parse_edits(given or [], operation)
     ]
-    conditions = (box, mask, own_map, first_step, last_step is not None, strengths)
-    if not parsed and not carried and any(conditions):
+    conditions = own_map or any(value != _ALL.get(name) for name, value in scope.items())
+    if conditions and not parsed and not carried:
         raise InvalidInputError(
             "--box, --mask, --own-map, steps and strengths say where and when an edit applies; "
             "give one, --add for example",
@@ -67,12 +64,8 @@ def edits(
             feature_name(client, feature, dictionary),
             operation,
             value,
-            box=None if box is None else parse_box(box),
-            mask=mask,
             own_map=own_map,
-            first_step=first_step,
-            last_step=last_step,
-            strengths=strengths,
+            **scope,
         )
         for operation, feature, value in parsed
     ]

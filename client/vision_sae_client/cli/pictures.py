@@ -29,6 +29,8 @@ from vision_sae_client.cli.command import (
 )
 from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
 from vision_sae_client.client import Client
+from vision_sae_client.edits import Scope
+from vision_sae_client.images import parse_box
 
 
 class AttributionBy(StrEnum):
@@ -140,9 +142,10 @@ def intervene(
     images = [*images, *(without or [])]
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
     with Client(address, token=token, timeout=timeout) as client:
+        scope = Scope(box=None if box is None else parse_box(box))
         answer = client.intervene(
             images,
-            edits(client, dictionary, asked, box=box, own_map=own_map),
+            edits(client, dictionary, asked, scope, own_map=own_map),
             {words: targets.parse(words) for words in target or ["mean"]},
             groups=groups,
             control_count=control,

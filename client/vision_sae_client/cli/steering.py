@@ -31,7 +31,7 @@ from vision_sae_client.cli.edit_options import (
     edits,
 )
 from vision_sae_client.client import Client
-from vision_sae_client.edits import transport
+from vision_sae_client.edits import Scope, transport
 from vision_sae_client.images import parse_box, parse_numbers
 
 
@@ -93,19 +93,17 @@ def steer(
         if recipe is not None:
             content = steering.read_recipe(recipe)
         else:
-            factors = parse_numbers(strengths, "strengths") if strengths else ()
+            scope = Scope(
+                box=None if box is None else parse_box(box),
+                mask=mask,
+                first_step=first_step,
+                last_step=last_step,
+                strengths=parse_numbers(strengths, "strengths") if strengths else (),
+            )
             transports = []
             if carry is not None:
-                carried = transport(
-                    dictionary or client.dictionary().name,
-                    carry,
-                    box=None if box is None else parse_box(box),
-                    mask=mask,
-                    strength=carry_strength,
-                    first_step=first_step,
-                    last_step=last_step,
-                    strengths=factors,
-                )
+                source = dictionary or client.dictionary().name
+                carried = transport(source, carry, strength=carry_strength, **scope)
                 transports.append(carried)
             content = GenerationSettings(
                 model=model or _generator(client),
@@ -117,12 +115,8 @@ def steer(
                     client,
                     dictionary,
                     asked,
-                    box=box,
-                    mask=mask,
+                    scope,
                     own_map=own_map,
-                    first_step=first_step,
-                    last_step=last_step,
-                    strengths=factors,
                     carried=bool(transports),
                 ),
                 transports=transports,
