@@ -20,6 +20,23 @@ pytestmark = pytest.mark.slow
 BASE = {"expansion": 3, "k": 4, "steps": 30, "batch_size": 101, "dead_after": 400}
 
 
+def in_two_processes(*program: str) -> None:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+        *program,
+    ]
+    run = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk", "matryoshka", "relu"])
 def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) -> None:
     random = np.random.default_rng(0)
@@ -30,25 +47,31 @@ def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) ->
         "train:\n"
         + "".join(f"  {k}: {v}\n" for k, v in config.model_dump(include=set(BASE)).items())
     )
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+    in_two_processes(
         *("-m", "vision_sae.cli", "train", str(tmp_path / "store"), str(tmp_path / "two")),
         *("--heldout", str(tmp_path / "store"), "--architecture", architecture),
         *("--config", str(tmp_path / "config.yaml")),
-    ]
-    run = subprocess.run(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
     )
-    assert run.returncode == 0, run.stderr[-2000:]
     one, two = (load_dictionary(tmp_path / name)[0] for name in ("one", "two"))
     # Where every feature has a gradient, thirty steps of Adam enlarge what rounding begins.
     apart = 1e-3 if architecture == "relu" else 1e-5
     torch.testing.assert_close(two.decoder, one.decoder, rtol=1e-4, atol=apart)
     torch.testing.assert_close(two.bias, one.bias, rtol=1e-4, atol=apart)
     assert not list(tmp_path.glob(".*checkpoints"))
+
+
+def test_the_outermost_block_leaves_the_group(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("""
+import torch
+import torch.distributed as dist
+from vision_sae.dictionaries.training.distributed import joined_group
+
+for time in range(2):
+    with joined_group() as group:
+        with joined_group() as inner:
+            assert inner == group and group.size == 2
+        assert group.gather(torch.full((1,), group.rank), 2).tolist() == [0, 1]
+    assert not dist.is_initialized()
+""")
+    in_two_processes(str(program))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -52,13 +54,21 @@ class Group(NamedTuple):
             dist.barrier()
 
 
-def join_group(device: str = "cpu") -> Group:
-    """Join the processes that torchrun started; a group of one without it.
+@contextmanager
+def joined_group(device: str = "cpu") -> Iterator[Group]:
+    """The processes that torchrun started, this one among them; a group of one without it.
 
-    gloo on CPUs, NCCL on GPUs (not yet run on a GPU).
+    gloo on CPUs, NCCL on GPUs (not yet run on a GPU). The outermost of nested blocks leaves the
+    group: a process that ended with the group's threads alive would now and then be aborted.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Group()
-    if not dist.is_initialized():
+        yield Group()
+        return
+    leaves = not dist.is_initialized()
+    if leaves:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Group(dist.get_rank(), dist.get_world_size())
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size())
+    finally:
+        if leaves:
+            dist.destroy_process_group()
