@@ -27,17 +27,19 @@ def to_proto(
     array: NDArray[Any], *, scale: float | None = None, offset: float | None = None
 ) -> tensor_pb2.Tensor:
     """Pack an array of any shape; raises `InvalidInputError` for a dtype the contract lacks."""
+    tensor = tensor_pb2.Tensor(scale=scale, offset=offset)
+    write(tensor, array)
+    return tensor
+
+
+def write(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
+    """Pack an array into an empty tensor, such as a part of a message; see `to_proto`."""
     little = np.asarray(array)
     little = little.astype(little.dtype.newbyteorder("<"), copy=False)
     if little.dtype not in _ENUMS:
         raise InvalidInputError(f"a Tensor cannot hold dtype {array.dtype}", field="tensor")
-    return tensor_pb2.Tensor(
-        dtype=_ENUMS[little.dtype],
-        shape=little.shape,
-        data=little.tobytes(),
-        scale=scale,
-        offset=offset,
-    )
+    tensor.dtype, tensor.data = _ENUMS[little.dtype], little.tobytes()
+    tensor.shape.extend(little.shape)
 
 
 def _dtype_name(number: int) -> str:

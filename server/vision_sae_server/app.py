@@ -21,6 +21,7 @@ from prometheus_client import start_http_server
 
 from vision_sae.config import ServeConfig
 from vision_sae.errors import InvalidInputError
+from vision_sae.memory import keep_freed_memory
 from vision_sae.v1 import (
     attribution_service_pb2,
     attribution_service_pb2_grpc,
@@ -199,6 +200,7 @@ async def run(
     """Serve until SIGTERM or SIGINT, then drain."""
     check_bind(config.host, allow_insecure=allow_insecure_bind)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    keep_freed_memory()
     if config.metrics_port is not None:
         start_http_server(config.metrics_port, addr=config.host)
     state = load_state(bundles, config)

@@ -111,18 +111,15 @@ def encode_response(
         within = map_ * mask
         patches = np.argsort(-within, kind="stable")[:limit]
         patches = patches[within[patches] > 0]
-        response.features.append(
-            pb.FeatureActivation(
-                feature=message,
-                max_activation=float(within.max()),
-                total_activation=float(within.sum()),
-                patch_count=int((within > 0).sum()),
-                patches=messages.patches(grid, picture.geometry, patches, within[patches]),
-                heatmap=messages.heatmap(
-                    map_.reshape(grid.rows, grid.cols), request.heatmap_format
-                ),
-            )
+        added = response.features.add(
+            max_activation=float(within.max()),
+            total_activation=float(within.sum()),
+            patch_count=int((within > 0).sum()),
         )
+        added.feature.CopyFrom(message)
+        on_grid = map_.reshape(grid.rows, grid.cols)
+        messages.write_heatmap(added.heatmap, on_grid, request.heatmap_format)
+        messages.add_patches(added.patches, grid, picture.geometry, patches, within[patches])
     if request.include_codes:
         response.codes.CopyFrom(_sparse(codes, served.bundle.dictionary.width))
     return response

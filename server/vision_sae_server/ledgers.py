@@ -232,7 +232,7 @@ class Attributing:
     ) -> ledger_pb2.SiteAttribution:
         bundle = at.served.bundle
         decoded = bundle.dictionary.decode(bundle.dictionary.encode(update))
-        return ledger_pb2.SiteAttribution(
+        site = ledger_pb2.SiteAttribution(
             dictionary=at.served.resource,
             grid=messages.patch_grid(
                 bundle.grid,
@@ -241,13 +241,14 @@ class Attributing:
                 artifacts(update).numpy(),
             ),
             explained_variance=explained(at.served, update, decoded),
-            total_map=self._heatmap(at, map_),
             faithfulness=map(_message, tested),
         )
+        self._write(site.total_map, at, map_)
+        return site
 
-    def _heatmap(self, at: _At, values: NDArray[np.float64]) -> tensor_pb2.Tensor | None:
-        grid = at.served.bundle.grid
-        return messages.heatmap(values.reshape(grid.rows, grid.cols), self._request.heatmap_format)
+    def _write(self, map_: tensor_pb2.Tensor, at: _At, values: NDArray[np.float64]) -> None:
+        grid, format_ = at.served.bundle.grid, self._request.heatmap_format
+        messages.write_heatmap(map_, values.reshape(grid.rows, grid.cols), format_)
 
     def _mapped(
         self,
@@ -273,11 +274,8 @@ class Attributing:
         update = scene.updates[at.served.bundle.site]
         site = self._site(at, picture, update, np.sum(strengths, axis=0), tested)
         for index, (strength, effect) in enumerate(zip(strengths, effects, strict=True)):
-            site.components.append(
-                ledger_pb2.ComponentMap(
-                    index=index, heatmap=self._heatmap(at, strength), contribution=effect
-                )
-            )
+            added = site.components.add(index=index, contribution=effect)
+            self._write(added.heatmap, at, strength)
         return site
 
     def _ledgered(
@@ -320,17 +318,15 @@ class Attributing:
             on_patches, at_patches = effects[special:], fires[special:]
             strongest = np.argsort(-np.abs(on_patches), kind="stable")[:limit]
             strongest = strongest[at_patches[strongest] > 0]
-            site.features.append(
-                ledger_pb2.FeatureContribution(
-                    feature=feature,
-                    contribution=float(per_feature[index]),
-                    special_tokens=float(effects[:special].sum()),
-                    heatmap=self._heatmap(at, on_patches),
-                    max_activation=float(fires.max()),
-                    patches=messages.patches(
-                        grid, picture.geometry, strongest, at_patches[strongest]
-                    ),
-                )
+            added = site.features.add(
+                contribution=float(per_feature[index]),
+                special_tokens=float(effects[:special].sum()),
+                max_activation=float(fires.max()),
+            )
+            added.feature.CopyFrom(feature)
+            self._write(added.heatmap, at, on_patches)
+            messages.add_patches(
+                added.patches, grid, picture.geometry, strongest, at_patches[strongest]
             )
         return site
 

@@ -1,12 +1,20 @@
-"""What a bundle holds, as messages of the contract."""
+"""What a bundle holds, as messages of the contract.
+
+What a busy server says most often is written into the answer in place, or made once: each message
+by itself costs memory of its own, and protobuf has the process give back all that is free (glibc's
+``malloc_trim``) whenever it has freed ten thousand pieces, which the models then ask for again.
+"""
 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cached
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,7 +25,7 @@ from vision_sae.descriptions.store import Entry
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.resources import dictionary_resource
-from vision_sae.tensors import to_proto
+from vision_sae.tensors import to_proto, write
 from vision_sae.v1 import (
     description_pb2,
     dictionary_pb2,
@@ -34,6 +42,8 @@ _DEFAULT_EXEMPLARS = 9
 _DEFAULT_THUMBNAIL = 128
 _MOST_CANDIDATES = 10
 _MOST_CHILDREN = 10
+_BASIC_FEATURES = 16_384
+"""How many features in the basic view are remembered, about 2 KB each."""
 _SITE_KINDS = {
     "update": model_pb2.SITE_KIND_UPDATE,
     "resid": model_pb2.SITE_KIND_RESID,
@@ -82,30 +92,33 @@ def patch_grid(
     )
 
 
-def patches(
-    grid: PatchGrid, geometry: Geometry, positions: NDArray[Any], activations: NDArray[Any]
-) -> list[image_pb2.PatchActivation]:
-    """Grid positions (n) and what fires there (n)."""
-    boxes = grid.boxes(geometry)
-    return [
-        image_pb2.PatchActivation(
-            row=int(p) // grid.cols, col=int(p) % grid.cols, box=box(boxes[p]), activation=float(a)
-        )
-        for p, a in zip(positions, activations, strict=True)
-    ]
+def add_patches(
+    added: RepeatedCompositeFieldContainer[image_pb2.PatchActivation],
+    grid: PatchGrid,
+    geometry: Geometry,
+    positions: NDArray[Any],
+    activations: NDArray[Any],
+) -> None:
+    """Add grid positions (n) and what fires there (n)."""
+    boxes = grid.boxes(geometry)[positions].tolist()
+    for p, (x0, y0, x1, y1), a in zip(positions.tolist(), boxes, activations.tolist(), strict=True):
+        message = added.add(row=p // grid.cols, col=p % grid.cols, activation=a)
+        message.box.x0, message.box.y0, message.box.x1, message.box.y1 = x0, y0, x1, y1
 
 
-def heatmap(values: NDArray[Any], format_: int) -> tensor_pb2.Tensor | None:
-    """A map (rows, cols) in the element type asked for; None when none was."""
+def write_heatmap(tensor: tensor_pb2.Tensor, values: NDArray[Any], format_: int) -> None:
+    """Write a map (rows, cols) in the element type asked for; nothing when none was."""
     if format_ == image_pb2.HEATMAP_FORMAT_NONE:
-        return None
+        return
     if format_ == image_pb2.HEATMAP_FORMAT_FLOAT32:
-        return to_proto(values.astype(np.float32))
-    if format_ == image_pb2.HEATMAP_FORMAT_UINT8:
+        write(tensor, values.astype(np.float32))
+    elif format_ == image_pb2.HEATMAP_FORMAT_UINT8:
         low, high = float(values.min()), float(values.max())
         scale = (high - low) / 255 or 1.0
-        return to_proto(np.round((values - low) / scale).astype(np.uint8), scale=scale, offset=low)
-    return to_proto(values.astype(np.float16))
+        tensor.scale, tensor.offset = scale, low
+        write(tensor, np.round((values - low) / scale).astype(np.uint8))
+    else:
+        write(tensor, values.astype(np.float16))
 
 
 def _thumbnail(data: bytes, side: int) -> image_pb2.EncodedImage:
@@ -268,25 +281,46 @@ def features(
     options: exemplar_pb2.ExemplarOptions,
 ) -> list[feature_pb2.Feature]:
     """Features with their current descriptions, in the view asked for."""
-    full = view == feature_pb2.FEATURE_VIEW_FULL
     entries = served.labels.currents(served.resource, indices)
+    if view != feature_pb2.FEATURE_VIEW_FULL:
+        return [_basic_feature(served, index, entries.get(index)) for index in indices]
     found = []
     for index in indices:
-        message = feature_pb2.Feature(
-            name=f"{served.resource}/features/{index}",
-            index=index,
-            statistics=_statistics(served, index, full=full),
-        )
+        message = _feature(served, index, full=True)
         entry = entries.get(index)
         if entry is not None:
-            earlier = served.labels.history(entry.unit) if full else ()
-            shown = description(served, entry, options if full else None, earlier)
-            message.description.CopyFrom(shown)
-        if full:
-            message.exemplars.extend(exemplars(served, index, options))
-            message.related.extend(_related(served, index))
+            earlier = served.labels.history(entry.unit)
+            message.description.CopyFrom(description(served, entry, options, earlier))
+        message.exemplars.extend(exemplars(served, index, options))
+        message.related.extend(_related(served, index))
         found.append(message)
     return found
+
+
+def _feature(served: Served, index: int, *, full: bool) -> feature_pb2.Feature:
+    return feature_pb2.Feature(
+        name=f"{served.resource}/features/{index}",
+        index=index,
+        statistics=_statistics(served, index, full=full),
+    )
+
+
+@cached(
+    LRUCache(_BASIC_FEATURES),
+    key=lambda served, index, entry: (
+        served.resource,
+        served.bundle.manifest_sha256,
+        index,
+        entry and entry.etag,
+    ),
+    lock=threading.Lock(),
+)
+def _basic_feature(served: Served, index: int, entry: Entry | None) -> feature_pb2.Feature:
+    """A feature in the basic view. It is made once and put into many answers: never change it."""
+    message = _feature(served, index, full=False)
+    if entry is not None:
+        message.description.CopyFrom(description(served, entry))
+    return message
 
 
 def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
