@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 
 from tests.contrastive_world import PlantedClip
 from tests.unit.test_cli import SIZES, run, succeed
-from vision_sae.descriptions.files.annotations import read_descriptions
+from vision_sae.descriptions.files.annotations import read_annotations
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.store import LabelStore
 
@@ -204,6 +204,26 @@ def test_labels_of_others_are_scored(
     assert "detection_auc" in {score["metric"] for row in rows for score in row["scores"]}
 
 
+def test_the_words_of_several_people_are_scored_each(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = PlantedClip(("red", "blue"), cells=4)
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _name: clip)
+    (tmp_path / "annotations.csv").write_text(
+        "layer,unit,summary\n"
+        + "".join(f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20))
+        + "blocks.0.mlp,4,blue\nblocks.0.mlp,5,red\n"
+    )
+    output = succeed(
+        *("score", neurons(world), tmp_path / "annotations.csv", "--work", tmp_path / "probes"),
+        *("--out", tmp_path / "scores.jsonl"),
+    ).output
+    assert "blocks.0.mlp, text 1 of a unit: 20 labels" in output
+    assert "blocks.0.mlp, text 2 of a unit: 2 labels" in output
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows if row["unit"].endswith("/units/4")] == ["red", "blue"]
+
+
 def test_scores_go_to_a_file_whose_format_is_known_before_they_are_made(
     world: Path, tmp_path: Path
 ) -> None:
@@ -217,5 +237,5 @@ def test_labels_go_into_milans_table_and_are_read_from_it(world: Path) -> None:
     said = succeed("export-labels", world / "labels.sqlite", out, "--milan").output
     store = LabelStore(world / "labels.sqlite")
     texts = {parent.rpartition("/")[2]: store.texts(parent) for parent in store.parents()}
-    assert read_descriptions(out) == {layer: found for layer, found in texts.items() if found}
+    assert read_annotations(out) == {layer: [found] for layer, found in texts.items() if found}
     assert f"{sum(map(len, texts.values()))} labels" in said

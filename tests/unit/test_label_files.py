@@ -26,7 +26,6 @@ from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
 from vision_sae.descriptions.files.annotations import (
     read_annotations,
-    read_descriptions,
     write_descriptions,
 )
 from vision_sae.descriptions.files.export import export
@@ -324,20 +323,21 @@ def test_layers_are_neither_written_nor_read_whole(tmp_path: Path) -> None:
 def test_annotations_have_several_rows_a_unit(tmp_path: Path) -> None:
     path = tmp_path / "annotations.csv"
     path.write_text(
-        'layer,unit,summary,worker\n1,0,"dogs, mostly",a\n1,0,animals,b\nconv1,12,text,a\n'
+        'layer,unit,summary,worker\n1,0,"dogs, mostly",a\n1,3,,a\n1,0,animals,b\n1,2,cats,b\n'
+        "conv1,12,text,a\n"
     )
     assert read_annotations(path) == {
-        ("1", 0): ["dogs, mostly", "animals"],
-        ("conv1", 12): ["text"],
+        "1": [{0: "dogs, mostly", 2: "cats"}, {0: "animals"}],
+        "conv1": [{12: "text"}],
     }
 
 
 def test_descriptions_survive_the_way_there_and_back(tmp_path: Path) -> None:
     rows = [("1", 0, 'a "red", striped thing'), ("1", 7, "Hände"), ("blocks.3.mlp", 0, "sky")]
     write_descriptions(tmp_path / "d.csv", rows)
-    assert read_descriptions(tmp_path / "d.csv") == {
-        "1": {0: rows[0][2], 7: "Hände"},
-        "blocks.3.mlp": {0: "sky"},
+    assert read_annotations(tmp_path / "d.csv") == {
+        "1": [{0: rows[0][2], 7: "Hände"}],
+        "blocks.3.mlp": [{0: "sky"}],
     }
     table = pd.read_csv(tmp_path / "d.csv", dtype={"layer": str})
     assert list(table.columns) == ["layer", "unit", "description"]
@@ -347,7 +347,7 @@ def test_descriptions_survive_the_way_there_and_back(tmp_path: Path) -> None:
 def test_table_from_a_spreadsheet_with_a_text_left_out(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("layer,unit,description\r\n1,0,dog\r\n1,1,\r\n", encoding="utf-8-sig")
-    assert read_descriptions(path) == {"1": {0: "dog"}}
+    assert read_annotations(path) == {"1": [{0: "dog"}]}
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_tables_that_cannot_be_read_are_refused_by_line(
     path = tmp_path / "d.csv"
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=says) as refused:
-        read_descriptions(path)
+        read_annotations(path)
     assert refused.value.field == "labels"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vision_sae.cli.command import Configuration, command
 from vision_sae.cli.labels import Clip
+
+if TYPE_CHECKING:
+    from vision_sae.descriptions.scores.many import Summary
 
 
 @command()
@@ -36,7 +39,7 @@ def score(
     from vision_sae.config import load_config
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.describe import PROBES
-    from vision_sae.descriptions.files.annotations import read_descriptions
+    from vision_sae.descriptions.files.annotations import read_annotations
     from vision_sae.descriptions.files.export import Row, check_format, export, scored_rows
     from vision_sae.descriptions.scores.many import score_many
     from vision_sae.descriptions.toolbox import Toolbox
@@ -46,30 +49,35 @@ def score(
     settings = load_config(config, describe={"clip": clip}).describe
     rows: list[Row] = []
     toolbox = Toolbox(settings, work or units.parent / PROBES)
-    given = read_descriptions(labels)
+    given = read_annotations(labels)
     for evidence in EvidenceFolder.at(units, settings.clip).open().values():
         if evidence.site not in given:
             typer.secho(f"{labels} has no label for {evidence.site}", fg="yellow", err=True)
             continue
-        texts = given[evidence.site]
-        scored = score_many(toolbox.scorer(evidence), evidence, texts, settings.metrics)
-        rows += scored_rows(evidence.name, texts, scored)
-        found = scored.summary
-        shown = ", ".join(
-            f"{name} {value:.3f}"
-            for name, value in (
-                ("against random pictures", found.detection_auc_random),
-                ("against look-alikes", found.detection_auc_hard),
-                ("of other units' labels", found.permuted_auc),
-            )
-            if value is not None
-        )
-        typer.echo(
-            f"{evidence.name}: {found.labels} labels, {found.share_labelled:.1%} better than "
-            f"chance; median detection AUC {shown}"
-        )
+        for number, texts in enumerate(given[evidence.site], start=1):
+            scored = score_many(toolbox.scorer(evidence), evidence, texts, settings.metrics)
+            rows += scored_rows(evidence.name, texts, scored)
+            several = len(given[evidence.site]) > 1
+            name = f"{evidence.name}, text {number} of a unit" if several else evidence.name
+            typer.echo(f"{name}: {_shown(scored.summary)}")
     if out is not None:
         typer.echo(f"{out}: {export(out, rows)} labels")
+
+
+def _shown(summary: Summary) -> str:
+    medians = ", ".join(
+        f"{name} {value:.3f}"
+        for name, value in (
+            ("against random pictures", summary.detection_auc_random),
+            ("against look-alikes", summary.detection_auc_hard),
+            ("of other units' labels", summary.permuted_auc),
+        )
+        if value is not None
+    )
+    return (
+        f"{summary.labels} labels, {summary.share_labelled:.1%} better than chance; median "
+        f"detection AUC {medians}"
+    )
 
 
 @command("export-labels")

@@ -14,23 +14,25 @@ from pathlib import Path
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import replacing
 
-ANNOTATIONS = "annotations.csv"
 SUMMARY = "summary"
 DESCRIPTION = "description"
 
 
-def _rows(path: Path, column: str) -> Iterator[tuple[int, str, int, str]]:
-    """(line, layer, unit, text) of each row of a table."""
+def _rows(path: Path) -> Iterator[tuple[int, str, str, int, str]]:
+    """(line, name of the column of texts, layer, unit, text) of each row of a table."""
     if not path.is_file():
         raise NotFoundError(f"there is no {path}", field="labels")
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
         table = csv.DictReader(file)
-        wanted = ("layer", "unit", column)
         try:
-            missing = [name for name in wanted if name not in (table.fieldnames or ())]
+            names = table.fieldnames or ()
+            column = SUMMARY if SUMMARY in names and DESCRIPTION not in names else DESCRIPTION
+            wanted = ("layer", "unit", column)
+            missing = [name for name in wanted if name not in names]
             if missing:
                 raise InvalidInputError(
-                    f"{path} has no column {missing[0]!r}; it needs {', '.join(wanted)}",
+                    f"{path} has no column {missing[0]!r}; it needs layer, unit and {DESCRIPTION}, "
+                    f"or {SUMMARY} for the words of several people",
                     field="labels",
                 )
             for row in table:
@@ -41,41 +43,35 @@ def _rows(path: Path, column: str) -> Iterator[tuple[int, str, int, str]]:
                         f"and a text, not {row}",
                         field="labels",
                     )
-                yield table.line_num, layer, int(unit), text
+                yield table.line_num, column, layer, int(unit), text
         except (csv.Error, UnicodeDecodeError) as error:
             raise InvalidInputError(
                 f"{path} is not CSV in UTF-8 ({error})", field="labels"
             ) from error
 
 
-def read_annotations(path: Path, column: str = SUMMARY) -> dict[tuple[str, int], list[str]]:
-    """{(layer, unit): its texts, in their order}.
+def read_annotations(path: Path) -> dict[str, list[dict[int, str]]]:
+    """{layer: its lists of {unit: text}} of either table.
 
-    Raises `InvalidInputError` with the line for what is no such table.
+    Of what a describer says there is one list. Of people's words there are as many as a unit has at
+    most: the nth holds the nth text of each unit. Rows without a text are left out.
+
+    Raises `InvalidInputError` with the line for what is neither.
     """
-    found: dict[tuple[str, int], list[str]] = {}
-    for _, layer, unit, text in _rows(path, column):
-        found.setdefault((layer, unit), []).append(text)
-    return found
-
-
-def read_descriptions(path: Path, column: str = DESCRIPTION) -> dict[str, dict[int, str]]:
-    """{layer: {unit: its text}} of a table with one row a unit; rows without a text are left out.
-
-    Raises `InvalidInputError` with the line for what is no such table.
-    """
-    found: dict[str, dict[int, str]] = {}
-    for line, layer, unit, text in _rows(path, column):
-        if unit in found.setdefault(layer, {}):
+    found: dict[str, list[dict[int, str]]] = {}
+    for line, column, layer, unit, text in _rows(path):
+        lists = found.setdefault(layer, [])
+        number = sum(unit in texts for texts in lists)
+        if number and column == DESCRIPTION:
             raise InvalidInputError(
-                f"{path}, line {line}: unit {unit} of layer {layer} has a text already",
+                f"{path}, line {line}: unit {unit} of layer {layer} has a text already; texts of "
+                f"several people belong in a column {SUMMARY!r}",
                 field="labels",
             )
-        found[layer][unit] = text
-    return {
-        layer: {unit: text for unit, text in texts.items() if text.strip()}
-        for layer, texts in found.items()
-    }
+        if text.strip():
+            lists += [{}] if number == len(lists) else []
+            lists[number][unit] = text
+    return found
 
 
 def write_descriptions(path: Path, rows: Iterable[tuple[str, int, str]]) -> None:
