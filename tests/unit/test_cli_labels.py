@@ -121,6 +121,13 @@ def test_folder_without_evidence_is_refused(world: Path) -> None:
     assert "is neither a bundle, nor evidence" in refused.output
 
 
+def test_exemplars_of_an_unknown_model_are_refused(world: Path, tmp_path: Path) -> None:
+    succeed("export-exemplars", neurons(world), tmp_path / "exemplars")
+    refused = run("audit", tmp_path / "exemplars", "red", "--labels", world / "labels.sqlite")
+    assert refused.exit_code == 2
+    assert "do not say of what model" in " ".join(refused.output.split())
+
+
 def test_pictures_of_one_class_are_refused(world: Path) -> None:
     refused = run(
         *("analyse", neurons(world), "--images", world / "pictures" / "red"),

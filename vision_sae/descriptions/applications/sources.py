@@ -34,8 +34,15 @@ def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> Labelled
     """Load what a bundle, or evidence of neurons, was made from, with the labels of its units.
 
     Labels come from ``store``, or without one from the bundle. Raises `InvalidInputError` when
-    there are none, and `MismatchError` when the model that answers to its name is another one.
+    there are none or the units are of no model that can be run, and `MismatchError` when the model
+    that answers to its name is another one.
     """
+    if folder.kind == "milan":
+        raise InvalidInputError(
+            f"{folder.path} holds exemplars in MILAN's layout, which do not say of what model; "
+            "name a bundle, or a folder of neurons that `vision-sae label` made",
+            field="units",
+        )
     opened: Bundle | Neurons
     dictionaries: dict[str, Dictionary] = {}
     described: dict[int, str] = {}
