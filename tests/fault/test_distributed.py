@@ -60,18 +60,23 @@ def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) ->
     assert not list(tmp_path.glob(".*checkpoints"))
 
 
-def test_the_outermost_block_leaves_the_group(tmp_path: Path) -> None:
+def test_a_process_joins_once_and_leaves_when_it_ends(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("""
+import atexit, os
 import torch
 import torch.distributed as dist
-from vision_sae.dictionaries.training.distributed import joined_group
+
+@atexit.register  # the first to be registered is the last to be called
+def check():
+    os._exit(1 if dist.is_initialized() else 0)
+
+from vision_sae.dictionaries.training.distributed import join_group
 
 for time in range(2):
-    with joined_group() as group:
-        with joined_group() as inner:
-            assert inner == group and group.size == 2
-        assert group.gather(torch.full((1,), group.rank), 2).tolist() == [0, 1]
-    assert not dist.is_initialized()
+    group = join_group()
+    assert group.size == 2
+    if group.gather(torch.full((1,), group.rank), 2).tolist() != [0, 1]:
+        os._exit(2)
 """)
     in_two_processes(str(program))

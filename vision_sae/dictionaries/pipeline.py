@@ -23,7 +23,7 @@ from vision_sae.dictionaries.factorise import FACTORISATIONS, factorise
 from vision_sae.dictionaries.metrics import Metrics, evaluate
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import Sae
-from vision_sae.dictionaries.training.distributed import Group, joined_group
+from vision_sae.dictionaries.training.distributed import Group, join_group
 from vision_sae.dictionaries.training.end_to_end import train_end_to_end
 from vision_sae.dictionaries.training.loop import train, train_together
 from vision_sae.dictionaries.training.scaling import input_scaling
@@ -150,27 +150,27 @@ def train_dictionary(
     that another configuration never resumes from them. Under torchrun every process trains and the
     first one publishes.
     """
-    with joined_group() as group:
-        site = store.site(config.site)
-        belongs_to = provenance(store, site, config)
-        measured_on = {name: held.manifest["data_sha256"] for name, held in evaluation.items()}
-        found = _published(directory, belongs_to)
-        group.wait()  # until all have looked: the first to finish publishes
-        if found is None or found.get("measured_on") != measured_on:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            run = sha256_json(belongs_to)[:12]
-            checkpoints = directory.with_name(f".{directory.name}.{run}.checkpoints")
-            if found is None:
-                checkpoints.mkdir(exist_ok=True)
-                dictionary = make_dictionary(
-                    store, config, checkpoints, spliced=spliced, progress=progress
-                )
-            else:
-                dictionary, _ = load_dictionary(directory)
-            _publish(group, directory, dictionary, belongs_to, measured_on, evaluation, site)
-            if group.leads:
-                shutil.rmtree(checkpoints, ignore_errors=True)
-            group.wait()
+    group = join_group()
+    site = store.site(config.site)
+    belongs_to = provenance(store, site, config)
+    measured_on = {name: held.manifest["data_sha256"] for name, held in evaluation.items()}
+    found = _published(directory, belongs_to)
+    group.wait()  # until all have looked: the first to finish publishes
+    if found is None or found.get("measured_on") != measured_on:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        run = sha256_json(belongs_to)[:12]
+        checkpoints = directory.with_name(f".{directory.name}.{run}.checkpoints")
+        if found is None:
+            checkpoints.mkdir(exist_ok=True)
+            dictionary = make_dictionary(
+                store, config, checkpoints, spliced=spliced, progress=progress
+            )
+        else:
+            dictionary, _ = load_dictionary(directory)
+        _publish(group, directory, dictionary, belongs_to, measured_on, evaluation, site)
+        if group.leads:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        group.wait()
     saved: dict[str, dict[str, Any]] = read_dictionary_manifest(directory)["metrics"]
     return saved
 
@@ -204,21 +204,21 @@ def sweep(
     rounding.
     Those that are there already with the same provenance are kept.
     """
-    with joined_group() as group:
-        site = store.site(next(iter(configs.values())).site)
-        belonging = {name: provenance(store, site, config) for name, config in configs.items()}
-        todo = [n for n in configs if _published(directory / n, belonging[n]) is None]
-        if todo:
-            run = sha256_json([belonging[name] for name in todo])[:12]
-            checkpoint = directory / f".sweep.{run}.checkpoint.safetensors"
-            directory.mkdir(parents=True, exist_ok=True)
-            made = train_together(
-                store, [configs[name] for name in todo], checkpoint=checkpoint, progress=progress
-            )
-            on = {name: held.manifest["data_sha256"] for name, held in evaluation.items()}
-            for name, dictionary in zip(todo, made.dictionaries, strict=True):
-                _publish(group, directory / name, dictionary, belonging[name], on, evaluation, site)
-            if group.leads:
-                checkpoint.unlink(missing_ok=True)
-            group.wait()
+    group = join_group()
+    site = store.site(next(iter(configs.values())).site)
+    belonging = {name: provenance(store, site, config) for name, config in configs.items()}
+    todo = [n for n in configs if _published(directory / n, belonging[n]) is None]
+    if todo:
+        run = sha256_json([belonging[name] for name in todo])[:12]
+        checkpoint = directory / f".sweep.{run}.checkpoint.safetensors"
+        directory.mkdir(parents=True, exist_ok=True)
+        made = train_together(
+            store, [configs[name] for name in todo], checkpoint=checkpoint, progress=progress
+        )
+        on = {name: held.manifest["data_sha256"] for name, held in evaluation.items()}
+        for name, dictionary in zip(todo, made.dictionaries, strict=True):
+            _publish(group, directory / name, dictionary, belonging[name], on, evaluation, site)
+        if group.leads:
+            checkpoint.unlink(missing_ok=True)
+        group.wait()
     return {name: read_dictionary_manifest(directory / name)["metrics"] for name in configs}

@@ -7,10 +7,9 @@ optimiser step. So the weights stay equal without ever being sent, and equal tho
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -54,21 +53,20 @@ class Group(NamedTuple):
             dist.barrier()
 
 
-@contextmanager
-def joined_group(device: str = "cpu") -> Iterator[Group]:
-    """The processes that torchrun started, this one among them; a group of one without it.
+def join_group(device: str = "cpu") -> Group:
+    """Join the processes that torchrun started; a group of one without it.
 
-    gloo on CPUs, NCCL on GPUs (not yet run on a GPU). The outermost of nested blocks leaves the
-    group: a process that ended with the group's threads alive would now and then be aborted.
+    gloo on CPUs, NCCL on GPUs (not yet run on a GPU). A process joins once and leaves when it ends:
+    with the group's threads alive its end would now and then be an abort.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Group()
-        return
-    leaves = not dist.is_initialized()
-    if leaves:
+        return Group()
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-    finally:
-        if leaves:
-            dist.destroy_process_group()
+        atexit.register(_leave_group)
+    return Group(dist.get_rank(), dist.get_world_size())
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

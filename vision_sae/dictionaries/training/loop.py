@@ -20,7 +20,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.stream import ShuffledRows
 from vision_sae.dictionaries.training.architectures import new_learner
 from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
-from vision_sae.dictionaries.training.distributed import Group, joined_group
+from vision_sae.dictionaries.training.distributed import join_group
 from vision_sae.dictionaries.training.learner import Learner, StepReport, learning_rate
 from vision_sae.dictionaries.training.penalties import (
     agreement_gradients,
@@ -151,20 +151,7 @@ def train_together(
     `InvalidInputError` when the configurations do not fit on one pass.
     """
     _check_lockstep(configs)
-    with joined_group(device) as group:
-        return _train_in(group, store, configs, checkpoint, progress, transform, device)
-
-
-def _train_in(
-    group: Group,
-    store: ActivationStore,
-    configs: Sequence[TrainConfig],
-    checkpoint: Path | None,
-    progress: bool,
-    transform: Transform | None,
-    device: str,
-) -> Training:
-    config = configs[0]
+    config, group = configs[0], join_group(device)
     site = store.site(config.site)
     scaling = input_scaling(store, site, transform)
     scaling = scaling._replace(mean=scaling.mean.to(device))
