@@ -16,6 +16,7 @@ from tests.contrastive_world import PlantedClip
 from tests.unit.test_cli import SIZES, run, succeed
 from vision_sae.descriptions.files.annotations import read_annotations
 from vision_sae.descriptions.jobs.queue import LabelJobs
+from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore
 
 PICTURES = 40
@@ -237,6 +238,18 @@ def test_scores_go_to_a_file_whose_format_is_known_before_they_are_made(
     refused = run("score", neurons(world), tmp_path / "labels.csv", "--out", tmp_path / "s.txt")
     assert refused.exit_code == 2
     assert "names no format" in refused.output
+
+
+def test_layers_of_one_name_do_not_go_into_one_milan_table(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "labels.sqlite")
+    for model in "ab":
+        made = [Description(0, "a dog", "", "caption-pmi", 1)]
+        store.add(f"models/{model}/sites/blocks.0.mlp", made, identity="")
+    store.close()
+    refused = run("export-labels", tmp_path / "labels.sqlite", tmp_path / "m.csv", "--milan")
+    assert refused.exit_code == 2
+    assert "--units" in refused.output
+    assert not (tmp_path / "m.csv").exists()
 
 
 def test_labels_go_into_milans_table_and_are_read_from_it(world: Path) -> None:

@@ -407,6 +407,32 @@ def test_built_in_names_reach_open_clip_with_their_tag(monkeypatch: pytest.Monke
     assert asked[1][1] in open_clip.list_pretrained_tags_by_model("ViT-B-32")
 
 
+@pytest.mark.parametrize(
+    ("tag", "activation"), [("openai", "QuickGELU"), ("laion2b_s34b_b79k", "GELU")]
+)
+def test_weights_get_the_activation_they_were_trained_with(
+    monkeypatch: pytest.MonkeyPatch, tag: str, activation: str
+) -> None:
+    create = open_clip.create_model
+
+    def small(name: str, *, force_quick_gelu: bool, **_options: Any) -> nn.Module:
+        text = TEXT | {"context_length": 77}
+        return create(
+            name,
+            load_weights=False,
+            force_quick_gelu=force_quick_gelu,
+            vision_cfg=VISION,
+            text_cfg=text,
+        )
+
+    monkeypatch.setattr(open_clip, "create_model", small)
+    model = load_model(f"open_clip:ViT-B-32/{tag}", dtype="float32")
+    assert isinstance(model, ClipModel)
+    module: Any = model._module
+    kinds = {type(part).__name__ for part in module.modules() if "GELU" in type(part).__name__}
+    assert kinds == {activation}
+
+
 def test_pictures_of_any_shape_pass(saved: Path) -> None:
     model = load(saved)
     picture = Image.new("RGB", (61, 37), "red")

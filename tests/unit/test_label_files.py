@@ -25,6 +25,7 @@ from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
 from vision_sae.descriptions.files.annotations import (
+    lists_of,
     read_annotations,
     write_descriptions,
 )
@@ -342,6 +343,13 @@ def test_descriptions_survive_the_way_there_and_back(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "d.csv", dtype={"layer": str})
     assert list(table.columns) == ["layer", "unit", "description"]
     assert table.loc[0, "description"] == rows[0][2]
+
+
+def test_a_layer_is_called_as_its_site_or_as_its_dictionary() -> None:
+    tables = {"blocks.3.update": [{0: "sky"}], "birds": [{1: "wing"}]}
+    assert lists_of(tables, "blocks.3.update", "dictionaries/birds") == [{0: "sky"}]
+    assert lists_of(tables, "blocks.4.update", "dictionaries/birds") == [{1: "wing"}]
+    assert lists_of(tables, "blocks.4.update", "dictionaries/cars") == []
 
 
 def test_table_from_a_spreadsheet_with_a_text_left_out(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def score(
     from vision_sae.config import load_config
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.describe import PROBES
-    from vision_sae.descriptions.files.annotations import read_annotations
+    from vision_sae.descriptions.files.annotations import lists_of, read_annotations
     from vision_sae.descriptions.files.export import Row, check_format, export, scored_rows
     from vision_sae.descriptions.scores.many import score_many
     from vision_sae.descriptions.toolbox import Toolbox
@@ -51,14 +51,13 @@ def score(
     toolbox = Toolbox(settings, work or units.parent / PROBES)
     given = read_annotations(labels)
     for evidence in EvidenceFolder.at(units, settings.clip).open().values():
-        if evidence.site not in given:
+        lists = lists_of(given, evidence.site, evidence.name)
+        if not lists:
             typer.secho(f"{labels} has no label for {evidence.site}", fg="yellow", err=True)
-            continue
-        for number, texts in enumerate(given[evidence.site], start=1):
+        for number, texts in enumerate(lists, start=1):
             scored = score_many(toolbox.scorer(evidence), evidence, texts, settings.metrics)
             rows += scored_rows(evidence.name, texts, scored)
-            several = len(given[evidence.site]) > 1
-            name = f"{evidence.name}, text {number} of a unit" if several else evidence.name
+            name = evidence.name + (f", text {number} of a unit" if len(lists) > 1 else "")
             typer.echo(f"{name}: {_shown(scored.summary)}")
     if out is not None:
         typer.echo(f"{out}: {export(out, rows)} labels")
@@ -99,12 +98,21 @@ def export_labels(
     from vision_sae.descriptions.files.annotations import write_descriptions
     from vision_sae.descriptions.files.export import export
     from vision_sae.descriptions.store import LabelStore
+    from vision_sae.errors import InvalidInputError
 
     store = LabelStore(labels)
     if milan:
+        parents = units or store.parents()
+        layers = [parent.rpartition("/")[2] for parent in parents]
+        if twice := {layer for layer in layers if layers.count(layer) > 1}:
+            raise InvalidInputError(
+                f"several of these are called {min(twice)!r}, which is all that MILAN's table says "
+                "of a layer; name one with --units",
+                field="units",
+            )
         texts = [
-            (parent.rpartition("/")[2], unit, text)
-            for parent in units or store.parents()
+            (layer, unit, text)
+            for layer, parent in zip(layers, parents, strict=True)
             for unit, text in sorted(store.texts(parent).items())
         ]
         write_descriptions(out, texts)

@@ -314,7 +314,11 @@ def load_open_clip(target: str, name: str, *, dtype: Dtype, device: str) -> Clip
             f"open_clip has no weights {tag!r} of {model!r}; it has {', '.join(tags) or 'none'}",
             field="model",
         )
-    return _load(model, name, pretrained=tag or tags[0], dtype=dtype, device=device)
+    tag = tag or tags[0]
+    # Of one architecture there are weights trained with either activation; the tag knows which.
+    trained = open_clip.get_pretrained_cfg(model, tag) if tag in tags else {}
+    quick_gelu = bool(trained.get("quick_gelu"))
+    return _load(model, name, pretrained=tag, quick_gelu=quick_gelu, dtype=dtype, device=device)
 
 
 def load_open_clip_dir(target: str, name: str, *, dtype: Dtype, device: str) -> ClipModel:
@@ -350,12 +354,23 @@ def load_demo_clip(name: str, *, dtype: Dtype, device: str) -> ClipModel:
 
 
 def _load(
-    model: str, name: str, *, pretrained: str | None = None, dtype: Dtype, device: str
+    model: str,
+    name: str,
+    *,
+    pretrained: str | None = None,
+    quick_gelu: bool = False,
+    dtype: Dtype,
+    device: str,
 ) -> ClipModel:
     import open_clip
 
     with _quiet():
-        module = open_clip.create_model(model, pretrained=pretrained, require_pretrained=True)
+        module = open_clip.create_model(
+            model,
+            pretrained=pretrained,
+            force_quick_gelu=quick_gelu,
+            require_pretrained=True,
+        )
         tokenizer = open_clip.get_tokenizer(model)
     return _wrap(module, tokenizer, name, dtype=dtype, device=device)
 

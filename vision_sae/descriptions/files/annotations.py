@@ -8,7 +8,7 @@ also where they look like numbers.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vision_sae.errors import InvalidInputError, NotFoundError
@@ -72,6 +72,14 @@ def read_annotations(path: Path) -> dict[str, list[dict[int, str]]]:
             lists += [{}] if number == len(lists) else []
             lists[number][unit] = text
     return found
+
+
+def lists_of(
+    tables: Mapping[str, list[dict[int, str]]], site: str, parent: str
+) -> list[dict[int, str]]:
+    """The lists of one layer of `read_annotations`, which may be called as the site is, or as the
+    last part of its units' parent: `write_descriptions` of a dictionary's labels has its name."""
+    return tables.get(site) or tables.get(parent.rpartition("/")[2]) or []
 
 
 def write_descriptions(path: Path, rows: Iterable[tuple[str, int, str]]) -> None:
