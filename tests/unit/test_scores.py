@@ -470,6 +470,20 @@ def test_more_texts_than_are_kept(world: World, monkeypatch: pytest.MonkeyPatch)
         assert np.array_equal(embed(asked), expected)
 
 
+def test_texts_have_the_same_bits_in_any_company(world: World) -> None:
+    class Companionable:
+        """As real text towers do, it rounds otherwise in a larger batch."""
+
+        embedding_dim = world.model.embedding_dim
+
+        def embed_texts(self, given: Sequence[str]) -> torch.Tensor:
+            return world.model.embed_texts(given) * (1 + 1e-6 * len(given))
+
+    alone = TextEmbeddings(Companionable())(["wolf"])  # type: ignore[arg-type]
+    together = TextEmbeddings(Companionable())(["dog", "wolf", "oak"])  # type: ignore[arg-type]
+    assert np.array_equal(together[1], alone[0])
+
+
 @pytest.mark.parametrize("crops", [1, 4])
 def test_no_picture_is_scored_on_that_shares_a_source_with_another_or_with_a_describer(
     tmp_path: Path, crops: int

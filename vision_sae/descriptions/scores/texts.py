@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.vectors import normalised
 
-_BATCH = 64
 _KEPT = 32768
 """Embeddings kept for later; beyond, the oldest are forgotten."""
 
@@ -40,16 +39,17 @@ class TextEmbeddings:
         self._kept: dict[str, NDArray[np.float32]] = {}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (T, E) of unit length, float32."""
+        """Embeddings (T, E) of unit length, float32.
+
+        The same bits whatever was asked for before or along with a text: each is embedded by
+        itself, because the company in a batch moves the last bits, and with them near ties.
+        """
         known = {text: self._kept[text] for text in texts if text in self._kept}
         if self._words is not None:
             known |= {text: self._words[self._row[text]] for text in texts if text in self._row}
         new = list(dict.fromkeys(text for text in texts if text not in known))
-        for start in range(0, len(new), _BATCH):
-            batch = new[start : start + _BATCH]
-            with torch.inference_mode():
-                vectors = self._embed(batch)
-            known |= zip(batch, vectors, strict=True)
+        with torch.inference_mode():
+            known |= {text: self._embed([text])[0] for text in new}
         self._kept |= {text: known[text] for text in new[-_KEPT:]}
         for oldest in list(self._kept)[: max(len(self._kept) - _KEPT, 0)]:
             self._kept.pop(oldest, None)  # another thread may have been faster
