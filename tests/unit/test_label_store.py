@@ -21,6 +21,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, DescribeConfig
 from vision_sae.descriptions.database import Database
 from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Score
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.dictionaries.topk import TopKSae
@@ -257,6 +258,26 @@ def test_a_bundles_descriptions_are_taken_over_once(store: LabelStore, bundle: B
     store.add("dictionaries/zoo", [made(0, "feline")], identity=cat.identity)
     assert store.import_bundle(bundle) == 0
     assert texts(store, Unit("dictionaries/zoo", 0)) == ["feline", "cat"]
+
+
+def test_what_a_job_said_of_a_bundle_holds_when_the_bundle_is_taken_over(
+    store: LabelStore, bundle: Bundle
+) -> None:
+    zoo = Unit("dictionaries/zoo", 0)
+    store.add(zoo.parent, [made(0, "feline")], identity=BundleEvidence(bundle).identity)
+    assert store.import_bundle(bundle) == 2
+    assert texts(store, zoo) == ["feline", "cat"]
+    assert store.texts(zoo.parent) == {0: "feline"}
+    assert [hit.unit for hit in store.search("feline")] == [zoo]
+    assert store.search("cat") == []
+
+
+def test_what_was_said_of_other_evidence_gives_way_to_a_bundle(
+    store: LabelStore, bundle: Bundle
+) -> None:
+    store.add("dictionaries/zoo", [made(0, "feline")], identity="of another bundle")
+    store.import_bundle(bundle)
+    assert store.texts("dictionaries/zoo") == {0: "cat"}
 
 
 def test_labels_of_another_dictionary_of_that_name_become_history(

@@ -165,8 +165,13 @@ class LabelStore:
         identity: str,
         origin: Origin = "describer",
         author: str = "",
+        older: bool = False,
     ) -> list[int]:
-        """`add` within a writing transaction of the caller; gives the ids of the rows."""
+        """`add` within a writing transaction of the caller; gives the ids of the rows.
+
+        What is ``older`` than all that the store has goes to the history of units that have a
+        description made from the same evidence, and holds for the others.
+        """
         _check_texts(made)
         known = self._units(connection, parent, [d.feature for d in made])
         now = self.database.clock()
@@ -191,7 +196,7 @@ class LabelStore:
         holding = [
             (id_, row)
             for id_, row, description in zip(ids, rows, made, strict=True)
-            if origin == "person" or known[description.feature].origin != "person"
+            if _holds(origin, known[description.feature], identity if older else None)
         ]
         if holding:
             change = units.update().where(units.c.id == sa.bindparam("unit"))
@@ -236,13 +241,14 @@ class LabelStore:
         """Take over the descriptions of a bundle; gives how many were new.
 
         One that was taken over before, from the same evidence, is not taken over again: it may
-        have been replaced since. Where another dictionary had the bundle's name before, what was
-        said of its features goes to the history, whoever said it.
+        have been replaced since. Nor does the first bundle of a name replace what the store says
+        already, which was made from the bundle. Where another dictionary had the bundle's name
+        before, what was said of its features goes to the history, whoever said it.
         """
         evidence = BundleEvidence(bundle)
         made = [description_from_json(row) for _, row in sorted(bundle.descriptions.items())]
         with self.database.writing() as connection:
-            self._make_way(connection, evidence, bundle.dictionary_sha256)
+            first = self._make_way(connection, evidence, bundle.dictionary_sha256)
             known = set(
                 connection.execute(
                     sa.select(units.c.number, descriptions.c.digest)
@@ -257,21 +263,22 @@ class LabelStore:
                 if (description.feature, _digest(_content(description), evidence.identity))
                 not in known
             ]
-            self.add_within(connection, evidence.name, new, identity=evidence.identity)
+            identity = evidence.identity
+            self.add_within(connection, evidence.name, new, identity=identity, older=first)
         return len(new)
 
     @staticmethod
-    def _make_way(connection: Connection, evidence: Evidence, dictionary: str) -> None:
+    def _make_way(connection: Connection, evidence: Evidence, dictionary: str) -> bool:
         """Note which ``dictionary`` the units of ``evidence`` are of; if it was another one, what
-        was not said of this evidence holds no longer."""
+        was not said of this evidence holds no longer. Returns whether none was noted before."""
         key = f"dictionary of {sha256_json(evidence.name)[:40]}"
         noted = connection.scalar(sa.select(about.c.value).where(about.c.key == key))
         if noted == dictionary:
-            return
+            return False
         connection.execute(about.delete().where(about.c.key == key))
         connection.execute(about.insert(), {"key": key, "value": dictionary})
         if noted is None:
-            return
+            return True
         stale = sa.select(units.c.id).join(descriptions, units.c.current == descriptions.c.id)
         stale = stale.where(units.c.parent == evidence.name)
         stale = stale.where(descriptions.c.identity != evidence.identity)
@@ -279,6 +286,7 @@ class LabelStore:
         for batch in _batches(ids):
             connection.execute(units.update().where(units.c.id.in_(batch)).values(current=None))
             index_texts(connection, dict.fromkeys(batch))
+        return False
 
     # Reading
 
@@ -398,13 +406,16 @@ class LabelStore:
 
     @staticmethod
     def _units(connection: Connection, parent: str, indices: Sequence[int]) -> dict[int, Any]:
-        """{index: (id, number, origin of the current description)}; missing rows are made."""
+        """{index: (id, number, origin and identity of the current description)}; missing rows are
+        made."""
         if len(set(indices)) != len(indices):
             raise InvalidInputError(f"two descriptions of one unit of {parent}", field="feature")
 
         def rows() -> dict[int, Any]:
             select = (
-                sa.select(units.c.id, units.c.number, descriptions.c.origin)
+                sa.select(
+                    units.c.id, units.c.number, descriptions.c.origin, descriptions.c.identity
+                )
                 .outerjoin(descriptions, descriptions.c.id == units.c.current)
                 .where(units.c.parent == parent)
             )
@@ -460,6 +471,14 @@ def _check_texts(made: Sequence[Description]) -> None:
 def _batches(values: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(values), _BATCH):
         yield values[start : start + _BATCH]
+
+
+def _holds(origin: Origin, current: Any, older_of: str | None) -> bool:
+    """Whether a description by ``origin`` takes the place of the current one (see `_units`): what
+    people said gives way to people only, and to what is older of its evidence nothing does."""
+    if origin == "person":
+        return True
+    return current.origin != "person" and (older_of is None or current.identity != older_of)
 
 
 def _is_unit(unit: Unit) -> sa.ColumnElement[bool]:
