@@ -53,8 +53,9 @@ def test_two_processes_train_what_one_does(tmp_path: Path, architecture: str) ->
         *("--config", str(tmp_path / "config.yaml")),
     )
     one, two = (load_dictionary(tmp_path / name)[0] for name in ("one", "two"))
-    # Where every feature has a gradient, thirty steps of Adam enlarge what rounding begins.
-    apart = 1e-3 if architecture == "relu" else 1e-5
+    # Where every feature has a gradient, thirty steps of Adam enlarge what rounding begins, which
+    # is much where products are in bfloat16.
+    apart = 5e-3 if architecture == "relu" else 1e-5
     torch.testing.assert_close(two.decoder, one.decoder, rtol=1e-4, atol=apart)
     torch.testing.assert_close(two.bias, one.bias, rtol=1e-4, atol=apart)
     assert not list(tmp_path.glob(".*checkpoints"))
