@@ -168,7 +168,7 @@ class NeuronConfig(Section):
     sites: tuple[str, ...] = Field(("blocks.*.mlp",), min_length=1)
     """Sites, or patterns of their names."""
     mask_quantile: float = Field(0.99, ge=0, le=1)
-    """Masks: patches above this quantile of all the unit's activations."""
+    """Masks: firing patches above this quantile of all the unit's activations."""
     batch_size: int = Field(16, ge=1, le=4096)
     """Images per forward pass."""
     thumbnail: int = Field(160, ge=16, le=1024)

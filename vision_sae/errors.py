@@ -109,6 +109,10 @@ class RemoteServerError(VisionSaeError):
     reason = "REMOTE_SERVER_FAILED"
 
 
+class RemoteServerAwayError(RemoteServerError):
+    """That server answers nobody, or not us: asking it about something else is of no use now."""
+
+
 class WorkersEndedError(VisionSaeError):
     """Processes that were started to work ended before the work was done."""
 

@@ -84,7 +84,7 @@ PAINTED = (1, 2, 0, None, None, 2)
 
 def neurons() -> UnitSet:
     units = [LabelledUnit(SITE, i, text) for i, text in enumerate(LABELS)]
-    return UnitSet(units, {}, special=0)
+    return UnitSet(units, {}, {SITE: range(8)}, special=0)
 
 
 def test_painted_words_mislead_this_model(model: VitModel, task: ZeroShot) -> None:
@@ -104,10 +104,11 @@ def test_editing_by_label_gives_back_what_painted_words_took(
     # The features of this dictionary are the neurons themselves.
     basis = NeuronBasis.fit([torch.zeros(1, 8)])
     dictionaries = {SITE: basis} if kind == "features" else {}
-    unit_set = UnitSet(neurons().units, dictionaries, special=0)
+    unit_set = UnitSet(neurons().units, dictionaries, {SITE: range(8)}, special=0)
     chosen = units_that_say(unit_set.units, TEXT_WORDS)
     found = edit(model, task, pictures(), pictures(PAINTED), unit_set, chosen, draws=4)
-    assert (found.units, found.before.plain, found.before.painted) == (4, 1, 0.5)
+    assert (found.units, found.random_units) == (4, 4)
+    assert (found.before.plain, found.before.painted) == (1, 0.5)
     assert (found.after.plain, found.after.painted) == (1, 1)
     assert found.recovered == 1
     # The four others are the things themselves and the useless one: without them only words speak.
@@ -129,6 +130,7 @@ def test_analysis_ranks_kinds_by_what_they_cost(model: VitModel, task: ZeroShot)
     by_kind = {effect.kind: effect for effect in found.effects}
     # "word cat" and "the word car" speak of things too: 5 units; class 0 is left by silence.
     assert (by_kind["thing"].units, by_kind["thing"].accuracy) == (5, pytest.approx(1 / 3))
+    assert by_kind["thing"].random_units == 3  # there are no more
     assert (by_kind["text"].units, by_kind["text"].accuracy) == (4, 1)
     assert by_kind["nothing"].units == 1
     assert "none" not in by_kind
@@ -142,7 +144,14 @@ def test_random_units_are_of_the_same_sites_and_not_the_same() -> None:
     assert len(set(drawn)) == 3
     assert not set(drawn) & set(unit_set.units[:3])
     assert drawn == unit_set.at_random(unit_set.units[:3], seed=0)
-    assert len(unit_set.at_random(unit_set.units[:6], seed=0)) == 2  # there are no more
+
+
+def test_random_units_need_no_label_but_fire() -> None:
+    labelled = [LabelledUnit(SITE, 0, "red ball"), LabelledUnit(SITE, 1, "cat")]
+    unit_set = UnitSet(labelled, {}, {SITE: [0, 1, 3, 5]}, special=0)
+    drawn = {unit for seed in range(20) for unit in unit_set.at_random(labelled[:1], seed)}
+    assert drawn == {labelled[1], LabelledUnit(SITE, 3, ""), LabelledUnit(SITE, 5, "")}
+    assert len(unit_set.at_random([*labelled, LabelledUnit(SITE, 3, "")], 0)) == 1  # of three
 
 
 def test_a_unit_can_be_of_several_kinds() -> None:

@@ -21,6 +21,7 @@ from vision_sae.descriptions.jobs.job import Budget, Job
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore
+from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.errors import InvalidInputError, WorkersEndedError
 
 PARENT = "dictionaries/bundle"
@@ -82,6 +83,28 @@ def test_other_settings_are_another_job(tmp_path: Path, folder: EvidenceFolder) 
     assert second.name != first.name
     jobs = LabelJobs(LabelStore(str(tmp_path / "labels.sqlite")))
     assert [job.name for job in jobs.all()] == [second.name, first.name]
+
+
+def test_words_that_changed_are_another_job(tmp_path: Path, folder: EvidenceFolder) -> None:
+    contents = iter(["one", "one", "other"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Toolbox, "contents", lambda _: {"vocabulary": next(contents)})
+        first, again, other = (run(tmp_path, folder).name for _ in range(3))
+    assert first == again != other
+
+
+def test_open_job_goes_on_within_the_budget_it_is_given_now(
+    tmp_path: Path, folder: EvidenceFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_arguments: object) -> None:
+        """A worker that is interrupted at once."""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "run_worker", none)
+        first = run(tmp_path, folder, units=2)
+    assert first.open
+    second = run(tmp_path, folder, units=5)
+    assert (second.name, second.state, second.done) == (first.name, "exhausted", 5)
 
 
 def test_evidence_that_changed_is_another_job(tmp_path: Path, folder: EvidenceFolder) -> None:

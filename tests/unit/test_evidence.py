@@ -88,6 +88,16 @@ def test_a_faint_picture_keeps_its_strongest_patch_in_the_mask() -> None:
     assert [int(f.mask.sum()) for f in faint.firings(0)] == [1, 1, 2]
 
 
+def test_masks_of_a_rare_unit_hold_only_patches_that_fire() -> None:
+    # A neuron that fires on under 1 % of patches: the quantile over all of them is not positive.
+    rare = replace(array_evidence(), thresholds=np.array([-0.1]))
+    assert [f.mask.tolist() for f in rare.firings(0)] == [
+        [[False, False], [True, False]],
+        [[True, True], [False, True]],
+        [[True, False], [False, True]],
+    ]
+
+
 def test_silent_pictures_of_a_sparse_unit_are_those_in_which_it_never_fires(
     evidence: Evidence,
 ) -> None:

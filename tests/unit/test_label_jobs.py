@@ -17,7 +17,12 @@ from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.jobs.worker import Pace, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
-from vision_sae.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from vision_sae.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    RemoteServerAwayError,
+)
 
 OTHER = "dictionaries/b"
 TARGET = Target("caption-pmi", {PARENT: IDENTITY, OTHER: "f" * 64})
@@ -174,6 +179,17 @@ def test_a_job_that_used_its_units_up_is_exhausted(jobs: LabelJobs) -> None:
     assert len(jobs.store.currents(PARENT)) == 5
 
 
+def test_an_open_job_can_be_given_another_budget(jobs: LabelJobs) -> None:
+    create(jobs, budget=Budget(units=3))
+    claim(jobs, 2)
+    given = jobs.allow("job", Budget(units=7, seconds=900))
+    assert (given.open, given.budget) == (True, Budget(units=7, seconds=900))
+    assert claim(jobs, 10)[1] == (2, 3, 4, 5, 6)  # seven in all
+    jobs.cancel("job")
+    assert jobs.allow("job", Budget()) == jobs.get("job")  # an ended job stays as it is
+    assert jobs.get("job").budget == given.budget
+
+
 def test_a_budget_that_suffices_is_no_hindrance(jobs: LabelJobs) -> None:
     create(jobs, 5, budget=Budget(units=5))
     assert run_worker(jobs, "job", label, pace=EAGER).state == "succeeded"
@@ -231,6 +247,21 @@ def test_a_failing_unit_does_not_hold_up_the_others(jobs: LabelJobs) -> None:
         4: Failure("INTERNAL", "ZeroDivisionError: division by zero"),
     }
     assert sorted(jobs.store.currents(PARENT)) == [0, 1, 3, 5]
+
+
+def test_a_server_that_is_away_fails_no_unit(jobs: LabelJobs) -> None:
+    create(jobs, 6)
+
+    def half_way(parent: str, indices: Sequence[int]) -> Iterator[Description]:
+        yield from label(parent, indices[:2])
+        raise RemoteServerAwayError("nobody there", field="describe.vlm.url")
+
+    with pytest.raises(RemoteServerAwayError, match="nobody there"):
+        run_worker(jobs, "job", half_way, pace=EAGER)
+    paused = jobs.get("job")
+    assert (paused.open, paused.done, paused.failed) == (True, 2, 0)
+    ended = run_worker(jobs, "job", label, pace=EAGER)  # its units are free at once
+    assert (ended.state, ended.done, ended.failed) == ("succeeded", 6, 0)
 
 
 def test_a_unit_that_the_describer_forgets_has_failed(jobs: LabelJobs) -> None:

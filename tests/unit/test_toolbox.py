@@ -9,7 +9,7 @@ import pytest
 
 from tests.contrastive_world import PlantedClip, evidence_of, random_cells
 from tests.worlds import tiny_model
-from vision_sae.config import ContrastiveConfig, DescribeConfig
+from vision_sae.config import ContrastiveConfig, DescribeConfig, MilanConfig
 from vision_sae.descriptions import toolbox as module
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.toolbox import Toolbox
@@ -90,6 +90,37 @@ def test_vocabulary_of_a_file_is_what_labels_are_made_of(loaded: list[str], tmp_
     (made,) = Toolbox(config, tmp_path, progress=False).labeller(world).label(world, [2])
     assert made.text == "boat"
     assert "tree" not in [text for text, _ in made.candidates]
+
+
+def test_contents_change_with_what_a_name_stands_for(loaded: list[str], tmp_path: Path) -> None:
+    words, speaker = tmp_path / "words.txt", tmp_path / "speaker"
+    words.write_text("boat\n")
+    speaker.mkdir()
+    (speaker / "config.json").write_text("{}")
+    config = DescribeConfig(
+        describer="milan",
+        clip="planted",
+        contrastive=ContrastiveConfig(vocabulary=words),
+        milan=MilanConfig(captioner=str(speaker), language_model="a-hub/name"),
+    )
+
+    def contents() -> dict[str, str]:
+        return Toolbox(config, tmp_path, progress=False).contents()
+
+    before = contents()
+    assert before["clip"] == PlantedClip(THINGS).identity()["weights_sha256"]
+    assert before["language_model"] == ""  # nothing but its name is known
+    assert contents() == before
+    words.write_text("tree\n")
+    (speaker / "config.json").write_text('{"model_type": "blip"}')
+    after = contents()
+    assert {name for name in before if before[name] != after[name]} == {"vocabulary", "captioner"}
+
+
+def test_contents_are_only_of_what_labels_are_made_of(loaded: list[str], tmp_path: Path) -> None:
+    config = DescribeConfig(describer="caption-pmi", metrics=())
+    assert Toolbox(config, tmp_path, progress=False).contents() == {}
+    assert loaded == []
 
 
 def test_model_without_texts_is_refused(loaded: list[str], tmp_path: Path) -> None:

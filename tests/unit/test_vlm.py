@@ -22,7 +22,7 @@ from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import split
 from vision_sae.descriptions.protocol import Description
-from vision_sae.errors import InvalidInputError, RemoteServerError
+from vision_sae.errors import InvalidInputError, RemoteServerAwayError, RemoteServerError
 
 CENTRE = np.zeros((4, 4), dtype=np.bool_)
 CENTRE[1:3, 1:3] = True
@@ -130,6 +130,7 @@ def test_only_as_many_exemplars_as_configured_are_sent(
         (None, "the model's answer is empty"),
         ("stripes " * 20, "the model's answer is no label: 159 characters"),
         ("Stripes\nand dots", "the model's answer is no label: 16 characters"),
+        ("wool\0", "the model's answer is no label: 5 characters"),
     ],
 )
 def test_what_is_no_label_is_an_abstention_with_the_reason(
@@ -138,6 +139,7 @@ def test_what_is_no_label_is_an_abstention_with_the_reason(
     server.says(answer)
     label = ask(server, evidence)
     assert (label.text, label.abstained) == (None, reason)
+    assert str(label.details["answer"]).isprintable()  # stores refuse control characters
 
 
 def test_a_silent_unit_is_not_asked_about(server: Asked, evidence: ArrayEvidence) -> None:
@@ -173,8 +175,20 @@ def test_a_server_that_fails_gives_an_error_and_no_label(
     assert server.paths == ["/v1/chat/completions"]  # a redirection is not followed
 
 
+@pytest.mark.parametrize(
+    ("status", "away"), [(400, False), (422, False), (401, True), (404, True), (503, True)]
+)
+def test_an_answer_that_any_unit_would_get_says_that_the_server_is_away(
+    server: Asked, evidence: ArrayEvidence, status: int, away: bool
+) -> None:
+    server.answers = [(status, {})]
+    with pytest.raises(RemoteServerError) as raised:
+        ask(server, evidence, retries=0)
+    assert isinstance(raised.value, RemoteServerAwayError) == away
+
+
 def test_a_server_that_is_not_there_gives_an_error(evidence: ArrayEvidence) -> None:
-    with pytest.raises(RemoteServerError, match="could not be asked"):
+    with pytest.raises(RemoteServerAwayError, match="could not be asked"):
         ask(Asked(url="http://127.0.0.1:9/v1"), evidence)
 
 

@@ -100,7 +100,8 @@ def analyse(
     for effect in made.effects:
         typer.echo(
             f"without {effect.units:5} units of {effect.kind:10}: {effect.accuracy:.3f}, "
-            f"of random ones {effect.random_mean:.3f} +- {effect.random_std:.3f}"
+            f"of {effect.random_units} random ones {effect.random_mean:.3f} "
+            f"+- {effect.random_std:.3f}"
         )
     _report(made, out)
 
@@ -142,8 +143,8 @@ def edit(
     for name, measured in (
         ("as it is", made.before),
         (f"without {made.units} units", made.after),
-        ("without random ones", made.random),
+        (f"without {made.random_units} random ones", made.random),
     ):
-        typer.echo(f"{name:20} plain {measured.plain:.3f}, painted on {measured.painted:.3f}")
+        typer.echo(f"{name:24} plain {measured.plain:.3f}, painted on {measured.painted:.3f}")
     typer.echo(f"recovered {made.recovered:.1%}, by random units {made.random_recovered:.1%}")
     _report(made, out)

@@ -18,6 +18,8 @@ from vision_sae.demo.weights import dinov2_small
 WEIGHTS = Path(__file__).parent / "captioner_weights"
 CAPTIONER = WEIGHTS / "captioner"
 LANGUAGE_MODEL = WEIGHTS / "language_model"
+PACKAGED = {"demo:captioner": CAPTIONER, "demo:captions-lm": LANGUAGE_MODEL}
+"""By the names that a configuration knows them by."""
 SIDE = 224
 """Pixels of the pictures that the encoder sees, squashed to a square."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -24,7 +25,7 @@ from vision_sae.descriptions.jobs.worker import Label, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
-from vision_sae.errors import NotFoundError, WorkersEndedError
+from vision_sae.errors import NotFoundError, VisionSaeError, WorkersEndedError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
 from vision_sae.models.registry import load_model
 from vision_sae.processes import orphaned
@@ -92,22 +93,27 @@ def labelling(evidence: Mapping[str, Evidence], toolbox: Toolbox) -> Label:
 
 
 def job_for(
-    jobs: LabelJobs, evidence: Mapping[str, Evidence], config: DescribeConfig, budget: Budget
+    jobs: LabelJobs, evidence: Mapping[str, Evidence], toolbox: Toolbox, budget: Budget
 ) -> Job:
     """The job that labels every unit of ``evidence``: the one there is, or a new one.
 
-    Evidence, describer and configuration make it the same work: a command that was interrupted goes
-    on when it is given again, and after a job that ran out of its budget, was cancelled, or failed
-    at some units, another one takes the units that are left.
+    Evidence, describer, configuration, and the contents of all it names make it the same work: a
+    command that was interrupted goes on when it is given again, within the budget that it then
+    has, and after a job that ran out of its budget, was cancelled, or failed at some units,
+    another one takes the units that are left.
     """
+    config = toolbox.config
     settings = config.model_dump(mode="json")
     identities = {name: found.identity for name, found in evidence.items()}
-    work = sha256_json([identities, settings, describer_version(config.describer)])
+    version = describer_version(config.describer)
+    work = sha256_json([identities, settings, toolbox.contents(), version])
     target = Target(config.describer, identities, config=settings)
     units = [Unit(name, i) for name, found in evidence.items() for i in range(found.width)]
     for part in count():
         job = jobs.create(units, target, budget=budget, request_id=f"{work}-{part}")
-        if job.open or (job.state == "succeeded" and not job.failed):
+        if job.open:
+            return jobs.allow(job.name, budget)
+        if job.state == "succeeded" and not job.failed:
             return job
         done = _finished(jobs, job.name)
         units = [unit for unit in units if unit not in done]
@@ -127,9 +133,13 @@ def _work(url: str, job: str, folder: EvidenceFolder, config: DescribeConfig, pr
     """A worker process."""
     use_one_thread()
     store = LabelStore(url)
-    label = labelling(folder.open(), Toolbox(config, probes, progress=False))
-    run_worker(LabelJobs(store), job, label, stop=orphaned())
-    store.close()
+    try:
+        label = labelling(folder.open(), Toolbox(config, probes, progress=False))
+        run_worker(LabelJobs(store), job, label, stop=orphaned())
+    except VisionSaeError as error:
+        sys.exit(f"vision-sae: {error}")
+    finally:
+        store.close()
 
 
 def label_all(
@@ -149,8 +159,8 @@ def label_all(
     """
     store = LabelStore(url)
     jobs, evidence = LabelJobs(store), folder.open()
-    job = job_for(jobs, evidence, config, budget or Budget())
     toolbox = Toolbox(config, probes, progress=progress)
+    job = job_for(jobs, evidence, toolbox, budget or Budget())
     if job.open:
         for found in evidence.values():  # what all need is made once, before they start
             toolbox.labeller(found)

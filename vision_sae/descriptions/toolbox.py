@@ -14,6 +14,7 @@ from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.describers.effects import EffectsDescriber, prompts_of
 from vision_sae.descriptions.describers.milan import MilanDescriber
+from vision_sae.descriptions.describers.text_models import contents
 from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
@@ -24,6 +25,7 @@ from vision_sae.descriptions.protocol import Describer
 from vision_sae.descriptions.scores.scorer import Scorer
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
+from vision_sae.files import sha256_json
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.registry import load_model
 from vision_sae.resources import model_resource
@@ -38,6 +40,9 @@ _VERSIONS: Mapping[str, int] = {
     VlmDescriber.name: VlmDescriber.version,
     EffectsDescriber.name: EffectsDescriber.version,
 }
+
+_WITH_CLIP = (ContrastiveDescriber.name, EffectsDescriber.name)
+"""Describers that use the contrastive model themselves."""
 
 
 def describer_version(describer: str) -> int:
@@ -89,6 +94,19 @@ class Toolbox:
                 field="clip",
             )
         return model
+
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of all that the configuration only names and labels are made of; empty where a
+        name is all that is known. Another content makes other labels."""
+        config, found = self.config, dict[str, str]()
+        if config.metrics or config.describer in _WITH_CLIP:
+            found["clip"] = self.clip.identity()["weights_sha256"]
+            if path := config.contrastive.vocabulary:
+                found["vocabulary"] = sha256_json(Vocabulary.read(path).words)
+        if config.describer == MilanDescriber.name:
+            found["captioner"] = contents(config.milan.captioner)
+            found["language_model"] = contents(config.milan.language_model)
+        return found
 
     def probe(self, evidence: Evidence) -> Probe:
         """How the contrastive model sees the pictures of ``evidence``."""

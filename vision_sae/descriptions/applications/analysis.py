@@ -47,6 +47,8 @@ class Effect:
     """Without as many random units of the same sites, mean over draws."""
     random_std: float
     """Standard deviation over the draws."""
+    random_units: int
+    """How many these were: fewer than ``units`` where too few others fire."""
 
     @property
     def excess(self) -> float:
@@ -95,7 +97,8 @@ def analyse(
     effects = []
     groups = group_by_kind(unit_set.units, kinds)
     for kind, group in tqdm(groups.items(), desc="analyse", unit="kind", disable=not progress):
-        control = [without(unit_set.at_random(group, seed + draw)) for draw in range(draws)]
+        others = [unit_set.at_random(group, seed + draw) for draw in range(draws)]
+        control = [without(units) for units in others]
         effects.append(
             Effect(
                 kind,
@@ -103,6 +106,7 @@ def analyse(
                 without(group),
                 float(np.mean(control)),
                 float(np.std(control, ddof=1)) if draws > 1 else 0.0,
+                len(others[0]),
             )
         )
     effects.sort(key=lambda effect: -effect.excess)

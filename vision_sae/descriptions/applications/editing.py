@@ -39,6 +39,8 @@ class Editing:
     after: Robustness
     random: Robustness
     """After removing as many random units of the same sites, mean over draws."""
+    random_units: int
+    """How many these were: fewer than ``units`` where too few others fire."""
 
     @property
     def recovered(self) -> float:
@@ -78,7 +80,8 @@ def edit(
         with edited(model, unit_set.without(units)):
             return Robustness(accuracy(task, model, plain), accuracy(task, model, painted))
 
-    control = [robustness(unit_set.at_random(chosen, seed + draw)) for draw in range(draws)]
+    others = [unit_set.at_random(chosen, seed + draw) for draw in range(draws)]
+    control = [robustness(units) for units in others]
     return Editing(
         units=len(chosen),
         before=robustness([]),
@@ -86,4 +89,5 @@ def edit(
         random=Robustness(
             float(np.mean([r.plain for r in control])), float(np.mean([r.painted for r in control]))
         ),
+        random_units=len(others[0]),
     )

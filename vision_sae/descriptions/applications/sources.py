@@ -70,4 +70,6 @@ def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> Labelled
         )
     model = load_bound_model(opened.manifest["model"])
     evidence = {e.name: e for e in found}
-    return LabelledModel(model, evidence, labels, UnitSet(units, dictionaries, model.grid.special))
+    firing = {e.site: [unit for unit in range(e.width) if e.peaks(unit).any()] for e in found}
+    unit_set = UnitSet(units, dictionaries, firing, model.grid.special)
+    return LabelledModel(model, evidence, labels, unit_set)

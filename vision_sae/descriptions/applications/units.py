@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ class LabelledUnit:
     site: str
     index: int
     text: str
+    """Empty for a unit without a label."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class UnitSet:
     units: Sequence[LabelledUnit]
     dictionaries: Mapping[str, Dictionary]
     """{site: its dictionary}; sites of raw neurons are not in it."""
+    firing: Mapping[str, Sequence[int]]
+    """{site: its units that fire at all, labelled or not}; random units are drawn from these."""
     special: int
     """Leading tokens of the model that are no patches."""
 
@@ -50,13 +53,18 @@ class UnitSet:
     def at_random(self, like: Sequence[LabelledUnit], seed: int) -> list[LabelledUnit]:
         """As many other units of each site as ``like`` has there, drawn without replacement.
 
-        Where a site has too few others, all of them.
+        Where fewer others fire, all of these: compare the lengths.
         """
         random = np.random.default_rng(seed)
-        taken, wanted = set(like), Counter(unit.site for unit in like)
+        taken: dict[str, set[int]] = defaultdict(set)
+        for unit in like:
+            taken[unit.site].add(unit.index)
+        said = {(unit.site, unit.index): unit.text for unit in self.units}
         drawn: list[LabelledUnit] = []
-        for site, count in wanted.items():
-            others = [u for u in self.units if u.site == site and u not in taken]
-            picks = random.choice(len(others), min(count, len(others)), replace=False)
-            drawn += [others[i] for i in sorted(picks.tolist())]
+        for site, indices in taken.items():
+            others = [index for index in self.firing[site] if index not in indices]
+            picks = random.choice(others, min(len(indices), len(others)), replace=False)
+            drawn += [
+                LabelledUnit(site, i, said.get((site, i), "")) for i in sorted(picks.tolist())
+            ]
         return drawn

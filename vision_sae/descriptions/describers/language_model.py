@@ -56,6 +56,6 @@ def load_language_model(name: str) -> LanguageModel:
 
     from vision_sae.demo import captioner as demo
 
-    path = str(demo.LANGUAGE_MODEL) if name == "demo:captions-lm" else name
+    path = str(demo.PACKAGED.get(name, name))
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, path, field=_FIELD)
     return LanguageModel(load_weights(AutoModelForCausalLM, path, field=_FIELD), tokenizer)

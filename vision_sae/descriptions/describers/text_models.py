@@ -9,8 +9,18 @@ from typing import Any, TypeVar
 import torch
 
 from vision_sae.errors import NotFoundError
+from vision_sae.files import file_table, sha256_json
 
 Loaded = TypeVar("Loaded")
+
+
+def contents(name: str) -> str:
+    """SHA-256 of the files of a local or demo model; empty for one on a hub, whose name is all
+    that is known of it before it is loaded."""
+    from vision_sae.demo import captioner as demo
+
+    path = demo.PACKAGED.get(name, Path(name))
+    return sha256_json(file_table(path)) if path.is_dir() else ""
 
 
 def load_pretrained(load: Callable[..., Loaded], name: str, *, field: str) -> Loaded:

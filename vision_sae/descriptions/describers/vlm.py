@@ -23,7 +23,12 @@ from vision_sae.config import VlmConfig
 from vision_sae.descriptions.describers.regions import outlined, region, thumbnail
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.descriptions.protocol import Description
-from vision_sae.errors import InvalidInputError, MissingDependencyError, RemoteServerError
+from vision_sae.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    RemoteServerAwayError,
+    RemoteServerError,
+)
 
 API_KEY_VARIABLE = "VISION_SAE_VLM_API_KEY"
 _PROMPT = (
@@ -36,6 +41,8 @@ _SIDE = 224
 _LONGEST = 100
 """Characters of the longest answer that is taken for a label."""
 _MOST_TOKENS = 64
+_AWAY = (401, 403, 404, 408, 429)
+"""HTTP statuses that do not come of what was asked: key, model's name, or time are wrong."""
 
 
 class _Message(BaseModel):
@@ -95,7 +102,8 @@ class VlmDescriber:
     def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
         """Descriptions of ``units`` in order, a request each.
 
-        Raises `RemoteServerError` when the server does not answer, or with an error.
+        Raises `RemoteServerError` when the server answers with an error, and
+        `RemoteServerAwayError` when it does not answer, is too busy, or does not know us.
         """
         for unit in units:
             yield self._describe(evidence, unit)
@@ -115,7 +123,7 @@ class VlmDescriber:
             self.name,
             self.version,
             evidence=patches,
-            details={"model": self._config.model, "answer": answer[: 2 * _LONGEST]},
+            details={"model": self._config.model, "answer": _printable(answer)[: 2 * _LONGEST]},
         )
 
     def _ask(self, crops: Sequence[Image.Image]) -> str:
@@ -135,12 +143,21 @@ class VlmDescriber:
             )
             answer = _Completion.model_validate(completion, from_attributes=True)
         except openai.APIStatusError as error:
-            raise _failure(f"answered with HTTP status {error.status_code}") from error
+            what = f"answered with HTTP status {error.status_code}"
+            away = error.status_code in _AWAY or error.status_code >= 500
+            raise (_away if away else _failure)(what) from error
         except openai.APIConnectionError as error:
-            raise _failure(f"could not be asked ({error})") from error
+            raise _away(f"could not be asked ({error})") from error
         except (openai.APIError, ValidationError, ValueError) as error:
             raise _failure("answered with something else than a chat completion") from error
         return (answer.choices[0].message.content or "").strip()
+
+
+def _away(what: str) -> RemoteServerAwayError:
+    return RemoteServerAwayError(
+        f"the server at describe.vlm.url {what}; units without a label wait until it is there",
+        field="describe.vlm.url",
+    )
 
 
 def _failure(what: str) -> RemoteServerError:
@@ -183,6 +200,13 @@ def _data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
 
+def _printable(text: str) -> str:
+    """The text with a mark in place of control characters, which label stores refuse."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def _label(answer: str) -> tuple[str | None, str]:
     """(label, "") or (None, why there is none)"""
     text = answer.strip(" \t\r\n\"'`.*")
@@ -190,6 +214,6 @@ def _label(answer: str) -> tuple[str | None, str]:
         return None, "the model's answer is empty"
     if text.lower() == "none":
         return None, "the model sees nothing in common"
-    if len(text) > _LONGEST or "\n" in text:
+    if len(text) > _LONGEST or not text.isprintable():
         return None, f"the model's answer is no label: {len(text)} characters"
     return text, ""

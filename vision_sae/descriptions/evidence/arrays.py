@@ -36,7 +36,7 @@ class ArrayEvidence:
     maps: NDArray[np.floating]
     """Activations of all patches of these pictures (F, K, P)."""
     thresholds: NDArray[np.floating]
-    """The activation from which on a patch belongs to a mask (F)."""
+    """The activation from which on a firing patch belongs to a mask (F)."""
 
     @property
     def width(self) -> int:
@@ -65,7 +65,8 @@ class ArrayEvidence:
             peak = float(values[strongest])
             if image < 0 or peak == 0:
                 continue
-            mask = values >= min(float(self.thresholds[unit]), peak)
+            # A unit that is mostly silent has a threshold of 0: silent patches are of no mask.
+            mask = (values >= min(float(self.thresholds[unit]), peak)) & (values > 0)
             shape = (self.grid.rows, self.grid.cols)
             row = int(image) * self.grid.patches + strongest
             found.append(Firing(int(image), row, peak, values.reshape(shape), mask.reshape(shape)))

@@ -130,6 +130,17 @@ class LabelJobs:
                 self._end(connection, row["id"], "cancelled")
             return _job(self._row(connection, name))
 
+    def allow(self, name: str, budget: Budget) -> Job:
+        """Give an open job another budget, of which it has used what it has used so far."""
+        with self._database.writing() as connection:
+            row = self._row(connection, name)
+            if row["state"] in OPEN:
+                change = jobs.update().where(jobs.c.id == row["id"])
+                connection.execute(
+                    change.values(max_units=budget.units, max_seconds=budget.seconds)
+                )
+            return _job(self._row(connection, name))
+
     def progress(self, name: str) -> Progress:
         """How fast a job goes."""
         with self._database.reading() as connection:

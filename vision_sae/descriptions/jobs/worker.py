@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vision_sae.descriptions.jobs.job import Chunk, Failure, Job
 from vision_sae.descriptions.jobs.queue import LabelJobs, Outcome
 from vision_sae.descriptions.protocol import Description
-from vision_sae.errors import VisionSaeError
+from vision_sae.errors import RemoteServerAwayError, VisionSaeError
 
 Label = Callable[[str, Sequence[int]], Iterable[Description]]
 """(parent, indices) -> descriptions of these units, in any order; each is handed in as it comes."""
@@ -51,6 +51,9 @@ def run_worker(
 
     Any number of workers, in any number of processes, may do this at once. A unit whose labelling
     raises is tried once more alone, and then counts as failed; the others go on.
+
+    Raises `RemoteServerAwayError` when a server that labelling asks is away; what is not finished
+    waits for the next worker.
     """
     stop, chosen = stop or threading.Event(), pace or Pace()
     worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -71,19 +74,25 @@ def _work(
     """Label a chunk and hand it in, piece by piece."""
     ready: dict[int, Outcome] = {}
     left, handed_in = len(chunk.indices), time.monotonic()
+    away: RemoteServerAwayError | None = None
     with _renewing(jobs, name, chunk, pace) as lost:
-        for index, outcome in _outcomes(label, chunk):
-            ready[index] = outcome
-            left -= 1
-            if stop.is_set() or lost.is_set():
-                break
-            if time.monotonic() - handed_in >= pace.hand_in_seconds and left:
-                if not jobs.finish(name, chunk, ready, seconds=pace.lease_seconds):
-                    return
-                ready, handed_in = {}, time.monotonic()
+        try:
+            for index, outcome in _outcomes(label, chunk):
+                ready[index] = outcome
+                left -= 1
+                if stop.is_set() or lost.is_set():
+                    break
+                if time.monotonic() - handed_in >= pace.hand_in_seconds and left:
+                    if not jobs.finish(name, chunk, ready, seconds=pace.lease_seconds):
+                        return
+                    ready, handed_in = {}, time.monotonic()
+        except RemoteServerAwayError as error:
+            away = error
     held = not lost.is_set() and jobs.finish(name, chunk, ready, seconds=pace.lease_seconds)
     if held and left:
         jobs.release(name, chunk.lease)
+    if away is not None:
+        raise away
 
 
 @contextmanager
@@ -114,6 +123,8 @@ def _outcomes(label: Label, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
             if made.feature in left:
                 left.discard(made.feature)
                 yield made.feature, made
+    except RemoteServerAwayError:
+        raise
     except Exception as error:
         _note(error, chunk.parent, f"{len(left)} units are tried one by one")
         for index in chunk.indices:
@@ -127,6 +138,8 @@ def _outcomes(label: Label, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
 def _alone(label: Label, parent: str, index: int) -> Outcome:
     try:
         made = list(label(parent, [index]))
+    except RemoteServerAwayError:
+        raise
     except Exception as error:
         _note(error, parent, f"unit {index} has failed")
         return Failure.of(error)
