@@ -67,7 +67,8 @@ def tensors_alive() -> dict[int, int]:
 def state(generator: Generator, found: list[Bundle], labelling: Any = None) -> Any:
     """What a server holds of the bundles and their generator."""
     from vision_sae_server.labelling import Labelling
-    from vision_sae_server.state import Served, ServedModel, State
+    from vision_sae_server.served import Served, ServedModel
+    from vision_sae_server.state import State
 
     config = ServeConfig(port=0, drain_seconds=2, max_generated_pixels=128)
     labels = LabelStore("sqlite://")

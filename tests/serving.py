@@ -50,7 +50,8 @@ def zoo(root: Path, *, described: bool = True) -> Bundle:
 def state(bundle: Bundle, labels: LabelStore, labelling: Any = None, *, model: Any = None) -> Any:
     """What a server holds of one bundle, with its model, or else a tiny one that fits the zoo."""
     from vision_sae_server.labelling import Labelling
-    from vision_sae_server.state import Served, ServedModel, State
+    from vision_sae_server.served import Served, ServedModel
+    from vision_sae_server.state import State
 
     config = ServeConfig(port=0, drain_seconds=2)
     held = ServedModel.ready(model or worlds.tiny_model(img_size=16), [], config)

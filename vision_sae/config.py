@@ -279,7 +279,8 @@ class ServeConfig(Section):
     """Where labels and label jobs are kept: a file, or a URL (postgresql://...). Without, they last
     as long as the server."""
     clip: str | None = None
-    """Contrastive model for labels by search, scores and search by meaning; none when absent."""
+    """Contrastive model for scores, search by meaning, and every describer but caption-pmi; none
+    when absent. The section ``describe`` says how labels are made, but for its ``clip``."""
     neurons: tuple[Path, ...] = ()
     """Evidence of raw neurons of the models served, which jobs may label."""
     drain_seconds: float = Field(10.0, ge=0)

@@ -15,6 +15,15 @@ def site_resource(model: str, site: str) -> str:
     return f"{model_resource(model)}/sites/{site}"
 
 
+def dictionary_of(units: str) -> str:
+    """The resource of the dictionary that units belong to: its own, or for the raw neurons of
+    ``models/{model}/sites/{site}`` that of the neuron basis, ``dictionaries/{model}.{site}``."""
+    if units.startswith("dictionaries/"):
+        return units
+    _, model, _, site = units.split("/")
+    return f"dictionaries/{model}.{site}"
+
+
 def dictionary_resource(name: str) -> str:
     """The resource of a bundle's dictionary: ``dictionaries/{dictionary}``."""
     return f"dictionaries/{name}"

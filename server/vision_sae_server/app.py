@@ -19,7 +19,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from vision_sae.config import ServeConfig
+from vision_sae.config import DescribeConfig, ServeConfig
 from vision_sae.errors import InvalidInputError
 from vision_sae.memory import keep_freed_memory
 from vision_sae.v1 import (
@@ -195,15 +195,19 @@ def check_bind(host: str, *, allow_insecure: bool) -> None:
 
 
 async def run(
-    bundles: Sequence[Path], config: ServeConfig, *, allow_insecure_bind: bool = False
+    bundles: Sequence[Path],
+    config: ServeConfig,
+    describe: DescribeConfig | None = None,
+    *,
+    allow_insecure_bind: bool = False,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
+    """Serve until SIGTERM or SIGINT, then drain; see `load_state`."""
     check_bind(config.host, allow_insecure=allow_insecure_bind)
     sys.setswitchinterval(_SWITCH_SECONDS)
     keep_freed_memory()
     if config.metrics_port is not None:
         start_http_server(config.metrics_port, addr=config.host)
-    state = load_state(bundles, config)
+    state = load_state(bundles, config, describe)
     server = Server(state)
     port = await server.start()
     print(f"serving {len(bundles)} dictionaries on {config.host}:{port}", flush=True)

@@ -19,7 +19,8 @@ from vision_sae_server.interceptor import validate
 from vision_sae_server.lanes import Batches
 from vision_sae_server.ledgers import Attributing
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Picture, Served, State
+from vision_sae_server.served import Served
+from vision_sae_server.state import Picture, State
 from vision_sae_server.streams import in_order, item_error
 from vision_sae_server.vectors import site_vectors
 

@@ -16,6 +16,7 @@ from vision_sae.v1 import catalog_service_pb2_grpc
 from vision_sae_server import messages
 from vision_sae_server.feature_values import FILTER_FIELDS, ORDER_FIELDS, values_of_all
 from vision_sae_server.listing import matcher, page, sort
+from vision_sae_server.served import Units
 from vision_sae_server.state import State
 
 _DICTIONARY_FIELDS = ("model", "site", "architecture", "width")
@@ -90,10 +91,14 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
     async def ListDictionaries(
         self, request: pb.ListDictionariesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListDictionariesResponse:
-        """All dictionaries, by name."""
+        """All dictionaries, by name; raw neurons last."""
         matches = matcher(request.filter, _DICTIONARY_FIELDS)
-        served = [served for _, served in sorted(self._state.dictionaries.items())]
-        found = await self._state.searching.run(lambda: [*map(messages.dictionary, served)])
+        everything: dict[str, Units] = {}
+        everything |= sorted(self._state.dictionaries.items())
+        everything |= sorted(self._state.neurons.items())
+        found = await self._state.searching.run(
+            lambda: [*map(messages.dictionary, everything.values())]
+        )
         kept = [
             d for d in found if matches({name: getattr(d, name) for name in _DICTIONARY_FIELDS})
         ]
@@ -104,7 +109,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         self, request: pb.GetDictionaryRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetDictionaryResponse:
         """One dictionary."""
-        served = self._state.dictionary(request.name)
+        served = self._state.units(request.name)
         found = await self._state.searching.run(lambda: messages.dictionary(served))
         return pb.GetDictionaryResponse(dictionary=found)
 
@@ -112,7 +117,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         self, request: pb.ListFeaturesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListFeaturesResponse:
         """The features of a dictionary, filtered, ordered and in pages."""
-        served = self._state.dictionary(request.parent)
+        served = self._state.units(request.parent)
         matches = matcher(request.filter, FILTER_FIELDS)
 
         def listing() -> pb.ListFeaturesResponse:
@@ -132,7 +137,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         self, request: pb.GetFeatureRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetFeatureResponse:
         """One feature."""
-        served, index = self._state.feature(request.name)
+        served, index = self._state.unit(request.name)
         (message,) = await self._state.searching.run(
             lambda: messages.features(served, [index], request.view, request.exemplars)
         )

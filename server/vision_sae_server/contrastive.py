@@ -1,4 +1,4 @@
-"""What a server labels with when it has a contrastive model: search, scores, and meanings."""
+"""What a server labels with when it has a contrastive model: describers, scores, and meanings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from PIL import Image
 
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
+from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.milan import MilanDescriber
+from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.meanings import meanings, nearest
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
 from vision_sae.descriptions.scores.scorer import METRICS
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
+from vision_sae.files import sha256_json
 from vision_sae.models.protocol import Model
 from vision_sae.models.similarity import similarities
 from vision_sae_server.labelling import Labelling, Meaning
@@ -31,6 +35,10 @@ class _Labels:
     def __init__(self, toolbox: Toolbox, describer: str) -> None:
         self._toolbox, self._describer = toolbox, describer
         self.version = describer_version(describer)
+
+    def identity(self) -> str:
+        settings = self._toolbox.config.model_dump(mode="json")
+        return sha256_json([self._describer, self.version, settings, self._toolbox.contents()])
 
     def label(
         self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
@@ -75,17 +83,15 @@ class _Scores:
 class _Meanings:
     """See `vision_sae_server.labelling.Meanings`."""
 
-    def __init__(
-        self, toolbox: Toolbox, evidence: Mapping[str, Evidence], labels: LabelStore
-    ) -> None:
-        self._toolbox, self._evidence, self._labels = toolbox, evidence, labels
+    def __init__(self, toolbox: Toolbox, labels: LabelStore) -> None:
+        self._toolbox, self._labels = toolbox, labels
 
-    def nearest(self, text: str, dictionary: str, by: Meaning) -> Sequence[tuple[int, float]]:
-        evidence, toolbox = self._evidence[dictionary], self._toolbox
+    def nearest(self, text: str, evidence: Evidence, by: Meaning) -> Sequence[tuple[int, float]]:
+        toolbox = self._toolbox
         embed = toolbox.scorer(evidence).embed
         (query,) = embed([text])
         if by == "label":
-            texts = self._labels.texts(dictionary)
+            texts = self._labels.texts(evidence.name)
             rows = list(texts)
             found = nearest(query, embed(list(texts.values()))) if texts else []
             return [(rows[row], cosine) for row, cosine in found]
@@ -105,25 +111,25 @@ class _Similarities:
 
 
 def contrastive_labelling(
-    clip: str,
+    config: DescribeConfig,
     probes: Path,
-    evidence: Mapping[str, Evidence],
     labels: LabelStore,
     loaded: Mapping[str, Model] = MappingProxyType({}),
 ) -> Labelling:
-    """Labels by search with the contrastive model ``clip``, its scores, and search by meaning.
+    """Labels by every describer that ``config`` has what it takes for, that of its own choice the
+    default; scores by its contrastive model, and search by meaning.
 
     A model that is not among those ``loaded`` is loaded when it is asked for. ``probes`` is the
-    folder in which labelling keeps what it needs again; ``evidence`` is that of the dictionaries
-    served, by name.
+    folder in which labelling keeps what it needs again; ``labels`` are those searched by meaning.
     """
-    config = DescribeConfig(clip=clip)
     toolbox = Toolbox(config, probes, loaded=loaded, progress=False)
-    describers = (config.describer, CaptionPmi.name)
+    describers = [config.describer, ContrastiveDescriber.name, CaptionPmi.name, MilanDescriber.name]
+    if config.vlm.url:
+        describers.append(VlmDescriber.name)
     return Labelling(
-        {name: _Labels(toolbox, name) for name in describers},
+        {name: _Labels(toolbox, name) for name in dict.fromkeys(describers)},
         _Scores(toolbox),
-        clip=clip,
-        meanings=_Meanings(toolbox, evidence, labels),
+        clip=config.clip,
+        meanings=_Meanings(toolbox, labels),
         similarities=_Similarities(toolbox),
     )

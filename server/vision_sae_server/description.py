@@ -17,7 +17,8 @@ from vision_sae_server import messages
 from vision_sae_server.callers import caller
 from vision_sae_server.labelling import metric_names
 from vision_sae_server.replies import Replies
-from vision_sae_server.state import Served, State
+from vision_sae_server.served import Units
+from vision_sae_server.state import State
 
 _EDITABLE = ("text", "abstained", "abstention_reason")
 _DEFAULT_SAMPLE = 50
@@ -39,10 +40,10 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         return await self._described.once(request, lambda: self._describe(request))
 
     async def _describe(self, request: pb.DescribeFeatureRequest) -> pb.DescribeFeatureResponse:
-        served, index = self._state.feature(request.feature)
+        served, index = self._state.unit(request.feature)
         name, describer = self._state.labelling.describer(request.describer)
         metrics = metric_names(request.metrics, describer.metrics, name)
-        unit, labels = Unit(served.resource, index), self._state.labels
+        unit, labels = Unit(served.evidence.name, index), self._state.labels
 
         def make() -> Entry:
             made = list(describer.label(served.evidence, [index], metrics))
@@ -59,7 +60,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         return pb.DescribeFeatureResponse(description=found, from_store=stored)
 
     def _shown(
-        self, served: Served, entry: Entry, request: pb.DescribeFeatureRequest
+        self, served: Units, entry: Entry, request: pb.DescribeFeatureRequest
     ) -> description_pb2.Description:
         if request.view != feature_pb2.FEATURE_VIEW_FULL:
             return messages.description(served, entry)
@@ -70,7 +71,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         self, request: pb.ScoreDescriptionRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ScoreDescriptionResponse:
         """How well any text describes a feature."""
-        served, index = self._state.feature(request.feature)
+        served, index = self._state.unit(request.feature)
         text, scorer = _said(request.text, "text"), self._state.labelling.scorer
         if scorer is None:
             raise NotConfiguredError(
@@ -96,9 +97,9 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
 
         return await self._state.describing.run(score)
 
-    def _other_texts(self, served: Served, index: int, text: str, seed: int) -> list[str]:
+    def _other_texts(self, served: Units, index: int, text: str, seed: int) -> list[str]:
         """Texts of other features that say something else, drawn by the seed."""
-        texts = self._state.labels.texts(served.resource)
+        texts = self._state.labels.texts(served.evidence.name)
         others = sorted({t for i, t in texts.items() if i != index} - {text})
         count = min(_CONTROLS, len(others))
         chosen = np.random.default_rng(seed).choice(len(others), count, replace=False)
@@ -116,10 +117,10 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
     ) -> pb.UpdateDescriptionResponse:
         if not request.description.name:
             raise InvalidInputError("name the description", field="description.name")
-        served, index = self._state.feature(request.description.name.removesuffix("/description"))
+        served, index = self._state.unit(request.description.name.removesuffix("/description"))
         mask = request.update_mask if request.HasField("update_mask") else None
         wanted = _edit(request.description, mask)
-        unit = Unit(served.resource, index)
+        unit = Unit(served.evidence.name, index)
 
         def update() -> pb.UpdateDescriptionResponse:
             text, reason = wanted(self._state.labels.current(unit))

@@ -20,7 +20,8 @@ from vision_sae.tensors import from_proto
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, ServedModel, State
+from vision_sae_server.served import Served, ServedModel
+from vision_sae_server.state import State
 
 _DEFAULT_TRANSPORTED = 20
 _OPERATIONS: dict[int, Operation] = {

@@ -16,7 +16,8 @@ from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2 as pb
 from vision_sae.v1 import tensor_pb2
 from vision_sae_server import messages
-from vision_sae_server.state import Picture, Served
+from vision_sae_server.served import Served
+from vision_sae_server.state import Picture
 
 DEFAULT_TOP_K = 20
 DEFAULT_PATCHES = 5

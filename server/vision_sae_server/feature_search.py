@@ -19,7 +19,8 @@ from vision_sae_server.feature_values import passing
 from vision_sae_server.labelling import Meaning
 from vision_sae_server.listing import page
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Picture, Served, State
+from vision_sae_server.served import Served, Units
+from vision_sae_server.state import Picture, State
 from vision_sae_server.vectors import site_vectors
 
 _DEFAULT_PAGE = 20
@@ -42,7 +43,7 @@ _MEANINGS: dict[int, Meaning] = {
 
 @dataclass(frozen=True)
 class _Hit:
-    served: Served
+    served: Units
     index: int
     score: float
     match: _Match
@@ -56,14 +57,15 @@ async def search_features(
     if request.match and request.match not in _APPLY[kind]:
         known = ", ".join(pb.FeatureMatch.Name(match) for match in _APPLY[kind])
         raise InvalidInputError(f"a query by {kind} can match by {known}", field="match")
-    searched = [state.dictionary(name) for name in request.dictionaries]
-    chosen = searched or list(state.dictionaries.values())
-    if kind == "region":
-        hits = await _by_region(state, request, chosen)
-    elif kind == "feature":
-        hits = await state.searching.run(lambda: _by_feature(state, request, chosen))
+    if kind == "text":
+        hits = await state.searching.run(lambda: _by_text(state, request))
     else:
-        hits = await state.searching.run(lambda: _by_text(state, request, chosen))
+        searched = [state.dictionary(name) for name in request.dictionaries]
+        chosen = searched or list(state.dictionaries.values())
+        if kind == "region":
+            hits = await _by_region(state, request, chosen)
+        else:
+            hits = await state.searching.run(lambda: _by_feature(state, request, chosen))
     return await state.searching.run(lambda: _answer(request, hits))
 
 
@@ -102,13 +104,12 @@ def _filtered(hits: Sequence[_Hit], filter: str) -> list[_Hit]:
     return [hit for hit in hits if (hit.served.resource, hit.index) in passed]
 
 
-def _by_text(
-    state: State, request: pb.SearchFeaturesRequest, chosen: Sequence[Served]
-) -> list[_Hit]:
+def _by_text(state: State, request: pb.SearchFeaturesRequest) -> list[_Hit]:
     """By words of the labels; then, where there is an index of meanings, by meaning.
 
-    Without ``match`` the features whose labels have the words come first: their scores and those
-    of the others measure different things.
+    Raw neurons are found by their words; by meaning only when they are named: what is kept for it
+    of every unit takes a while to make, and a model has many. Without ``match`` the features whose
+    labels have the words come first: their scores and those of the others measure different things.
     """
     if request.match in _MEANINGS and state.labelling.meanings is None:
         raise NotConfiguredError(
@@ -116,9 +117,11 @@ def _by_text(
             "FEATURE_MATCH_LABEL finds words of labels",
             field="match",
         )
+    named = [state.units(name) for name in request.dictionaries]
+    chosen = named or list(state.dictionaries.values())
     hits: list[_Hit] = []
     if request.match in (pb.FEATURE_MATCH_UNSPECIFIED, pb.FEATURE_MATCH_LABEL):
-        hits += _by_words(state, request.text, chosen)
+        hits += _by_words(state, request.text, named or [*chosen, *state.neurons.values()])
     if request.match == pb.FEATURE_MATCH_UNSPECIFIED:
         known = {(hit.served.resource, hit.index) for hit in hits}
         near = _by_meaning(state, request.text, chosen, pb.FEATURE_MATCH_EXEMPLARS)
@@ -128,23 +131,23 @@ def _by_text(
     return hits
 
 
-def _by_words(state: State, text: str, chosen: Sequence[Served]) -> list[_Hit]:
-    served = {each.resource: each for each in chosen}
+def _by_words(state: State, text: str, chosen: Sequence[Units]) -> list[_Hit]:
+    served = {each.evidence.name: each for each in chosen}
     return [
         _Hit(served[hit.unit.parent], hit.unit.index, hit.rank, pb.FEATURE_MATCH_LABEL)
         for hit in state.labels.search(text, list(served))
-        if hit.unit.index < served[hit.unit.parent].bundle.dictionary.width
+        if hit.unit.index < served[hit.unit.parent].evidence.width
     ]
 
 
-def _by_meaning(state: State, text: str, chosen: Sequence[Served], match: _Match) -> list[_Hit]:
+def _by_meaning(state: State, text: str, chosen: Sequence[Units], match: _Match) -> list[_Hit]:
     meanings = state.labelling.meanings
     if meanings is None:
         return []
     hits = [
         _Hit(served, index, similarity, match)
         for served in chosen
-        for index, similarity in meanings.nearest(text, served.resource, _MEANINGS[match])
+        for index, similarity in meanings.nearest(text, served.evidence, _MEANINGS[match])
     ]
     return sorted(hits, key=lambda hit: -hit.score)
 

@@ -32,7 +32,8 @@ from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server import recipes
 from vision_sae_server.edits import Translated, regions_in_pixels, translate
 from vision_sae_server.encodings import Encoded, encode_response, explained
-from vision_sae_server.state import Picture, Served, ServedModel, State
+from vision_sae_server.served import Served, ServedModel
+from vision_sae_server.state import Picture, State
 
 _DEFAULT_PREVIEW = 128
 _MOST_EFFECT_TEXTS = 16

@@ -20,7 +20,8 @@ from vision_sae.v1 import intervention_service_pb2 as pb
 from vision_sae.v1 import intervention_service_pb2_grpc
 from vision_sae_server.edits import feature_edit
 from vision_sae_server.interceptor import validate
-from vision_sae_server.state import Picture, Served, ServedModel, State
+from vision_sae_server.served import Served, ServedModel
+from vision_sae_server.state import Picture, State
 from vision_sae_server.streams import in_order, item_error
 from vision_sae_server.targets import Targets, check_has_targets
 

@@ -89,4 +89,7 @@ class JobLane:
         clip = self._state.labelling.clip
         if (before := job.target.config.get("clip", clip)) != clip:
             return f"labels were judged by {before or 'nothing'}, here by {clip or 'nothing'}"
+        made_by = self._state.labelling.describers[job.target.describer].identity()
+        if job.target.config.get("identity", made_by) != made_by:
+            return "the describer's settings, or the files they name, changed; create another job"
         return ""

@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from vision_sae.descriptions.jobs.job import Budget, Failure, Finished, Job, Progress, Target
 from vision_sae.descriptions.store import Unit
 from vision_sae.errors import InvalidInputError, NotConfiguredError, NotFoundError
+from vision_sae.resources import dictionary_of
 from vision_sae.v1 import description_pb2, label_job_service_pb2_grpc, measure_pb2
 from vision_sae.v1 import label_job_service_pb2 as pb
 from vision_sae_server import messages
@@ -68,6 +69,7 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
                 "force": asked.force,
                 "version": describer.version,
                 "clip": self._state.labelling.clip,
+                "identity": describer.identity(),
             },
         )
         seconds = asked.budget.max_duration.ToTimedelta().total_seconds()
@@ -92,15 +94,16 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
         ]
 
     def _features(self, asked: pb.FeatureUnits) -> list[Unit]:
-        served = self._state.dictionary(asked.dictionary)
+        units = self._state.units(asked.dictionary)
         for index in asked.indices:
-            served.bundle.check_feature(index)
-        keep, fires = passing(served, asked.filter), served.bundle.statistics.count > 0
+            units.check(index)
+        keep = passing(units, asked.filter)
         candidates: Iterable[int] = asked.indices
         if not asked.indices:
-            everything = range(served.bundle.dictionary.width)
-            candidates = everything if asked.filter.strip() else (i for i in everything if fires[i])
-        return [Unit(served.resource, index) for index in keep(list(candidates))]
+            everything = range(units.evidence.width)
+            fire = (i for i in everything if units.figures(i)["image_count"])
+            candidates = everything if asked.filter.strip() else fire
+        return [Unit(units.evidence.name, index) for index in keep(list(candidates))]
 
     def _neuron_sites(self, asked: pb.NeuronUnits) -> list[str]:
         """``models/{model}/sites/{site}`` of the sites that match."""
@@ -216,12 +219,11 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
         return _News(job, progress, jobs.finished(name, after=after, limit=_PAGE))
 
     def _unit(self, done: Finished) -> pb.LabelledUnit:
-        message = pb.LabelledUnit(feature=feature_name(done.unit))
+        message = pb.LabelledUnit(feature=messages.feature_name(done.unit))
         if done.failure is not None:
             message.error.CopyFrom(_item_error(done.failure))
         elif done.entry is not None:
             message.description.CopyFrom(messages.description(None, done.entry))
-            message.description.name = f"{message.feature}/description"
         return message
 
     def _message(self, job: Job) -> pb.LabelJob:
@@ -265,23 +267,6 @@ def _values(job: Job) -> Values:
     }
 
 
-def dictionary_name(parent: str) -> str:
-    """The dictionary that holds units of ``parent``.
-
-    The raw neuron dictionary of ``models/{model}/sites/{site}`` is
-    ``dictionaries/{model}.{site}``.
-    """
-    if parent.startswith("dictionaries/"):
-        return parent
-    _, model, _, site = parent.split("/")
-    return f"dictionaries/{model}.{site}"
-
-
-def feature_name(unit: Unit) -> str:
-    """A unit as a feature of the dictionary that holds it."""
-    return f"{dictionary_name(unit.parent)}/features/{unit.index}"
-
-
 def _item_error(failure: Failure) -> measure_pb2.ItemError:
     return measure_pb2.ItemError(
         code=grpc_code(failure.reason),
@@ -312,7 +297,7 @@ def label_job(job: Job, progress: Progress) -> pb.LabelJob:
             workers=progress.workers,
         ),
         creator=job.creator,
-        dictionaries=[dictionary_name(parent) for parent in job.target.identities],
+        dictionaries=[dictionary_of(parent) for parent in job.target.identities],
     )
     ParseDict(_asked(job.target), message)
     message.progress.used.FromMicroseconds(round(job.used * 1e6))

@@ -18,6 +18,7 @@ from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
 from vision_sae.errors import NotConfiguredError, NotFoundError
+from vision_sae.files import sha256_json
 from vision_sae.v1.description_pb2 import ScoreMetric
 
 
@@ -32,6 +33,10 @@ class Labels(Protocol):
     @property
     def metrics(self) -> Sequence[Metric]:
         """What it can measure of its labels."""
+        ...
+
+    def identity(self) -> str:
+        """SHA-256 of its settings and of all that they name: another makes other labels."""
         ...
 
     def label(
@@ -72,8 +77,8 @@ Meaning = Literal["exemplars", "label"]
 class Meanings(Protocol):
     """Features found by what a text means, in the space of a contrastive model."""
 
-    def nearest(self, text: str, dictionary: str, by: Meaning) -> Sequence[tuple[int, float]]:
-        """(feature of the dictionary, cosine similarity to the text), the nearest first."""
+    def nearest(self, text: str, evidence: Evidence, by: Meaning) -> Sequence[tuple[int, float]]:
+        """(unit of the evidence, cosine similarity to the text), the nearest first."""
         ...
 
 
@@ -93,7 +98,12 @@ class CaptionLabels:
     metrics: tuple[Metric, ...] = ("pmi",)
 
     def __init__(self, config: CaptionPmiConfig) -> None:
+        self._config = config
         self._describer = CaptionPmi(config)
+
+    def identity(self) -> str:
+        """Of its settings: it needs nothing else."""
+        return sha256_json([self.version, self._config.model_dump(mode="json")])
 
     @property
     def version(self) -> int:
@@ -107,15 +117,16 @@ class CaptionLabels:
         return self._describer.describe(evidence, units)
 
 
-def _caption_pmi_alone() -> dict[str, Labels]:
-    return {CaptionPmi.name: CaptionLabels(CaptionPmiConfig())}
+def captions_alone(config: CaptionPmiConfig | None = None) -> dict[str, Labels]:
+    """The describers of a server without a contrastive model."""
+    return {CaptionPmi.name: CaptionLabels(config or CaptionPmiConfig())}
 
 
 @dataclass(frozen=True)
 class Labelling:
     """Everything a server labels with."""
 
-    describers: Mapping[str, Labels] = field(default_factory=_caption_pmi_alone)
+    describers: Mapping[str, Labels] = field(default_factory=captions_alone)
     """By name, the default first."""
     scorer: Scores | None = None
     """Scores of texts; needs a contrastive model."""

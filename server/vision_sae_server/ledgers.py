@@ -27,7 +27,8 @@ from vision_sae_server.encodings import (
     explained,
     maps_of,
 )
-from vision_sae_server.state import Picture, Served, ServedModel, State
+from vision_sae_server.served import Served, ServedModel
+from vision_sae_server.state import Picture, State
 from vision_sae_server.targets import Targets, check_has_targets
 from vision_sae_server.vectors import vectors_at
 

@@ -20,11 +20,13 @@ from PIL import Image
 
 from vision_sae.bundles.bundle import Exemplar
 from vision_sae.bundles.statistics import QUANTILE_LEVELS
+from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.protocol import Negatives, Score
-from vision_sae.descriptions.store import Entry
+from vision_sae.descriptions.store import Entry, Unit
+from vision_sae.dictionaries.neurons import NeuronBasis
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.models.protocol import ContrastiveModel
-from vision_sae.resources import dictionary_resource
+from vision_sae.resources import dictionary_of, dictionary_resource
 from vision_sae.tensors import to_proto, write
 from vision_sae.v1 import (
     description_pb2,
@@ -36,7 +38,7 @@ from vision_sae.v1 import (
     model_pb2,
     tensor_pb2,
 )
-from vision_sae_server.state import Served, ServedModel
+from vision_sae_server.served import Served, ServedModel, Units
 
 _DEFAULT_EXEMPLARS = 9
 _DEFAULT_THUMBNAIL = 128
@@ -134,32 +136,23 @@ def _thumbnail(data: bytes, side: int) -> image_pb2.EncodedImage:
 
 
 def indexed_patch(
-    served: Served, patch: int, *, thumbnail: int | None, activation: float = 0.0
+    evidence: Evidence, patch: int, *, thumbnail: int | None, activation: float = 0.0
 ) -> exemplar_pb2.Exemplar:
     """A patch of the data set in its picture; ``thumbnail`` is a side in pixels, or None."""
-    bundle = served.bundle
-    image, position = divmod(patch, bundle.grid.patches)
-    record = bundle.images[image]
+    grid = evidence.grid
+    image, position = divmod(patch, grid.patches)
+    record = evidence.images[image]
     return exemplar_pb2.Exemplar(
         image=record.id,
-        row=position // bundle.grid.cols,
-        col=position % bundle.grid.cols,
-        box=box(bundle.box(patch)),
+        row=position // grid.cols,
+        col=position % grid.cols,
+        box=box(grid.boxes(evidence.geometry(image))[position]),
         activation=activation,
-        thumbnail=_thumbnail(bundle.thumbnails[image], thumbnail) if thumbnail else None,
+        thumbnail=_thumbnail(evidence.thumbnail(image), thumbnail) if thumbnail else None,
         caption=record.caption,
         image_width=record.width,
         image_height=record.height,
     )
-
-
-def quantile(served: Served, feature: int, activation: float) -> float:
-    """Share of the feature's non-zero activations that are at most ``activation``."""
-    _, values = served.bundle.postings.row(feature)  # strongest first
-    if len(values) == 0:
-        return 0.0
-    above = np.searchsorted(-values.astype(np.float32), -np.float32(activation), side="left")
-    return float(1 - above / len(values))
 
 
 def thumbnail_side(options: exemplar_pb2.ExemplarOptions) -> int | None:
@@ -168,33 +161,33 @@ def thumbnail_side(options: exemplar_pb2.ExemplarOptions) -> int | None:
 
 
 def _exemplar(
-    served: Served, feature: int, exemplar: Exemplar, options: exemplar_pb2.ExemplarOptions
+    units: Units, feature: int, exemplar: Exemplar, options: exemplar_pb2.ExemplarOptions
 ) -> exemplar_pb2.Exemplar:
     message = indexed_patch(
-        served,
+        units.evidence,
         exemplar.patch,
         thumbnail=thumbnail_side(options),
         activation=exemplar.activation,
     )
-    message.quantile = quantile(served, feature, exemplar.activation)
+    message.quantile = units.quantile(feature, exemplar.activation)
     if options.masks:
         message.mask.CopyFrom(to_proto(exemplar.mask))
     return message
 
 
 def exemplars(
-    served: Served, index: int, options: exemplar_pb2.ExemplarOptions
+    units: Units, index: int, options: exemplar_pb2.ExemplarOptions
 ) -> list[exemplar_pb2.Exemplar]:
     """The exemplars of a feature that ``options`` asks for."""
     count = options.max_count if options.HasField("max_count") else _DEFAULT_EXEMPLARS
-    top, across = served.bundle.exemplars(index)
+    top, across = units.exemplars(index)
     if options.across_quantiles:
         everything = top + across
         picks = np.linspace(len(everything) - 1, 0, min(count, len(everything))).round()
         chosen = [everything[int(i)] for i in picks]  # from low to high
     else:
         chosen = top[:count]
-    return [_exemplar(served, index, exemplar, options) for exemplar in chosen]
+    return [_exemplar(units, index, exemplar, options) for exemplar in chosen]
 
 
 def score(measured: Score) -> description_pb2.Score:
@@ -212,8 +205,13 @@ def score(measured: Score) -> description_pb2.Score:
     )
 
 
+def feature_name(unit: Unit) -> str:
+    """A unit as a feature of the dictionary that holds it."""
+    return f"{dictionary_of(unit.parent)}/features/{unit.index}"
+
+
 def description(
-    served: Served | None,
+    served: Units | None,
     entry: Entry,
     options: exemplar_pb2.ExemplarOptions | None = None,
     history: Sequence[Entry] = (),
@@ -221,7 +219,7 @@ def description(
     """A version of a description; of a feature that is served, with ``options``, in full."""
     made = entry.description
     message = description_pb2.Description(
-        name=f"{entry.unit.resource}/description",
+        name=f"{feature_name(entry.unit)}/description",
         text=made.text,
         abstained=made.text is None,
         abstention_reason=made.abstained,
@@ -241,7 +239,7 @@ def description(
         # Patches of other evidence, of a bundle that stood here before, are not those of this one.
         known = entry.identity == served.evidence.identity
         message.evidence.extend(
-            indexed_patch(served, patch, thumbnail=side)
+            indexed_patch(served.evidence, patch, thumbnail=side)
             for patch in (made.evidence[:count] if known else ())
         )
         message.candidates.extend(
@@ -252,17 +250,11 @@ def description(
     return message
 
 
-def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.FeatureStatistics:
-    bundle, stats = served.bundle, served.bundle.statistics
-    message = feature_pb2.FeatureStatistics(
-        count=int(stats.count[index]),
-        firing_rate=float(stats.count[index]) / (len(bundle.codes.indptr) - 1),
-        mean=float(stats.mean[index]),
-        std=float(stats.std[index]),
-        max=float(stats.max[index]),
-        image_count=int(bundle.image_counts[index]),
-    )
-    if full:
+def _statistics(units: Units, index: int, *, full: bool) -> feature_pb2.FeatureStatistics:
+    figures: dict[str, Any] = units.figures(index)
+    message = feature_pb2.FeatureStatistics(**figures)
+    if full and isinstance(units, Served):
+        bundle, stats = units.bundle, units.bundle.statistics
         message.quantiles.extend(
             feature_pb2.Quantile(level=level, value=float(value))
             for level, value in zip(QUANTILE_LEVELS, stats.quantiles[index], strict=True)
@@ -275,13 +267,13 @@ def _statistics(served: Served, index: int, *, full: bool) -> feature_pb2.Featur
 
 
 def features(
-    served: Served,
+    served: Units,
     indices: Sequence[int],
     view: feature_pb2.FeatureView.ValueType,
     options: exemplar_pb2.ExemplarOptions,
 ) -> list[feature_pb2.Feature]:
     """Features with their current descriptions, in the view asked for."""
-    entries = served.labels.currents(served.resource, indices)
+    entries = served.labels.currents(served.evidence.name, indices)
     if view != feature_pb2.FEATURE_VIEW_FULL:
         return [_basic_feature(served, index, entries.get(index)) for index in indices]
     found = []
@@ -292,12 +284,13 @@ def features(
             earlier = served.labels.history(entry.unit)
             message.description.CopyFrom(description(served, entry, options, earlier))
         message.exemplars.extend(exemplars(served, index, options))
-        message.related.extend(_related(served, index))
+        if isinstance(served, Served):
+            message.related.extend(_related(served, index))
         found.append(message)
     return found
 
 
-def _feature(served: Served, index: int, *, full: bool) -> feature_pb2.Feature:
+def _feature(served: Units, index: int, *, full: bool) -> feature_pb2.Feature:
     return feature_pb2.Feature(
         name=f"{served.resource}/features/{index}",
         index=index,
@@ -309,13 +302,13 @@ def _feature(served: Served, index: int, *, full: bool) -> feature_pb2.Feature:
     LRUCache(_BASIC_FEATURES),
     key=lambda served, index, entry: (
         served.resource,
-        served.bundle.manifest_sha256,
+        served.evidence.identity,
         index,
         entry and entry.etag,
     ),
     lock=threading.Lock(),
 )
-def _basic_feature(served: Served, index: int, entry: Entry | None) -> feature_pb2.Feature:
+def _basic_feature(served: Units, index: int, entry: Entry | None) -> feature_pb2.Feature:
     """A feature in the basic view. It is made once and put into many answers: never change it."""
     message = _feature(served, index, full=False)
     if entry is not None:
@@ -383,18 +376,36 @@ def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
     return sorted(found, key=lambda related: -related.similarity)
 
 
-def dictionary(served: Served) -> dictionary_pb2.Dictionary:
-    """A dictionary with its metrics, its index and a summary of its descriptions."""
+def dictionary(units: Units) -> dictionary_pb2.Dictionary:
+    """A dictionary with a summary of its descriptions; of a bundle, with metrics and index."""
+    message = _dictionary(units) if isinstance(units, Served) else dictionary_pb2.Dictionary()
+    message.name = units.resource
+    message.display_name = units.resource.removeprefix("dictionaries/")
+    message.model, message.site = f"models/{units.model.name}", units.evidence.site
+    if not isinstance(units, Served):
+        message.architecture = NeuronBasis.architecture
+        message.width = message.input_width = units.evidence.width
+    labelled = units.labels.summary(units.evidence.name)
+    if labelled.described or labelled.abstained:
+        message.descriptions.CopyFrom(
+            dictionary_pb2.DescriptionSummary(
+                described=labelled.described,
+                abstained=labelled.abstained,
+                by_people=labelled.by_people,
+                describers=labelled.describers,
+            )
+        )
+    return message
+
+
+def _dictionary(served: Served) -> dictionary_pb2.Dictionary:
+    """What a bundle says of its dictionary."""
     manifest = served.bundle.manifest
-    index, labelled = manifest["patch_index"], served.labels.summary(served.resource)
+    index = manifest["patch_index"]
     size = sum(
         entry["bytes"] for path, entry in manifest["files"].items() if path.startswith("patches/")
     )
-    message = dictionary_pb2.Dictionary(
-        name=served.resource,
-        display_name=served.bundle.name,
-        model=f"models/{served.model.name}",
-        site=served.bundle.site,
+    return dictionary_pb2.Dictionary(
         architecture=manifest["dictionary"]["architecture"],
         width=manifest["dictionary"]["width"],
         input_width=manifest["dictionary"]["dim"],
@@ -414,16 +425,6 @@ def dictionary(served: Served) -> dictionary_pb2.Dictionary:
         ),
         manifest_sha256=served.bundle.manifest_sha256,
     )
-    if labelled.described or labelled.abstained:
-        message.descriptions.CopyFrom(
-            dictionary_pb2.DescriptionSummary(
-                described=labelled.described,
-                abstained=labelled.abstained,
-                by_people=labelled.by_people,
-                describers=labelled.describers,
-            )
-        )
-    return message
 
 
 def model(served: ServedModel) -> model_pb2.Model:

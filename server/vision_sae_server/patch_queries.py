@@ -18,7 +18,8 @@ from vision_sae.v1 import search_service_pb2 as pb
 from vision_sae.vectors import normalised
 from vision_sae_server.edits import feature_edit
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, State
+from vision_sae_server.served import Served
+from vision_sae_server.state import State
 from vision_sae_server.vectors import site_vectors
 
 _NEGATIVE_WEIGHT = 0.5

@@ -16,7 +16,8 @@ from vision_sae.errors import MismatchError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae.v1 import tensor_pb2
-from vision_sae_server.state import ServedModel, State
+from vision_sae_server.served import ServedModel
+from vision_sae_server.state import State
 
 _FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")

@@ -22,7 +22,8 @@ from vision_sae_server import messages
 from vision_sae_server.feature_search import search_features
 from vision_sae_server.listing import page
 from vision_sae_server.patch_queries import PatchQueries
-from vision_sae_server.state import Served, State
+from vision_sae_server.served import Served
+from vision_sae_server.state import State
 
 _DEFAULT_PAGE = 20
 _DEEPEST = 2000
@@ -104,10 +105,10 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         )
         thumbnail = messages.thumbnail_side(options)
         for hit in shown:
-            patch = messages.indexed_patch(served, hit.patch, thumbnail=thumbnail)
+            patch = messages.indexed_patch(served.evidence, hit.patch, thumbnail=thumbnail)
             if feature is not None:
                 patch.activation = served.bundle.activation(hit.patch, feature)
-                patch.quantile = messages.quantile(served, feature, patch.activation)
+                patch.quantile = served.quantile(feature, patch.activation)
             response.hits.append(
                 pb.PatchHit(patch=patch, score=hit.score, collapsed_count=hit.collapsed)
             )

@@ -6,12 +6,13 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from vision_sae.bundles.bundle import Bundle
-from vision_sae.config import ServeConfig
+from vision_sae.config import DescribeConfig, ServeConfig
 from vision_sae.descriptions.database import MEMORY
 from vision_sae.descriptions.describe import PROBES
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
@@ -22,17 +23,15 @@ from vision_sae.descriptions.store import LabelStore
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError, MismatchError, NotFoundError
 from vision_sae.models.bound import bound
-from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
-from vision_sae.models.protocol import Model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.decode import decode_image
-from vision_sae.resources import dictionary_resource, model_resource
+from vision_sae.resources import dictionary_of, dictionary_resource
 from vision_sae_server.contrastive import contrastive_labelling
-from vision_sae_server.labelling import Labelling
-from vision_sae_server.lanes import Lane, ModelLane
-from vision_sae_server.sharing import sharing
+from vision_sae_server.labelling import Labelling, captions_alone
+from vision_sae_server.lanes import Lane
+from vision_sae_server.served import Served, ServedModel, ServedNeurons, Units
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
@@ -46,53 +45,6 @@ class Picture:
     pixels: Tensor
     """Model input (3, H, W)."""
     geometry: Geometry
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model and the lane that runs it."""
-
-    model: Model
-    lane: ModelLane
-    at_once: int
-    """Pictures that may be in one pass."""
-
-    @classmethod
-    def ready(
-        cls, model: Model, dictionaries: Sequence[SiteDictionary], config: ServeConfig
-    ) -> ServedModel:
-        """A model with a lane as wide as it and its dictionaries allow; see `sharing`."""
-        found = sharing(model, dictionaries, config.max_batch)
-        return cls(model, ModelLane(found.side_by_side), found.at_once)
-
-    @property
-    def generator(self) -> Generator:
-        """The model as a generator; raises `InvalidInputError` when it is none."""
-        if not isinstance(self.model, NoisedPictures):
-            raise InvalidInputError(
-                f"models/{self.name} does not generate; name a text-to-image model", field="model"
-            )
-        return self.model.generator
-
-    @property
-    def name(self) -> str:
-        """The last part of its resource name: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
-        return model_resource(self.model.name).removeprefix("models/")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A bundle with its model, and the store that holds its labels."""
-
-    bundle: Bundle
-    model: ServedModel
-    labels: LabelStore
-    evidence: BundleEvidence
-
-    @property
-    def resource(self) -> str:
-        """``dictionaries/{dictionary}``."""
-        return dictionary_resource(self.bundle.name)
 
 
 @dataclass(frozen=True)
@@ -120,6 +72,12 @@ class State:
 
     def dictionary(self, name: str) -> Served:
         """The dictionary of a resource name."""
+        if name in self.neurons:
+            raise InvalidInputError(
+                f"{name} is the evidence of raw neurons, which have features to look at, search by "
+                "text and label; for this, serve a bundle of the architecture neurons",
+                field="dictionary",
+            )
         if name not in self.dictionaries:
             raise NotFoundError(
                 f"{name} is not served; served are: {', '.join(self.dictionaries)}",
@@ -131,8 +89,28 @@ class State:
         """(dictionary, index) of a feature's resource name."""
         dictionary, _, index = name.rpartition("/features/")
         served = self.dictionary(dictionary)
-        served.bundle.check_feature(int(index))
+        served.check(int(index))
         return served, int(index)
+
+    @cached_property
+    def neurons(self) -> dict[str, ServedNeurons]:
+        """Raw neurons by the resource name of their dictionary."""
+        found = (
+            ServedNeurons(evidence, self.models[name.partition("/sites/")[0]], self.labels)
+            for name, evidence in self.labelling.neurons.items()
+        )
+        return {neurons.resource: neurons for neurons in found}
+
+    def units(self, name: str) -> Units:
+        """The units of a dictionary's resource name: of a bundle's, or raw neurons."""
+        return self.neurons[name] if name in self.neurons else self.dictionary(name)
+
+    def unit(self, name: str) -> tuple[Units, int]:
+        """(units, index) of a feature's resource name."""
+        dictionary, _, index = name.rpartition("/features/")
+        units = self.units(dictionary)
+        units.check(int(index))
+        return units, int(index)
 
     def evidence(self, parent: str) -> Evidence | None:
         """The evidence of the units of a dictionary or of a site's neurons; None without."""
@@ -191,14 +169,18 @@ def _opened(paths: Sequence[Path]) -> list[Bundle]:
 
 
 def load_state(
-    bundles: Sequence[Path], config: ServeConfig, labelling: Labelling | None = None
+    bundles: Sequence[Path],
+    config: ServeConfig,
+    describe: DescribeConfig | None = None,
+    labelling: Labelling | None = None,
 ) -> State:
     """Open bundles, load their models, each once, and take over the bundles' descriptions.
 
-    Without ``labelling`` and without a contrastive model in ``config`` the server describes from
-    captions alone. Raises `MismatchError` when a model that answers to a bundle's name is not the
-    one it was made from.
+    Labels are made as ``describe`` says, with the contrastive model of ``config``; without one, and
+    without ``labelling``, from captions alone. Raises `MismatchError` when a model that answers to
+    a bundle's name is not the one it was made from.
     """
+    describe = describe or DescribeConfig()
     labels = LabelStore(config.labels or MEMORY)
     opened = _opened(bundles)
     by_model: dict[str, list[Bundle]] = {}
@@ -221,12 +203,18 @@ def load_state(
     _check_matches(dictionaries)
     models = {f"models/{model.name}": model for model in loaded.values()}
     if labelling is None and config.clip:
-        evidence = {name: served.evidence for name, served in dictionaries.items()}
         probes = bundles[0].parent / PROBES
         by_name = {name: model.model for name, model in loaded.items()}
-        labelling = contrastive_labelling(config.clip, probes, evidence, labels, by_name)
-    labelling = labelling or Labelling()
+        labelling = contrastive_labelling(
+            describe.model_copy(update={"clip": config.clip}), probes, labels, by_name
+        )
+    labelling = labelling or Labelling(captions_alone(describe.caption_pmi))
     neurons = {**labelling.neurons, **_neurons(config.neurons, models)}
+    if taken := dictionaries.keys() & {dictionary_of(name) for name in neurons}:
+        raise InvalidInputError(
+            f"{min(taken)} is the name of raw neurons, too; rename the bundle's directory",
+            field="bundle",
+        )
     labelling = replace(labelling, neurons=neurons)
     return State(config, models, dictionaries, labels, labelling, LabelJobs(labels))
 

@@ -16,7 +16,8 @@ from vision_sae.models.vit import VitModel
 from vision_sae.tensors import from_proto
 from vision_sae.v1 import target_pb2
 from vision_sae_server.regions import region_mask
-from vision_sae_server.state import Served, ServedModel, State
+from vision_sae_server.served import Served, ServedModel
+from vision_sae_server.state import State
 
 _POOLINGS: dict[int, Pooling] = {
     target_pb2.POOLING_UNSPECIFIED: "mean",

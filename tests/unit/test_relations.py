@@ -110,7 +110,7 @@ def test_the_floor_grows_with_the_width_and_falls_with_the_dimension() -> None:
 
 def test_a_bundle_holds_and_a_server_shows_them(tmp_path: Path) -> None:
     from vision_sae_server import messages
-    from vision_sae_server.state import Served
+    from vision_sae_server.served import Served
 
     from vision_sae.descriptions.store import LabelStore
     from vision_sae.v1 import exemplar_pb2, feature_pb2

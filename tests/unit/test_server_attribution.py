@@ -44,7 +44,7 @@ PICTURE, OTHER = png(), png(7)
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The zoo, the raw neurons of its site, and a dictionary of a later one."""
-    from vision_sae_server.state import Served
+    from vision_sae_server.served import Served
 
     from vision_sae.descriptions.evidence.bundle import BundleEvidence
 

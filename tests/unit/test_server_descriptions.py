@@ -45,6 +45,9 @@ class Numbered:
     def __init__(self) -> None:
         self.asked = 0
 
+    def identity(self) -> str:
+        return "numbered"
+
     def label(
         self, evidence: Any, units: Sequence[int], metrics: Sequence[str]
     ) -> Iterator[Description]:

@@ -43,10 +43,14 @@ class Gated:
     metrics = ("pmi", "detection_auc")
 
     def __init__(self) -> None:
+        self.settings = "as they are"
         self.hold_at = -1
         self.fail_at = -1
         self.open = threading.Event()
         self.calls: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def identity(self) -> str:
+        return self.settings
 
     def label(
         self, evidence: Any, units: Sequence[int], metrics: Sequence[str]
@@ -364,14 +368,18 @@ def test_a_job_of_evidence_that_is_no_more_has_failed(
     LabelJobs(labels).create([Unit(SITE, 0)], renewed, name="older")
     judged = replace(renewed, config={"clip": "demo:clip"})
     LabelJobs(labels).create([Unit(SITE, 0)], judged, name="oldest")
+    set_ = replace(renewed, config={"identity": "as they were"})
+    LabelJobs(labels).create([Unit(SITE, 0)], set_, name="set")
     with serve(labels) as channel:
         service = grpc_jobs.LabelJobServiceStub(channel)
-        old, older, oldest = (
-            watch(service, f"labelJobs/{n}")[-1].label_job for n in ("old", "older", "oldest")
+        old, older, oldest, changed = (
+            watch(service, f"labelJobs/{name}")[-1].label_job
+            for name in ("old", "older", "oldest", "set")
         )
     assert (old.state, old.error.reason) == (pb.LABEL_JOB_STATE_FAILED, "ARTIFACT_MISMATCH")
     assert "was built anew" in old.error.message
     assert "was renewed" in older.error.message
+    assert "settings, or the files they name, changed" in changed.error.message
     assert oldest.error.message == "labels were judged by demo:clip, here by nothing"
     assert not gated.calls
 

@@ -26,7 +26,7 @@ from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.patch_search import by_text_aligned
 from vision_sae.cli import app as main
-from vision_sae.config import BuildConfig, HarvestConfig, ServeConfig
+from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, ServeConfig, VlmConfig
 from vision_sae.descriptions import toolbox
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.probe import make_probe
@@ -290,7 +290,11 @@ def test_a_served_model_is_the_one_that_labels(
 
     monkeypatch.setattr(state, "load_model", load)
     monkeypatch.setattr(toolbox, "load_model", load)
-    made = state.load_state([bundle.path], ServeConfig(clip=CLIP.name))
+    describe = DescribeConfig(describer="milan", clip="unused", vlm=VlmConfig(url="https://vlm"))
+    made = state.load_state([bundle.path], ServeConfig(clip=CLIP.name), describe)
+    assert list(made.labelling.describers) == ["milan", "contrastive", "caption-pmi", "vlm"]
+    identities = {labels.identity() for labels in made.labelling.describers.values()}
+    assert len(identities) == 4
     assert made.labelling.similarities is not None
     shown = picture(np.full((4, 4), THINGS.index("grey dog")))
     cosines = made.labelling.similarities([shown], list(THINGS))

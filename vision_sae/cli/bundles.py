@@ -103,8 +103,10 @@ def serve(
             "clip": clip,
             "neurons": tuple(neurons) if neurons else None,
         },
-    ).serve
-    asyncio.run(run(bundles, settings, allow_insecure_bind=allow_insecure_bind))
+    )
+    asyncio.run(
+        run(bundles, settings.serve, settings.describe, allow_insecure_bind=allow_insecure_bind)
+    )
 
 
 @command()

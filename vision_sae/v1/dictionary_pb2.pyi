@@ -99,7 +99,9 @@ Global___DescriptionSummary: _TypeAlias = DescriptionSummary  # noqa: Y015
 @_typing.final
 class Dictionary(_message.Message):
     """Anything that encodes a site vector into non-negative feature activations and decodes it back:
-    a sparse autoencoder, the raw neuron basis, a factorisation.
+    a sparse autoencoder, the raw neuron basis, a factorisation. The raw neurons of a site that are
+    served from evidence are the dictionary `dictionaries/{model}.{site}` of architecture `neurons`:
+    they have features, labels and exemplars, but encode nothing and have no patch index.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -135,7 +137,7 @@ class Dictionary(_message.Message):
     """Active features per patch, for architectures that fix it. Absent otherwise."""
     manifest_sha256: _builtins.str
     """SHA-256 of the bundle's manifest, which binds model, preprocessing, site, dictionary, data and
-    code. 64 lower-case hexadecimal digits.
+    code. 64 lower-case hexadecimal digits. Empty without a bundle.
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:

@@ -46,7 +46,7 @@ class Exemplar(_message.Message):
     """The activation there, > 0, in the units of the site."""
     quantile: _builtins.float
     """The share of the feature's non-zero activations that are at most this one, in [0, 1]. 1 is the
-    strongest.
+    strongest. Of raw neurons served from evidence: of their peaks, one a picture.
     """
     caption: _builtins.str
     """The picture's caption. Empty when it has none."""

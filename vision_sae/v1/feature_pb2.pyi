@@ -150,7 +150,7 @@ Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
 @_typing.final
 class FeatureStatistics(_message.Message):
     """How a feature behaves over the patches its dictionary was measured on. Activations are in the
-    units of the site.
+    units of the site. Of raw neurons served from evidence only `max` and `image_count` are measured.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -65,7 +65,7 @@ Global___LabelJobState: _TypeAlias = LabelJobState  # noqa: Y015
 
 @_typing.final
 class FeatureUnits(_message.Message):
-    """Features of a dictionary."""
+    """Features of a dictionary, or of the raw neurons of one site."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -513,7 +513,10 @@ class SearchFeaturesRequest(_message.Message):
     """
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The dictionaries to search, at most 64. Empty means all."""
+        """The dictionaries to search, at most 64. Empty means all; raw neurons then answer a text by the
+        words of their labels only. Named, they answer by the meaning of a text, too; regions and
+        features find features of bundles alone.
+        """
 
     @_builtins.property
     def region(self) -> Global___ImageRegion:
