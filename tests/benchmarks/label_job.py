@@ -1,7 +1,7 @@
 """Every MLP neuron of the demo's ViT labelled in one job, and in one that is killed ten times.
 
 ``python -m tests.benchmarks.label_job`` prints JSON: the time of the whole and of its labelling,
-the rate, the share that is labelled, and whether the killed job stored the same.
+the rate, the share that is labelled, and whether the killed job stored the same, each unit once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
 
 from vision_sae.demo.run import CORPUS
+from vision_sae.descriptions.database import descriptions
 from vision_sae.descriptions.jobs.job import Job
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.protocol import Description
@@ -36,15 +39,28 @@ def command(root: Path, labels: str, arguments: argparse.Namespace) -> list[str]
     ]
 
 
-def stored(path: Path) -> tuple[Job, dict[str, Description]]:
-    """(the newest job, {unit: its description})"""
+class Stored(NamedTuple):
+    """What a job left behind."""
+
+    job: Job
+    labels: dict[str, Description]
+    """By unit."""
+    versions: int
+    """Descriptions in all, whatever became of them."""
+
+
+def stored(path: Path) -> Stored:
+    """What the newest job of a store left there."""
     store = LabelStore(path)
+    with store.database.reading() as connection:
+        counted = sa.select(sa.func.count()).select_from(descriptions)
+        versions = connection.execute(counted).scalar_one()
     labels = {
         entry.unit.resource: entry.description
         for parent in store.parents()
         for entry in store.currents(parent).values()
     }
-    return LabelJobs(store).all()[0], labels
+    return Stored(LabelJobs(store).all()[0], labels, versions)
 
 
 def killed(run: list[str], labels: Path, kills: int, seconds: float, units: int) -> int:
@@ -92,7 +108,8 @@ def main() -> None:
         begin = time.perf_counter()
         subprocess.run(command(root, "whole.sqlite", arguments), check=True, stdout=sys.stderr)
         result["seconds"] = round(time.perf_counter() - begin, 1)
-        job, labels = stored(root / "whole.sqlite")
+        whole = stored(root / "whole.sqlite")
+        job = whole.job
         assert job.started is not None
         assert job.ended is not None
         labelling = (job.ended - job.started).total_seconds()
@@ -107,12 +124,13 @@ def main() -> None:
             run = command(root, "killed.sqlite", arguments)
             again = root / "killed.sqlite"
             kills = killed(run, again, arguments.kills, labelling, job.total)
-            other, others = stored(again)
+            other = stored(again)
             result["killed"] = {
                 "kills": kills,
-                "units": other.total,
-                "done": other.done,
-                "equal": others == labels,
+                "units": other.job.total,
+                "done": other.job.done,
+                "labelled_once": other.versions == other.job.total == len(other.labels),
+                "equal": other.labels == whole.labels,
             }
     print(json.dumps(result))
 

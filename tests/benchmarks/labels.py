@@ -1,7 +1,8 @@
 """Labels: how good the contrastive model is that finds them, how good they are, and how fast.
 
 ``python -m tests.benchmarks.labels`` prints JSON. Bundles, those that ``make demo`` makes or others
-(``--bundle BUNDLE``), are labelled anew by every describer and scored; the other figures need none.
+(``--bundle BUNDLE``), are labelled anew and scored: every feature by the usual describer, and some
+by each of those that are compared, from the same pictures. The other figures need no bundle.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _classifier_evidence(
     )
 
 
-def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[str, float]:
+def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[str, Any]:
     """One bundle's labels by one describer: their number, their scores and their speed.
 
     Of the bundle's features ``units`` are labelled, evenly spaced over all.
@@ -138,19 +139,16 @@ def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[st
     alive = [d for d in made if len(evidence.firings(d.feature))]
     kept = [d for d in made if d.text is not None]
 
-    def median(metric: str, kind: str, field: str = "value") -> float:
+    def median(metric: str, kind: str, field: str = "value") -> float | None:
         judged = made if field == "control" else kept  # labels are kept for a low control
-        found = [
+        measured = [
             getattr(s, field)
             for d in judged
             for s in d.scores
             if (s.metric, s.negatives) == (metric, kind)
         ]
-        return (
-            round(float(np.median([v for v in found if v is not None])), 4)
-            if found
-            else float("nan")
-        )
+        found = [value for value in measured if value is not None]
+        return round(float(np.median(found)), 4) if found else None
 
     return {
         "units": len(made),
@@ -185,7 +183,8 @@ def large() -> dict[str, float]:
     beside their input: the similarities of pictures and words, and each unit's exemplars."""
     random = np.random.default_rng(0)
     shape = _LARGE["images"], _LARGE["concepts"]
-    similarities = random.standard_normal(shape, dtype=np.float32) / 10
+    similarities = random.standard_normal(shape, dtype=np.float32)
+    similarities /= 10  # in place: what is freed before the peak would hide in it
     exemplars = random.integers(0, _LARGE["images"], (_LARGE["units"], _EXEMPLARS))
     before, begin = _peak_mb(), time.perf_counter()
     top_words(similarities, exemplars, count=10)
@@ -228,8 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path, action="append", help="default: the demo's")
     parser.add_argument("--clip", default="demo:clip")
-    parser.add_argument("--describer", action="append")
+    parser.add_argument("--describer", action="append", help="to compare; default: three")
     parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
+    parser.add_argument("--compared", type=int, default=96, help="units of a bundle for each")
     arguments = parser.parse_args()
     demo = [path for name in MODELS if (path := bundle_path(name)).exists()]
     model = load_model(arguments.clip)
@@ -237,7 +237,8 @@ def main() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         of_many = alone.submit(large).result()  # its peak is its own
     planted = planted_accuracy()
-    describers = arguments.describer or ["caption-pmi", "contrastive"]
+    describers = arguments.describer or ["caption-pmi", "contrastive", "milan"]
+    usual = DescribeConfig().describer
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         print(
@@ -249,7 +250,11 @@ def main() -> None:
                     **last_layer(model, directory),
                     "dictionaries": {
                         path.name: {
-                            d: labelled(path, d, directory, arguments.units) for d in describers
+                            **labelled(path, usual, directory, arguments.units),
+                            "compared": {
+                                d: labelled(path, d, directory, arguments.compared)
+                                for d in describers
+                            },
                         }
                         for path in arguments.bundle or demo
                     },

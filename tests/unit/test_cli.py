@@ -15,6 +15,7 @@ import vision_sae
 from tests.worlds import picture_folder
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.cli import app
+from vision_sae.config import DescribeConfig, ServeConfig
 
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
 COMMANDS = (
@@ -145,3 +146,25 @@ def test_option_that_does_not_exist_is_status_2() -> None:
     result = run("train", "a", "b", "--no-such-option")
     assert result.exit_code == 2
     assert "--no-such-option" in result.stderr
+
+
+def test_serve_hands_over_how_labels_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vision_sae_server import app as server
+
+    given: list[object] = []
+
+    async def run_(bundles: object, serve: object, describe: object, **_: object) -> None:
+        given.extend((bundles, serve, describe))
+
+    monkeypatch.setattr(server, "run", run_)
+    config = tmp_path / "config.yaml"
+    config.write_text("describe: {describer: milan, milan: {beam: 7}}\nserve: {port: 0}\n")
+    succeed("serve", tmp_path, "--clip", "demo:clip", "--config", config)
+    bundles, serve, describe = given
+    assert bundles == [tmp_path]
+    assert isinstance(serve, ServeConfig)
+    assert (serve.port, serve.clip) == (0, "demo:clip")
+    assert isinstance(describe, DescribeConfig)
+    assert (describe.describer, describe.milan.beam) == ("milan", 7)
