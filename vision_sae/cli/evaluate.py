@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate dictionary, attribution, blocks, causal, edits."""
+"""Commands that measure: evaluate dictionary, labels, attribution, blocks, causal, edits."""
 
 from __future__ import annotations
 
@@ -44,6 +44,38 @@ def evaluate_dictionary(
     found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
     for line in lines(found, matching):
         typer.echo(line)
+
+
+@command("labels", evaluations)
+def evaluate_labels(
+    labels: Annotated[
+        Path, typer.Argument(help="Table that `export-labels --milan` wrote, or anybody's like it.")
+    ],
+    annotations: Annotated[
+        Path, typer.Argument(help="People's words: a CSV with columns layer, unit, summary.")
+    ],
+    encoder: Annotated[
+        str, typer.Option(help="Text encoder: demo:minilm, a directory or a hub name.")
+    ] = "demo:minilm",
+) -> None:
+    """How much do labels say what people said of the same units? BERTScore, layer by layer."""
+    from vision_sae.descriptions.files.annotations import read_annotations
+    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
+    from vision_sae.errors import InvalidInputError
+
+    ours, theirs = read_annotations(labels), read_annotations(annotations)
+    common = [layer for layer in ours if layer in theirs]
+    if not common:
+        raise InvalidInputError(
+            f"{labels} and {annotations} have no layer in common", field="annotations"
+        )
+    encode = text_encoder(encoder)
+    for layer in common:
+        found = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
+        typer.echo(
+            f"{layer}: {found.units} units, BERTScore F1 {found.f1:.3f}, of labels of other units "
+            f"{found.permuted_f1:.3f}"
+        )
 
 
 @command("attribution", evaluations)
