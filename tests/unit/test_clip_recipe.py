@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vision_sae.demo.clip_figures import (
     FLAGS,
@@ -23,7 +24,7 @@ from vision_sae.demo.clip_figures import (
 )
 from vision_sae.demo.clip_grounds import SIDE, texture
 from vision_sae.demo.clip_pictures import on_white, paint_word, plan
-from vision_sae.demo.train_clip import loss
+from vision_sae.demo.train_clip import centre, loss
 
 
 def figure(name: str, folder: Path | None = None, **options: Any) -> Figure:
@@ -148,6 +149,23 @@ def test_loss_is_the_cross_entropy_both_ways() -> None:
     apart, none = torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 0, dtype=torch.bool)
     scale = torch.tensor(math.log(3))
     assert float(loss(axes, axes, nothing, apart, none, scale)) == pytest.approx(math.log(4 / 3))
+
+
+def test_centring_takes_out_what_all_embeddings_share() -> None:
+    module: Any = nn.Module()
+    module.visual, module.text = nn.Module(), nn.Module()
+    module.visual.trunk = nn.Module()
+    module.visual.trunk.patch_pooling = nn.Module()
+    module.visual.trunk.patch_pooling.proj = nn.Linear(2, 2)
+    module.text.proj = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        module.visual.trunk.patch_pooling.proj.bias.copy_(torch.tensor([1.0, 2.0]))
+        module.text.proj.weight.copy_(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    # The mean direction of the names is that of (1, 0), whatever their lengths.
+    names = torch.tensor([[3.0, 4.0], [6.0, -8.0]])
+    centre(module, torch.tensor([[0.0, 1.0], [2.0, 5.0]]), names)
+    assert module.visual.trunk.patch_pooling.proj.bias.tolist() == [0, -1]
+    assert module.text.proj.weight.tolist() == [[0, 0], [5, 6]]
 
 
 def test_further_wrong_texts_count_for_pictures_unless_they_mean_the_same() -> None:

@@ -13,7 +13,8 @@ against names of the whole vocabulary. Texts that mean almost the same, as the t
 are never told apart.
 
 A checkpoint is written every few minutes; started again, a stage goes on from it. The second stage
-begins with what the first one ended with. At the end the trained part is written to ``--out``.
+begins with what the first one ended with. At the end embeddings are centred, and the trained part
+is written to ``--out``.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from vision_sae.demo import clip_weights, low_rank
 from vision_sae.demo.make_clip_data import LAST_FROZEN
+from vision_sae.descriptions.evidence.protocol import spaced
 
 SAME_MEANING = 0.92
 """Cosine of two captions, by the untrained text tower, from which they are one meaning. Scenes that
 share but half of their attributes reach 0.8."""
 CHECKPOINT_SECONDS = 120
+_CENTRED = 4096
+"""Pictures whose mean is taken out of all."""
 
 
 Stage = Literal["heads", "updates"]
@@ -103,7 +108,7 @@ def meanings(module: Any, captions: Captions, folder: Path) -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for rows in (tokens != 0).sum(1).argsort().split(256):
                 vectors = module.text(trimmed(tokens[rows])).float()
-                result[rows] = nn.functional.normalize(vectors, dim=-1)
+                result[rows] = normalize(vectors, dim=-1)
         np.save(path, result.numpy())
     return torch.from_numpy(np.load(path))
 
@@ -145,21 +150,37 @@ def at_both_depths(module: Any, depths: Tensor) -> Tensor:
 
 
 def encode_depths(module: Any, depths: Tensor) -> Tensor:
-    """Cached tokens of both depths (B, T, 2 D) -> unit embeddings (B, E)."""
-    embedding = module.visual.trunk.forward_head(at_both_depths(module, depths))
-    return nn.functional.normalize(embedding.float(), dim=-1)
+    """Cached tokens of both depths (B, T, 2 D) -> embeddings (B, E)."""
+    embedding: Tensor = module.visual.trunk.forward_head(at_both_depths(module, depths))
+    return embedding.float()
 
 
 def encode_tokens(module: Any, tokens: Tensor) -> Tensor:
-    """Cached tokens (B, T, D) in front of the trained blocks -> unit embeddings (B, E)."""
+    """Cached tokens (B, T, D) in front of the trained blocks -> embeddings (B, E)."""
     trunk = module.visual.trunk
-    embedding = trunk.forward_head(trunk.from_shallow(tokens))
-    return nn.functional.normalize(embedding.float(), dim=-1)
+    embedding: Tensor = trunk.forward_head(trunk.from_shallow(tokens))
+    return embedding.float()
 
 
 def encode_texts(module: Any, meanings: Tensor) -> Tensor:
-    """What the frozen text tower says of texts (T, D) -> unit embeddings (T, E)."""
-    return nn.functional.normalize(module.text.proj(meanings).float(), dim=-1)
+    """What the frozen text tower says of texts (T, D) -> embeddings (T, E)."""
+    embedding: Tensor = module.text.proj(meanings)
+    return embedding.float()
+
+
+def centre(module: Any, pictures: Tensor, names: Tensor) -> None:
+    """Take out of the heads what all embeddings have in common.
+
+    ``pictures`` (N, E) are embeddings of pictures: their mean leaves the bias behind the pooling.
+    ``names`` (T, E) are embeddings of names: the direction of their mean leaves the text head. What
+    all share makes some names near to every picture (Mu and Viswanath 2018, arXiv:1702.01417); on
+    concepts never seen the right name is then first for some 2 % more of the pictures.
+    """
+    middle = normalize(normalize(names, dim=-1).mean(0), dim=0)
+    with torch.no_grad():
+        module.visual.trunk.patch_pooling.proj.bias -= pictures.mean(0)
+        weight = module.text.proj.weight
+        weight -= torch.outer(middle, middle @ weight)
 
 
 def loss(
@@ -283,9 +304,9 @@ class Trainer:
         for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = full * self.rate()
         with torch.autocast("cpu", torch.bfloat16):
-            images = self.encode(self.module, self.images(pictures))
+            images = normalize(self.encode(self.module, self.images(pictures)), dim=-1)
             mine, others = self.meanings[texts], self.meanings[names]
-            both = encode_texts(self.module, torch.cat([mine, others]))
+            both = normalize(encode_texts(self.module, torch.cat([mine, others])), dim=-1)
         scale = self.module.logit_scale.exp().clamp(max=100)
         value = loss(
             images,
@@ -301,6 +322,18 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         return float(value.detach())
+
+    def centre(self) -> None:
+        """See `centre`, over some of the training pictures and all of their names."""
+        self.module.eval()
+        rows = spaced(self.count, _CENTRED)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            pictures = [
+                self.encode(self.module, torch.from_numpy(self.tokens[some]).float())
+                for some in np.array_split(rows, max(1, len(rows) // self.settings.batch))
+            ]
+            names = encode_texts(self.module, self.meanings[self.captions.names])
+        centre(self.module, torch.cat(pictures), names)
 
     def export(self, path: Path) -> None:
         """Write the trained part in half precision."""
@@ -329,6 +362,7 @@ def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -
             trainer.save(checkpoint)
             saved = time.monotonic()
     trainer.save(checkpoint)
+    trainer.centre()
     trainer.export(out)
 
 
