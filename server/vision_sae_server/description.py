@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from vision_sae.descriptions.scores.scorer import CONTROLS
 from vision_sae.descriptions.store import Entry, Unit
 from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.v1 import description_pb2, description_service_pb2_grpc, feature_pb2
@@ -22,8 +23,6 @@ from vision_sae_server.state import State
 
 _EDITABLE = ("text", "abstained", "abstention_reason")
 _DEFAULT_SAMPLE = 50
-_CONTROLS = 8
-"""Texts of other features that a score is compared with."""
 
 
 class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceServicer):
@@ -101,7 +100,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         """Texts of other features that say something else, drawn by the seed."""
         texts = self._state.labels.texts(served.evidence.name)
         others = sorted({t for i, t in texts.items() if i != index} - {text})
-        count = min(_CONTROLS, len(others))
+        count = min(CONTROLS, len(others))
         chosen = np.random.default_rng(seed).choice(len(others), count, replace=False)
         return [others[i] for i in chosen]
 

@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
     parser.add_argument("--compared", type=int, default=96, help="units of a bundle for each")
     arguments = parser.parse_args()
-    demo = [path for name in MODELS if (path := bundle_path(name)).exists()]
+    demo = [path for name, site in MODELS.items() if (path := bundle_path(name, site)).exists()]
     model = load_model(arguments.clip)
     assert isinstance(model, ContrastiveModel)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:

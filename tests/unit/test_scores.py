@@ -398,6 +398,9 @@ def test_abstention_by_hand() -> None:
     hard = Score("detection_auc", 0.4, 9, 0.3, 0.5, 0.6, "hard")
     assert abstain([hard, good]) == ""
     assert "control" in abstain([Score("detection_auc", 0.8, 9, 0.5, 0.9, 0.6, "random")])
+    # Eight AUCs of 9 against 9 pictures by chance: their mean errs by sqrt(19 / 972 / 8) = .0494.
+    assert "control" in abstain([Score("detection_auc", 0.8, 9, 0.649, 0.9, 0.6, "random")])
+    assert abstain([Score("detection_auc", 0.8, 9, 0.65, 0.9, 0.6, "random")]) == ""
     assert "chance" in abstain([Score("detection_auc", 0.6, 9, 0.4, 0.8, None, "random")])
     assert "chance" in abstain([Score("detection_auc", 0.6, 9, 0.5, 0.8, 0.4, "random")])
     assert "control" in abstain([Score("detection_auc", 0.1, 9, 0.0, 0.2, 0.6, "random")])

@@ -33,15 +33,16 @@ from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
+"""Where targets are near: what attributions are best asked about."""
 CLIP = "demo:clip"
-MODELS = ("demo:dinov2-s", CLIP)
-"""Each gets a dictionary of its own at `SITE`."""
+MODELS = {"demo:dinov2-s": "blocks.8.update", CLIP: "blocks.9.update"}
+"""Each gets a dictionary at `SITE`, and one where most of what features stand for can be put into
+words. The first blocks of both are the same, so the second looks behind them."""
 WORK = Path("runs/demo")
 """Where everything is kept, as the command has it."""
-_TRAIN_IMAGES = 1000
 _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
-_EXPANSION = 3
+_EXPANSION = 2
 """Far fewer features than by default, which leaves each more evidence."""
 _PICTURE = "photographs/tuxpaint-stamps-plants-flowers-red-gazania-0.webp"
 """The question is asked about a held-out photograph."""
@@ -68,9 +69,9 @@ def heldout_picture() -> Picture:
     return next(p for p in pictures if p.id == _PICTURE)
 
 
-def bundle_path(model: str, work: Path = WORK) -> Path:
-    """Where the demo keeps the bundle of a model."""
-    return work / f"demo-{model.removeprefix('demo:')}-block10"
+def bundle_path(model: str, site: str = SITE, work: Path = WORK) -> Path:
+    """Where the demo keeps the bundle of a site of a model."""
+    return work / f"demo-{model.removeprefix('demo:')}-block{site.split('.')[1]}"
 
 
 class Harvested(NamedTuple):
@@ -87,38 +88,45 @@ class Harvested(NamedTuple):
 
 
 def harvest_model(name: str, work: Path, stages: Stages) -> Harvested:
-    """Harvest `SITE` of one model; whatever is there already is kept."""
+    """Harvest both sites of one model; whatever is there already is kept."""
     short = name.removeprefix("demo:")
     place = work / short
-    settings = HarvestConfig(model=name, sites=(SITE,), limit=_TRAIN_IMAGES)
-    with stages.stage(f"harvest {short}", f"{SITE} on {_TRAIN_IMAGES} pictures"):
+    sites, pictures = (MODELS[name], SITE), image_folder(CORPUS / "train")
+    settings = HarvestConfig(model=name, sites=sites)
+    with stages.stage(f"harvest {short}", f"{', '.join(sites)} on {len(pictures)} pictures"):
         model = load_model(settings.model)
         texts = {"text_aligned": isinstance(model, ContrastiveModel)}
         settings = settings.model_copy(update=texts)
         heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
-        store = harvest(model, image_folder(CORPUS / "train"), place / "store", settings)
+        store = harvest(model, pictures, place / "store", settings)
         held = harvest(model, image_folder(CORPUS / "heldout"), place / "heldout", heldout)
     return Harvested(name, store, held)
 
 
 def make_bundle(
-    harvested: Harvested, seen: ActivationStore, work: Path, stages: Stages, config: Config
+    harvested: Harvested,
+    site: str,
+    seen: ActivationStore,
+    work: Path,
+    stages: Stages,
+    config: Config,
 ) -> Bundle:
-    """Train, build and describe for one model; whatever is there already is kept.
+    """Train, build and describe for a site of one model; whatever is there already is kept.
 
     ``seen`` is how the contrastive model saw the pictures, which describing needs of any model.
     """
-    short, store = harvested.short, harvested.train
-    dictionary = work / short / "dictionary"
-    training = TrainConfig(steps=_TRAIN_STEPS, expansion=_EXPANSION)
-    width = training.expansion * store.sites[SITE]
-    with stages.stage(f"train {short}", f"TopK SAE, {width} features, k = {training.k}"):
+    store, path = harvested.train, bundle_path(harvested.model, site, work)
+    dictionary = work / harvested.short / f"dictionary-{site}"
+    training = TrainConfig(site=site, steps=_TRAIN_STEPS, expansion=_EXPANSION)
+    width = training.expansion * store.sites[site]
+    with stages.stage(f"train {path.name}", f"TopK SAE, {width} features, k = {training.k}"):
         metrics = train_dictionary(store, dictionary, training, {"heldout": harvested.heldout})
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
-    path = bundle_path(harvested.model, work)
-    with stages.stage(f"build {short}", "codes, statistics, exemplars and the patch index"):
+    with stages.stage(f"build {path.name}", "codes, statistics, exemplars and the patch index"):
         bundle = _current(path, store, dictionary, config)
-    with stages.stage(f"describe {short}", "label every feature by search, score it, or abstain"):
+    with stages.stage(
+        f"describe {path.name}", "label every feature by search, score it, or abstain"
+    ):
         if not is_described(bundle, config.describe):
             bundle = describe_bundle(path, config.describe, store=seen)
         summary = bundle.manifest["describe"]
@@ -198,13 +206,18 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     stages, config = Stages(), load_config()
     harvested = {name: harvest_model(name, work, stages) for name in MODELS}
     seen = harvested[CLIP].train
-    bundles = [make_bundle(h, seen, work, stages, config).path for h in harvested.values()]
+    bundles = {
+        (name, site): make_bundle(found, site, seen, work, stages, config).path
+        for name, found in harvested.items()
+        for site in found.train.sites
+    }
     generated = generations.make_bundle(work, stages.stage, config.build)
     start = time.perf_counter()
-    with serving([*bundles, generated.path], 0 if once else port) as address:
+    with serving([*bundles.values(), generated.path], 0 if once else port) as address:
         stages.seconds["serve"] = round(time.perf_counter() - start, 2)
         steer(address, generated, stages, out / "steered")
-        for bundle, place in zip(bundles, (out, out / "clip"), strict=True):
+        for (name, site), place in zip(MODELS.items(), (out, out / "clip"), strict=True):
+            bundle = bundles[name, site]
             answer = ask(address, bundle.name, heldout_picture(), stages, place)
             _print_answer(answer, place)
         if not once:

@@ -10,12 +10,10 @@ import numpy as np
 
 from vision_sae.descriptions.evidence.protocol import Evidence, spread
 from vision_sae.descriptions.protocol import Describer, Description, Metric
-from vision_sae.descriptions.scores.scorer import JUDGED_BY, Scorer, abstain
+from vision_sae.descriptions.scores.scorer import CONTROLS, JUDGED_BY, Scorer, abstain
 
 _POOL = 128
 """Units whose labels are the pool of controls, evenly spaced over those that fire."""
-_CONTROLS = 8
-"""Labels of other units that a unit's label is compared with."""
 
 
 class _Control(NamedTuple):
@@ -57,7 +55,7 @@ class Labeller:
     def controls(self, evidence: Evidence, unit: int, text: str) -> list[str]:
         """Labels of other units that say something else; the same whenever they are asked for."""
         others = [c.text for c in self._pool(evidence) if c.unit != unit and c.text != text]
-        count = min(_CONTROLS, len(others))
+        count = min(CONTROLS, len(others))
         chosen = np.random.default_rng(unit).choice(len(others), count, replace=False)
         return [others[i] for i in sorted(chosen.tolist())]
 

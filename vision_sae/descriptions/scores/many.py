@@ -10,10 +10,13 @@ from tqdm import tqdm
 
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.protocol import Metric, Negatives, Score
-from vision_sae.descriptions.scores.scorer import Scorer, abstain, check_request, check_text
-
-CONTROLS = 3
-"""Texts of other units that a unit's text is compared with."""
+from vision_sae.descriptions.scores.scorer import (
+    CONTROLS,
+    Scorer,
+    abstain,
+    check_request,
+    check_text,
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -29,6 +30,8 @@ _CHANCE = 0.5
 
 FEWEST = 5
 """Independent pictures on which a score must rest to count."""
+CONTROLS = 8
+"""Texts of other units that a unit's text is compared with, where there are so many."""
 
 
 class Scorer:
@@ -210,13 +213,19 @@ def abstain(scores: Sequence[Score]) -> str:
     """Why a text with these scores is no label; empty when it is one.
 
     It is judged by its detection AUC against random negatives: that must rest on `FEWEST` pictures
-    and be better, by its whole interval, than the control and than chance.
+    and be better, by its whole interval, than chance, and than the control with its standard error.
     """
     judged = [s for s in scores if s.metric == JUDGED_BY and s.negatives == "random"]
     rests_on = judged[0].n if judged else 0
     if rests_on < FEWEST:
         return f"{rests_on} independent pictures to score it on, fewer than {FEWEST}"
     lower, control = judged[0].lower, judged[0].control
-    if lower is None or (control is not None and lower <= control):
+    if lower is None or (control is not None and lower <= control + _control_error(rests_on)):
         return "score interval covers the control"
     return "score interval covers chance" if lower <= _CHANCE else ""
+
+
+def _control_error(n: int) -> float:
+    """Standard error of the mean AUC of `CONTROLS` texts that have nothing to do with n pictures
+    that fire and n that do not (Mann and Whitney 1947): .03 for n = 24."""
+    return math.sqrt((2 * n + 1) / (12 * n**2) / CONTROLS)
