@@ -86,6 +86,16 @@ def test_prior_is_the_mean_likelihood_of_exemplars_drawn_from_the_data() -> None
     torch.testing.assert_close(log_prior(data.mean(0), 3), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("count", [1, 9, 10, 23, 100])
+def test_log_likelihood_of_any_number_of_exemplars_is_a_sum_of_logs(count: int) -> None:
+    # Of the first word nothing is likely, the worst case: its product is far below any float32.
+    posteriors = np.random.default_rng(0).random((2, count, 5)) * np.array([0, 1, 1, 1, 1])
+    p = 0.998 - 0.028 * np.arange(count)[:, None] / count
+    expected = np.log(1 + p * (posteriors - 1) + 1e-7).sum(-2)
+    found = log_likelihood(torch.from_numpy(posteriors).float())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5)
+
+
 def test_top_words_are_those_of_the_formula_unit_by_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wpmi, "_ELEMENTS", 64 * 9 * 7)  # 64 units at a time
     random = np.random.default_rng(0)

@@ -32,6 +32,8 @@ phrases were found best at 14: at 7 they were missed, at 20 preferred to the pla
 to be.
 """
 _FIRST, _FALL, _FLOOR = 0.998, 0.028, 1e-7
+_TOGETHER = 10
+"""Factors that are multiplied before their logarithm is taken."""
 _ELEMENTS = 2**21
 """Probabilities that `top_words` looks at at a time."""
 
@@ -44,7 +46,17 @@ def beliefs(count: int) -> Tensor:
 def log_likelihood(posteriors: Tensor) -> Tensor:
     """log p(d | E) (..., W) of exemplars' posteriors S (..., n, W), strongest first; in nats."""
     p = beliefs(posteriors.shape[-2])
-    return torch.log(posteriors * p + (1 + _FLOOR - p)).sum(-2)
+    return _log_product(posteriors * p + (1 + _FLOOR - p))
+
+
+def _log_product(factors: Tensor) -> Tensor:
+    """Log of the product of factors (..., n, W) -> (..., W): of a few at a time the product is a
+    normal number, none being below `_FLOOR` + 1 - `_FIRST`, and one logarithm does for all."""
+    count = factors.shape[-2]
+    whole = count - count % _TOGETHER
+    groups = factors[..., :whole, :].unflatten(-2, (whole // _TOGETHER, _TOGETHER))
+    logs: Tensor = groups.prod(-2).log().sum(-2)
+    return logs + factors[..., whole:, :].prod(-2).log()
 
 
 def log_prior(mean_posterior: Tensor, count: int) -> Tensor:
@@ -73,12 +85,19 @@ def top_words(
     given = torch.from_numpy(similarities)
     posteriors = torch.softmax(temperature * (given - given.mean(0)), dim=1)
     mean = posteriors.mean(0)
-    units = max(1, _ELEMENTS // (exemplars.shape[1] * len(mean)))
-    best = [
-        torch.topk(soft_wpmi(posteriors[chunk], mean), count, dim=1)
-        for chunk in torch.from_numpy(exemplars).split(units)
-    ]
-    return (
-        torch.cat([found.indices for found in best]).numpy(),
-        torch.cat([found.values for found in best]).numpy(),
-    )
+    number, n = exemplars.shape
+    units = max(1, _ELEMENTS // (n * len(mean)))
+    p, prior = beliefs(n), log_prior(mean, n)
+    # Everything is written in place: results made between the large buffers of each turn would
+    # keep the allocator from using these again.
+    factors = torch.empty(units * n, len(mean))
+    indices = torch.empty(number, count, dtype=torch.int64)
+    values = torch.empty(number, count)
+    for start in range(0, number, units):
+        rows = slice(start, start + units)
+        chosen = torch.from_numpy(exemplars[rows]).flatten()
+        shown = torch.index_select(posteriors, 0, chosen, out=factors[: len(chosen)])
+        of_units = shown.unflatten(0, (-1, n)).mul_(p).add_(1 + _FLOOR - p)
+        found = torch.topk(_log_product(of_units) - prior, count, dim=1)
+        indices[rows], values[rows] = found.indices, found.values
+    return indices.numpy(), values.numpy()
