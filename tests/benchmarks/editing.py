@@ -3,7 +3,8 @@
 ``python -m tests.benchmarks.editing`` prints JSON. The demo's CLIP names pictures of drawn things,
 plain and with the name of a wrong thing painted over. Its MLP neurons are labelled from other
 pictures of the same things, every second one with a word painted over; those whose labels speak of
-words are removed, and as many random ones for comparison.
+words are removed, and as many random ones for comparison. Only the later half of the blocks is
+labelled: neurons of the first ones that fire on letters fire on every edge.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.pictures.views import with_views
 
 _TEMPLATE = "a {}"
+_SITES = tuple(f"blocks.{block}.mlp" for block in range(6, 12))
 
 
 def drawings(classes: int) -> dict[str, Picture]:
@@ -80,7 +82,7 @@ def main() -> None:
     """Label, remove, measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="demo:clip")
-    parser.add_argument("--site", action="append", help="default: blocks.*.mlp")
+    parser.add_argument("--site", action="append", help="default: blocks 6 to 11")
     parser.add_argument("--describer", default=DescribeConfig().describer)
     parser.add_argument("--remove", action="append", help="words; default: those of `edit`")
     parser.add_argument("--classes", type=int, default=40)
@@ -98,7 +100,7 @@ def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     if not (root / "test").is_dir():
         write_pictures(drawings(arguments.classes), root, arguments.views)
     config = Config(
-        neurons=NeuronConfig(sites=tuple(arguments.site or ["blocks.*.mlp"])),
+        neurons=NeuronConfig(sites=tuple(arguments.site or _SITES)),
         describe=DescribeConfig(describer=arguments.describer, clip=arguments.model),
     )
     model = load_model(arguments.model)
