@@ -21,7 +21,6 @@ from vision_sae.descriptions.protocol import Description, Metric, Negatives, Sco
 from vision_sae.descriptions.scores.scorer import METRICS
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.descriptions.toolbox import Toolbox, describer_version
-from vision_sae.files import sha256_json
 from vision_sae.models.protocol import Model
 from vision_sae.models.similarity import similarities
 from vision_sae_server.labelling import Labelling, Meaning
@@ -37,8 +36,7 @@ class _Labels:
         self.version = describer_version(describer)
 
     def identity(self) -> str:
-        settings = self._toolbox.config.model_dump(mode="json")
-        return sha256_json([self._describer, self.version, settings, self._toolbox.contents()])
+        return self._toolbox.identity(self._describer)
 
     def label(
         self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling, captions_alone
 from vision_sae_server.lanes import Lane
 from vision_sae_server.served import Served, ServedModel, ServedNeurons, Units
+
+U = TypeVar("U", bound=Units)
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
@@ -87,10 +90,7 @@ class State:
 
     def feature(self, name: str) -> tuple[Served, int]:
         """(dictionary, index) of a feature's resource name."""
-        dictionary, _, index = name.rpartition("/features/")
-        served = self.dictionary(dictionary)
-        served.check(int(index))
-        return served, int(index)
+        return _indexed(self.dictionary, name)
 
     @cached_property
     def neurons(self) -> dict[str, ServedNeurons]:
@@ -107,10 +107,7 @@ class State:
 
     def unit(self, name: str) -> tuple[Units, int]:
         """(units, index) of a feature's resource name."""
-        dictionary, _, index = name.rpartition("/features/")
-        units = self.units(dictionary)
-        units.check(int(index))
-        return units, int(index)
+        return _indexed(self.units, name)
 
     def evidence(self, parent: str) -> Evidence | None:
         """The evidence of the units of a dictionary or of a site's neurons; None without."""
@@ -138,6 +135,14 @@ class State:
         for lane in (self.decoding, *models, self.searching, self.describing):
             lane.close()
         self.labels.close()
+
+
+def _indexed(find: Callable[[str], U], name: str) -> tuple[U, int]:
+    """(what ``find`` gives for its dictionary, index) of a feature's resource name."""
+    dictionary, _, index = name.rpartition("/features/")
+    units = find(dictionary)
+    units.check(int(index))
+    return units, int(index)
 
 
 def _check_matches(dictionaries: Mapping[str, Served]) -> None:

@@ -88,7 +88,7 @@ def test_other_settings_are_another_job(tmp_path: Path, folder: EvidenceFolder) 
 def test_words_that_changed_are_another_job(tmp_path: Path, folder: EvidenceFolder) -> None:
     contents = iter(["one", "one", "other"])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Toolbox, "contents", lambda _: {"vocabulary": next(contents)})
+        patched.setattr(Toolbox, "contents", lambda *_: {"vocabulary": next(contents)})
         first, again, other = (run(tmp_path, folder).name for _ in range(3))
     assert first == again != other
 

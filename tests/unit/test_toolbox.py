@@ -117,6 +117,15 @@ def test_contents_change_with_what_a_name_stands_for(loaded: list[str], tmp_path
     assert {name for name in before if before[name] != after[name]} == {"vocabulary", "captioner"}
 
 
+def test_contents_are_those_of_the_describer_that_is_asked_for(
+    loaded: list[str], tmp_path: Path
+) -> None:
+    toolbox = Toolbox(DescribeConfig(clip="planted"), tmp_path, progress=False)
+    assert toolbox.contents().keys() == {"clip"}
+    assert toolbox.contents("milan").keys() == {"clip", "captioner", "language_model"}
+    assert toolbox.identity("milan") != toolbox.identity() == toolbox.identity("contrastive")
+
+
 def test_contents_are_only_of_what_labels_are_made_of(loaded: list[str], tmp_path: Path) -> None:
     config = DescribeConfig(describer="caption-pmi", metrics=())
     assert Toolbox(config, tmp_path, progress=False).contents() == {}

@@ -24,7 +24,7 @@ from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.jobs.worker import Label, run_worker
 from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore, Unit
-from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
+from vision_sae.descriptions.toolbox import Toolbox, threads_for
 from vision_sae.errors import NotFoundError, VisionSaeError, WorkersEndedError
 from vision_sae.files import MANIFEST, published, read_json, sha256_json
 from vision_sae.models.registry import load_model
@@ -105,8 +105,7 @@ def job_for(
     config = toolbox.config
     settings = config.model_dump(mode="json")
     identities = {name: found.identity for name, found in evidence.items()}
-    version = describer_version(config.describer)
-    work = sha256_json([identities, settings, toolbox.contents(), version])
+    work = sha256_json([identities, toolbox.identity()])
     target = Target(config.describer, identities, config=settings)
     units = [Unit(name, i) for name, found in evidence.items() for i in range(found.width)]
     for part in count():

@@ -95,15 +95,22 @@ class Toolbox:
             )
         return model
 
-    def contents(self) -> dict[str, str]:
+    def identity(self, describer: str = "") -> str:
+        """SHA-256 of all that labels by the describer of the configuration, or another one, depend
+        on beside the evidence: settings, versions, and `contents`."""
+        name, settings = describer or self.config.describer, self.config.model_dump(mode="json")
+        return sha256_json([name, describer_version(name), settings, self.contents(name)])
+
+    def contents(self, describer: str = "") -> dict[str, str]:
         """SHA-256 of all that the configuration only names and labels are made of; empty where a
         name is all that is known. Another content makes other labels."""
         config, found = self.config, dict[str, str]()
-        if config.metrics or config.describer in _WITH_CLIP:
+        name = describer or config.describer
+        if config.metrics or name in _WITH_CLIP:
             found["clip"] = self.clip.identity()["weights_sha256"]
             if path := config.contrastive.vocabulary:
                 found["vocabulary"] = sha256_json(Vocabulary.read(path).words)
-        if config.describer == MilanDescriber.name:
+        if name == MilanDescriber.name:
             found["captioner"] = contents(config.milan.captioner)
             found["language_model"] = contents(config.milan.language_model)
         return found
