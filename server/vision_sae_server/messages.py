@@ -378,13 +378,10 @@ def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
 
 def dictionary(units: Units) -> dictionary_pb2.Dictionary:
     """A dictionary with a summary of its descriptions; of a bundle, with metrics and index."""
-    message = _dictionary(units) if isinstance(units, Served) else dictionary_pb2.Dictionary()
+    message = _of_bundle(units) if isinstance(units, Served) else _of_neurons(units)
     message.name = units.resource
     message.display_name = units.resource.removeprefix("dictionaries/")
     message.model, message.site = f"models/{units.model.name}", units.evidence.site
-    if not isinstance(units, Served):
-        message.architecture = NeuronBasis.architecture
-        message.width = message.input_width = units.evidence.width
     labelled = units.labels.summary(units.evidence.name)
     if labelled.described or labelled.abstained:
         message.descriptions.CopyFrom(
@@ -398,7 +395,15 @@ def dictionary(units: Units) -> dictionary_pb2.Dictionary:
     return message
 
 
-def _dictionary(served: Served) -> dictionary_pb2.Dictionary:
+def _of_neurons(units: Units) -> dictionary_pb2.Dictionary:
+    """What is known of a dictionary that has no bundle: the raw neurons of a site."""
+    width = units.evidence.width
+    return dictionary_pb2.Dictionary(
+        architecture=NeuronBasis.architecture, width=width, input_width=width
+    )
+
+
+def _of_bundle(served: Served) -> dictionary_pb2.Dictionary:
     """What a bundle says of its dictionary."""
     manifest = served.bundle.manifest
     index = manifest["patch_index"]
