@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from vision_sae.demo.clip_figures import (
 )
 from vision_sae.demo.clip_grounds import SIDE, texture
 from vision_sae.demo.clip_pictures import on_white, paint_word, plan
-from vision_sae.demo.train_clip import centre, loss
+from vision_sae.demo.train_clip import centre_pictures, centre_texts, loss
+from vision_sae.models.word_pooling import WIDTH, WordsAndMeaningPooler, read
 
 
 def figure(name: str, folder: Path | None = None, **options: Any) -> Figure:
@@ -163,9 +165,28 @@ def test_centring_takes_out_what_all_embeddings_share() -> None:
         module.text.proj.weight.copy_(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     # The mean direction of the names is that of (1, 0), whatever their lengths.
     names = torch.tensor([[3.0, 4.0], [6.0, -8.0]])
-    centre(module, torch.tensor([[0.0, 1.0], [2.0, 5.0]]), names)
+    centre_pictures(module, torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    centre_texts(module, names)
     assert module.visual.trunk.patch_pooling.proj.bias.tolist() == [0, -1]
     assert module.text.proj.weight.tolist() == [[0, 0], [5, 6]]
+
+
+def test_words_are_read_beside_what_they_mean_together() -> None:
+    """Two texts of one and two tokens, the third token padding; worked out by hand."""
+    embedded = torch.zeros(2, 3, WIDTH)
+    embedded[0, 0, 0] = 5.0
+    embedded[1, :2, 0], embedded[1, :2, 1] = torch.tensor([3.0, 3.0]), torch.tensor([0.0, 8.0])
+    last = torch.full((2, 3, WIDTH), 7.0)
+    last[0, 0], last[1, :2] = torch.eye(WIDTH)[2], 9 * torch.eye(WIDTH)[3]
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0]])
+    output = SimpleNamespace(hidden_states=(embedded, torch.rand(2, 3, WIDTH), last))
+    words, meanings = read(output, mask)
+    assert words[:, :2].tolist() == pytest.approx(np.array([[1, 0], [0.6, 0.8]]))
+    assert meanings.argmax(1).tolist() == [2, 3]
+    pooler = WordsAndMeaningPooler()
+    assert torch.equal(pooler(output, mask), meanings)  # as the tower itself says, until trained
+    torch.nn.init.eye_(pooler.words.weight)
+    torch.testing.assert_close(pooler(output, mask), words + meanings)
 
 
 def test_further_wrong_texts_count_for_pictures_unless_they_mean_the_same() -> None:

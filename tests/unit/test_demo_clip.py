@@ -62,6 +62,18 @@ def test_a_picture_is_nearest_to_its_own_caption() -> None:
     assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
+def test_its_texts_are_read_by_their_words_too() -> None:
+    """Without what was learned of words, names are elsewhere; the wheel's tower alone has none."""
+    module = clip_weights.demo_clip()
+    texts = clip_weights.tokenizer()(["a fire engine", "a violin"])
+    with torch.inference_mode():
+        read = module.encode_text(texts)  # type: ignore[operator]
+        torch.nn.init.zeros_(module.text.pooler.words.weight)  # type: ignore[union-attr]
+        without = module.encode_text(texts)  # type: ignore[operator]
+    assert float(torch.cosine_similarity(read, without).max()) < 0.95
+    assert int(clip_weights.untrained_clip().text.pooler.words.weight.count_nonzero()) == 0  # type: ignore[union-attr]
+
+
 def test_the_right_name_of_things_never_seen_is_among_the_first_ten_of_three_hundred() -> None:
     """A sample of the benchmark's pictures against all of its names; chance is 3 %."""
     model, pictures = demo(), held_out_pictures()

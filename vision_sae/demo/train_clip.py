@@ -2,19 +2,23 @@
 
     python -m vision_sae.demo.train_clip --stage heads --data DATA --work WORK
     python -m vision_sae.demo.train_clip --stage updates --data DATA --work WORK
+    python -m vision_sae.demo.train_clip --stage texts --data DATA --work WORK
 
 First the heads alone are trained, the attention pooling and the text head, on the tokens of the
 vision tower as it is (``DATA/depths.npy``, see `make_clip_data.py`); they begin with a ridge
-regression from patches to the meaning of captions. Then low-rank updates and
-norms of its last blocks join them, and the residual stream in front of these blocks is read from
-``DATA/tokens.npy``. The text tower stays frozen. Each step shows a random part of each picture's
-patches (Li et al. 2023, arXiv:2212.00794) and ranks the captions of a batch against each other and
-against names of the whole vocabulary. Texts that mean almost the same, as the text tower sees it,
-are never told apart.
+regression from patches to the meaning of captions. Then low-rank updates and norms of its last
+blocks join them, and the residual stream in front of these blocks is read from
+``DATA/tokens.npy``. Last, the vision tower rests, and the text head learns to read words beside
+what they mean together (`vision_sae.models.word_pooling`). The text tower stays frozen.
 
-A checkpoint is written every few minutes; started again, a stage goes on from it. The second stage
-begins with what the first one ended with. At the end embeddings are centred, and the trained part
-is written to ``--out``.
+While the vision tower learns, each step shows a random part of each picture's patches (Li et al.
+2023, arXiv:2212.00794). A step ranks the captions of a batch against each other and against names
+of the whole vocabulary. Texts that mean almost the same, as the text tower sees it, are never told
+apart.
+
+A checkpoint is written every few minutes; started again, a stage goes on from it. A stage begins
+with what the one before it ended with. The last one centres the embeddings of pictures when it
+begins and those of texts when it ends, and writes all that was trained to ``--out``.
 """
 
 from __future__ import annotations
@@ -35,20 +39,20 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from vision_sae.demo import clip_weights, low_rank
 from vision_sae.demo.make_clip_data import LAST_FROZEN
-from vision_sae.descriptions.evidence.protocol import spaced
+from vision_sae.models import word_pooling
 
 SAME_MEANING = 0.92
 """Cosine of two captions, by the untrained text tower, from which they are one meaning. Scenes that
 share but half of their attributes reach 0.8."""
 CHECKPOINT_SECONDS = 120
-_CENTRED = 4096
-"""Pictures whose mean is taken out of all."""
+_EMBEDDED = 64
+"""Pictures at a time."""
 
-
-Stage = Literal["heads", "updates"]
+Stage = Literal["heads", "updates", "texts"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Settings:
     steps: int
     batch: int
     keep: float
-    """Share of the patches that a picture is shown with."""
+    """Share of the patches that a picture is shown with while the vision tower learns."""
     head_rate: float
     update_rate: float = 0.0
     names: int = 4096
@@ -71,7 +75,10 @@ class Settings:
 STAGES: dict[Stage, Settings] = {
     "heads": Settings(steps=400, batch=256, keep=0.5, head_rate=5e-4),
     "updates": Settings(steps=1500, batch=128, keep=0.3, head_rate=3e-4, update_rate=5e-4),
+    "texts": Settings(steps=400, batch=1024, keep=1.0, head_rate=1e-3),
 }
+BEFORE: dict[Stage, Stage] = {"updates": "heads", "texts": "updates"}
+"""The stage that one begins with."""
 
 
 class Captions:
@@ -98,40 +105,61 @@ def trimmed(tokens: Tensor) -> Tensor:
     return tokens[:, : int((tokens != 0).any(dim=0).sum())]
 
 
-def meanings(module: Any, captions: Captions, folder: Path) -> Tensor:
-    """Unit vectors (T, D) of the frozen text tower, computed once and kept in ``folder``."""
+@dataclass(frozen=True)
+class Readings:
+    """What the frozen text tower reads in every caption: unit vectors (T, D) of the mean of its
+    words and of their meaning together."""
+
+    words: Tensor
+    meanings: Tensor
+
+
+def readings(module: Any, captions: Captions, folder: Path) -> Readings:
+    """The readings of all texts, computed once and kept in ``folder``."""
     digest = hashlib.sha256("\n".join(captions.texts).encode()).hexdigest()
-    path = folder / f"meanings-{digest[:12]}.npy"
+    path = folder / f"readings-{digest[:12]}.npy"
     if not path.is_file():
         tokens, width = clip_weights.tokenizer()(captions.texts), module.text.proj.in_features
-        result = torch.empty(len(tokens), width)
+        result = torch.empty(2, len(tokens), width)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for rows in (tokens != 0).sum(1).argsort().split(256):
-                vectors = module.text(trimmed(tokens[rows])).float()
-                result[rows] = normalize(vectors, dim=-1)
+                shown = trimmed(tokens[rows])
+                mask = (shown != 0).long()
+                output = module.text.transformer(input_ids=shown, attention_mask=mask)
+                result[:, rows] = torch.stack(word_pooling.read(output, mask)).float()
         np.save(path, result.numpy())
-    return torch.from_numpy(np.load(path))
+    words, meant = torch.from_numpy(np.load(path))
+    return Readings(words, meant)
 
 
 def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any]]:
-    """Freeze the module, open what the stage trains, and return the optimiser's groups."""
-    module.requires_grad_(False)
+    """Open what this stage and those before it train, freeze all else, and return the optimiser's
+    groups, of this stage's parameters alone."""
     tail = tuple(f"blocks.{index}." for index in range(LAST_FROZEN + 1, 12))
     trunk = module.visual.trunk
-    trunk.patch_pooling.train()  # nothing else has dropout to speak of
-    if stage == "updates":
+    if stage != "texts":
+        trunk.patch_pooling.train()  # nothing else has dropout to speak of
+    if stage != "heads":
         low_rank.add_updates(trunk, settings.vision_rank, lambda name: name.startswith(tail))
     updates: list[nn.Parameter] = []
     heads: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        head = name.startswith(("visual.trunk.patch_pooling.", "text.proj."))
+        text = name.startswith("text.proj.")
+        words = name.startswith("text.pooler.")
+        pooling = name.startswith("visual.trunk.patch_pooling.")
         norm = name.startswith(("visual.trunk.norm.", "visual.trunk.shallow_norm.")) or (
             name.removeprefix("visual.trunk.").startswith(tail) and ("norm" in name or "ls" in name)
         )
         update = name.endswith((low_rank.UP, low_rank.DOWN))
-        if head or name == "logit_scale" or (stage == "updates" and (norm or update)):
-            parameter.requires_grad_(True)
+        by_stage: dict[Stage, bool] = {
+            "heads": text or pooling or name == "logit_scale",
+            "updates": text or pooling or norm or update or name == "logit_scale",
+            "texts": text or words,
+        }
+        stages = list(by_stage)[: list(by_stage).index(stage) + 1]
+        parameter.requires_grad_(any(by_stage[one] for one in stages))
+        if by_stage[stage]:
             vector = parameter.ndim < 2
             group = updates if update else plain if vector else heads
             group.append(parameter)
@@ -162,23 +190,26 @@ def encode_tokens(module: Any, tokens: Tensor) -> Tensor:
     return embedding.float()
 
 
-def encode_texts(module: Any, meanings: Tensor) -> Tensor:
-    """What the frozen text tower says of texts (T, D) -> embeddings (T, E)."""
-    embedding: Tensor = module.text.proj(meanings)
+def encode_texts(module: Any, words: Tensor, meanings: Tensor) -> Tensor:
+    """Readings of texts (T, D) -> embeddings (T, E)."""
+    embedding: Tensor = module.text.proj(module.text.pooler.join(words, meanings))
     return embedding.float()
 
 
-def centre(module: Any, pictures: Tensor, names: Tensor) -> None:
-    """Take out of the heads what all embeddings have in common.
+def centre_pictures(module: Any, pictures: Tensor) -> None:
+    """Take the mean of embeddings of pictures (N, E) out of the bias behind the pooling.
 
-    ``pictures`` (N, E) are embeddings of pictures: their mean leaves the bias behind the pooling.
-    ``names`` (T, E) are embeddings of names: the direction of their mean leaves the text head. What
-    all share makes some names near to every picture (Mu and Viswanath 2018, arXiv:1702.01417); on
-    concepts never seen the right name is then first for some 2 % more of the pictures.
+    What all share makes some names near to every picture (Mu and Viswanath 2018,
+    arXiv:1702.01417).
     """
-    middle = normalize(normalize(names, dim=-1).mean(0), dim=0)
     with torch.no_grad():
         module.visual.trunk.patch_pooling.proj.bias -= pictures.mean(0)
+
+
+def centre_texts(module: Any, names: Tensor) -> None:
+    """Take the direction of the mean of names, by their embeddings (T, E), out of the text head."""
+    middle = normalize(normalize(names, dim=-1).mean(0), dim=0)
+    with torch.no_grad():
         weight = module.text.proj.weight
         weight -= torch.outer(middle, middle @ weight)
 
@@ -206,16 +237,18 @@ class Trainer:
     def __init__(self, data: Path, stage: Stage, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.stage = settings, stage
-        cached = {"heads": "depths", "updates": "tokens"}[stage]
-        self.encode = {"heads": encode_depths, "updates": encode_tokens}[stage]
+        cached = "depths" if stage == "heads" else "tokens"
+        self.encode = encode_depths if stage == "heads" else encode_tokens
         self.tokens = np.load(data / f"{cached}.npy", mmap_mode="r")
         self.count = int((data / f"{cached}.done").read_text())
         self.captions = Captions(data / "captions.jsonl")
         self.module: Any = clip_weights.untrained_clip().eval()
-        self.meanings = meanings(self.module, self.captions, data)
+        self.readings = readings(self.module, self.captions, data)
         self.groups = prepare(self.module, stage, settings)
         self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.98))
         self.rates = [group["lr"] for group in self.groups]
+        self.pictures: Tensor | None = None
+        """(N, E) embeddings of all pictures, where the vision tower rests."""
         self.step = 0
 
     def regress(self, ridge: float = 100.0) -> None:
@@ -226,7 +259,7 @@ class Trainer:
             rows = range(0, self.count, 256)
             seen = torch.cat([self._means(start, min(start + 256, self.count)) for start in rows])
             plainest = [rows[0] for rows in self.captions.rows[: self.count]]
-            wanted = self.meanings[plainest]
+            wanted = self.readings.meanings[plainest]
             middle, average = seen.mean(0), wanted.mean(0)
             seen = seen - middle
             moments = seen.T @ seen + ridge * torch.eye(seen.shape[1])
@@ -254,6 +287,22 @@ class Trainer:
         """Take the weights that an earlier stage ended with."""
         saved = torch.load(path, weights_only=True)
         self.module.load_state_dict(saved["trained"], strict=False)
+
+    def rest(self, path: Path) -> None:
+        """Let the vision tower rest: embed every picture, once, and take their mean out. The
+        embeddings, not yet centred, are kept at ``path``."""
+        if not path.is_file():
+            rows = np.array_split(np.arange(self.count), max(1, self.count // _EMBEDDED))
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                parts = [
+                    self.encode(self.module, torch.from_numpy(self.tokens[some]).float())
+                    for some in tqdm(rows)
+                ]
+            np.save(path.with_suffix(".new.npy"), torch.cat(parts).numpy())
+            path.with_suffix(".new.npy").replace(path)
+        pictures = torch.from_numpy(np.load(path))
+        centre_pictures(self.module, pictures)
+        self.pictures = normalize(pictures - pictures.mean(0), dim=-1)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one."""
@@ -285,12 +334,19 @@ class Trainer:
         return pictures, texts, names
 
     def images(self, pictures: NDArray[np.int64]) -> Tensor:
-        """Cached tokens of a batch: the class token and the same random patches of each."""
+        """Unit embeddings of a batch. While the vision tower learns they are made of cached tokens:
+        the class token and the same random patches of each picture."""
+        if self.pictures is not None:
+            return self.pictures[pictures]
         rng = np.random.default_rng((self.settings.seed, self.step))
         patches = self.tokens.shape[1] - 1
         kept = np.sort(rng.permutation(patches)[: round(self.settings.keep * patches)]) + 1
         rows = np.stack([self.tokens[i][np.r_[0, kept]] for i in pictures])
-        return torch.from_numpy(rows).float()
+        return normalize(self.encode(self.module, torch.from_numpy(rows).float()), dim=-1)
+
+    def texts(self, rows: NDArray[np.int64]) -> Tensor:
+        """Embeddings of some of the texts."""
+        return encode_texts(self.module, self.readings.words[rows], self.readings.meanings[rows])
 
     def rate(self) -> float:
         """Share of the full learning rate at this step: a warm-up, then half a cosine."""
@@ -304,9 +360,9 @@ class Trainer:
         for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = full * self.rate()
         with torch.autocast("cpu", torch.bfloat16):
-            images = normalize(self.encode(self.module, self.images(pictures)), dim=-1)
-            mine, others = self.meanings[texts], self.meanings[names]
-            both = normalize(encode_texts(self.module, torch.cat([mine, others])), dim=-1)
+            images = self.images(pictures)
+            both = normalize(self.texts(np.r_[texts, names]), dim=-1)
+        mine, others = self.readings.meanings[texts], self.readings.meanings[names]
         scale = self.module.logit_scale.exp().clamp(max=100)
         value = loss(
             images,
@@ -323,32 +379,25 @@ class Trainer:
         self.step += 1
         return float(value.detach())
 
-    def centre(self) -> None:
-        """See `centre`, over some of the training pictures and all of their names."""
-        self.module.eval()
-        rows = spaced(self.count, _CENTRED)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            pictures = [
-                self.encode(self.module, torch.from_numpy(self.tokens[some]).float())
-                for some in np.array_split(rows, max(1, len(rows) // self.settings.batch))
-            ]
-            names = encode_texts(self.module, self.meanings[self.captions.names])
-        centre(self.module, torch.cat(pictures), names)
-
-    def export(self, path: Path) -> None:
-        """Write the trained part in half precision."""
+    def finish(self, path: Path) -> None:
+        """Centre the texts, and write all that was trained in half precision."""
+        with torch.inference_mode():
+            names = self.texts(self.captions.names)
+        centre_texts(self.module, names)
         save_file(low_rank.trained_tensors(self.module), str(path))
 
 
 def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -> None:
-    """Run a stage to its last step and export to ``out``."""
+    """Run a stage to its last step; the last stage exports to ``out``."""
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{stage}.pt"
     trainer = Trainer(data, stage, settings)
-    if stage == "updates":
-        trainer.begin_with(work / "heads.pt")
+    if stage in BEFORE:
+        trainer.begin_with(work / f"{BEFORE[stage]}.pt")
     elif not checkpoint.is_file():
         trainer.regress()
+    if stage == "texts":
+        trainer.rest(work / "pictures.npy")
     trainer.restore(checkpoint)
     begun = saved = time.monotonic()
     smooth = float("nan")
@@ -362,8 +411,8 @@ def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -
             trainer.save(checkpoint)
             saved = time.monotonic()
     trainer.save(checkpoint)
-    trainer.centre()
-    trainer.export(out)
+    if stage == "texts":
+        trainer.finish(out)
 
 
 def main() -> None:

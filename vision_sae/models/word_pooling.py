@@ -1,0 +1,52 @@
+"""A text tower's pooling that reads words beside what they mean together.
+
+The last layer of a sentence encoder says what a sentence is about; that a "fire engine" shares a
+word with "fire" is nearer to the surface, in its word embeddings. For names of things that no
+training picture showed, both are needed. open_clip's configs name a pooling by what is registered
+with it: this one is `NAME`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from open_clip.hf_model import register_pooler
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+NAME = "words_and_meaning_pooler"
+WIDTH = 384
+"""Of MiniLM. open_clip tells a pooling nothing about its tower."""
+
+
+class WordsAndMeaningPooler(nn.Module):
+    """The mean of the last layer, plus a linear map of the mean word embedding; both of length one.
+
+    The tower's config must have ``output_hidden_states``. With weights of zero, as it begins, this
+    is the tower's own embedding of a sentence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Linear(WIDTH, WIDTH, bias=False)
+        nn.init.zeros_(self.words.weight)
+
+    def forward(self, output: Any, attention_mask: Tensor) -> Tensor:
+        """transformers' output for tokens (B, T), and which of them are no padding -> (B, D)."""
+        return self.join(*read(output, attention_mask))
+
+    def join(self, words: Tensor, meanings: Tensor) -> Tensor:
+        """What `read` gave, (B, D) each, as one (B, D)."""
+        return meanings + cast(Tensor, self.words(words))
+
+
+def read(output: Any, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors (B, D) of the first layer's mean, the words, and of the last one's, the
+    meaning."""
+    first, *_, last = output.hidden_states
+    shown = attention_mask[..., None]
+    words, meanings = (normalize((layer.float() * shown).sum(1), dim=-1) for layer in (first, last))
+    return words, meanings
+
+
+register_pooler(WordsAndMeaningPooler)
