@@ -381,7 +381,8 @@ def dictionary(units: Units) -> dictionary_pb2.Dictionary:
     message = _of_bundle(units) if isinstance(units, Served) else _of_neurons(units)
     message.name = units.resource
     message.display_name = units.resource.removeprefix("dictionaries/")
-    message.model, message.site = f"models/{units.model.name}", units.evidence.site
+    message.model = f"models/{units.model.name}"
+    message.site = f"{message.model}/sites/{units.evidence.site}"
     labelled = units.labels.summary(units.evidence.name)
     if labelled.described or labelled.abstained:
         message.descriptions.CopyFrom(

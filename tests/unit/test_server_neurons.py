@@ -113,7 +113,7 @@ def test_neurons_are_a_dictionary_behind_those_of_bundles(catalog: Any) -> None:
     assert [d.name for d in listed] == [DICTIONARY, NEURONS]
     found = catalog.GetDictionary(catalog_pb.GetDictionaryRequest(name=NEURONS)).dictionary
     assert found == listed[1]
-    assert (found.model, found.site) == ("models/tiny", "blocks.1.mlp")
+    assert (found.model, found.site) == ("models/tiny", "models/tiny/sites/blocks.1.mlp")
     assert (found.architecture, found.width, found.input_width) == ("neurons", 3, 3)
     assert not found.HasField("patch_index")
     assert (found.descriptions.described, found.descriptions.abstained) == (1, 1)
