@@ -17,6 +17,7 @@ from vision_sae.descriptions.describers import wpmi
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.describers.contrastive import (
     ContrastiveDescriber,
+    _likeliest,
     separation_nats,
 )
 from vision_sae.descriptions.describers.phrases import MARGIN
@@ -127,7 +128,7 @@ def test_fake_is_a_contrastive_model() -> None:
 def test_contrastive_is_a_describer(tmp_path: Path) -> None:
     evidence = evidence_of(random_cells(8, 3), [[0]])
     made: Describer = describer_of(tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(["cat"]))
-    assert (made.name, made.version) == ("contrastive", 4)
+    assert (made.name, made.version) == ("contrastive", 5)
 
 
 def test_units_get_the_names_of_what_they_fire_on(tmp_path: Path) -> None:
@@ -266,10 +267,20 @@ def test_of_words_for_the_same_regions_the_one_that_silent_pictures_lack_is_pref
     assert label.details["tells"] > 0
 
 
+def test_of_texts_as_good_but_for_luck_the_likeliest_is_said() -> None:
+    """The best of a hundred may lead by ln 100 = 4.61 nats by chance."""
+    pmi, worth = np.array([1.0, 3.0, 2.0, 9.0]), np.array([20.0, 15.4, 19.0, 15.3])
+    assert _likeliest(pmi, worth) == 1
+    assert _likeliest(pmi, worth - np.array([0, 0.1, 0, 0])) == 2
+    assert _likeliest(pmi, np.array([20.0, -np.inf, -np.inf, -np.inf])) == 0
+
+
 def test_where_one_word_says_too_little_two_are_the_label(tmp_path: Path) -> None:
     """Red apples, among other red fruit and other apples, without phrases to say so."""
     things = [*BY_ONE, APPLES, [len(FRUIT)]]
-    evidence = evidence_of(random_cells(80, len(GARDEN)), things)
+    cells = random_cells(80, len(GARDEN))
+    cells[:, 2:] = len(FRUIT) + 1  # dogs, everywhere alike
+    evidence = evidence_of(cells, things)
     words = ["apple", "pear", "plum", *ANIMALS]
     (red_apple,) = describe(tmp_path, GARDEN, evidence, words, 0, beam=0)
     assert red_apple.text == "apple, red"
