@@ -33,7 +33,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\S+")
 _LONGEST = 3
 """The most words in a phrase taken from captions."""
 _FEWEST_SOURCES = 3
-"""Independent pictures whose captions must hold a phrase of several words."""
+"""Independent pictures that must be said to show something before it can be what units have in
+common."""
 _SHORTEST = 2
 """The fewest letters of a word."""
 _BATCH = 256
@@ -100,20 +101,19 @@ class Vocabulary:
 
     @classmethod
     def of_captions(cls, images: Iterable[ImageRecord], *, nouns: bool = True) -> Self:
-        """What captions and tags say: their words, and their phrases of two or three words.
+        """What captions say of several independent pictures: words, and phrases of two or three.
 
-        A phrase counts when several independent pictures have it. With ``nouns`` the package's
-        list of things that can be seen is added.
+        Tags speak for pictures without a caption: beside one they say what else comes to mind
+        ("lol" of a smiling face). With ``nouns`` the package's list of things that can be seen is
+        added.
         """
         sources: dict[str, set[str]] = defaultdict(set)
         for image in images:
-            for text in (image.caption, *image.tags):
+            for text in [image.caption] if image.caption else image.tags:
                 for phrase in _phrases(text):
                     sources[phrase].add(image.origin)
         found = sorted(
-            phrase
-            for phrase, owners in sources.items()
-            if " " not in phrase or len(owners) >= _FEWEST_SOURCES
+            phrase for phrase, owners in sources.items() if len(owners) >= _FEWEST_SOURCES
         )
         return cls.of((*found, *(_visual_nouns() if nouns else ())))
 
