@@ -2,8 +2,8 @@
 
 The last layer of a sentence encoder says what a sentence is about; that a "fire engine" shares a
 word with "fire" is nearer to the surface, in its word embeddings. For names of things that no
-training picture showed, both are needed. open_clip's configs name a pooling by what is registered
-with it: this one is `NAME`.
+training picture showed, both are needed. open_clip's configs know it by the name that registering
+gives it, ``words_and_meaning_pooler``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from open_clip.hf_model import register_pooler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-NAME = "words_and_meaning_pooler"
 WIDTH = 384
 """Of MiniLM. open_clip tells a pooling nothing about its tower."""
 
