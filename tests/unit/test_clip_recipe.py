@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+from vision_sae.demo import clip_weights
 from vision_sae.demo.clip_figures import (
     FLAGS,
     TEST_MAKERS,
@@ -25,7 +29,7 @@ from vision_sae.demo.clip_figures import (
 )
 from vision_sae.demo.clip_grounds import SIDE, texture
 from vision_sae.demo.clip_pictures import on_white, paint_word, plan
-from vision_sae.demo.train_clip import centre_pictures, centre_texts, loss
+from vision_sae.demo.train_clip import STAGES, centre_pictures, centre_texts, loss, train
 from vision_sae.models.word_pooling import WIDTH, WordsAndMeaningPooler, read
 
 
@@ -211,3 +215,26 @@ def test_captions_that_mean_the_same_are_not_told_apart() -> None:
     same = torch.ones(2, 2, dtype=torch.bool)
     none, nothing = torch.zeros(2, 0, dtype=torch.bool), torch.zeros(0, 2)
     assert float(loss(images, texts, nothing, same, none, torch.tensor(1.0))) == 0
+
+
+def test_three_stages_train_what_ships_each_on_what_the_last_one_ended_with(tmp_path: Path) -> None:
+    """Noise for tokens: what matters is that every part learns, and that all of it is written."""
+    data, work, out = tmp_path / "data", tmp_path / "work", tmp_path / "trained.safetensors"
+    data.mkdir()
+    things = [f"thing {number}" for number in range(24)]
+    lines = [json.dumps({"subject": thing, "captions": [f"a {thing}"]}) for thing in things]
+    (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    noise = np.random.default_rng(0)
+    for name, shape in (("tokens", (24, 9, 384)), ("depths", (24, 5, 768))):
+        np.save(data / f"{name}.npy", noise.normal(size=shape).astype(np.float16))
+        (data / f"{name}.done").write_text("24")
+    for stage, settings in STAGES.items():
+        brief = replace(settings, steps=2, batch=8, names=4, keep=0.5)
+        train(data, work, out, stage, brief)
+        assert out.exists() == (stage == "texts")
+    trained = load_file(out)
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    grown = ("text.pooler.words.weight", "visual.trunk.blocks.11.mlp.fc2.weight.up")
+    assert all(int(trained[name].count_nonzero()) for name in grown)
+    shipped = load_file(clip_weights.TRAINED)
+    assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}
