@@ -26,7 +26,7 @@ from vision_sae.descriptions.store import Entry, Unit
 from vision_sae.dictionaries.neurons import NeuronBasis
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.models.protocol import ContrastiveModel
-from vision_sae.resources import dictionary_of, dictionary_resource
+from vision_sae.resources import dictionary_of, dictionary_resource, site_resource
 from vision_sae.tensors import to_proto, write
 from vision_sae.v1 import (
     description_pb2,
@@ -382,7 +382,7 @@ def dictionary(units: Units) -> dictionary_pb2.Dictionary:
     message.name = units.resource
     message.display_name = units.resource.removeprefix("dictionaries/")
     message.model = f"models/{units.model.name}"
-    message.site = f"{message.model}/sites/{units.evidence.site}"
+    message.site = site_resource(units.model.name, units.evidence.site)
     labelled = units.labels.summary(units.evidence.name)
     if labelled.described or labelled.abstained:
         message.descriptions.CopyFrom(
@@ -445,7 +445,7 @@ def model(served: ServedModel) -> model_pb2.Model:
         weights_sha256=identity["weights_sha256"],
         sites=[
             model_pb2.Site(
-                name=f"models/{served.name}/sites/{site.name}",
+                name=site_resource(served.name, site.name),
                 kind=_SITE_KINDS[site.kind],
                 width=site.dim,
                 rows=grid.rows,

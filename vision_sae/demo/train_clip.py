@@ -24,7 +24,6 @@ begins and those of texts when it ends, and writes all that was trained to ``--o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import sys
@@ -43,6 +42,7 @@ from tqdm import tqdm
 
 from vision_sae.demo import clip_weights, low_rank
 from vision_sae.demo.make_clip_data import LAST_FROZEN
+from vision_sae.files import replacing, sha256_file, sha256_json
 from vision_sae.models import word_pooling
 
 SAME_MEANING = 0.92
@@ -61,9 +61,9 @@ class Settings:
 
     steps: int
     batch: int
-    keep: float
-    """Share of the patches that a picture is shown with while the vision tower learns."""
     head_rate: float
+    keep: float = 1.0
+    """Share of the patches that a picture is shown with while the vision tower learns."""
     update_rate: float = 0.0
     names: int = 4096
     """Names of the vocabulary added to each step's captions as wrong answers."""
@@ -75,7 +75,7 @@ class Settings:
 STAGES: dict[Stage, Settings] = {
     "heads": Settings(steps=400, batch=256, keep=0.5, head_rate=5e-4),
     "updates": Settings(steps=1500, batch=128, keep=0.3, head_rate=3e-4, update_rate=5e-4),
-    "texts": Settings(steps=400, batch=1024, keep=1.0, head_rate=1e-3),
+    "texts": Settings(steps=400, batch=1024, head_rate=1e-3),
 }
 BEFORE: dict[Stage, Stage] = {"updates": "heads", "texts": "updates"}
 """The stage that one begins with."""
@@ -114,10 +114,14 @@ class Readings:
     meanings: Tensor
 
 
+def _keep(path: Path, result: Tensor) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, result.numpy(), allow_pickle=False)
+
+
 def readings(module: Any, captions: Captions, folder: Path) -> Readings:
     """The readings of all texts, computed once and kept in ``folder``."""
-    digest = hashlib.sha256("\n".join(captions.texts).encode()).hexdigest()
-    path = folder / f"readings-{digest[:12]}.npy"
+    path = folder / f"readings-{sha256_json(captions.texts)[:12]}.npy"
     if not path.is_file():
         tokens, width = clip_weights.tokenizer()(captions.texts), module.text.proj.in_features
         result = torch.empty(2, len(tokens), width)
@@ -127,9 +131,24 @@ def readings(module: Any, captions: Captions, folder: Path) -> Readings:
                 mask = (shown != 0).long()
                 output = module.text.transformer(input_ids=shown, attention_mask=mask)
                 result[:, rows] = torch.stack(word_pooling.read(output, mask)).float()
-        np.save(path, result.numpy())
+        _keep(path, result)
     words, meant = torch.from_numpy(np.load(path))
     return Readings(words, meant)
+
+
+def _learned_in(name: str, tail: tuple[str, ...]) -> set[Stage]:
+    """The stages that train the parameter of this name; ``tail`` begins the last blocks' names."""
+    within = name.removeprefix("visual.trunk.")
+    if name.startswith("text.proj."):
+        return {"heads", "updates", "texts"}
+    if name.startswith("text.pooler."):
+        return {"texts"}
+    if within.startswith("patch_pooling.") or name == "logit_scale":
+        return {"heads", "updates"}
+    norm = within.startswith(("norm.", "shallow_norm.")) or (
+        within.startswith(tail) and ("norm" in within or "ls" in within)
+    )
+    return {"updates"} if norm or name.endswith((low_rank.UP, low_rank.DOWN)) else set()
 
 
 def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any]]:
@@ -144,23 +163,13 @@ def prepare(module: Any, stage: Stage, settings: Settings) -> list[dict[str, Any
     updates: list[nn.Parameter] = []
     heads: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    order = list(STAGES)
+    so_far = order[: order.index(stage) + 1]
     for name, parameter in module.named_parameters():
-        text = name.startswith("text.proj.")
-        words = name.startswith("text.pooler.")
-        pooling = name.startswith("visual.trunk.patch_pooling.")
-        norm = name.startswith(("visual.trunk.norm.", "visual.trunk.shallow_norm.")) or (
-            name.removeprefix("visual.trunk.").startswith(tail) and ("norm" in name or "ls" in name)
-        )
-        update = name.endswith((low_rank.UP, low_rank.DOWN))
-        by_stage: dict[Stage, bool] = {
-            "heads": text or pooling or name == "logit_scale",
-            "updates": text or pooling or norm or update or name == "logit_scale",
-            "texts": text or words,
-        }
-        stages = list(by_stage)[: list(by_stage).index(stage) + 1]
-        parameter.requires_grad_(any(by_stage[one] for one in stages))
-        if by_stage[stage]:
-            vector = parameter.ndim < 2
+        stages = _learned_in(name, tail)
+        parameter.requires_grad_(not stages.isdisjoint(so_far))
+        if stage in stages:
+            update, vector = name.endswith((low_rank.UP, low_rank.DOWN)), parameter.ndim < 2
             group = updates if update else plain if vector else heads
             group.append(parameter)
     return [
@@ -298,8 +307,7 @@ class Trainer:
                     self.encode(self.module, torch.from_numpy(self.tokens[some]).float())
                     for some in tqdm(rows)
                 ]
-            np.save(path.with_suffix(".new.npy"), torch.cat(parts).numpy())
-            path.with_suffix(".new.npy").replace(path)
+            _keep(path, torch.cat(parts))
         pictures = torch.from_numpy(np.load(path))
         centre_pictures(self.module, pictures)
         self.pictures = normalize(pictures - pictures.mean(0), dim=-1)
@@ -317,8 +325,8 @@ class Trainer:
         named = self.module.named_parameters()
         trained = {name: p.detach() for name, p in named if p.requires_grad}
         state = {"trained": trained, "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
     def batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(pictures, their captions, further names) of this step: a pass over all pictures goes
@@ -393,11 +401,12 @@ def train(data: Path, work: Path, out: Path, stage: Stage, settings: Settings) -
     checkpoint = work / f"{stage}.pt"
     trainer = Trainer(data, stage, settings)
     if stage in BEFORE:
-        trainer.begin_with(work / f"{BEFORE[stage]}.pt")
+        before = work / f"{BEFORE[stage]}.pt"
+        trainer.begin_with(before)
+        if stage == "texts":
+            trainer.rest(work / f"pictures-{sha256_file(before)[:12]}.npy")
     elif not checkpoint.is_file():
         trainer.regress()
-    if stage == "texts":
-        trainer.rest(work / "pictures.npy")
     trainer.restore(checkpoint)
     begun = saved = time.monotonic()
     smooth = float("nan")

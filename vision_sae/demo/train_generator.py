@@ -55,6 +55,7 @@ from vision_sae.demo.generations import heldout_pictures
 from vision_sae.demo.growing import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import spaced
 from vision_sae.evaluation.planted_scenes import VALUES, draw, random_attributes
+from vision_sae.files import replacing
 from vision_sae.models.precision import fastest_dtype
 from vision_sae.models.sdxl import load_sdxl
 
@@ -135,8 +136,8 @@ class Training:
             "average": self._average,
             "step": self.step,
         }
-        torch.save(state, self._path.with_suffix(".new"))
-        self._path.with_suffix(".new").replace(self._path)
+        with replacing(self._path) as temporary:
+            torch.save(state, temporary)
 
     def run(self, loss: Callable[[np.random.Generator], Tensor]) -> None:
         """Step down ``loss``, which draws its batch from the numbers of each step alone."""
