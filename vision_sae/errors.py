@@ -113,6 +113,12 @@ class RemoteServerAwayError(RemoteServerError):
     """That server answers nobody, or not us: asking it about something else is of no use now."""
 
 
+class StorageFullError(VisionSaeError):
+    """The disk has no room for what is to be written."""
+
+    reason = "STORAGE_FULL"
+
+
 class WorkersEndedError(VisionSaeError):
     """Processes that were started to work ended before the work was done."""
 

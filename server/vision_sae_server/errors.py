@@ -25,6 +25,7 @@ _CODES: dict[type[VisionSaeError], int] = {
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.RecallTooLowError: code_pb2.FAILED_PRECONDITION,
     errors.RemoteServerError: code_pb2.UNAVAILABLE,
+    errors.StorageFullError: code_pb2.RESOURCE_EXHAUSTED,
     errors.WorkersEndedError: code_pb2.INTERNAL,
 }
 _RETRY_SECONDS = 1

@@ -54,6 +54,13 @@ def label(root: Path, *more: object) -> str:
     ).output
 
 
+@pytest.fixture(scope="module")
+def exemplars(world: Path) -> Path:
+    """The exemplars of every neuron in MILAN's layout."""
+    succeed("export-exemplars", neurons(world), world / "milan")
+    return world / "milan"
+
+
 def neurons(root: Path) -> Path:
     (found,) = (path for path in (root / "work").iterdir() if (path / "manifest.json").is_file())
     return found
@@ -122,9 +129,8 @@ def test_folder_without_evidence_is_refused(world: Path) -> None:
     assert "is neither a bundle, nor evidence" in refused.output
 
 
-def test_exemplars_of_an_unknown_model_are_refused(world: Path, tmp_path: Path) -> None:
-    succeed("export-exemplars", neurons(world), tmp_path / "exemplars")
-    refused = run("audit", tmp_path / "exemplars", "red", "--labels", world / "labels.sqlite")
+def test_exemplars_of_an_unknown_model_are_refused(world: Path, exemplars: Path) -> None:
+    refused = run("audit", exemplars, "red", "--labels", world / "labels.sqlite")
     assert refused.exit_code == 2
     assert "do not say of what model" in " ".join(refused.output.split())
 
@@ -155,20 +161,18 @@ def test_labels_are_exported_with_who_made_them(world: Path) -> None:
     assert "128 labels" in some.output
 
 
-def test_exemplars_are_exported_in_milans_layout(world: Path) -> None:
-    succeed("export-exemplars", neurons(world), world / "milan")
-    images = np.load(world / "milan" / "blocks.1.mlp" / "images.npy", mmap_mode="r")
+def test_exemplars_are_exported_in_milans_layout(exemplars: Path) -> None:
+    images = np.load(exemplars / "blocks.1.mlp" / "images.npy", mmap_mode="r")
     assert images.shape[1:] == (15, 3, 224, 224)
     assert images.dtype == np.uint8
 
 
 def test_exemplars_in_milans_layout_are_labelled_and_scored(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exemplars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = PlantedClip(("red", "blue"), cells=4)
     for place in ("toolbox", "batch"):
         monkeypatch.setattr(f"vision_sae.descriptions.{place}.load_model", lambda _name: clip)
-    succeed("export-exemplars", neurons(world), tmp_path / "milan")
     (tmp_path / "words.txt").write_text("red\nblue\n")
     (tmp_path / "settings.yaml").write_text(
         f"describe:\n  contrastive:\n    vocabulary: {tmp_path / 'words.txt'}\n"
@@ -176,16 +180,16 @@ def test_exemplars_in_milans_layout_are_labelled_and_scored(
     options = ("--work", tmp_path / "work", "--config", tmp_path / "settings.yaml")
     labels = tmp_path / "labels.sqlite"
     made = succeed(
-        "label", tmp_path / "milan", "--labels", labels, "--describer", "contrastive", *options
+        "label", exemplars, "--labels", labels, "--describer", "contrastive", *options
     ).output
-    sites = np.unique([path.parent.name for path in (tmp_path / "milan").glob("*/images.npy")])
+    sites = np.unique([path.parent.name for path in exemplars.glob("*/images.npy")])
     assert f"failed of {LabelJobs(LabelStore(labels)).all()[0].total}" in made
     parents = LabelStore(labels).parents()
     assert parents == [f"models/milan/sites/{site}" for site in sites]
     (tmp_path / "labels.csv").write_text(
         f"layer,unit,description\n{sites[0]},0,red\n{sites[0]},1,blue\n"
     )
-    scored = succeed("score", tmp_path / "milan", tmp_path / "labels.csv", *options).output
+    scored = succeed("score", exemplars, tmp_path / "labels.csv", *options).output
     assert f"models/milan/sites/{sites[0]}: 2 labels" in scored
 
 

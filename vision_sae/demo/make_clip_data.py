@@ -31,6 +31,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from vision_sae.arrays import complete, open_growing
 from vision_sae.demo import clip_evaluation, clip_pictures
 from vision_sae.demo.clip_figures import (
     FIGURE_PACKAGES,
@@ -43,7 +44,6 @@ from vision_sae.demo.clip_figures import (
 from vision_sae.demo.clip_grounds import SIDE
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.corpus_packages import EMOJIBASE, FLUENT, NOTO, fetch
-from vision_sae.demo.growing import complete, open_growing
 from vision_sae.demo.make_corpus import CONCEPTS
 from vision_sae.demo.weights import dinov2_small
 from vision_sae.models.registry import load_model

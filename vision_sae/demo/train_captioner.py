@@ -24,13 +24,13 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from vision_sae.arrays import complete, open_growing
 from vision_sae.demo import captioner as shipped
 from vision_sae.demo.caption_regions import (
     GRID,
@@ -79,18 +79,15 @@ def make_tokens(work: Path) -> None:
     encoder, processor = shipped.encoder(), shipped.image_processor()
     for split in get_args(Split):
         images = list(pictures(split))
-        path, marker = work / f"{split}.npy", work / f"{split}.done"
-        done = int(marker.read_text()) if marker.exists() else 0
-        shape = (len(images), GRID * GRID, DIM)
-        array = open_memmap(path, "r+" if done else "w+", np.float16, shape if not done else None)
+        path = work / f"{split}.npy"
+        array, done = open_growing(path, (len(images), GRID * GRID, DIM), np.float16)
         for start in tqdm(range(done, len(images), 16), desc=split, mininterval=5):
             batch = images[start : start + 16]
             pixels = processor(images=batch, return_tensors="pt").pixel_values
             with torch.autocast("cpu", torch.bfloat16):
                 tokens = shipped.patch_tokens(encoder, pixels)
             array[start : start + len(batch)] = tokens.float().numpy()
-            array.flush()
-            marker.write_text(str(start + len(batch)))
+            complete(array, path, start + len(batch))
 
 
 def make_tokenizer(captions: Sequence[str]) -> Any:

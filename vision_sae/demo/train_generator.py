@@ -50,9 +50,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vision_sae.arrays import complete, open_growing
 from vision_sae.demo import generator
 from vision_sae.demo.generations import heldout_pictures
-from vision_sae.demo.growing import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import spaced
 from vision_sae.evaluation.planted_scenes import VALUES, draw, random_attributes
 from vision_sae.files import replacing

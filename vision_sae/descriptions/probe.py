@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vision_sae.activations.store import ALIGNED, ALIGNED_WEIGHTS, EMBEDDING, ActivationStore
+from vision_sae.arrays import new_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, MismatchError, NotFoundError
 from vision_sae.files import (
@@ -229,7 +230,7 @@ def _write(staging: Path, parts: Iterator[_Seen], model: ContrastiveModel, count
         WINDOWS: (np.float16, (count, windows, dim)),
     }
     files = {
-        name: np.lib.format.open_memmap(staging / name, mode="w+", dtype=dtype, shape=of_array)
+        name: new_array(staging / name, of_array, dtype)
         for name, (dtype, of_array) in shapes.items()
     }
     done = 0

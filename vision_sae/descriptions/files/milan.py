@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 
+from vision_sae.arrays import new_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import publishing
@@ -202,9 +202,7 @@ def _write(
     staging: Path, units: list[int], rows: Iterable[list[_Exemplar]], k: int, size: int
 ) -> None:
     images, masks = (
-        open_memmap(
-            staging / name, mode="w+", dtype=np.uint8, shape=(len(units), k, channels, size, size)
-        )
+        new_array(staging / name, (len(units), k, channels, size, size), np.uint8)
         for name, channels in ((IMAGES, 3), (MASKS, 1))
     )
     np.save(staging / UNITS, np.array(units, dtype=np.int64), allow_pickle=False)
