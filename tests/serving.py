@@ -58,7 +58,7 @@ def state(bundle: Bundle, labels: LabelStore, labelling: Any = None, *, model: A
     served = Served(bundle, held, labels, BundleEvidence(bundle))
     return State(
         config,
-        {f"models/{held.name}": held},
+        {held.resource: held},
         {served.resource: served},
         labels,
         labelling or Labelling(),

@@ -83,7 +83,7 @@ class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceService
             picture.geometry,
         )
         noising = _noising(request.noising) if request.HasField("noising") else None
-        return await self._batches[f"models/{served.model.name}"].run(
+        return await self._batches[served.model.resource].run(
             (served.resource, noising, picture.pixels.shape),
             _Asked(served, picture, request, noising, mask),
         )

@@ -68,10 +68,9 @@ def translate(
 
     def use(name: str, where: str) -> tuple[Served, PatchGrid, Geometry]:
         served = state.dictionary(name)
-        if served.model.name != model.name:
+        if served.model.resource != model.resource:
             raise InvalidInputError(
-                f"{name} is of models/{served.model.name}, the picture is made by "
-                f"models/{model.name}",
+                f"{name} is of {served.model.resource}, the picture is made by {model.resource}",
                 field=where,
             )
         dictionaries[name] = SiteDictionary(served.bundle.dictionary, served.bundle.site)

@@ -205,7 +205,7 @@ async def _by_region(
     pictures: dict[str, Picture] = {}
     hits = []
     for served in chosen:
-        name = served.model.name
+        name = served.model.resource
         if name not in pictures:
             pictures[name] = await state.picture(request.region.image.data, served.model)
         picture = pictures[name]

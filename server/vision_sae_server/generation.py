@@ -174,7 +174,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         translated = translate(self._state, model, filled, settings)
         encode = [self._state.dictionary(name) for name in request.encode_dictionaries]
         for served in encode:
-            if served.model.name != model.name:
+            if served.model.resource != model.resource:
                 raise InvalidInputError(
                     f"{served.resource} is not of {asked.model}", field="encode_dictionaries"
                 )

@@ -97,7 +97,7 @@ class _Plan:
         first = next(iter(self._served.values()))
         self._model: ServedModel = first.model
         check_has_targets(self._model, first.resource, "plan.edits.feature")
-        if {served.model.name for served in self._served.values()} != {self._model.name}:
+        if {served.model.resource for served in self._served.values()} != {self._model.resource}:
             raise InvalidInputError(
                 "edits of one plan are of dictionaries of one model", field="plan.edits.feature"
             )

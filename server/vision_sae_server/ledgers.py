@@ -82,7 +82,7 @@ class Attributing:
         self._dictionaries = [self._chosen(name) for name in request.dictionaries]
         self._model: ServedModel = self._dictionaries[0].model
         check_has_targets(self._model, self._dictionaries[0].resource, "dictionaries")
-        if {served.model.name for served in self._dictionaries} != {self._model.name}:
+        if {served.model.resource for served in self._dictionaries} != {self._model.resource}:
             raise InvalidInputError(
                 "dictionaries of one request are of one model; ask for others by themselves",
                 field="dictionaries",
@@ -114,7 +114,10 @@ class Attributing:
         if self._method != _NEURONS:
             return served
         for other in self._state.dictionaries.values():
-            same = (other.model.name, other.bundle.site) == (served.model.name, served.bundle.site)
+            same = (other.model.resource, other.bundle.site) == (
+                served.model.resource,
+                served.bundle.site,
+            )
             if same and other.bundle.dictionary.architecture == "neurons":
                 return other
         raise NotConfiguredError(

@@ -381,8 +381,8 @@ def dictionary(units: Units) -> dictionary_pb2.Dictionary:
     message = _of_bundle(units) if isinstance(units, Served) else _of_neurons(units)
     message.name = units.resource
     message.display_name = units.resource.removeprefix("dictionaries/")
-    message.model = f"models/{units.model.name}"
-    message.site = site_resource(units.model.name, units.evidence.site)
+    message.model = units.model.resource
+    message.site = site_resource(units.model.model.name, units.evidence.site)
     labelled = units.labels.summary(units.evidence.name)
     if labelled.described or labelled.abstained:
         message.descriptions.CopyFrom(
@@ -438,14 +438,14 @@ def model(served: ServedModel) -> model_pb2.Model:
     ours = served.model
     identity, grid, preparation = ours.identity(), ours.grid, ours.preprocessing
     return model_pb2.Model(
-        name=f"models/{served.name}",
+        name=served.resource,
         display_name=ours.name,
         kind=_MODEL_KINDS[ours.kind],
         source=ours.name,
         weights_sha256=identity["weights_sha256"],
         sites=[
             model_pb2.Site(
-                name=site_resource(served.name, site.name),
+                name=site_resource(ours.name, site.name),
                 kind=_SITE_KINDS[site.kind],
                 width=site.dim,
                 rows=grid.rows,

@@ -46,14 +46,14 @@ class ServedModel:
         """The model as a generator; raises `InvalidInputError` when it is none."""
         if not isinstance(self.model, NoisedPictures):
             raise InvalidInputError(
-                f"models/{self.name} does not generate; name a text-to-image model", field="model"
+                f"{self.resource} does not generate; name a text-to-image model", field="model"
             )
         return self.model.generator
 
     @property
-    def name(self) -> str:
-        """The last part of its resource name: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
-        return model_resource(self.model.name).removeprefix("models/")
+    def resource(self) -> str:
+        """``models/{model}``: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
+        return model_resource(self.model.name)
 
 
 class Units(Protocol):

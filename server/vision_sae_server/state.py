@@ -206,7 +206,7 @@ def load_state(
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)
     _check_matches(dictionaries)
-    models = {f"models/{model.name}": model for model in loaded.values()}
+    models = {model.resource: model for model in loaded.values()}
     if labelling is None and config.clip:
         probes = bundles[0].parent / PROBES
         by_name = {name: model.model for name, model in loaded.items()}

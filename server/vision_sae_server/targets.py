@@ -80,7 +80,7 @@ class Targets:
     def _class(self, asked: target_pb2.ClassTarget) -> int:
         if asked.WhichOneof("class") == "label":
             raise InvalidInputError(
-                f"models/{self._model.name} does not name its classes; give the index",
+                f"{self._model.resource} does not name its classes; give the index",
                 field="target.class_logit.label",
             )
         return asked.index
@@ -93,7 +93,7 @@ class Targets:
         model = self._model.model
         if not isinstance(model, ContrastiveModel):
             raise InvalidInputError(
-                f"models/{self._model.name} has no texts; choose a class, a picture or a probe",
+                f"{self._model.resource} has no texts; choose a class, a picture or a probe",
                 field="target.text",
             )
         return await self._model.lane.run(lambda: model.embed_texts([asked.text.text])[0])
@@ -102,10 +102,9 @@ class Targets:
         self, asked: target_pb2.FeatureTarget, geometry: Geometry, after: tuple[str, ...]
     ) -> Target:
         served, index = self._state.feature(asked.feature)
-        if served.model.name != self._model.name:
+        if served.model.resource != self._model.resource:
             raise InvalidInputError(
-                f"{served.resource} is of models/{served.model.name}, not of "
-                f"models/{self._model.name}",
+                f"{served.resource} is of {served.model.resource}, not of {self._model.resource}",
                 field="target.feature.feature",
             )
         site, order = served.bundle.site, list(self._model.model.sites)
@@ -132,7 +131,7 @@ class Targets:
         model = self._model.model
         if not isinstance(model, VitModel):
             raise NotServedError(
-                f"models/{self._model.name} cannot classify a region", field="target.region"
+                f"{self._model.resource} cannot classify a region", field="target.region"
             )
         patches = torch.from_numpy(region_mask(asked.region, model.grid, geometry))
         return targets.region_class(model, patches, self._class(asked.class_logit))

@@ -32,9 +32,13 @@ _CLAUSE = re.compile(r"[^,.;:!?()\"\n]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\S+")
 _LONGEST = 3
 """The most words in a phrase taken from captions."""
-_FEWEST_SOURCES = 3
+_FEWEST_SOURCES = {1: 2, 2: 3, 3: 3}
 """Independent pictures that must be said to show something before it can be what units have in
-common."""
+common, by its number of words: some words stand together by chance."""
+_TELLING = 0.25
+"""Captions that name this share of the package's things tell what a data set shows: the others are
+not there to be seen, and a contrastive model can only be wrong about them. With all of them, half
+of what the demo's labels said was said of no picture."""
 _SHORTEST = 2
 """The fewest letters of a word."""
 _BATCH = 256
@@ -105,7 +109,7 @@ class Vocabulary:
 
         Tags speak for pictures without a caption: beside one they say what else comes to mind
         ("lol" of a smiling face). With ``nouns`` the package's list of things that can be seen is
-        added.
+        added: those that are said of one picture at least, or where captions tell of few, all.
         """
         sources: dict[str, set[str]] = defaultdict(set)
         for image in images:
@@ -113,9 +117,13 @@ class Vocabulary:
                 for phrase in _phrases(text):
                     sources[phrase].add(image.origin)
         found = sorted(
-            phrase for phrase, owners in sources.items() if len(owners) >= _FEWEST_SOURCES
+            phrase
+            for phrase, owners in sources.items()
+            if len(owners) >= _FEWEST_SOURCES[len(phrase.split())]
         )
-        return cls.of((*found, *(_visual_nouns() if nouns else ())))
+        things = _visual_nouns() if nouns else []
+        said = [thing for thing in things if thing in sources]
+        return cls.of((*found, *(said if len(said) >= _TELLING * len(things) else things)))
 
     @cached_property
     def identity(self) -> str:

@@ -213,16 +213,20 @@ def abstain(scores: Sequence[Score]) -> str:
     """Why a text with these scores is no label; empty when it is one.
 
     It is judged by its detection AUC against random negatives: that must rest on `FEWEST` pictures
-    and be better, by its whole interval, than chance, and than the control with its standard error.
+    and be better, by its whole interval, than the control with its standard error. A control below
+    chance is there by luck: then chance takes its place.
     """
     judged = [s for s in scores if s.metric == JUDGED_BY and s.negatives == "random"]
     rests_on = judged[0].n if judged else 0
     if rests_on < FEWEST:
         return f"{rests_on} independent pictures to score it on, fewer than {FEWEST}"
     lower, control = judged[0].lower, judged[0].control
-    if lower is None or (control is not None and lower <= control + _control_error(rests_on)):
-        return "score interval covers the control"
-    return "score interval covers chance" if lower <= _CHANCE else ""
+    reference, name = _CHANCE, "chance"
+    if control is not None:
+        if control >= _CHANCE:
+            reference, name = control, "the control"
+        reference += _control_error(rests_on)
+    return "" if lower is not None and lower > reference else f"score interval covers {name}"
 
 
 def _control_error(n: int) -> float:
