@@ -14,7 +14,7 @@ from tests.worlds import identity_sae, write_dictionary, write_store
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, CaptionPmiConfig, DescribeConfig
-from vision_sae.descriptions.describe import describe_bundle
+from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi, words
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Description
@@ -213,6 +213,18 @@ def test_describe_publishes_one_description_a_feature(bundle: Bundle) -> None:
     assert made.descriptions[5]["text"] is None
     assert made.manifest["describe"]["labelled"] == 3
     assert made.manifest["describe"]["abstained"] == 3
+
+
+def test_bundle_is_described_by_the_configuration_and_versions_that_did_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_described(bundle, CONFIG)
+    made = describe_bundle(bundle.path, CONFIG, progress=False)
+    assert is_described(made, CONFIG)
+    other = CONFIG.model_copy(update={"caption_pmi": CaptionPmiConfig(significance=1e-12)})
+    assert not is_described(made, other)
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.VERSION", 0)
+    assert not is_described(made, CONFIG)
 
 
 def test_describe_keeps_everything_else(bundle: Bundle) -> None:

@@ -128,7 +128,7 @@ def test_fake_is_a_contrastive_model() -> None:
 def test_contrastive_is_a_describer(tmp_path: Path) -> None:
     evidence = evidence_of(random_cells(8, 3), [[0]])
     made: Describer = describer_of(tmp_path, PlantedClip(ANIMALS), evidence, Vocabulary.of(["cat"]))
-    assert (made.name, made.version) == ("contrastive", 5)
+    assert (made.name, made.version) == ("contrastive", 6)
 
 
 def test_units_get_the_names_of_what_they_fire_on(tmp_path: Path) -> None:

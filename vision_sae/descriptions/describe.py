@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,17 +12,17 @@ from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.toolbox import Toolbox, describer_version, threads_for
+from vision_sae.descriptions.toolbox import Toolbox, threads_for
 
 PROBES = "probes"
 """Folder beside a bundle where labelling keeps what other bundles and servers can use again."""
 
 
 def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
-    """Whether the bundle holds descriptions by just this describer and configuration."""
-    made = bundle.manifest.get("describe", {})
-    wanted = {**config.model_dump(mode="json"), "version": describer_version(config.describer)}
-    return all(made.get(key) == value for key, value in wanted.items())
+    """Whether the bundle holds just the descriptions that this configuration would make of it."""
+    toolbox = Toolbox(config, bundle.path.parent / PROBES)
+    made: dict[str, Any] = bundle.manifest.get("describe", {})
+    return made.get("identity") == toolbox.identity()
 
 
 def describe_bundle(
@@ -54,7 +55,7 @@ def describe_bundle(
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
         **config.model_dump(mode="json"),
-        "version": describer_version(config.describer),
+        "identity": toolbox.identity(),
         "labelled": labelled,
         "abstained": width - labelled,
     }

@@ -22,7 +22,7 @@ from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.labelling import Labeller
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
-from vision_sae.descriptions.scores.scorer import Scorer
+from vision_sae.descriptions.scores.scorer import VERSION, Scorer
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import sha256_json
@@ -99,7 +99,7 @@ class Toolbox:
         """SHA-256 of all that labels by the describer of the configuration, or another one, depend
         on beside the evidence: settings, versions, and `contents`."""
         name, settings = describer or self.config.describer, self.config.model_dump(mode="json")
-        return sha256_json([name, describer_version(name), settings, self.contents(name)])
+        return sha256_json([name, describer_version(name), VERSION, settings, self.contents(name)])
 
     def contents(self, describer: str = "") -> dict[str, str]:
         """SHA-256 of all that the configuration only names and labels are made of; empty where a

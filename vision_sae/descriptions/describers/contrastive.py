@@ -107,7 +107,7 @@ class ContrastiveDescriber:
     """Soft-WPMI over words, then a beam over phrases."""
 
     name = "contrastive"
-    version = 5
+    version = 6
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ _KINDS: tuple[Negatives, ...] = ("random", "hard")
 _WITH_NEGATIVES = detection.METRICS | {"intruder_accuracy"}
 _MOST_CHARACTERS = 500
 
+VERSION = 2
+"""Of the scores, and of what abstains by them: another one makes other labels."""
 _CHANCE = 0.5
 
 FEWEST = 5
