@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from tests.unit.test_evidence import array_evidence
 from vision_sae.descriptions.applications.analysis import KINDS, analyse, group_by_kind
 from vision_sae.descriptions.applications.audit import audit
-from vision_sae.descriptions.applications.editing import TEXT_WORDS, edit, units_that_say
+from vision_sae.descriptions.applications.editing import (
+    TEXT_WORDS,
+    Robustness,
+    edit,
+    units_that_say,
+)
 from vision_sae.descriptions.applications.units import LabelledUnit, UnitSet
 from vision_sae.dictionaries.neurons import NeuronBasis
+from vision_sae.evaluation.class_folders import PaintedOver
 from vision_sae.evaluation.tasks import Classified, ZeroShot, accuracy
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.protocol import ModelOutput
@@ -82,6 +88,11 @@ PAINTED = (1, 2, 0, None, None, 2)
 """Three wrong words, two pictures without a word, and a right one."""
 
 
+def painted_over() -> PaintedOver:
+    """The pictures with `PAINTED` on them; -1 where no wrong word is."""
+    return PaintedOver(pictures(PAINTED), torch.tensor([1, 2, 0, -1, -1, -1]))
+
+
 def neurons() -> UnitSet:
     units = [LabelledUnit(SITE, i, text) for i, text in enumerate(LABELS)]
     return UnitSet(units, {}, {SITE: range(8)}, special=0)
@@ -106,18 +117,20 @@ def test_editing_by_label_gives_back_what_painted_words_took(
     dictionaries = {SITE: basis} if kind == "features" else {}
     unit_set = UnitSet(neurons().units, dictionaries, {SITE: range(8)}, special=0)
     chosen = units_that_say(unit_set.units, TEXT_WORDS)
-    found = edit(model, task, pictures(), pictures(PAINTED), unit_set, chosen, draws=4)
+    found = edit(model, task, pictures(), painted_over(), unit_set, chosen, draws=4)
     assert (found.units, found.random_units) == (4, 4)
-    assert (found.before.plain, found.before.painted) == (1, 0.5)
-    assert (found.after.plain, found.after.painted) == (1, 1)
+    assert found.before == Robustness(plain=1, painted=0.5, misled=0.5)
+    assert found.after == Robustness(plain=1, painted=1, misled=0)
     assert found.recovered == 1
     # The four others are the things themselves and the useless one: without them only words speak.
     assert found.random.painted == pytest.approx(2 / 6)  # picture 5, and class 0 of silence
+    assert found.random.misled == pytest.approx(3 / 6)
     assert found.random_recovered == pytest.approx((2 / 6 - 0.5) / 0.5)
 
 
 def test_nothing_to_recover_is_not_a_number(model: VitModel, task: ZeroShot) -> None:
-    found = edit(model, task, pictures(), pictures(), neurons(), [], draws=1)
+    unpainted = PaintedOver(pictures(), torch.full((6,), -1))
+    found = edit(model, task, pictures(), unpainted, neurons(), [], draws=1)
     assert np.isnan(found.recovered)
 
 

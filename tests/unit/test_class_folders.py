@@ -34,8 +34,10 @@ def test_painted_over_are_the_same_pictures_with_something_on_them(
 ) -> None:
     names, model = class_names(pictures), tiny_model()
     plain, painted = classified(model, pictures, names), painted_over(model, pictures, names, 0)
-    assert painted.classes.tolist() == plain.classes.tolist()
-    assert (painted.pixels != plain.pixels).flatten(1).any(1).all()
+    assert painted.pictures.classes.tolist() == plain.classes.tolist()
+    assert (painted.pictures.pixels != plain.pixels).flatten(1).any(1).all()
+    assert (painted.words != plain.classes).all()
+    assert set(painted.words.tolist()) <= set(range(len(names)))
 
 
 def test_one_class_is_none(pictures: list[Picture]) -> None:

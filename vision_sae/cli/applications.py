@@ -145,6 +145,9 @@ def edit(
         (f"without {made.units} units", made.after),
         (f"without {made.random_units} random ones", made.random),
     ):
-        typer.echo(f"{name:24} plain {measured.plain:.3f}, painted on {measured.painted:.3f}")
+        typer.echo(
+            f"{name:24} plain {measured.plain:.3f}, painted on {measured.painted:.3f}, "
+            f"misled by the word {measured.misled:.3f}"
+        )
     typer.echo(f"recovered {made.recovered:.1%}, by random units {made.random_recovered:.1%}")
     _report(made, out)

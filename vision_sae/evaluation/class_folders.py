@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.painted_words import paint_word, wrong_classes
@@ -46,14 +48,23 @@ def classified(
     return Classified(torch.stack(pixels), torch.tensor(_numbers(pictures, names)), names)
 
 
+class PaintedOver(NamedTuple):
+    """Pictures with the name of a wrong class painted on each."""
+
+    pictures: Classified
+    words: Tensor
+    """Number of the class whose name is on each (N), int64."""
+
+
 def painted_over(
     model: Model, pictures: Sequence[Picture], names: Sequence[str], seed: int
-) -> Classified:
-    """The same with the name of a wrong class painted on every picture."""
+) -> PaintedOver:
+    """`classified`, with the name of a wrong class painted on every picture."""
     wrong = wrong_classes(_numbers(pictures, names), len(names), seed)
-    return classified(
+    made = classified(
         model, pictures, names, lambda i, image: paint_word(image, names[wrong[i]], seed + i)
     )
+    return PaintedOver(made, torch.tensor(wrong))
 
 
 def _numbers(pictures: Sequence[Picture], names: Sequence[str]) -> list[int]:

@@ -2,18 +2,21 @@
 
 The test is robustness against painted-on words: accuracy on plain pictures and on the same pictures
 with the name of a wrong class painted on, before and after the units that see text are removed,
-and after as many random units are.
+and after as many random units are. Words cost accuracy by what they say or by what they cover; only
+the first can be given back, so it is counted how many pictures are taken for the word on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
+from torch import Tensor
 
 from vision_sae.descriptions.applications.units import LabelledUnit, UnitSet
 from vision_sae.descriptions.matching import matches
+from vision_sae.evaluation.class_folders import PaintedOver
 from vision_sae.evaluation.tasks import Classified, Task, accuracy
 from vision_sae.models.protocol import Model
 from vision_sae.steering.ablation import edited
@@ -28,6 +31,8 @@ class Robustness:
 
     plain: float
     painted: float
+    misled: float
+    """Share of painted pictures that get the class whose name is on them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class Editing:
         return (edited_.painted - self.before.painted) / lost if lost > 0 else float("nan")
 
 
+def _fraction(of: Tensor) -> float:
+    return float(of.float().mean())
+
+
 def units_that_say(units: Sequence[LabelledUnit], words: Sequence[str]) -> list[LabelledUnit]:
     """The units whose label holds one of the words."""
     return [unit for unit in units if any(matches(word, unit.text) for word in words)]
@@ -67,7 +76,7 @@ def edit(
     model: Model,
     task: Task,
     plain: Classified,
-    painted: Classified,
+    painted: PaintedOver,
     unit_set: UnitSet,
     chosen: Sequence[LabelledUnit],
     *,
@@ -78,7 +87,12 @@ def edit(
 
     def robustness(units: Sequence[LabelledUnit]) -> Robustness:
         with edited(model, unit_set.without(units)):
-            return Robustness(accuracy(task, model, plain), accuracy(task, model, painted))
+            said = task.predict(model, painted.pictures.pixels)
+            return Robustness(
+                accuracy(task, model, plain),
+                _fraction(said == painted.pictures.classes),
+                _fraction(said == painted.words),
+            )
 
     others = [unit_set.at_random(chosen, seed + draw) for draw in range(draws)]
     control = [robustness(units) for units in others]
@@ -86,8 +100,6 @@ def edit(
         units=len(chosen),
         before=robustness([]),
         after=robustness(chosen),
-        random=Robustness(
-            float(np.mean([r.plain for r in control])), float(np.mean([r.painted for r in control]))
-        ),
+        random=Robustness(*np.mean([astuple(measured) for measured in control], axis=0).tolist()),
         random_units=len(others[0]),
     )
