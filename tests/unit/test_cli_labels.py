@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,22 +194,30 @@ def test_exemplars_in_milans_layout_are_labelled_and_scored(
     assert f"models/milan/sites/{sites[0]}: 2 labels" in scored
 
 
+def scored(
+    world: Path, folder: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[dict[str, Any]]]:
+    """What `score` prints and writes of neurons 0 to 19 of block 0, said to be red and blue in
+    turn, and of what ``table`` adds. Its first line names the columns."""
+    clip = PlantedClip(("red", "blue"), cells=4)
+    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _name: clip)
+    head, *more = table.splitlines(keepends=True)
+    words = [f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20)]
+    (folder / "labels.csv").write_text("".join([head, *words, *more]))
+    output = succeed(
+        *("score", neurons(world), folder / "labels.csv", "--work", folder / "probes"),
+        *("--out", folder / "scores.jsonl"),
+    ).output
+    lines = (folder / "scores.jsonl").read_text().splitlines()
+    return output, [json.loads(line) for line in lines]
+
+
 def test_labels_of_others_are_scored(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = PlantedClip(("red", "blue"), cells=4)
-    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _name: clip)
-    (tmp_path / "labels.csv").write_text(
-        "layer,unit,description\n"
-        + "".join(f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20))
-    )
-    output = succeed(
-        *("score", neurons(world), tmp_path / "labels.csv", "--work", tmp_path / "probes"),
-        *("--out", tmp_path / "scores.jsonl"),
-    ).output
+    output, rows = scored(world, tmp_path, "layer,unit,description\n", monkeypatch)
     assert "blocks.0.mlp: 20 labels" in output
     assert "has no label for blocks.1.mlp" in output
-    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [row["unit"].rpartition("/units/")[2] for row in rows] == [str(i) for i in range(20)]
     assert [row["text"] for row in rows] == ["red", "blue"] * 10
     share = sum(not row["abstained"] for row in rows) / 20
@@ -219,20 +228,10 @@ def test_labels_of_others_are_scored(
 def test_the_words_of_several_people_are_scored_each(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = PlantedClip(("red", "blue"), cells=4)
-    monkeypatch.setattr("vision_sae.descriptions.toolbox.load_model", lambda _name: clip)
-    (tmp_path / "annotations.csv").write_text(
-        "layer,unit,summary\n"
-        + "".join(f"blocks.0.mlp,{unit},{('red', 'blue')[unit % 2]}\n" for unit in range(20))
-        + "blocks.0.mlp,4,blue\nblocks.0.mlp,5,red\n"
-    )
-    output = succeed(
-        *("score", neurons(world), tmp_path / "annotations.csv", "--work", tmp_path / "probes"),
-        *("--out", tmp_path / "scores.jsonl"),
-    ).output
+    table = "layer,unit,summary\nblocks.0.mlp,4,blue\nblocks.0.mlp,5,red\n"
+    output, rows = scored(world, tmp_path, table, monkeypatch)
     assert "blocks.0.mlp, text 1 of a unit: 20 labels" in output
     assert "blocks.0.mlp, text 2 of a unit: 2 labels" in output
-    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows if row["unit"].endswith("/units/4")] == ["red", "blue"]
 
 
