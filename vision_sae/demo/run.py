@@ -44,7 +44,7 @@ _HELDOUT_IMAGES = 80
 _TRAIN_STEPS = 400
 _EXPANSION = 2
 """Far fewer features than by default, which leaves each more evidence."""
-_PICTURE = "photographs/tuxpaint-stamps-plants-flowers-red-gazania-0.webp"
+_PICTURE = "photographs/tuxpaint-stamps-animals-mammals-cats-lion-2-0.webp"
 """The question is asked about a held-out photograph."""
 
 
