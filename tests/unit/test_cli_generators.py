@@ -88,7 +88,7 @@ class Contrastive:
     name, embedding_dim = "fake", 2
 
     def identity(self) -> dict[str, str]:
-        return {"name": self.name}
+        return {"name": self.name, "weights_sha256": "fake"}
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([[1.0, 0.0] if t == "red" else [0.0, 1.0] for t in texts])

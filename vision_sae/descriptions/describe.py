@@ -39,7 +39,7 @@ def describe_bundle(
     bundle = Bundle(path)
     evidence = BundleEvidence(bundle)
     toolbox = Toolbox(config, path.parent / PROBES, store=store, progress=progress)
-    labeller = toolbox.labeller(evidence)
+    identity, labeller = toolbox.identity(), toolbox.labeller(evidence)
     width = bundle.dictionary.width
     with threads_for(config):
         rows = [
@@ -55,7 +55,7 @@ def describe_bundle(
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
         **config.model_dump(mode="json"),
-        "identity": toolbox.identity(),
+        "identity": identity,
         "labelled": labelled,
         "abstained": width - labelled,
     }
