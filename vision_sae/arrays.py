@@ -51,6 +51,7 @@ def open_growing(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[
     done = path.with_suffix(".done")
     if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
         return np.load(path, mmap_mode="r+"), int(done.read_text())
+    done.unlink(missing_ok=True)  # rows of an array that is given up
     return new_array(path, shape, dtype), 0
 
 

@@ -64,7 +64,7 @@ def to_status(error: VisionSaeError) -> Any:
             field=error.field, description=str(error)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if code == code_pb2.RESOURCE_EXHAUSTED:
+    if isinstance(error, errors.OverloadedError):
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
     status = status_pb2.Status(code=code, message=str(error))
     for detail in details:

@@ -402,6 +402,7 @@ def test_abstention_by_hand() -> None:
     assert "control" in abstain([Score("detection_auc", 0.8, 9, 0.649, 0.9, 0.6, "random")])
     assert abstain([Score("detection_auc", 0.8, 9, 0.65, 0.9, 0.6, "random")]) == ""
     assert "chance" in abstain([Score("detection_auc", 0.6, 9, 0.4, 0.8, None, "random")])
+    assert "chance" in abstain([Score("detection_auc", 0.6, 9, 0.5, 0.8, 0.4, "random")])
     # A control of .4 is there by luck; chance takes its place, with the control's error.
     assert "chance" in abstain([Score("detection_auc", 0.7, 9, 0.549, 0.8, 0.4, "random")])
     assert abstain([Score("detection_auc", 0.7, 9, 0.55, 0.8, 0.4, "random")]) == ""
