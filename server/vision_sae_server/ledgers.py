@@ -114,10 +114,8 @@ class Attributing:
         if self._method != _NEURONS:
             return served
         for other in self._state.dictionaries.values():
-            same = (other.model.resource, other.bundle.site) == (
-                served.model.resource,
-                served.bundle.site,
-            )
+            same_model = other.model.resource == served.model.resource
+            same = same_model and other.bundle.site == served.bundle.site
             if same and other.bundle.dictionary.architecture == "neurons":
                 return other
         raise NotConfiguredError(

@@ -190,8 +190,8 @@ def test_exemplars_in_milans_layout_are_labelled_and_scored(
     (tmp_path / "labels.csv").write_text(
         f"layer,unit,description\n{sites[0]},0,red\n{sites[0]},1,blue\n"
     )
-    scored = succeed("score", exemplars, tmp_path / "labels.csv", *options).output
-    assert f"models/milan/sites/{sites[0]}: 2 labels" in scored
+    output = succeed("score", exemplars, tmp_path / "labels.csv", *options).output
+    assert f"models/milan/sites/{sites[0]}: 2 labels" in output
 
 
 def scored(

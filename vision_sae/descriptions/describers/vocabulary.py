@@ -121,9 +121,12 @@ class Vocabulary:
             for phrase, owners in sources.items()
             if len(owners) >= _FEWEST_SOURCES[len(phrase.split())]
         )
-        things = _visual_nouns() if nouns else []
+        if not nouns:
+            return cls.of(found)
+        things = _visual_nouns()
         said = [thing for thing in things if thing in sources]
-        return cls.of((*found, *(said if len(said) >= _TELLING * len(things) else things)))
+        telling = len(said) >= _TELLING * len(things)
+        return cls.of((*found, *(said if telling else things)))
 
     @cached_property
     def identity(self) -> str:
