@@ -202,6 +202,7 @@ def score(measured: Score) -> description_pb2.Score:
         count=measured.n,
         control=measured.control,
         negatives=description_pb2.ScoreNegatives.Value(f"SCORE_NEGATIVES_{kind}"),
+        judge=measured.judge,
     )
 
 
@@ -231,6 +232,7 @@ def description(
         scores=map(score, made.scores),
         author=entry.author,
         etag=entry.etag,
+        judged_by=made.judged_by,
     )
     message.create_time.FromDatetime(entry.created)
     if served is not None and options is not None:

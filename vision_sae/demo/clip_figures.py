@@ -97,6 +97,12 @@ class Figure:
     tinted: bool = False  # drawn in one colour, which may be chosen
     group: int = -1  # emojibase's number of the emoji's kind
     rounds: int = 1  # how many training pictures on varied grounds show it alone
+    file: str = ""  # where it lies in its maker's package, with the package's name
+
+    @property
+    def origin(self) -> str:
+        """What makes two pictures of it one piece of evidence: the drawing itself."""
+        return self.file or f"{self.maker}/{self.code or self.name}"
 
     def draw(self, tint: str | None = None) -> Image.Image:
         """The drawing (RGBA), curves rasterised to `PIXELS`; ``tint`` names a colour of it."""
@@ -214,11 +220,20 @@ def read_figures(
             code=code,
             group=emojibase.entries[code]["group"],
             rounds=_rounds(emojibase.entries[code], maker),
+            file=_file_in_package(roots, maker, path),
         )
         for maker, code, path, svg in emoji
         if code in emojibase.entries
     ]
     return [*figures, *_icon_figures(roots), *_clip_art(roots)]
+
+
+def _file_in_package(roots: Mapping[str, Path], maker: str, path: Path | None) -> str:
+    """As the corpus names the source of a picture; empty for a drawing that is no file."""
+    if path is None:
+        return ""
+    package = {"fluent": FLUENT, "noto": NOTO}[maker].name
+    return f"{package}/{path.relative_to(roots[package] / 'package').as_posix()}"
 
 
 def _rounds(entry: dict[str, Any], maker: str) -> int:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +28,7 @@ CORPUS = Path(__file__).parent / "corpus"
 TEST_SOURCE = "tuxpaint-stamps-default"
 """The package whose pictures are never trained on."""
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "dot")
+Kind = Literal["figure", "pair", "word", "shape", "texture", "scene", "photograph"]
 _COARSE = 64
 """Side of the coarse scenes."""
 _PALE = ("white", "light grey", "beige", "light green", "light blue", "yellow", "pink")
@@ -42,13 +44,16 @@ class Picture:
     """Texts that are true of it, the plainest first."""
     paint: Callable[[], Image.Image]
     """-> RGB, 224 x 224."""
+    kind: Kind
+    sources: tuple[str, ...] = ()
+    """The drawings or the photograph that it was made of: with none, it is like no other."""
 
 
 def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
     """All training pictures in a shuffled order, without what is ``taboo``."""
     allowed = [figure for figure in taboo.allowed(figures) if figure.rounds > 0]
     photographs = [*_photographs(taboo)]
-    grounds = Grounds([path for path, _ in photographs])
+    grounds = Grounds([path for path, _, _ in photographs])
     rng = random.Random(seed)
     pictures = [
         *(_single(figure, grounds.plain, rng.random(), (0.75, 0.98)) for figure in allowed),
@@ -62,7 +67,7 @@ def plan(figures: Sequence[Figure], taboo: Taboo, seed: int) -> list[Picture]:
         *_shapes(rng, count=900),
         *_textures(rng, count=500),
         *composed_scenes(rng, count=3000),
-        *(_photograph(path, caption, rng.random()) for path, caption in photographs * 3),
+        *(_photograph(*photograph, rng.random()) for photograph in photographs * 3),
     ]
     rng.shuffle(pictures)
     return pictures
@@ -97,7 +102,7 @@ def _single(
     captions = _captions(figure, figure.phrase, behind.name)
     if tint:
         captions = (f"{colour_phrase(tint)} {figure.name}", *captions)
-    return Picture(figure.name, captions, paint)
+    return Picture(figure.name, captions, paint, "figure", (figure.origin,))
 
 
 def _lay(
@@ -157,7 +162,8 @@ def _pair(left: Figure, right: Figure, grounds: Grounds, seed: float) -> Picture
             _lay(figure.draw(tint), picture, look.uniform(0.7, 1), 0.5, look.random(), look, box)
         return picture
 
-    return Picture(f"{left.name} + {right.name}", captions, paint)
+    sources = (left.origin, right.origin)
+    return Picture(f"{left.name} + {right.name}", captions, paint, "pair", sources)
 
 
 def _painted_words(
@@ -187,7 +193,8 @@ def _painted_word(word: str, figure: Figure | None, grounds: Grounds, seed: floa
             _lay(figure.draw("black"), picture, look.uniform(0.6, 0.95), 0.5, look.random(), look)
         return paint_word(picture, word, look, large=figure is None)
 
-    return Picture(said if figure is None else figure.name, captions, paint)
+    subject = said if figure is None else figure.name
+    return Picture(subject, captions, paint, "word", (figure.origin,) if figure else ())
 
 
 def paint_word(
@@ -244,14 +251,15 @@ def _shape(shape: str, ink: str, paper: str, seed: float) -> Picture:
                 pen.rectangle((x - r / 4, y - r, x + r / 4, y + r), fill=colour)
         return picture
 
-    return Picture(captions[0], captions, paint)
+    return Picture(captions[0], captions, paint, "shape")
 
 
 def _textures(rng: random.Random, count: int) -> Iterator[Picture]:
     for _ in range(count):
         first, second = rng.sample(list(COLOURS), 2)
         found = texture(first, second, rng)
-        yield Picture(found.name, (found.name, f"a pattern of {found.name}"), found.paint)
+        captions = (found.name, f"a pattern of {found.name}")
+        yield Picture(found.name, captions, found.paint, "texture")
 
 
 def composed_scenes(rng: random.Random, count: int) -> Iterator[Picture]:
@@ -270,27 +278,28 @@ def _scene(attributes: Attributes, side: int, seed: int) -> Picture:
         drawn = draw(attributes, side=side, seed=seed).image
         return drawn.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
-    return Picture(captions[0], captions, paint)
+    return Picture(captions[0], captions, paint, "scene")
 
 
-def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str]]:
-    """(file, caption) of the corpus's photographs outside the test."""
+def _photographs(taboo: Taboo) -> Iterator[tuple[Path, str, str]]:
+    """(file, caption, source) of the corpus's photographs outside the test."""
     lines = (CORPUS / "train/captions.jsonl").read_text("utf-8").splitlines()
     for entry in map(json.loads, lines):
         photograph = entry["file"].startswith("photographs/")
         tested = entry["source"].startswith(TEST_SOURCE) or taboo.says(entry["caption"])
         if photograph and not tested:
-            yield CORPUS / "train" / entry["file"], entry["caption"]
+            yield CORPUS / "train" / entry["file"], entry["caption"], entry["source"]
 
 
-def _photograph(path: Path, caption: str, seed: float) -> Picture:
+def _photograph(path: Path, caption: str, source: str, seed: float) -> Picture:
     def paint() -> Image.Image:
         rng = random.Random(seed)
         picture = crop(path, rng)
         mirrored = rng.random() < 0.5
         return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 
-    return Picture(caption, (caption, f"a photograph of {caption}"), paint)
+    captions = (caption, f"a photograph of {caption}")
+    return Picture(caption, captions, paint, "photograph", (source,))
 
 
 def on_white(figure: Figure, *, size: float = 0.9) -> Image.Image:

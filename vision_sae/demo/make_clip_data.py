@@ -74,7 +74,7 @@ def main() -> None:
         make_heldout(arguments.cache)
 
 
-def _figures(cache: Path) -> list[Figure]:
+def figures_of(cache: Path) -> list[Figure]:
     roots: Mapping[str, Path] = {p.name: fetch(p, cache) for p in FIGURE_PACKAGES}
     emojibase = Emojibase(roots[EMOJIBASE.name])
     return read_figures(roots, read_concepts(CONCEPTS), emojibase)
@@ -82,7 +82,7 @@ def _figures(cache: Path) -> list[Figure]:
 
 def make_pictures(out: Path, cache: Path) -> None:
     """Paint ``pictures.npy`` and write ``captions.jsonl``."""
-    figures = _figures(cache)
+    figures = figures_of(cache)
     pictures = clip_pictures.plan(figures, Taboo(held_out(figures)), SEED)
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"subject": p.subject, "captions": p.captions}) for p in pictures]
@@ -135,7 +135,7 @@ def make_heldout(cache: Path) -> None:
     """Write the held-out pictures that ship: each concept on white, by two makers."""
     clip_evaluation.write_pack(
         (figure.maker, figure.code, figure.phrase, clip_pictures.on_white(figure))
-        for figure in held_out(_figures(cache))
+        for figure in held_out(figures_of(cache))
     )
     (clip_evaluation.PACK.parent / "LICENSES.md").write_text(licenses(), "utf-8")
 

@@ -18,11 +18,22 @@ Metric = Literal[
     "cosy_auc",
     "cosy_mean_difference",
     "causal",
+    "correlation",
+    "auprc",
+    "f1",
+    "iou",
+    "precision",
+    "lift",
+    "silent_share",
 ]
-"""Definitions of quality; ``score.proto`` tells what each means."""
+"""Definitions of quality; ``description.proto`` tells what each means."""
 Negatives = Literal["", "random", "hard"]
 """What the counter-examples of a score were: none, drawn from all silent pictures, or the silent
 pictures that resemble the firing ones most."""
+
+
+JUDGED_BY = "judged_by"
+"""The detail of a description that names the judge who confirmed it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,10 @@ class Score:
     control: float | None = None
     """The same score of texts taken from other units; None when it was not run."""
     negatives: Negatives = ""
+    judge: str = ""
+    """What looked up the truth of the text: ``captions``, ``pixels``, ``scenes``, ``steering``, or
+    the name of a contrastive model. Empty: the contrastive model of the configuration, which may
+    be the one that chose the text."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,17 @@ class Description:
     """What the describer wants to say beyond that, for example its words and their p-values."""
     candidates: tuple[tuple[str, float], ...] = ()
     """Texts it considered and their objective, best first."""
+
+    @property
+    def judged_by(self) -> str:
+        """The judge that the text passed, by its whole interval, and that had no part in choosing
+        it; `JUDGED_BY` among the details. Empty: none did, and the text is a guess."""
+        return str(self.details.get(JUDGED_BY, ""))
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether there is a text that no independent judge has confirmed."""
+        return self.text is not None and not self.judged_by
 
 
 class Describer(Protocol):

@@ -42,6 +42,10 @@ class _EncodeOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeOrd
     """Largest activation over the feature's own maximum (FeatureStatistics.max): what is unusually
     strong.
     """
+    ENCODE_ORDER_INFORMATIVE: _EncodeOrder.ValueType  # 4
+    """How much a feature says about this picture: strong for the feature, seldom seen in others, and
+    with a label that an independent judge has confirmed. What a person should see first.
+    """
 
 class EncodeOrder(_EncodeOrder, metaclass=_EncodeOrderEnumTypeWrapper):
     """By what the features of a picture are ranked."""
@@ -55,6 +59,10 @@ ENCODE_ORDER_TOTAL_ACTIVATION: EncodeOrder.ValueType  # 2
 ENCODE_ORDER_RELATIVE_ACTIVATION: EncodeOrder.ValueType  # 3
 """Largest activation over the feature's own maximum (FeatureStatistics.max): what is unusually
 strong.
+"""
+ENCODE_ORDER_INFORMATIVE: EncodeOrder.ValueType  # 4
+"""How much a feature says about this picture: strong for the feature, seldom seen in others, and
+with a label that an independent judge has confirmed. What a person should see first.
 """
 Global___EncodeOrder: _TypeAlias = EncodeOrder  # noqa: Y015
 

@@ -53,6 +53,28 @@ class _ScoreMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreMetr
     """Raising the feature moves generated pictures towards the text more than random features of
     equal norm do: share of trials, chance .5.
     """
+    SCORE_METRIC_CORRELATION: _ScoreMetric.ValueType  # 10
+    """Pearson correlation of the feature's strongest activation in a picture with the truth of the
+    text there, over all held-out pictures, silent ones too. From -1 to 1.
+    """
+    SCORE_METRIC_AUPRC: _ScoreMetric.ValueType  # 11
+    """Area under the precision-recall curve: the activation ranks the pictures that the text is true
+    of. Chance is the share of pictures that it is true of, which `control` holds.
+    """
+    SCORE_METRIC_F1: _ScoreMetric.ValueType  # 12
+    """F1 of firing above the median of the feature's non-zero activations as a prediction of the
+    text's truth.
+    """
+    SCORE_METRIC_IOU: _ScoreMetric.ValueType  # 13
+    """Intersection over union of the pictures that fire so and those that the text is true of."""
+    SCORE_METRIC_PRECISION: _ScoreMetric.ValueType  # 14
+    """Share of the strongest held-out pictures, 20 at most and each of another source, that the text
+    is true of. `control` is the share of all pictures.
+    """
+    SCORE_METRIC_LIFT: _ScoreMetric.ValueType  # 15
+    """The same as a multiple of the share of all pictures."""
+    SCORE_METRIC_SILENT_SHARE: _ScoreMetric.ValueType  # 16
+    """Share of the pictures that the text is true of in which the feature is silent. Lower is better."""
 
 class ScoreMetric(_ScoreMetric, metaclass=_ScoreMetricEnumTypeWrapper):
     """How well a text describes a feature, by one definition."""
@@ -83,6 +105,28 @@ SCORE_METRIC_CAUSAL: ScoreMetric.ValueType  # 9
 """Raising the feature moves generated pictures towards the text more than random features of
 equal norm do: share of trials, chance .5.
 """
+SCORE_METRIC_CORRELATION: ScoreMetric.ValueType  # 10
+"""Pearson correlation of the feature's strongest activation in a picture with the truth of the
+text there, over all held-out pictures, silent ones too. From -1 to 1.
+"""
+SCORE_METRIC_AUPRC: ScoreMetric.ValueType  # 11
+"""Area under the precision-recall curve: the activation ranks the pictures that the text is true
+of. Chance is the share of pictures that it is true of, which `control` holds.
+"""
+SCORE_METRIC_F1: ScoreMetric.ValueType  # 12
+"""F1 of firing above the median of the feature's non-zero activations as a prediction of the
+text's truth.
+"""
+SCORE_METRIC_IOU: ScoreMetric.ValueType  # 13
+"""Intersection over union of the pictures that fire so and those that the text is true of."""
+SCORE_METRIC_PRECISION: ScoreMetric.ValueType  # 14
+"""Share of the strongest held-out pictures, 20 at most and each of another source, that the text
+is true of. `control` is the share of all pictures.
+"""
+SCORE_METRIC_LIFT: ScoreMetric.ValueType  # 15
+"""The same as a multiple of the share of all pictures."""
+SCORE_METRIC_SILENT_SHARE: ScoreMetric.ValueType  # 16
+"""Share of the pictures that the text is true of in which the feature is silent. Lower is better."""
 Global___ScoreMetric: _TypeAlias = ScoreMetric  # noqa: Y015
 
 class _ScoreNegatives:
@@ -152,6 +196,7 @@ class Score(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
     NEGATIVES_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
     metric: Global___ScoreMetric.ValueType
     """The definition."""
     value: _builtins.float
@@ -168,6 +213,10 @@ class Score(_message.Message):
     """
     negatives: Global___ScoreNegatives.ValueType
     """What the counter-examples were."""
+    judge: _builtins.str
+    """What looked up the truth of the text: `captions`, `pixels`, `scenes`, `steering`, or the name
+    of a contrastive model. Empty: the server's contrastive model, which may have chosen the text.
+    """
     def __init__(
         self,
         *,
@@ -178,10 +227,11 @@ class Score(_message.Message):
         count: _builtins.int = ...,
         control: _builtins.float | None = ...,
         negatives: Global___ScoreNegatives.ValueType = ...,
+        judge: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "_lower", b"_lower", "_upper", b"_upper", "control", b"control", "lower", b"lower", "upper", b"upper"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "_lower", b"_lower", "_upper", b"_upper", "control", b"control", "count", b"count", "lower", b"lower", "metric", b"metric", "negatives", b"negatives", "upper", b"upper", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "_lower", b"_lower", "_upper", b"_upper", "control", b"control", "count", b"count", "judge", b"judge", "lower", b"lower", "metric", b"metric", "negatives", b"negatives", "upper", b"upper", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__control: _TypeAlias = _typing.Literal["control"]  # noqa: Y015
     _WhichOneofArgType__control: _TypeAlias = _typing.Literal["_control", b"_control"]  # noqa: Y015
@@ -218,6 +268,7 @@ class Description(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    JUDGED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `dictionaries/{dictionary}/features/{index}/description`: each feature has
     one, the newest.
@@ -245,6 +296,11 @@ class Description(_message.Message):
     etag: _builtins.str
     """Changes with every new version. Send it back with UpdateDescription to be refused (ABORTED)
     when somebody else wrote in between; leave it empty to overwrite.
+    """
+    judged_by: _builtins.str
+    """The judge that the text passed by its whole interval and that had no part in choosing it:
+    `captions`, `pixels`, `scenes`, `steering`, the name of a contrastive model, or `person` for
+    what a person wrote. Empty: nobody has confirmed the text, it is a guess. Output only.
     """
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
@@ -289,10 +345,11 @@ class Description(_message.Message):
         etag: _builtins.str = ...,
         history: _abc.Iterable[Global___Description] | None = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        judged_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "create_time", b"create_time", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "abstained", b"abstained", "abstention_reason", b"abstention_reason", "author", b"author", "candidates", b"candidates", "create_time", b"create_time", "describer", b"describer", "describer_version", b"describer_version", "etag", b"etag", "evidence", b"evidence", "history", b"history", "name", b"name", "origin", b"origin", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "abstained", b"abstained", "abstention_reason", b"abstention_reason", "author", b"author", "candidates", b"candidates", "create_time", b"create_time", "describer", b"describer", "describer_version", b"describer_version", "etag", b"etag", "evidence", b"evidence", "history", b"history", "judged_by", b"judged_by", "name", b"name", "origin", b"origin", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
     _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
