@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.evidence.protocol import Firing, silent
+from vision_sae.descriptions.evidence.protocol import Firing, Places, silent
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 from vision_sae.vectors import normalised
 
@@ -71,6 +71,15 @@ class ArrayEvidence:
             row = int(image) * self.grid.patches + strongest
             found.append(Firing(int(image), row, peak, values.reshape(shape), mask.reshape(shape)))
         return found
+
+    def places(self, unit: int) -> Places:
+        """The firing patches of the pictures that a map is kept of, strongest first."""
+        images = np.asarray(self.firing_images[unit], dtype=np.int64)
+        maps = np.where(images[:, None] >= 0, self.maps[unit], 0).astype(np.float32)
+        slot, patch = np.nonzero(maps > 0)
+        rows, values = images[slot] * self.grid.patches + patch, maps[slot, patch]
+        order = np.argsort(-values, kind="stable")
+        return Places(rows[order], values[order])
 
     @cached_property
     def _directions(self) -> NDArray[np.float32]:

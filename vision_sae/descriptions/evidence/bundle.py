@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.bundles.bundle import DESCRIPTIONS, MATCHES, Bundle
-from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, silent
+from vision_sae.bundles.codes import SparseRows
+from vision_sae.descriptions.evidence.postings import Postings
+from vision_sae.descriptions.evidence.protocol import silent
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry
 from vision_sae.resources import dictionary_resource
@@ -17,12 +19,12 @@ _NEIGHBOURS = 256
 """Neighbours of each of them."""
 
 
-class BundleEvidence:
+class BundleEvidence(Postings):
     """See `vision_sae.descriptions.evidence.protocol.Evidence`."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
+        self.mask_quantile: float = bundle.manifest["build"]["mask_quantile"]
         self.name = dictionary_resource(bundle.name)
         measured = {
             name: file
@@ -36,9 +38,9 @@ class BundleEvidence:
         self.grid = bundle.grid
 
     @property
-    def width(self) -> int:
-        """Number of features."""
-        return self.bundle.dictionary.width
+    def postings(self) -> SparseRows:
+        """feature -> (patches, activations), strongest first."""
+        return self.bundle.postings
 
     def thumbnail(self, image: int) -> bytes:
         """JPEG thumbnail of a picture."""
@@ -47,35 +49,6 @@ class BundleEvidence:
     def geometry(self, image: int) -> Geometry:
         """How a picture was resized and cropped for the model."""
         return self.bundle.geometry(image)
-
-    def peaks(self, unit: int) -> NDArray[np.float32]:
-        """The strongest activation in each picture (N)."""
-        rows, values = self.bundle.postings.row(unit)
-        peaks = np.zeros(len(self.images), dtype=np.float32)
-        np.maximum.at(peaks, rows // self.grid.patches, values.astype(np.float32))
-        return peaks
-
-    def firings(self, unit: int) -> list[Firing]:
-        """The pictures that fire the feature most, strongest first."""
-        rows, values = self.bundle.postings.row(unit)
-        if not len(rows):
-            return []
-        images, positions = np.divmod(rows.astype(np.int64), self.grid.patches)
-        _, first = np.unique(images, return_index=True)  # postings descend: a picture's strongest
-        first = np.sort(first)[:FIRINGS]
-        slots = np.full(len(self.images), -1)
-        slots[images[first]] = np.arange(len(first))
-        kept = slots[images] >= 0
-        maps = np.zeros((len(first), self.grid.patches), dtype=np.float32)
-        maps[slots[images[kept]], positions[kept]] = values[kept]
-        least = np.quantile(values, self._mask_quantile)
-        # The strongest patch belongs to the mask even where the whole picture is faint.
-        masks = maps >= np.minimum(least, maps.max(1))[:, None]
-        shape = (len(first), self.grid.rows, self.grid.cols)
-        return [
-            Firing(int(images[at]), int(rows[at]), float(values[at]), map_, mask)
-            for at, map_, mask in zip(first, maps.reshape(shape), masks.reshape(shape), strict=True)
-        ]
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
         """Silent pictures whose patches lie nearest, in the PatchIndex, to the strongest ones."""

@@ -34,6 +34,15 @@ class Firing(NamedTuple):
     """Patches at or above the unit's mask threshold (rows, cols); never empty."""
 
 
+class Places(NamedTuple):
+    """Patches in which a unit fires."""
+
+    rows: NDArray[np.integer]
+    """Rows of the whole data set (T)."""
+    values: NDArray[np.floating]
+    """Activations, > 0, descending (T)."""
+
+
 class Evidence(Protocol):
     """What is known of the units of one site over one data set."""
 
@@ -86,6 +95,10 @@ class Evidence(Protocol):
 
     def firings(self, unit: int) -> list[Firing]:
         """The pictures that fire the unit most, strongest first, at most `FIRINGS`."""
+        ...
+
+    def places(self, unit: int) -> Places:
+        """Every patch that is known to fire the unit, strongest first."""
         ...
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:

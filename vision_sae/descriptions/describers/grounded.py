@@ -1,0 +1,270 @@
+"""Labels that can be looked up: which facts about pictures go with a unit's firing?
+
+A unit is described by predicates: kinds of things that captions name, with their hypernyms, and
+looks that are measured in the pixels of the patches where it fires. The choosing side of the
+sources alone is looked at (`vision_sae.statistics.sides`), in two folds. A predicate is worth the
+information that it gives about firing, in nats, measured on each fold with the probabilities of the
+other, less what it costs to say; a further one is added only while that rises. To be considered, it
+must hold for most of the strongest pictures, and more often than elsewhere.
+
+Information about kinds is over the whole range of activations (silent, weak, strong); information
+about looks is how the patches that fire differ from all patches of the same pictures.
+
+Sources: the objective is MILAN's pointwise mutual information (Hernandez et al. 2022,
+arXiv:2201.11114) with probabilities that are counted, and minimum description length (Rissanen
+1978); predicates and their conjunctions as in Mu and Andreas, Compositional Explanations of
+Neurons, NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.predicates.facts import Facts, cost_of_look
+from vision_sae.descriptions.predicates.label import Label
+from vision_sae.descriptions.predicates.looks import LOOKS, Look
+from vision_sae.descriptions.predicates.regions import Regions, regions_of
+from vision_sae.descriptions.protocol import Description
+from vision_sae.statistics.association import correlation
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+STRONGEST = 20
+"""Pictures of different sources for most of which a label must hold."""
+FEWEST = 5
+"""Sources of the choosing side that must fire a unit before it is described."""
+DENSE = 0.2
+"""Share of pictures from which on a unit is described by looks alone."""
+_HOLDS, _LIFT = 0.6, 3.0
+"""Share of the strongest pictures that must show a kind, and how much more often than all do."""
+_LOOKS_HOLD, _LOOKS_LIFT = 0.85, 1.7
+"""The same of a look, of the strongest regions."""
+_MOST_TERMS = 3
+_MOST_KINDS = 3
+_SMOOTHING = 0.5
+_CANDIDATES = 10
+
+
+class _Unit(NamedTuple):
+    """What the choosing side says of one unit."""
+
+    activation: Floats
+    """Strongest activation in each picture (N)."""
+    strongest: NDArray[np.int64]
+    """Pictures of different sources, strongest first, at most `STRONGEST`."""
+    regions: Regions
+    """Of firing pictures, strongest first."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    label: Label
+    gain: float
+    """Information less cost, in nats."""
+    holds: float
+    """Share of the strongest that it holds for."""
+
+
+class GroundedDescriber:
+    """Labels from captions and pixels."""
+
+    name = "grounded"
+    version = 1
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        side = facts.side("choose")
+        fold = facts.sources % 2 == 0
+        self._folds = (side & fold, side & ~fold)
+        self._choose = side
+        weights = facts.weights * side
+        self._usual_looks = (weights @ facts.look_shares) / max(1e-9, float(weights.sum()))
+
+    def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
+        """Descriptions of ``units`` in order; each depends on nothing but its own evidence."""
+        for unit in units:
+            yield self._describe(evidence, unit)
+
+    def _describe(self, evidence: Evidence, unit: int) -> Description:
+        seen = self._unit(evidence, unit)
+        patches = tuple(int(row) for row in seen.regions.strongest_rows[:STRONGEST])
+        firing = len(seen.strongest)
+        if firing < FEWEST:
+            reason = f"fires in {firing} independent pictures, fewer than {FEWEST}"
+            return Description(unit, None, reason, self.name, self.version, evidence=patches)
+        share = float(((seen.activation > 0) * self._facts.weights)[self._choose].sum())
+        share /= float(self._facts.weights[self._choose].sum())
+        looks = self._looks(seen, Label(), self._choose)
+        kinds = [] if share > DENSE else self._kinds(seen)
+        best = max([*kinds[:1], *looks[:1]], key=lambda c: c.gain, default=None)
+        if best is None:
+            return Description(
+                unit,
+                None,
+                self._what_it_looks_like(seen, share),
+                self.name,
+                self.version,
+                evidence=patches,
+            )
+        if not best.label.kinds and kinds and kinds[0].gain > 0:
+            # What is shown is said first, and how it looks second.
+            refined = self._grow(seen, kinds[0])
+            alone = self._grow(seen, best)
+            best = refined if refined.gain >= alone.gain else alone
+        else:
+            best = self._grow(seen, best)
+        others = sorted([*kinds[:_CANDIDATES], *looks[:_CANDIDATES]], key=lambda c: -c.gain)
+        truth = self._facts.truth(best.label, seen.regions.usual_size)
+        chosen = correlation(seen.activation, truth, self._facts.weights * self._choose)
+        return Description(
+            unit,
+            best.label.text,
+            "",
+            self.name,
+            self.version,
+            evidence=patches,
+            details={
+                "label": best.label.to_json(),
+                "region": seen.regions.usual_size,
+                "gain": round(best.gain, 3),
+                "picture_share": round(share, 5),
+                "correlation_where_chosen": None if np.isnan(chosen) else round(chosen, 4),
+            },
+            candidates=tuple((c.label.text, round(c.gain, 3)) for c in others[:_CANDIDATES]),
+        )
+
+    def _unit(self, evidence: Evidence, unit: int) -> _Unit:
+        activation = evidence.peaks(unit).astype(np.float64)
+        strongest = strongest_sources(activation * self._choose, self._facts.sources, STRONGEST)
+        return _Unit(activation, strongest, regions_of(evidence, unit, self._facts, self._choose))
+
+    def _what_it_looks_like(self, seen: _Unit, share: float) -> str:
+        """The reason of an abstention, with what most of the regions have in common."""
+        often = (
+            f"fires in {share:.0%} of all pictures"
+            if share > DENSE
+            else "no kind of thing and no look that its strongest pictures share tells them apart"
+        )
+        regions = seen.regions
+        common = (regions.weights @ regions.looks) / max(1e-9, regions.weights.sum())
+        lift = common / np.maximum(self._usual_looks, 1e-3)
+        told = [row for row in np.argsort(-lift) if common[row] >= 0.5 and lift[row] > 1.2][:2]
+        if not told:
+            return often
+        said = " and ".join(f"{common[row]:.0%} {_said(LOOKS[row])}" for row in told)
+        return f"{often}; of the places where it fires {said}"
+
+    def _kinds(self, seen: _Unit) -> list[_Candidate]:
+        """Kinds that hold for the strongest pictures, the most informative first; of several that
+        together hold for more than each does, also the several."""
+        facts = self._facts
+        shown = facts.shows
+        holds = np.asarray(shown[seen.strongest].mean(axis=0)).ravel()
+        weights = facts.weights * self._choose
+        base = (weights @ shown) / max(1e-9, float(weights.sum()))
+        gains = self._information(seen.activation) - facts.costs
+        fits = (holds >= _HOLDS) & (holds >= _LIFT * base) & (gains > 0)
+        found = [
+            _Candidate(Label((int(facts.kinds[v]),)), float(gains[v]), float(holds[v]))
+            for v in np.flatnonzero(fits)
+        ]
+        return sorted(found, key=lambda c: -c.gain)
+
+    def _information(self, activation: Floats) -> Floats:
+        """What knowing each kind (V) tells about silent, weak or strong firing, in nats: each fold
+        with the probabilities of the other."""
+        facts, shown = self._facts, self._facts.shows
+        fires = activation > 0
+        middle = np.median(activation[fires & self._choose]) if (fires & self._choose).any() else 0
+        levels = np.stack([~fires, fires & (activation < middle), fires & (activation >= middle)])
+        tables = []
+        for fold in self._folds:
+            weighted = levels * (facts.weights * fold)
+            with_kind = np.asarray((shown.T @ weighted.T).T)
+            total = weighted.sum(1)[:, None]
+            tables.append((with_kind, total - with_kind, total))
+        gain = np.zeros(shown.shape[1])
+        for (a_in, a_out, a_all), (b_in, b_out, _) in (tables, tables[::-1]):
+            usual = (a_all + _SMOOTHING) / (a_all.sum(0) + 3 * _SMOOTHING)
+            for ours, theirs in ((a_in, b_in), (a_out, b_out)):
+                # Smoothed toward what is usual, so that rare kinds promise little.
+                given = (ours + usual) / (ours.sum(0) + 1)
+                gain += (theirs * np.log(given / usual)).sum(0)
+        return gain
+
+    def _looks(self, seen: _Unit, label: Label, where: Mask) -> list[_Candidate]:
+        """The label with one more look, the most informative first; ``where`` are the pictures
+        (N) in which the label's kinds are shown."""
+        facts, regions = self._facts, seen.regions
+        inside = where[regions.pictures] & regions.have(label)
+        if inside.sum() < FEWEST:
+            return []
+        usual = self._usual_given(label, where)
+        holds = regions.looks[inside].astype(np.float64)
+        weights, fold = regions.weights[inside], facts.sources[regions.pictures[inside]] % 2 == 0
+        gain = np.zeros(len(LOOKS))
+        for mine, other in ((fold, ~fold), (~fold, fold)):
+            total = float(weights[mine].sum())
+            share = (weights[mine] @ holds[mine] + usual) / (total + 1)
+            true = weights[other] @ holds[other]
+            false = float(weights[other].sum()) - true
+            gain += true * np.log(share / usual)
+            gain += false * np.log((1 - share) / (1 - usual))
+        top = np.isin(regions.pictures, seen.strongest) & inside
+        most = regions.looks[top].mean(axis=0) if top.any() else np.zeros(len(LOOKS))
+        taken = {look.family for look in label.looks}
+        if "part" in taken:
+            taken.add("ground")
+        found = []
+        for row in np.flatnonzero((most >= _LOOKS_HOLD) & (most >= _LOOKS_LIFT * usual)):
+            look, worth = LOOKS[row], float(gain[row]) - cost_of_look()
+            if look.family not in taken and worth > 0:
+                found.append(_Candidate(label.with_look(look), worth, float(most[row])))
+        return sorted(found, key=lambda c: -c.gain)
+
+    def _usual_given(self, label: Label, where: Mask) -> Floats:
+        """Share of patches with each look (L), among patches that the label holds for."""
+        facts = self._facts
+        weights = facts.weights * (where & self._choose)
+        if not label.looks:
+            shares = weights @ facts.look_shares / max(1e-9, float(weights.sum()))
+        else:
+            pictures = np.flatnonzero(weights)
+            held = facts.places(label)[pictures]
+            total = float((weights[pictures] * held.sum(1)).sum())
+            both = np.einsum(
+                "n,np,npl->l", weights[pictures], held.astype(np.float64), facts.looks[pictures]
+            )
+            shares = both / max(1e-9, total)
+        return np.asarray(np.clip(shares, 1e-3, 1 - 1e-3))
+
+    def _grow(self, seen: _Unit, best: _Candidate) -> _Candidate:
+        """The candidate with further looks, while information rises."""
+        while len(best.label.looks) + bool(best.label.kinds) < _MOST_TERMS:
+            where = self._facts.names(best.label) & self._choose
+            more = self._looks(seen, best.label, where)
+            if not more:
+                break
+            best = _Candidate(more[0].label, best.gain + more[0].gain, more[0].holds)
+        return best
+
+
+def strongest_sources(
+    activation: Floats, sources: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """The ``count`` pictures of largest activation (N) above 0, each of another source."""
+    firing = np.flatnonzero(activation > 0)
+    ranked = firing[np.argsort(-activation[firing], kind="stable")]
+    _, first = np.unique(sources[ranked], return_index=True)
+    return np.asarray(ranked[np.sort(first)[:count]])
+
+
+def _said(look: Look) -> str:
+    return Label((), (look,)).text
