@@ -21,7 +21,7 @@ SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_class
 COMMANDS = (
     *("harvest", "train", "sweep", "import", "export", "build", "evaluate"),
     *("describe", "label", "score", "export-labels", "export-exemplars"),
-    *("audit", "analyse", "edit", "serve", "demo"),
+    *("audit", "analyse", "edit", "serve", "demo", "dictionaries", "fetch"),
 )
 
 

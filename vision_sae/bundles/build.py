@@ -31,10 +31,17 @@ from vision_sae.bundles.patch_index import PatchIndexBuilder
 from vision_sae.bundles.relations import nearest_floor, relations
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
-from vision_sae.dictionaries.artifact import load_dictionary, read_dictionary_manifest
+from vision_sae.dictionaries.artifact import read_dictionary_manifest
 from vision_sae.dictionaries.metrics import MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.dictionaries.sae import WEIGHTS
+from vision_sae.dictionaries.released.labels import LABELS, labelled
+from vision_sae.dictionaries.released.registry import (
+    LoadedDictionary,
+    load_dictionary,
+    locate,
+    released_as,
+)
+from vision_sae.dictionaries.weights import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid
@@ -157,17 +164,45 @@ def _write_pictures(store: ActivationStore, staging: Path) -> None:
     np.save(staging / layout.EMBEDDINGS, store.embeddings, allow_pickle=False)
 
 
-def is_current(path: Path, store: ActivationStore, dictionary: Path, config: BuildConfig) -> bool:
+def _carried(source: LoadedDictionary, staging: Path) -> dict[str, Any]:
+    """Write the descriptions of a released dictionary; what the manifest says of its release."""
+    if source.released is None:
+        return {}
+    said: dict[str, Any] = {"released": source.released}
+    if rows := source.descriptions:
+        (staging / layout.DESCRIPTIONS).write_bytes(layout.descriptions_file(rows.values()))
+        said["describe"] = {
+            "released": source.released["name"],
+            "identity": source.manifest["files"][LABELS]["sha256"],
+            "labelled": labelled(rows),
+            "abstained": len(rows) - labelled(rows),
+        }
+    return said
+
+
+def _is_made_of(manifest: dict[str, Any], dictionary: Path) -> bool:
+    """Whether a bundle's manifest names the dictionary at this place.
+
+    The weights of a released dictionary are rounded, so its file is another than the bundle's: the
+    hash of its manifest tells.
+    """
+    if (released := released_as(dictionary)) or "released" in manifest:
+        return bool(manifest.get("released") == released)
+    trained = read_dictionary_manifest(dictionary)["files"]
+    return bool(manifest["files"][f"{layout.DICTIONARY}/{WEIGHTS}"] == trained[WEIGHTS])
+
+
+def is_current(
+    path: Path, store: ActivationStore, dictionary: Path | str, config: BuildConfig
+) -> bool:
     """Whether the bundle at ``path`` was made from just these, by this version."""
     try:
         manifest = Bundle(path).manifest
     except VisionSaeError:
         return False
-    trained = read_dictionary_manifest(dictionary)
-    weights = f"{layout.DICTIONARY}/{WEIGHTS}"
     return bool(
         manifest["data_sha256"] == store.manifest["data_sha256"]
-        and manifest["files"][weights] == trained["files"][WEIGHTS]
+        and _is_made_of(manifest, locate(dictionary))
         and manifest["build"] == config.model_dump(mode="json")
         and manifest["code_version"] == vision_sae.__version__
     )
@@ -175,7 +210,7 @@ def is_current(path: Path, store: ActivationStore, dictionary: Path, config: Bui
 
 def build(
     store: ActivationStore,
-    dictionary_directory: Path,
+    source: Path | str,
     directory: Path,
     config: BuildConfig,
     *,
@@ -183,10 +218,14 @@ def build(
 ) -> Bundle:
     """Encode every patch of ``store`` once and publish a `Bundle` at ``directory``.
 
+    ``source`` is a dictionary's directory, or the name of a released one, whose descriptions the
+    bundle then carries.
+
     Raises `MismatchError` when store and dictionary do not belong together and
     `RecallTooLowError` when the patch index misses its floor; nothing is published then.
     """
-    dictionary, trained = load_dictionary(dictionary_directory)
+    found = load_dictionary(source)
+    dictionary, trained = found.dictionary, found.manifest
     check_match(store, trained)
     site = trained["site"]
     with publishing(directory) as (staging, manifest):
@@ -227,5 +266,6 @@ def build(
             **aligned,
             "nearest_floor": nearest_floor(dictionary.width, dictionary.dim),
             "build": config.model_dump(mode="json"),
+            **_carried(found, staging),
         }
     return Bundle(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -319,9 +319,13 @@ def republish(
     return Bundle(path)
 
 
+def descriptions_file(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """What a file of descriptions holds."""
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
+
+
 def add_descriptions(
     bundle: Bundle, path: Path, rows: list[dict[str, Any]], manifest: dict[str, Any]
 ) -> Bundle:
     """Publish the bundle anew with descriptions."""
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    return republish(bundle, path, manifest, {DESCRIPTIONS: text.encode()})
+    return republish(bundle, path, manifest, {DESCRIPTIONS: descriptions_file(rows)})

@@ -7,7 +7,17 @@ from vision_sae.cli import (  # registers their commands
     evaluate,
     label_files,
     labels,
+    released,
 )
 from vision_sae.cli.command import app
 
-__all__ = ["app", "applications", "bundles", "dictionaries", "evaluate", "label_files", "labels"]
+__all__ = [
+    "app",
+    "applications",
+    "bundles",
+    "dictionaries",
+    "evaluate",
+    "label_files",
+    "labels",
+    "released",
+]

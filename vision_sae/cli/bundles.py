@@ -13,7 +13,9 @@ from vision_sae.cli.command import Configuration, command
 @command()
 def build(
     store: Annotated[Path, typer.Argument(help="ActivationStore to encode.")],
-    dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
+    dictionary: Annotated[
+        str, typer.Argument(help="Trained dictionary, or the name of a released one.")
+    ],
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to publish.")],
     config: Configuration = None,
 ) -> None:
@@ -29,6 +31,9 @@ def build(
         f"recall@10 {index['recall_at_10']:.3f}, "
         f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
     )
+    if made.descriptions:
+        described = made.manifest["describe"]
+        typer.echo(f"{described['labelled']} labels of {described['released']}")
 
 
 @command()

@@ -19,6 +19,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.relu import ReluSae
 from vision_sae.dictionaries.semi_nmf import SemiNmf
 from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.dictionaries.weights import DTYPE
 from vision_sae.errors import CorruptArtifactError
 
 
@@ -59,4 +60,5 @@ def read_weights(directory: Path, config: dict[str, Any]) -> Dictionary:
             f"{directory} holds a dictionary of architecture {architecture!r}; this version knows "
             f"{', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[architecture].load(directory, config)
+    settings = {key: value for key, value in config.items() if key != DTYPE}
+    return ARCHITECTURES[architecture].load(directory, settings)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.kernels import bag
 from vision_sae.dictionaries.protocol import Codes, join, to_codes
-from vision_sae.dictionaries.sae import WEIGHTS
+from vision_sae.dictionaries.weights import WEIGHTS, read_tensors
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
 _ENCODE_ROWS = 4096
@@ -101,7 +101,7 @@ class Atoms:
     @classmethod
     def load(cls, directory: Path, config: dict[str, Any]) -> Self:
         """Read what `save` wrote; raises `CorruptArtifactError` when shapes disagree."""
-        tensors = load_file(directory / WEIGHTS)
+        tensors = read_tensors(directory)
         w_dec, b_dec = tensors.pop("W_dec"), tensors.pop("b_dec")
         known = {"architecture", "dim", "width"}
         further: dict[str, Any] = {k: v for k, v in config.items() if k not in known} | tensors

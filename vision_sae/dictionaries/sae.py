@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.kernels import bag
 from vision_sae.dictionaries.protocol import Codes, join
+from vision_sae.dictionaries.weights import WEIGHTS, read_tensors
 from vision_sae.errors import CorruptArtifactError
 
-WEIGHTS = "weights.safetensors"
 _ENCODE_ROWS = 4096
 """Rows encoded at a time: bounds the dense pre-activations."""
 
@@ -102,7 +102,7 @@ class Sae:
     @classmethod
     def load(cls, directory: Path, config: dict[str, Any]) -> Self:
         """Read what `save` wrote; raises `CorruptArtifactError` when shapes disagree."""
-        tensors = load_file(directory / WEIGHTS)
+        tensors = read_tensors(directory)
         known = {"architecture", "dim", "width", "subtract_b_dec"}
         sae = cls(
             w_enc=tensors.pop("W_enc").T.contiguous(),

@@ -1,0 +1,1 @@
+"""Released dictionaries: trained artifacts with labels and a card, loaded by name."""

@@ -1,0 +1,47 @@
+"""The weights file of a dictionary: named tensors, in float32 or rounded to half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vision_sae.errors import InvalidInputError
+from vision_sae.files import replacing
+
+WEIGHTS = "weights.safetensors"
+DTYPE = "dtype"
+"""The key of a manifest's ``dictionary`` that names the precision on disk; float32 when absent."""
+HALF = "float16"
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of the weights file in ``directory``; those in half precision as float32."""
+    stored = load_file(directory / WEIGHTS)
+    return {name: t.float() if t.dtype == torch.float16 else t for name, t in stored.items()}
+
+
+def round_to_half(directory: Path) -> None:
+    """Rewrite every weights file in and below ``directory`` with its float32 tensors in float16.
+
+    Raises `InvalidInputError` for a tensor with values that float16 cannot hold.
+    """
+    for path in sorted(directory.rglob(WEIGHTS)):
+        rounded = {name: _half(name, tensor) for name, tensor in load_file(path).items()}
+        with replacing(path) as beside:  # what was read may be a map of the file
+            save_file(rounded, beside)
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float32:
+        return tensor
+    rounded = tensor.half()
+    if not rounded.isfinite().all():
+        raise InvalidInputError(
+            f"{name} holds values that float16 cannot hold (largest {float(tensor.abs().max()):g}, "
+            f"limit {torch.finfo(torch.float16).max:g}); scale the dictionary down",
+            field="dictionary",
+        )
+    return rounded
