@@ -240,13 +240,18 @@ class EffectsConfig(Section):
 class DescribeConfig(Section):
     """Bundle, or neurons -> labels."""
 
-    describer: Literal["caption-pmi", "contrastive", "milan", "vlm", "effects"] = "contrastive"
+    describer: Literal[
+        "grounded", "caption-pmi", "contrastive", "milan", "vlm", "effects", "scenes"
+    ] = "grounded"
+    """How labels are made. ``grounded`` labels are looked up in captions and pixels, and need no
+    other model."""
     clip: str = "demo:clip"
     """The contrastive model: of the describer of that name, and of all scores."""
     metrics: tuple[TextMetric, ...] = ("detection_auc", "fuzzing_auc")
-    """What is measured of every label, on pictures that its describer has not seen. With none a
-    label stands however bad it is. Not of labels by effects, which judge themselves: they do not
-    say what makes a feature fire."""
+    """What the contrastive model measures of every label, on pictures that its describer has not
+    seen. It is shown, and decides where captions and pixels cannot look a label up; with none such
+    a label stands however bad it is. Not of labels that are grounded, by effects or of scenes:
+    these have judges of their own."""
     caption_pmi: CaptionPmiConfig = CaptionPmiConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     milan: MilanConfig = MilanConfig()

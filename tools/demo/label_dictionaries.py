@@ -26,6 +26,7 @@ from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.descriptions.evidence.postings import Postings
 from vision_sae.descriptions.evidence.protocol import silent
 from vision_sae.descriptions.grounding import Grounding
+from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.evaluation.label_truth import label_truth
 from vision_sae.files import sha256_json, write_json
@@ -98,7 +99,7 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     evidence = StoreEvidence(ActivationStore(arguments.store), arguments.dictionary, out / "codes")
-    grounding = Grounding(evidence, out.parent / "looks", progress=True)
+    grounding = Grounding(Facts(evidence, out.parent / "looks", progress=True))
     units = range(evidence.width)
     made = list(tqdm(grounding.label(evidence, units), total=len(units), unit="feature"))
     with (out / "descriptions.jsonl").open("w") as file:

@@ -14,32 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, cast
 
-import torch
 from tqdm import tqdm
 
-from vision_sae.activations import store as layout
-from vision_sae.activations.decoding import Decoded, decode
-from vision_sae.activations.making import Making, Report, make_store, plan_of
-from vision_sae.activations.shards import Shard, rounded
 from vision_sae.config import HarvestConfig
 from vision_sae.demo import clip_pictures
+from vision_sae.demo.both import harvest_both
 from vision_sae.demo.clip_figures import Taboo, held_out
 from vision_sae.demo.clip_pictures import Picture as Recipe
-from vision_sae.demo.make_clip_data import LAST_FROZEN, SEED, figures_of
+from vision_sae.demo.make_clip_data import SEED, figures_of
 from vision_sae.models.clip import ClipModel
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
-from vision_sae.pictures.folder import CAPTIONS_JSONL, Picture, data_sha256, image_folder
+from vision_sae.pictures.folder import CAPTIONS_JSONL, image_folder
 from vision_sae.statistics.sides import JOINED_BY, side_of
-from vision_sae.threads import side_by_side
 
 SHARES = {
     "figure": 9600,
@@ -55,7 +45,7 @@ MAKERS = {"game-icons": 0.3, "icon-park": 0.3}
 """Makers of whose drawings only this share is taken: icons of one colour, and of interfaces."""
 VIT_SITES = ("blocks.8.update", "blocks.10.update")
 CLIP_SITES = ("blocks.9.update", "blocks.10.update")
-_BATCH, _SHARD = 16, 512
+_SHARD = 512
 
 
 def main() -> None:
@@ -122,76 +112,17 @@ def make_pictures(out: Path, cache: Path, share: float) -> None:
     (folder / CAPTIONS_JSONL).write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _look(vit: VitModel, clip: ClipModel, batch: Sequence[Picture]) -> tuple[Shard, Shard]:
-    """What both models see in a batch, by one pass over the blocks that they share."""
-    outcomes = [decode(picture, vit, 224) for picture in batch]
-    decoded = [outcome for outcome in outcomes if isinstance(outcome, Decoded)]
-    assert len(decoded) == len(outcomes)
-    images = torch.stack([d.pixels for d in decoded])
-    behind = f"blocks.{LAST_FROZEN}.resid"
-    trunk = cast(Any, clip.backbone.module).visual.trunk
-    with torch.inference_mode():
-        with vit.capture([behind, *VIT_SITES], stop=True) as seen:
-            vit.forward(images)
-        with clip.capture(CLIP_SITES) as by_clip:
-            embedding = trunk.forward_head(trunk.from_shallow(seen[behind])).float().numpy()
-    shards = []
-    for sites, captured in ((VIT_SITES, seen), (CLIP_SITES, by_clip)):
-        shard = Shard(
-            records=[d.record for d in decoded], thumbnails=[d.thumbnail for d in decoded]
-        )
-        for site in sites:
-            patches = captured[site][:, vit.grid.special :]
-            shard.arrays[f"{site}.npy"].append(rounded(site, patches, "float16"))
-        shard.arrays[layout.EMBEDDING].append(embedding)
-        shards.append(shard)
-    return shards[0], shards[1]
-
-
 def make_stores(out: Path) -> None:
-    """Publish ``out/vit`` and ``out/clip``: one thread looks, each store has one that writes it."""
+    """Publish ``out/vit`` and ``out/clip``."""
     vit, clip = load_model("demo:dinov2-s"), load_model("demo:clip")
-    assert isinstance(vit, VitModel) and isinstance(clip, ClipModel)
-    pictures = image_folder(out / "pictures")
-    for_clip: SimpleQueue[Shard] = SimpleQueue()
-
-    def look(groups: Sequence[Sequence[Picture]], report: Report) -> Iterator[Shard]:
-        batches = [
-            [group[start : start + _BATCH] for start in range(0, len(group), _BATCH)]
-            for group in groups
-        ]
-        looked = side_by_side(partial(_look, vit, clip), chain(*batches), torch.get_num_threads())
-        for of_shard in batches:
-            mine, other = Shard(), Shard()
-            for batch, (seen, by_clip) in zip(of_shard, looked, strict=False):
-                mine.add(seen)
-                other.add(by_clip)
-                report(len(batch))
-            for_clip.put(other)
-            yield mine
-
-    def receive(groups: Sequence[Sequence[Picture]], report: Report) -> Iterator[Shard]:
-        for group in groups:
-            yield for_clip.get()
-            report(len(group))
-
-    with ThreadPoolExecutor(1) as beside:
-        written = beside.submit(_make_store, clip, CLIP_SITES, pictures, out / "clip", receive)
-        _make_store(vit, VIT_SITES, pictures, out / "vit", look)
-        written.result()
-
-
-def _make_store(
-    model: VitModel,
-    sites: tuple[str, ...],
-    pictures: Sequence[Picture],
-    directory: Path,
-    collect: Callable[[Sequence[Sequence[Picture]], Report], Iterator[Shard]],
-) -> None:
-    config = HarvestConfig(model=model.name, sites=sites)
-    plan = plan_of(model, config, data_sha256(pictures))
-    making = Making(plan, pictures, _SHARD, "img", collect)
-    make_store(making, directory, progress=collect.__name__ == "look")
+    assert isinstance(vit, VitModel)
+    assert isinstance(clip, ClipModel)
+    configs = tuple(
+        HarvestConfig(model=model.name, sites=sites, shard_images=_SHARD)
+        for model, sites in ((vit, VIT_SITES), (clip, CLIP_SITES))
+    )
+    directories = (out / "vit", out / "clip")
+    harvest_both(vit, clip, image_folder(out / "pictures"), directories, (configs[0], configs[1]))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def main() -> None:
 
 
 def figures_of(cache: Path) -> list[Figure]:
+    """Every drawing of every maker; packages that are not in ``cache`` are fetched."""
     roots: Mapping[str, Path] = {p.name: fetch(p, cache) for p in FIGURE_PACKAGES}
     emojibase = Emojibase(roots[EMOJIBASE.name])
     return read_figures(roots, read_concepts(CONCEPTS), emojibase)

@@ -1,15 +1,16 @@
-"""Grounded labels with their judges: what the describer says, looked up on pictures it never saw."""
+"""Grounded labels with their judges: each is looked up on pictures that its describer never saw."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vision_sae.descriptions.describers.grounded import GroundedDescriber
-from vision_sae.descriptions.evidence.protocol import Evidence, spread
+from vision_sae.descriptions.evidence.protocol import Evidence, split, spread
+from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label, label_from_json, read_label
 from vision_sae.descriptions.protocol import JUDGED_BY, Description
@@ -27,11 +28,9 @@ class Grounding:
     label and scores depend on nothing but the evidence.
     """
 
-    def __init__(
-        self, evidence: Evidence, directory: Path | None = None, *, progress: bool = False
-    ) -> None:
-        self.facts = Facts(evidence, directory, progress=progress)
-        self._describer = GroundedDescriber(self.facts)
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._describer = GroundedDescriber(facts)
         self._pool: list[tuple[Control, str]] | None = None
 
     def label(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
@@ -39,23 +38,25 @@ class Grounding:
         for made in self._describer.describe(evidence, units):
             yield self.judged(evidence, made)
 
+    def can_judge(self, made: Description) -> bool:
+        """Whether captions or pixels can look any of a description up."""
+        return made.text is not None and bool(judges_of(self.facts, label_of(made)))
+
     def judged(self, evidence: Evidence, made: Description) -> Description:
         """A description with what the judges say of it; without its text when it fails.
 
         A text that no judge can look up stays as it is, a guess.
         """
-        if made.text is None:
+        if made.text is None or not self.can_judge(made):
             return made
-        label, region = label_of(made)
-        if not judges_of(self.facts, label):
-            return made
+        label = label_of(made)
         verdict = judge(
             self.facts,
             evidence,
             made.feature,
             label,
+            side=self._unseen(evidence, made),
             controls=self.controls(evidence, made.feature, made.text),
-            region=region,
         )
         details = made.details | {JUDGED_BY: verdict.judged_by}
         scores = (*made.scores, *verdict.scores)
@@ -72,6 +73,19 @@ class Grounding:
             details=details | {"rejected": made.text},
         )
 
+    def _unseen(self, evidence: Evidence, made: Description) -> NDArray[np.bool_]:
+        """The pictures (N) that no step of the choice of a label saw.
+
+        Other describers look at a half of the unit's own firing pictures and at a half of the
+        silent ones, whatever side their sources are on.
+        """
+        if made.describer == GroundedDescriber.name:
+            return self.facts.side("judge")
+        described = [firing.image for firing in split(evidence, made.feature).describe]
+        sources = Sources(evidence)
+        unseen = sources.none_of(np.array(described, dtype=np.int64))
+        return unseen & (sources.for_scoring | (evidence.peaks(made.feature) > 0))
+
     def controls(self, evidence: Evidence, unit: int, text: str) -> Sequence[Control]:
         """Labels of other units that say something else; the same whenever they are asked for."""
         if self._pool is None:
@@ -80,16 +94,14 @@ class Grounding:
             for made in self._describer.describe(evidence, spread(evidence, _POOL)):
                 if made.text is not None and made.text not in said:
                     said.add(made.text)
-                    label, region = label_of(made)
-                    truth = self.facts.truth(label, region or 1)
-                    self._pool.append((Control(made.feature, truth), made.text))
+                    self._pool.append((Control(made.feature, label_of(made)), made.text))
         others = [c for c, other in self._pool if c.unit != unit and other != text]
         chosen = np.random.default_rng(unit).permutation(len(others))[:CONTROLS]
         return [others[i] for i in sorted(chosen.tolist())]
 
 
-def label_of(made: Description) -> tuple[Label, int | None]:
-    """What of a description can be looked up, and how many patches its unit usually fires on."""
+def label_of(made: Description) -> Label:
+    """What of a description can be looked up."""
     if "label" in made.details:
-        return label_from_json(made.details["label"]), made.details.get("region")
-    return read_label(made.text or ""), None
+        return label_from_json(made.details["label"])
+    return read_label(made.text or "")

@@ -1,4 +1,4 @@
-"""Labels: what a describer says, measured on pictures that it has not seen, or an abstention."""
+"""Labels: what a describer says, judged on pictures that it has not seen, or an abstention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vision_sae.descriptions.evidence.protocol import Evidence, spread
+from vision_sae.descriptions.grounding import Grounding
 from vision_sae.descriptions.protocol import Describer, Description, Metric
 from vision_sae.descriptions.scores.scorer import CONTROLS, JUDGED_BY, Scorer, abstain
 
@@ -32,11 +33,18 @@ class Labeller:
     """
 
     def __init__(
-        self, describer: Describer, scorer: Scorer | None, metrics: Sequence[Metric]
+        self,
+        describer: Describer,
+        scorer: Scorer | None,
+        metrics: Sequence[Metric],
+        grounding: Grounding | None = None,
     ) -> None:
-        """Without a ``scorer`` labels stand as the describer makes them."""
+        """With a ``grounding`` captions and pixels decide which labels stand, where they can look
+        them up. What they cannot look up stands or falls by the ``scorer``, and without one as the
+        describer makes it; it is a guess."""
         self.describer = describer
         self.scorer = scorer
+        self._grounding = grounding
         self._metrics = metrics
         self._pools: dict[str, list[_Control]] = {}
 
@@ -47,10 +55,17 @@ class Labeller:
         What decides whether one abstains is measured in any case."""
         wanted = metrics or self._metrics
         for made in self.describer.describe(evidence, units):
-            if self.scorer is None or made.text is None:
+            if made.text is None:
                 yield made
-            else:
-                yield self._scored(self.scorer, evidence, made, made.text, wanted)
+                continue
+            looked_up = self._grounding is not None and self._grounding.can_judge(made)
+            if self.scorer is not None:
+                made = self._scored(
+                    self.scorer, evidence, made, made.text, wanted, decides=not looked_up
+                )
+            if looked_up and self._grounding is not None:
+                made = self._grounding.judged(evidence, made)
+            yield made
 
     def controls(self, evidence: Evidence, unit: int, text: str) -> list[str]:
         """Labels of other units that say something else; the same whenever they are asked for."""
@@ -73,11 +88,13 @@ class Labeller:
         made: Description,
         text: str,
         metrics: Sequence[Metric],
+        *,
+        decides: bool,
     ) -> Description:
         controls = self.controls(evidence, made.feature, text)
         measured = tuple(dict.fromkeys((*metrics, JUDGED_BY)))
         scores = scorer.score(evidence, made.feature, text, measured, control_texts=controls)
-        reason = abstain(scores)
+        reason = abstain(scores) if decides else ""
         own = made.scores[0].value if made.scores else 0.0
         return replace(
             made,

@@ -13,15 +13,20 @@ from vision_sae.config import DescribeConfig
 from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.describers.effects import EffectsDescriber, prompts_of
+from vision_sae.descriptions.describers.grounded import GroundedDescriber
 from vision_sae.descriptions.describers.milan import MilanDescriber
+from vision_sae.descriptions.describers.scenes import ScenesDescriber
 from vision_sae.descriptions.describers.text_models import contents
 from vision_sae.descriptions.describers.vlm import VlmDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.grounding import Grounding
 from vision_sae.descriptions.labelling import Labeller
+from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.probe import Probe, make_probe
 from vision_sae.descriptions.protocol import Describer
+from vision_sae.descriptions.scores import truth
 from vision_sae.descriptions.scores.scorer import VERSION, Scorer
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
@@ -34,15 +39,19 @@ from vision_sae.steering.causal import CausalScorer
 from vision_sae.threads import one_thread
 
 _VERSIONS: Mapping[str, int] = {
+    GroundedDescriber.name: GroundedDescriber.version,
     CaptionPmi.name: CaptionPmi.version,
     ContrastiveDescriber.name: ContrastiveDescriber.version,
     MilanDescriber.name: MilanDescriber.version,
     VlmDescriber.name: VlmDescriber.version,
     EffectsDescriber.name: EffectsDescriber.version,
+    ScenesDescriber.name: ScenesDescriber.version,
 }
 
 _WITH_CLIP = (ContrastiveDescriber.name, EffectsDescriber.name)
 """Describers that use the contrastive model themselves."""
+_WITHOUT_CLIP = (GroundedDescriber.name, EffectsDescriber.name, ScenesDescriber.name)
+"""Describers whose labels no contrastive model scores: they have judges of their own."""
 
 
 def describer_version(describer: str) -> int:
@@ -53,7 +62,11 @@ def describer_version(describer: str) -> int:
 def threads_for(config: DescribeConfig) -> AbstractContextManager[None]:
     """What a process that does nothing but label computes in: describers that compute little for a
     unit are faster with one thread, those that run a model for each with all."""
-    small = config.describer in (CaptionPmi.name, ContrastiveDescriber.name)
+    small = config.describer in (
+        GroundedDescriber.name,
+        CaptionPmi.name,
+        ContrastiveDescriber.name,
+    )
     return one_thread() if small else nullcontext()
 
 
@@ -80,6 +93,7 @@ class Toolbox:
         self._loaded = loaded
         self._progress = progress
         self._probes: dict[str, Probe] = {}
+        self._facts: dict[str, Facts] = {}
         self._scorers: dict[str, Scorer] = {}
         self._labellers: dict[tuple[str, str], Labeller] = {}
 
@@ -99,14 +113,15 @@ class Toolbox:
         """SHA-256 of all that labels by the describer of the configuration, or another one, depend
         on beside the evidence: settings, versions, and `contents`."""
         name, settings = describer or self.config.describer, self.config.model_dump(mode="json")
-        return sha256_json([name, describer_version(name), VERSION, settings, self.contents(name)])
+        versions = [describer_version(name), VERSION, truth.VERSION]
+        return sha256_json([name, versions, settings, self.contents(name)])
 
     def contents(self, describer: str = "") -> dict[str, str]:
         """SHA-256 of all that the configuration only names and labels are made of; empty where a
         name is all that is known. Another content makes other labels."""
         config, found = self.config, dict[str, str]()
         name = describer or config.describer
-        if config.metrics or name in _WITH_CLIP:
+        if (config.metrics and name not in _WITHOUT_CLIP) or name in _WITH_CLIP:
             found["clip"] = self.clip.identity()["weights_sha256"]
             if path := config.contrastive.vocabulary:
                 found["vocabulary"] = sha256_json(Vocabulary.read(path).words)
@@ -126,6 +141,13 @@ class Toolbox:
             )
         return self._probes[data]
 
+    def facts(self, evidence: Evidence) -> Facts:
+        """What can be looked up of the pictures of ``evidence``."""
+        of = sha256_json([evidence.data_sha256, evidence.grid.to_json()])
+        if of not in self._facts:
+            self._facts[of] = Facts(evidence, self.directory, progress=self._progress)
+        return self._facts[of]
+
     def scorer(self, evidence: Evidence) -> Scorer:
         """The scores of texts for units of ``evidence``."""
         probe = self.probe(evidence)
@@ -144,15 +166,19 @@ class Toolbox:
         name = describer or self.config.describer
         if (name, evidence.identity) not in self._labellers:
             makers: Mapping[str, Callable[[Evidence], Describer]] = {
+                GroundedDescriber.name: lambda found: GroundedDescriber(self.facts(found)),
                 CaptionPmi.name: lambda _: CaptionPmi(self.config.caption_pmi),
                 ContrastiveDescriber.name: self._contrastive,
                 MilanDescriber.name: lambda _: MilanDescriber(self.config.milan),
                 VlmDescriber.name: lambda _: VlmDescriber(self.config.vlm),
                 EffectsDescriber.name: self._effects,
+                ScenesDescriber.name: lambda _: ScenesDescriber(),
             }
-            scored = self.config.metrics and name != EffectsDescriber.name
+            scored = self.config.metrics and name not in _WITHOUT_CLIP
             scorer = self.scorer(evidence) if scored else None
-            made = Labeller(makers[name](evidence), scorer, self.config.metrics)
+            judges_itself = name in (EffectsDescriber.name, ScenesDescriber.name)
+            grounding = None if judges_itself else Grounding(self.facts(evidence))
+            made = Labeller(makers[name](evidence), scorer, self.config.metrics, grounding)
             self._labellers[name, evidence.identity] = made
         return self._labellers[name, evidence.identity]
 

@@ -33,7 +33,7 @@ def label_truth(
     alive = [d for d in made if (peaks[d.feature] > 0).any()]
     counted = [d for d in made if firing[d.feature] >= _FEWEST]
     labelled = [d for d in counted if d.text is not None]
-    with_noun = [d for d in labelled if label_of(d)[0].kinds]
+    with_noun = [d for d in labelled if label_of(d).kinds]
     verdicts = {d.feature: _audit(facts, evidence, d, sides) for d in labelled}
     nouns = [verdicts[d.feature] for d in with_noun]
     named = [v for v in (_value(x, "precision", CAPTIONS) for x in nouns) if v is not None]
@@ -44,7 +44,7 @@ def label_truth(
     unsupported = [
         d.text
         for d in with_noun
-        if not label_of(d)[0].looks and _value(verdicts[d.feature], "precision", CAPTIONS) == 0
+        if not label_of(d).looks and _value(verdicts[d.feature], "precision", CAPTIONS) == 0
     ]
     return {
         "features": len(made),
@@ -77,8 +77,7 @@ def label_truth(
 
 
 def _audit(facts: Facts, evidence: Evidence, made: Description, sides: Sequence[Side]) -> Verdict:
-    label, region = label_of(made)
-    return judge(facts, evidence, made.feature, label, sides=sides, region=region)
+    return judge(facts, evidence, made.feature, label_of(made), side=facts.side(*sides))
 
 
 def best_constant(
@@ -89,7 +88,7 @@ def best_constant(
     side = facts.side(*sides)
     weights = facts.weights * side
     weights = weights / weights.sum()
-    labels = {label_of(d)[0] for d in made}
+    labels = {label_of(d) for d in made}
     best: dict[str, Any] = {"label": "", "correlation_median": None}
     activations = np.stack([evidence.peaks(d.feature) for d in made]) if made else np.zeros((0, 1))
     if not len(activations):
@@ -97,7 +96,7 @@ def best_constant(
     a = activations - (activations @ weights)[:, None]
     spread = np.sqrt(np.maximum((a * a) @ weights, 1e-12))
     for label in sorted(labels, key=lambda one: one.text)[:400]:
-        truth = facts.truth(label, 4)
+        truth = (facts.fits(label).counts > 0).astype(np.float64)
         t = truth - truth @ weights
         deviation = float(np.sqrt(max((t * t) @ weights, 1e-12)))
         median = float(np.median((a @ (weights * t)) / spread / deviation))
@@ -122,8 +121,8 @@ def agreement_of_halves(one: Sequence[Description], other: Sequence[Description]
             )
         return bool(set(a.looks) & set(b.looks))
 
-    theirs = {d.feature: label_of(d)[0] for d in other if d.text is not None}
-    both = [(label_of(d)[0], theirs[d.feature]) for d in one if d.text and d.feature in theirs]
+    theirs = {d.feature: label_of(d) for d in other if d.text is not None}
+    both = [(label_of(d), theirs[d.feature]) for d in one if d.text and d.feature in theirs]
     return _mean([same(a, b) for a, b in both])
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,6 +249,53 @@ def correlation_interval(
     for block in np.array_split(rows, len(rows) * resamples // _ELEMENTS + 1):
         means += sums[:, block] @ drawn[block].astype(np.float64)
     return _percentiles(_pearson(*means))
+
+
+class Sums(NamedTuple):
+    """Of the patches of each picture (N): what a correlation over patches is made of."""
+
+    count: Floats
+    """Patches."""
+    a: Floats
+    """Sum of the activations."""
+    t: Floats
+    """Sum of the truths."""
+    aa: Floats
+    tt: Floats
+    at: Floats
+    """Sums of squares and products."""
+
+
+def patch_correlation(
+    sums: Sums, sources: NDArray[np.integer[Any]], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """(correlation over the patches of all pictures, lower, upper end of its interval).
+
+    A picture's patches share its weight; pictures are drawn by their sources, as in
+    `bootstrap_by_source`. NaN where activation or truth is constant.
+    """
+    of_picture, weights = _of_sources(sources)
+    count = int(of_picture.max()) + 1
+    each = np.maximum(sums.count, 1)
+    terms = [weights / count * np.asarray(x) / each for x in sums[1:]]
+    by_source = np.stack([np.bincount(of_picture, term, minlength=count) for term in terms])
+    a, t, aa, tt, at = by_source.sum(1)
+    value = float(_pearson(a, t, aa, tt, at))
+    drawn, means = _draws(count, resamples, seed), np.zeros((5, resamples))
+    for block in np.array_split(np.arange(count), count * resamples // _ELEMENTS + 1):
+        means += by_source[:, block] @ drawn[block].astype(np.float64)
+    return value, *_percentiles(_pearson(*means))
+
+
+def auprc_of_firing(activation: Numbers, truth: Numbers, true: float, total: float) -> float:
+    """`auprc` where only what fires is listed: activations > 0 (K) and their truth (K), beside
+    ``true`` of ``total`` items in all, the silent ones among them."""
+    order = np.argsort(-np.asarray(activation), kind="stable")
+    ends = np.append(np.diff(np.asarray(activation)[order]) != 0, True)[: len(order)]
+    hits = np.cumsum(_is_true(truth)[order].astype(np.float64))[ends]
+    seen = np.cumsum(np.ones(len(order)))[ends]
+    hits, seen = np.append(hits, true)[:, None], np.append(seen, total)[:, None]
+    return float(_average_precision(hits, seen)[0])
 
 
 def auprc_interval(

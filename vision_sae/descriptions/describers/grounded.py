@@ -7,7 +7,7 @@ information that it gives about firing, in nats, measured on each fold with the 
 other, less what it costs to say; a further one is added only while that rises. To be considered, it
 must hold for most of the strongest pictures, and more often than elsewhere.
 
-Information about kinds is over the whole range of activations (silent, weak, strong); information
+Information about kinds is over all pictures, those that fire weakly or not at all too; information
 about looks is how the patches that fire differ from all patches of the same pictures.
 
 Sources: the objective is MILAN's pointwise mutual information (Hernandez et al. 2022,
@@ -18,20 +18,19 @@ Neurons, NeurIPS 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.evidence.protocol import Evidence, spaced
 from vision_sae.descriptions.predicates.facts import Facts, cost_of_look
 from vision_sae.descriptions.predicates.label import Label
-from vision_sae.descriptions.predicates.looks import LOOKS, Look
+from vision_sae.descriptions.predicates.looks import LOOKS, Family, Look
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
 from vision_sae.descriptions.protocol import Description
-from vision_sae.statistics.association import correlation
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -44,8 +43,21 @@ DENSE = 0.2
 """Share of pictures from which on a unit is described by looks alone."""
 _HOLDS, _LIFT = 0.6, 3.0
 """Share of the strongest pictures that must show a kind, and how much more often than all do."""
+_PART = 0.2
+"""The same share for each of several kinds that are named together."""
 _LOOKS_HOLD, _LOOKS_LIFT = 0.85, 1.7
 """The same of a look, of the strongest regions."""
+_REGIONS = 48
+"""How many of the strongest regions those are: of twenty, some would do by chance."""
+_FURTHER_LIFT: Mapping[Family, float] = {"ground": 1.15, "part": 1.15, "colour": 1.15}
+"""How much more often a look that is added must hold than among patches that the label fits;
+`_SAYS` for the other families, which say less."""
+_SAYS = 1.5
+_KIND_FIRST = 0.5
+"""Share of the information of looks alone from which on a label names a kind: that a thing is no
+background says much, but naming the thing implies it."""
+_USUAL = 384
+"""Pictures, evenly spaced, that tell how usual looks are among patches that a label fits."""
 _MOST_TERMS = 3
 _MOST_KINDS = 3
 _SMOOTHING = 0.5
@@ -114,15 +126,11 @@ class GroundedDescriber:
                 evidence=patches,
             )
         if not best.label.kinds and kinds and kinds[0].gain > 0:
-            # What is shown is said first, and how it looks second.
-            refined = self._grow(seen, kinds[0])
-            alone = self._grow(seen, best)
-            best = refined if refined.gain >= alone.gain else alone
+            refined, alone = self._grow(seen, kinds[0]), self._grow(seen, best)
+            best = refined if refined.gain >= _KIND_FIRST * alone.gain else alone
         else:
             best = self._grow(seen, best)
         others = sorted([*kinds[:_CANDIDATES], *looks[:_CANDIDATES]], key=lambda c: -c.gain)
-        truth = self._facts.truth(best.label, seen.regions.usual_size)
-        chosen = correlation(seen.activation, truth, self._facts.weights * self._choose)
         return Description(
             unit,
             best.label.text,
@@ -132,10 +140,8 @@ class GroundedDescriber:
             evidence=patches,
             details={
                 "label": best.label.to_json(),
-                "region": seen.regions.usual_size,
                 "gain": round(best.gain, 3),
                 "picture_share": round(share, 5),
-                "correlation_where_chosen": None if np.isnan(chosen) else round(chosen, 4),
             },
             candidates=tuple((c.label.text, round(c.gain, 3)) for c in others[:_CANDIDATES]),
         )
@@ -162,42 +168,74 @@ class GroundedDescriber:
         return f"{often}; of the places where it fires {said}"
 
     def _kinds(self, seen: _Unit) -> list[_Candidate]:
-        """Kinds that hold for the strongest pictures, the most informative first; of several that
-        together hold for more than each does, also the several."""
+        """Kinds, and a few together, that hold for the strongest pictures, the most informative
+        first."""
         facts = self._facts
-        shown = facts.shows
-        holds = np.asarray(shown[seen.strongest].mean(axis=0)).ravel()
         weights = facts.weights * self._choose
-        base = (weights @ shown) / max(1e-9, float(weights.sum()))
-        gains = self._information(seen.activation) - facts.costs
-        fits = (holds >= _HOLDS) & (holds >= _LIFT * base) & (gains > 0)
-        found = [
+        holds = np.asarray(facts.shows[seen.strongest].mean(axis=0)).ravel()
+        base = (weights @ facts.shows) / max(1e-9, float(weights.sum()))
+        gains = self._information(seen.activation, facts.shows) - facts.costs
+        (open_,) = np.nonzero((holds >= _PART) & (holds >= _LIFT * base) & (gains > 0))
+        open_ = open_[np.argsort(-gains[open_], kind="stable")][:_CANDIDATES]
+        alone = [
             _Candidate(Label((int(facts.kinds[v]),)), float(gains[v]), float(holds[v]))
-            for v in np.flatnonzero(fits)
+            for v in open_
         ]
-        return sorted(found, key=lambda c: -c.gain)
+        fits = [c for c in alone if c.holds >= _HOLDS]
+        several = self._several(seen, open_, gains) if len(open_) > 1 else None
+        return sorted([*fits, *([several] if several else [])], key=lambda c: -c.gain)
 
-    def _information(self, activation: Floats) -> Floats:
-        """What knowing each kind (V) tells about silent, weak or strong firing, in nats: each fold
-        with the probabilities of the other."""
-        facts, shown = self._facts, self._facts.shows
+    def _several(self, seen: _Unit, open_: NDArray[np.int64], gains: Floats) -> _Candidate | None:
+        """Kinds of which the strongest pictures show one or another: the best, and others while
+        information rises. None when one alone says as much, or they do not hold."""
+        facts = self._facts
+        shown = facts.shows[:, open_].toarray() > 0
+        chosen, gain = [0], float(gains[open_[0]])
+        while len(chosen) < _MOST_KINDS:
+            together = shown | shown[:, chosen].any(axis=1)[:, None]
+            cost = facts.costs[open_] + facts.costs[open_[chosen]].sum()
+            worth = self._information(seen.activation, together.astype(np.float64)) - cost
+            worth[chosen] = -np.inf
+            best = int(worth.argmax())
+            if worth[best] <= gain:
+                break
+            chosen.append(best)
+            gain = float(worth[best])
+        holds = float(shown[:, chosen].any(axis=1)[seen.strongest].mean())
+        if len(chosen) == 1 or holds < _HOLDS:
+            return None
+        kinds = tuple(int(facts.kinds[open_[c]]) for c in chosen)
+        return _Candidate(Label(kinds), gain, holds)
+
+    def _information(self, activation: Floats, shown: Any) -> Floats:
+        """What each column of ``shown`` (N, V) tells about firing, in nats: the mean of what it
+        tells about firing at all and about firing strongly, above the median."""
         fires = activation > 0
-        middle = np.median(activation[fires & self._choose]) if (fires & self._choose).any() else 0
-        levels = np.stack([~fires, fires & (activation < middle), fires & (activation >= middle)])
-        tables = []
-        for fold in self._folds:
-            weighted = levels * (facts.weights * fold)
-            with_kind = np.asarray((shown.T @ weighted.T).T)
-            total = weighted.sum(1)[:, None]
-            tables.append((with_kind, total - with_kind, total))
+        values = activation[fires & self._choose]
+        strong = activation >= (np.median(values) if len(values) else np.inf)
+        return (self._told(fires, shown) + self._told(fires & strong, shown)) / 2
+
+    def _told(self, happens: Mask, shown: Any) -> Floats:
+        """What each column of ``shown`` (N, V) tells about what ``happens`` in pictures (N), in
+        nats: each fold with the probabilities of the other."""
+        facts = self._facts
         gain = np.zeros(shown.shape[1])
-        for (a_in, a_out, a_all), (b_in, b_out, _) in (tables, tables[::-1]):
-            usual = (a_all + _SMOOTHING) / (a_all.sum(0) + 3 * _SMOOTHING)
-            for ours, theirs in ((a_in, b_in), (a_out, b_out)):
+        for ours, theirs in (self._folds, self._folds[::-1]):
+            mine, other = facts.weights * ours, facts.weights * theirs
+            total, true = float(mine.sum()), float((mine * happens).sum())
+            usual = (true + _SMOOTHING) / (total + 2 * _SMOOTHING)
+            with_kind, true_with = mine @ shown, (mine * happens) @ shown
+            other_with, other_true = other @ shown, (other * happens) @ shown
+            there, then = float(other.sum()), float((other * happens).sum())
+            for n, k, m, t in (
+                (with_kind, true_with, other_with, other_true),
+                (total - with_kind, true - true_with, there - other_with, then - other_true),
+            ):
                 # Smoothed toward what is usual, so that rare kinds promise little.
-                given = (ours + usual) / (ours.sum(0) + 1)
-                gain += (theirs * np.log(given / usual)).sum(0)
-        return gain
+                share = (k + usual) / (n + 1)
+                gain += t * np.log(share / usual)
+                gain += (m - t) * np.log((1 - share) / (1 - usual))
+        return np.asarray(gain)
 
     def _looks(self, seen: _Unit, label: Label, where: Mask) -> list[_Candidate]:
         """The label with one more look, the most informative first; ``where`` are the pictures
@@ -217,15 +255,16 @@ class GroundedDescriber:
             false = float(weights[other].sum()) - true
             gain += true * np.log(share / usual)
             gain += false * np.log((1 - share) / (1 - usual))
-        top = np.isin(regions.pictures, seen.strongest) & inside
-        most = regions.looks[top].mean(axis=0) if top.any() else np.zeros(len(LOOKS))
+        most = holds[:_REGIONS].mean(axis=0)
         taken = {look.family for look in label.looks}
         if "part" in taken:
             taken.add("ground")
+        implied = Look("ground", "object") if label.kinds else None  # what is named is a thing
         found = []
-        for row in np.flatnonzero((most >= _LOOKS_HOLD) & (most >= _LOOKS_LIFT * usual)):
+        lift = np.array([_LOOKS_LIFT if not label.length else _further_lift(x) for x in LOOKS])
+        for row in np.flatnonzero((most >= _LOOKS_HOLD) & (most >= lift * usual)):
             look, worth = LOOKS[row], float(gain[row]) - cost_of_look()
-            if look.family not in taken and worth > 0:
+            if look.family not in taken and look != implied and worth > 0:
                 found.append(_Candidate(label.with_look(look), worth, float(most[row])))
         return sorted(found, key=lambda c: -c.gain)
 
@@ -237,12 +276,11 @@ class GroundedDescriber:
             shares = weights @ facts.look_shares / max(1e-9, float(weights.sum()))
         else:
             pictures = np.flatnonzero(weights)
-            held = facts.places(label)[pictures]
-            total = float((weights[pictures] * held.sum(1)).sum())
-            both = np.einsum(
-                "n,np,npl->l", weights[pictures], held.astype(np.float64), facts.looks[pictures]
-            )
-            shares = both / max(1e-9, total)
+            pictures = pictures[spaced(len(pictures), _USUAL)]
+            looks = facts.looks[pictures]
+            held = looks[:, :, label.rows].all(axis=2)
+            each = np.repeat(weights[pictures], held.sum(axis=1))
+            shares = each @ looks[held] / max(1e-9, float(each.sum()))
         return np.asarray(np.clip(shares, 1e-3, 1 - 1e-3))
 
     def _grow(self, seen: _Unit, best: _Candidate) -> _Candidate:
@@ -264,6 +302,10 @@ def strongest_sources(
     ranked = firing[np.argsort(-activation[firing], kind="stable")]
     _, first = np.unique(sources[ranked], return_index=True)
     return np.asarray(ranked[np.sort(first)[:count]])
+
+
+def _further_lift(look: Look) -> float:
+    return _FURTHER_LIFT.get(look.family, _SAYS)
 
 
 def _said(look: Look) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache
+from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,33 +25,29 @@ from vision_sae.statistics.sides import Side, on_sides
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
+_KEPT = 160
+"""Labels whose `Fit` is kept: those of the pool of controls are asked for again and again."""
 FEWEST_SOURCES = 12
 """Sources of the choosing side that must show a kind before a label may name it: rarer words win
 by chance."""
 _EVERYDAY = 3.0
 """Zipf frequency below which nobody would call a thing so."""
-_TOO_GENERAL = frozenset((
-    "entity", "physical entity", "abstraction", "abstract entity", "object", "whole", "artifact",
-    "thing", "matter", "substance", "unit", "causal agent", "cause", "living thing", "organism",
-    "being", "instrumentation", "instrumentality", "attribute", "property", "relation", "group",
-    "measure", "psychological feature", "event", "act", "activity", "state", "cognition",
-    "communication", "content", "part", "piece", "component", "natural object", "solid", "process",
-    "phenomenon", "region", "location", "area", "body", "portion", "definite quantity",
-    "fundamental quantity", "item", "creation", "product", "commodity", "possession", "material",
-    "chordate", "vertebrate", "placental", "adult", "way", "point", "line", "visual property",
-    "chromatic color", "color", "change", "motion", "extremity", "surface", "language unit",
-    "social group", "gathering", "implement", "instrument", "covering", "cover", "structure",
-    "construction", "mechanism", "conveyance", "facility", "system", "equipment", "worker",
-    "leader", "expert", "relative", "communicator", "good", "consumer goods", "article",
-    "indication", "mark", "symbol", "signal", "evidence", "information", "message", "statement",
-    "external body part", "plant part", "plant organ", "reproductive structure", "natural elevation",
-    "geological formation", "wheeled vehicle", "self-propelled vehicle", "enclosure", "opening",
-    "protective covering", "strip", "band", "sheet", "layer", "lamina", "number", "figure", "shape",
-    "plane figure", "two-dimensional figure", "round shape", "solid figure", "soul", "someone",
-    "male", "female", "vascular plant", "woody plant", "fluid", "liquid", "foodstuff", "nutriment",
-    "nourishment", "domestic animal", "produce", "intellect", "end", "side", "position", "place",
-))  # fmt: skip
-"""Kinds that say nothing, or that nobody says of a picture."""
+_MOST_WORDS = 2
+_SEEN = frozenset({"physical entity", "shape", "sign", "mark", "symbol"})
+"""Kinds of which everything can be seen in a picture."""
+_PLAIN = 4.3
+"""Zipf frequency from which on a word is a plain one."""
+TOO_GENERAL = "too_general.txt"
+"""The list of kinds that say nothing of a picture, beside this file."""
+
+
+class Fit(NamedTuple):
+    """Where a label fits: pictures that show one of its kinds, patches that have its looks."""
+
+    patches: Mask
+    """(N, P)"""
+    counts: Floats
+    """How many patches of each picture (N)."""
 
 
 class Facts:
@@ -84,7 +83,7 @@ class Facts:
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
         """The kinds that labels may name (V): said often enough of the choosing side, everyday, not
-        too general; of kinds that the same pictures show, the one with the most usual name."""
+        too general; of kinds that the same pictures show, the most special one."""
         side = self.side("choose")
         shown = self.captions.shows[side].tocsc()
         of_source, found = self.sources[side], dict[bytes, int]()
@@ -94,11 +93,13 @@ class Facts:
             if (
                 len(np.unique(of_source[rows])) < FEWEST_SOURCES
                 or entry.zipf < _EVERYDAY
-                or entry.name in _TOO_GENERAL
+                or entry.name in too_general()
+                or len(entry.name.split()) > _MOST_WORDS
+                or not _can_be_seen(kind)
             ):
                 continue
             same = np.sort(rows).tobytes()
-            if same not in found or nouns().kinds[found[same]].zipf < entry.zipf:
+            if same not in found or _says_more(kind, found[same]):
                 found[same] = kind
         return np.array(sorted(found.values()), dtype=np.int64)
 
@@ -109,8 +110,8 @@ class Facts:
 
     @cached_property
     def costs(self) -> Floats:
-        """What naming each of `kinds` costs (V), in nats: minus the log of how often one is said, so
-        that a hypernym is cheaper than a hyponym."""
+        """What naming each of `kinds` costs (V), in nats: minus the log of how often one is said,
+        so that a hypernym is cheaper than a hyponym."""
         side = self.side("choose") & self.captions.said
         rates = (self.weights * side) @ self.shows / max(1.0, float((self.weights * side).sum()))
         return np.asarray(-np.log(np.maximum(rates, 1e-6)))
@@ -129,16 +130,40 @@ class Facts:
             found = found & self.looks[:, :, row]
         return np.asarray(found)
 
-    def truth(self, label: Label, region: int) -> Floats:
-        """How far a label fits each picture (N), from 0 to 1.
+    @cached_property
+    def fits(self) -> Callable[[Label], Fit]:
+        """Where a label fits; those of the last labels asked for are kept."""
 
-        Kinds are shown or not. Of looks as many patches must have them all as a unit usually fires
-        on, its ``region``; fewer fit in part.
-        """
-        truth = self.names(label).astype(np.float64)
-        if label.looks:
-            truth *= np.minimum(1, self.places(label).sum(1) / max(1, region))
-        return truth
+        def fits(label: Label) -> Fit:
+            patches = self.places(label) & self.names(label)[:, None]
+            return Fit(patches, patches.sum(axis=1).astype(np.float64))
+
+        return lru_cache(maxsize=_KEPT)(fits)
+
+
+@cache
+def too_general() -> frozenset[str]:
+    """Names of kinds that no label may be made of."""
+    text = files(__package__).joinpath(TOO_GENERAL).read_text(encoding="utf-8")
+    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+@cache
+def _can_be_seen(kind: int) -> bool:
+    """Whether a kind is one of things or of signs, not of what goes on or is thought."""
+    return any(nouns().kinds[above].name in _SEEN for above in nouns().above(kind))
+
+
+def _says_more(kind: int, other: int) -> bool:
+    """Whether of two kinds that the same pictures show a label says ``kind``: the more special one
+    where its name is a plain word ("fruit" before "food", but "animal" before "mammal"), and
+    otherwise the one with the more usual name."""
+    one, two = nouns().kinds[kind], nouns().kinds[other]
+    if (one.zipf >= _PLAIN) != (two.zipf >= _PLAIN):
+        return one.zipf >= _PLAIN
+    if one.zipf < _PLAIN:
+        return one.zipf > two.zipf
+    return len(nouns().above(kind)) > len(nouns().above(other))
 
 
 def cost_of_look() -> float:

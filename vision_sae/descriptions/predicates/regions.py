@@ -33,8 +33,6 @@ class Regions:
     """The region that each of these patches belongs to (T)."""
     weights: NDArray[np.float64]
     """What each picture counts (R): a source weighs one in all."""
-    usual_size: int
-    """Median number of patches of a region."""
 
     def have(self, label: Label) -> NDArray[np.bool_]:
         """The regions (R) most of whose patches have all looks of a label."""
@@ -85,5 +83,4 @@ def regions_of(
         parts,
         owner,
         facts.weights[pictures[first]],
-        int(np.median(sizes)) if len(sizes) else 1,
     )

@@ -23,17 +23,21 @@ from vision_sae.descriptions.predicates.label import Label
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
 from vision_sae.descriptions.protocol import Metric, Score
 from vision_sae.statistics import association
-from vision_sae.statistics.sides import Side
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+VERSION = 1
+"""Of the judges: another one confirms other labels."""
 STRONGEST = 20
 """Pictures of different sources on which precision is measured."""
 FEWEST = 5
 """Sources on which it must rest."""
-KINDS_HOLD, LOOKS_HOLD = 0.5, 0.8
+KINDS_HOLD, LOOKS_HOLD = 0.55, 0.85
 """Shares of the strongest pictures for which kinds and looks must hold."""
+LEAST_CORRELATION = 0.2
+"""What a true label may say too little for: it holds in so many other places that its truth tells
+next to nothing about the activation."""
 _Z = 1.959964
 """Half of the width of a 95 % interval, in standard errors."""
 
@@ -44,8 +48,7 @@ class Control(NamedTuple):
     """The label of another unit, which a label must beat."""
 
     unit: int
-    truth: Floats
-    """How far it fits each picture (N)."""
+    label: Label
 
 
 class Verdict(NamedTuple):
@@ -70,16 +73,13 @@ def judge(
     unit: int,
     label: Label,
     *,
+    side: Mask,
     controls: Sequence[Control] = (),
-    sides: Sequence[Side] = ("judge",),
-    region: int | None = None,
 ) -> Verdict:
-    """Look a label up on the pictures of ``sides``.
+    """Look a label up on the pictures of one ``side`` (N), which no step of its choice saw.
 
-    ``region`` is how many patches the unit usually fires on, where that is known; ``controls`` are
-    labels of other units.
+    ``controls`` are labels of other units.
     """
-    side = facts.side(*sides)
     by = judges_of(facts, label)
     if not by:
         return Verdict((), "", "no part of it can be looked up in captions or pixels")
@@ -111,8 +111,7 @@ def judge(
         base = float(weights @ facts.places(looks).mean(axis=1) / max(1e-9, weights.sum()))
         scores += _precision(holds, base, PIXELS)
         failed += _fails(holds, base, LOOKS_HOLD, "pixels have its looks")
-    truth = facts.truth(label, region or regions.usual_size)
-    whole, reason = _whole_range(facts, activation, truth, known, controls, unit, by)
+    whole, reason = _whole_range(facts, evidence, unit, label, known, controls, by)
     scores += whole
     reasons = [*failed, *([reason] if reason else [])]
     return Verdict(tuple(scores), "" if reasons else by, "; ".join(reasons))
@@ -149,41 +148,130 @@ def _fails(holds: Mask, base: float, least: float, what: str) -> list[str]:
 
 def _whole_range(
     facts: Facts,
-    activation: Floats,
-    truth: Floats,
+    evidence: Evidence,
+    unit: int,
+    label: Label,
     known: Mask,
     controls: Sequence[Control],
-    unit: int,
     by: str,
 ) -> tuple[list[Score], str]:
-    """Figures over all pictures of the side, and why they are too weak; empty if they are not."""
-    a, t, sources = activation[known], truth[known], facts.sources[known]
-    weights = association.source_weights(sources)
-    value = association.correlation(a, t, weights)
+    """Figures over all pictures of the side, and why they are too weak; empty if they are not.
+
+    A label of kinds alone is compared with the strongest activation of each picture; one with looks
+    with the activation of each patch.
+    """
+    sources = facts.sources[known]
+    over = _Patches(facts, evidence, unit, known) if label.looks else None
+    pictures = _Pictures(facts, evidence, unit, known)
+    range_ = over or pictures
+    value, lower, upper = range_.correlation(label, interval=True)
     if math.isnan(value):
-        return [], "it fits all pictures or none"
-    lower, upper = association.correlation_interval(a, t, sources, seed=unit)
-    others = [association.correlation(a, c.truth[known], weights) for c in controls]
+        return [], "it fits everything or nothing"
+    others = [range_.correlation(c.label)[0] for c in controls]
     others = [other for other in others if not math.isnan(other)]
     control = float(np.mean(others)) if others else 0.0
     n = len(np.unique(sources))
-    threshold = association.firing_threshold(a)
-    plain: list[tuple[Metric, float, float | None]] = [
-        ("auprc", association.auprc(a, t, weights), association.base_rate(t, weights)),
-        ("f1", association.f1(a, t, threshold, weights), None),
-        ("iou", association.iou(a, t, threshold, weights), None),
-    ]
+    ranked, base = range_.auprc(label)
     scores = [
         Score("correlation", value, n, lower, upper, control=control, judge=by),
-        *(
-            Score(metric, number, n, control=chance, judge=by)
-            for metric, number, chance in plain
-            if not math.isnan(number)
-        ),
+        Score("auprc", _finite(ranked), n, control=base, judge=by),
     ]
+    if not label.looks:
+        for metric, number in pictures.overlap(label).items():
+            scores.append(Score(metric, _finite(number), n, judge=by))
     if lower <= max(control, 0):
         return scores, "its truth goes with the activation no better than other labels' does"
+    if value < LEAST_CORRELATION:
+        return scores, (
+            f"it says too little: its truth and the activation correlate by {value:.2f}, less than "
+            f"{LEAST_CORRELATION}"
+        )
     return scores, ""
+
+
+class _Pictures:
+    """A unit's strongest activation in each picture."""
+
+    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
+        self._facts, self._known, self._unit = facts, known, unit
+        self._sources = facts.sources[known]
+        self._weights = association.source_weights(self._sources)
+        self._activation = evidence.peaks(unit).astype(np.float64)[known]
+
+    def _truth(self, label: Label) -> Floats:
+        kinds = self._facts.names(label)
+        if label.looks:  # a control's
+            kinds = self._facts.fits(label).counts > 0
+        return np.asarray(kinds[self._known], dtype=np.float64)
+
+    def correlation(self, label: Label, *, interval: bool = False) -> tuple[float, float, float]:
+        """(value, lower, upper)"""
+        truth = self._truth(label)
+        value = association.correlation(self._activation, truth, self._weights)
+        if not interval or math.isnan(value):
+            return value, value, value
+        ends = association.correlation_interval(
+            self._activation, truth, self._sources, seed=self._unit
+        )
+        return value, *ends
+
+    def auprc(self, label: Label) -> tuple[float, float]:
+        """(area, share of pictures that the label fits)"""
+        truth = self._truth(label)
+        area = association.auprc(self._activation, truth, self._weights)
+        return area, association.base_rate(truth, self._weights)
+
+    def overlap(self, label: Label) -> dict[Metric, float]:
+        """F1 and intersection over union of firing and truth."""
+        a, t, w = self._activation, self._truth(label), self._weights
+        threshold = association.firing_threshold(a)
+        return {
+            "f1": association.f1(a, t, threshold, w),
+            "iou": association.iou(a, t, threshold, w),
+        }
+
+
+class _Patches:
+    """A unit's activation on each patch of each picture."""
+
+    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
+        self._facts, self._known, self._unit = facts, known, unit
+        self._sources = facts.sources[known]
+        rows, values = evidence.places(unit)
+        picture, patch = np.divmod(np.asarray(rows, dtype=np.int64), evidence.grid.patches)
+        kept = known[picture]
+        self._picture, self._patch = picture[kept], patch[kept]
+        self._values = np.asarray(values, dtype=np.float64)[kept]
+        self._patches = evidence.grid.patches
+
+    def _per_picture(self, values: Floats) -> Floats:
+        sums = np.bincount(self._picture, values, minlength=len(self._known))
+        return np.asarray(sums[self._known])
+
+    def correlation(self, label: Label, *, interval: bool = False) -> tuple[float, float, float]:
+        """(value, lower, upper)"""
+        fits = self._facts.fits(label)
+        here = fits.patches[self._picture, self._patch]
+        true = fits.counts[self._known]
+        sums = association.Sums(
+            count=np.full(len(true), float(self._patches)),
+            a=self._per_picture(self._values),
+            t=true,
+            aa=self._per_picture(self._values**2),
+            tt=true,
+            at=self._per_picture(self._values * here),
+        )
+        resamples = association.RESAMPLES if interval else 1
+        return association.patch_correlation(sums, self._sources, self._unit, resamples)
+
+    def auprc(self, label: Label) -> tuple[float, float]:
+        """(area, share of patches that the label fits)"""
+        fits = self._facts.fits(label)
+        total = float(self._known.sum() * self._patches)
+        true = float(fits.counts[self._known].sum())
+        here = fits.patches[self._picture, self._patch]
+        area = association.auprc_of_firing(self._values, here.astype(float), true, total)
+        return area, true / max(total, 1.0)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -1,0 +1,30 @@
+"""Shares of yes among answers, with intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+_Z = 1.959963984540054
+"""Standard deviations on either side of the mean that cover 95 % of a normal distribution."""
+
+
+class Estimate(NamedTuple):
+    """A figure and where its true value lies with 95 % confidence."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+def wilson(right: float, answers: int) -> Estimate:
+    """The share ``right / answers`` with its score interval, which holds for few answers and for
+    shares near 0 and 1. ``answers`` is > 0; ``right`` may be fractional where several people's
+    answers to one question are averaged.
+
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    """
+    share, spread = right / answers, _Z**2 / answers
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)
+    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0))
