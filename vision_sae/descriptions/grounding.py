@@ -13,6 +13,7 @@ from vision_sae.descriptions.evidence.protocol import Evidence, split, spread
 from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label, label_from_json, read_label
+from vision_sae.descriptions.predicates.ranges import Over
 from vision_sae.descriptions.protocol import JUDGED_BY, Description
 from vision_sae.descriptions.scores.truth import Control, judge, judges_of
 
@@ -57,6 +58,7 @@ class Grounding:
             label,
             side=self._unseen(evidence, made),
             controls=self.controls(evidence, made.feature, made.text),
+            over=over_of(made),
         )
         details = made.details | {JUDGED_BY: verdict.judged_by}
         scores = (*made.scores, *verdict.scores)
@@ -84,7 +86,7 @@ class Grounding:
         described = [firing.image for firing in split(evidence, made.feature).describe]
         sources = Sources(evidence)
         unseen = sources.none_of(np.array(described, dtype=np.int64))
-        return unseen & (sources.for_scoring | (evidence.peaks(made.feature) > 0))
+        return np.asarray(unseen & (sources.for_scoring | (evidence.peaks(made.feature) > 0)))
 
     def controls(self, evidence: Evidence, unit: int, text: str) -> Sequence[Control]:
         """Labels of other units that say something else; the same whenever they are asked for."""
@@ -98,6 +100,11 @@ class Grounding:
         others = [c for c, other in self._pool if c.unit != unit and other != text]
         chosen = np.random.default_rng(unit).permutation(len(others))[:CONTROLS]
         return [others[i] for i in sorted(chosen.tolist())]
+
+
+def over_of(made: Description) -> Over:
+    """Over what the truth of a description is compared with the activation."""
+    return "patches" if made.details.get("over") == "patches" else "pictures"
 
 
 def label_of(made: Description) -> Label:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vision_sae.descriptions.evidence.protocol import Evidence
-from vision_sae.descriptions.grounding import label_of
+from vision_sae.descriptions.grounding import label_of, over_of
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
 from vision_sae.descriptions.protocol import Description, Metric
@@ -77,7 +77,8 @@ def label_truth(
 
 
 def _audit(facts: Facts, evidence: Evidence, made: Description, sides: Sequence[Side]) -> Verdict:
-    return judge(facts, evidence, made.feature, label_of(made), side=facts.side(*sides))
+    side, label = facts.side(*sides), label_of(made)
+    return judge(facts, evidence, made.feature, label, side=side, over=over_of(made))
 
 
 def best_constant(

@@ -254,8 +254,8 @@ def correlation_interval(
 class Sums(NamedTuple):
     """Of the patches of each picture (N): what a correlation over patches is made of."""
 
-    count: Floats
-    """Patches."""
+    patches: Floats
+    """How many there are."""
     a: Floats
     """Sum of the activations."""
     t: Floats
@@ -276,7 +276,7 @@ def patch_correlation(
     """
     of_picture, weights = _of_sources(sources)
     count = int(of_picture.max()) + 1
-    each = np.maximum(sums.count, 1)
+    each = np.maximum(sums.patches, 1)
     terms = [weights / count * np.asarray(x) / each for x in sums[1:]]
     by_source = np.stack([np.bincount(of_picture, term, minlength=count) for term in terms])
     a, t, aa, tt, at = by_source.sum(1)

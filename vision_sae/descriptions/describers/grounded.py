@@ -29,6 +29,7 @@ from vision_sae.descriptions.evidence.protocol import Evidence, spaced
 from vision_sae.descriptions.predicates.facts import Facts, cost_of_look
 from vision_sae.descriptions.predicates.label import Label
 from vision_sae.descriptions.predicates.looks import LOOKS, Family, Look
+from vision_sae.descriptions.predicates.ranges import more_telling
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
 from vision_sae.descriptions.protocol import Description
 
@@ -90,9 +91,10 @@ class GroundedDescriber:
     name = "grounded"
     version = 1
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, *, side: Mask | None = None) -> None:
+        """``side`` are the pictures (N) looked at; those of the choosing side where absent."""
         self._facts = facts
-        side = facts.side("choose")
+        side = facts.side("choose") if side is None else side
         fold = facts.sources % 2 == 0
         self._folds = (side & fold, side & ~fold)
         self._choose = side
@@ -140,6 +142,7 @@ class GroundedDescriber:
             evidence=patches,
             details={
                 "label": best.label.to_json(),
+                "over": more_telling(self._facts, evidence, unit, best.label, self._choose),
                 "gain": round(best.gain, 3),
                 "picture_share": round(share, 5),
             },
@@ -153,19 +156,15 @@ class GroundedDescriber:
 
     def _what_it_looks_like(self, seen: _Unit, share: float) -> str:
         """The reason of an abstention, with what most of the regions have in common."""
-        often = (
-            f"fires in {share:.0%} of all pictures"
-            if share > DENSE
-            else "no kind of thing and no look that its strongest pictures share tells them apart"
-        )
         regions = seen.regions
         common = (regions.weights @ regions.looks) / max(1e-9, regions.weights.sum())
         lift = common / np.maximum(self._usual_looks, 1e-3)
         told = [row for row in np.argsort(-lift) if common[row] >= 0.5 and lift[row] > 1.2][:2]
-        if not told:
-            return often
-        said = " and ".join(f"{common[row]:.0%} {_said(LOOKS[row])}" for row in told)
-        return f"{often}; of the places where it fires {said}"
+        often = f"fires in {share:.0%} of all pictures" if share > DENSE else ""
+        mostly = " and ".join(f"{_said(LOOKS[row])} ({common[row]:.0%})" for row in told)
+        if not mostly:
+            return often or "its strongest pictures share no kind of thing and no look"
+        return f"{often}: mostly {mostly}" if often else f"mostly {mostly}, which is no label"
 
     def _kinds(self, seen: _Unit) -> list[_Candidate]:
         """Kinds, and a few together, that hold for the strongest pictures, the most informative
@@ -178,7 +177,7 @@ class GroundedDescriber:
         (open_,) = np.nonzero((holds >= _PART) & (holds >= _LIFT * base) & (gains > 0))
         open_ = open_[np.argsort(-gains[open_], kind="stable")][:_CANDIDATES]
         alone = [
-            _Candidate(Label((int(facts.kinds[v]),)), float(gains[v]), float(holds[v]))
+            _Candidate(facts.label([int(facts.kinds[v])]), float(gains[v]), float(holds[v]))
             for v in open_
         ]
         fits = [c for c in alone if c.holds >= _HOLDS]
@@ -204,8 +203,8 @@ class GroundedDescriber:
         holds = float(shown[:, chosen].any(axis=1)[seen.strongest].mean())
         if len(chosen) == 1 or holds < _HOLDS:
             return None
-        kinds = tuple(int(facts.kinds[open_[c]]) for c in chosen)
-        return _Candidate(Label(kinds), gain, holds)
+        kinds = [int(facts.kinds[open_[c]]) for c in chosen]
+        return _Candidate(facts.label(kinds), gain, holds)
 
     def _information(self, activation: Floats, shown: Any) -> Floats:
         """What each column of ``shown`` (N, V) tells about firing, in nats: the mean of what it

@@ -9,8 +9,9 @@ colours that stand before a noun.
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -92,6 +93,7 @@ class CaptionKinds:
     """Which picture shows which kinds of things, by what was said of it."""
 
     def __init__(self, images: Sequence[ImageRecord]) -> None:
+        self._texts = [text for image in images for text in said(image)]
         rows = [sorted(frozenset().union(*map(kinds_named, said(image)))) for image in images]
         self.said = np.array([bool(said(image)) for image in images], dtype=np.bool_)
         """The pictures (N) of which something was said: of others nothing is known."""
@@ -101,6 +103,20 @@ class CaptionKinds:
         shape = (len(rows), len(nouns().kinds))
         self.shows = csr_array((np.ones(len(indices), np.bool_), indices, indptr), shape)
         """Which picture shows which kind (N, K), K kinds of `vision_sae...wordnet.Nouns.kinds`."""
+
+    def name(self, kind: int) -> str:
+        """What captions call a kind most often; where none names it by itself, its usual name."""
+        return self._names.get(kind, nouns().kinds[kind].name)
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        called: dict[int, Counter[str]] = defaultdict(Counter)
+        for text in self._texts:
+            for noun in things(text):
+                lemma = nouns().lemma(noun)
+                for kind in nouns().named(noun):
+                    called[kind][lemma or noun] += 1
+        return {kind: names.most_common(1)[0][0] for kind, names in called.items()}
 
     def of(self, kinds: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """The pictures (N) that show one of ``kinds``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +68,7 @@ class Facts:
 
     def side(self, *sides: Side) -> Mask:
         """The pictures (N) of these sides."""
-        return np.logical_or.reduce([self._sides[side] for side in sides])
+        return np.asarray(np.logical_or.reduce([self._sides[side] for side in sides]))
 
     @cached_property
     def weights(self) -> Floats:
@@ -78,7 +78,7 @@ class Facts:
     @cached_property
     def look_shares(self) -> NDArray[np.float32]:
         """Share of each picture's patches with each look (N, L)."""
-        return self.looks.mean(axis=1, dtype=np.float32)
+        return np.asarray(self.looks.mean(axis=1, dtype=np.float32))
 
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
@@ -115,6 +115,10 @@ class Facts:
         side = self.side("choose") & self.captions.said
         rates = (self.weights * side) @ self.shows / max(1.0, float((self.weights * side).sum()))
         return np.asarray(-np.log(np.maximum(rates, 1e-6)))
+
+    def label(self, kinds: Sequence[int]) -> Label:
+        """A label of kinds by the names that captions have for them."""
+        return Label(tuple(kinds), (), tuple(self.captions.name(kind) for kind in kinds))
 
     def names(self, label: Label) -> Mask:
         """The pictures (N) that show one of the label's kinds; all for a label of looks alone."""

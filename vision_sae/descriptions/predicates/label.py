@@ -8,7 +8,7 @@ in the upper part".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vision_sae.descriptions.predicates.looks import LOOKS, ROW, Family, Look
@@ -39,6 +39,8 @@ class Label:
     """Numbers of `vision_sae.descriptions.predicates.wordnet.Nouns.kinds`."""
     looks: tuple[Look, ...] = ()
     """At most one of a family."""
+    names: tuple[str, ...] = field(default=(), compare=False)
+    """What the kinds are called; as the table of nouns calls them where absent."""
 
     @property
     def length(self) -> int:
@@ -52,22 +54,27 @@ class Label:
 
     def with_look(self, look: Look) -> Label:
         """The label and one more look."""
-        return Label(self.kinds, (*self.looks, look))
+        return Label(self.kinds, (*self.looks, look), self.names)
 
     @property
     def text(self) -> str:
         """The label in English."""
-        return _english([nouns().kinds[kind].name for kind in self.kinds], self.looks)
+        return _english(self._called, self.looks)
+
+    @property
+    def _called(self) -> tuple[str, ...]:
+        return self.names or tuple(nouns().kinds[kind].name for kind in self.kinds)
 
     def to_json(self) -> dict[str, Any]:
         """What `label_from_json` reads."""
-        names = [nouns().kinds[kind].name for kind in self.kinds]
-        return {"kinds": list(self.kinds), "names": names, "looks": [list(x) for x in self.looks]}
+        looks = [list(look) for look in self.looks]
+        return {"kinds": list(self.kinds), "names": list(self._called), "looks": looks}
 
 
 def label_from_json(row: dict[str, Any]) -> Label:
     """The inverse of `Label.to_json`."""
-    return Label(tuple(row["kinds"]), tuple(Look(*look) for look in row["looks"]))
+    looks = tuple(Look(*look) for look in row["looks"])
+    return Label(tuple(row["kinds"]), looks, tuple(row["names"]))
 
 
 def with_article(words: str) -> str:

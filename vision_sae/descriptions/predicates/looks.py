@@ -165,7 +165,7 @@ def colour_names(lab: Floats) -> NDArray[np.int64]:
     """CIELAB (..., 3) -> number of the basic term in `COLOURS`, -1 where two are about as near."""
     nearest = np.stack(
         [
-            np.min([np.linalg.norm(lab - np.float32(p), axis=-1) for p in some], axis=0)
+            np.min([np.linalg.norm(lab - np.array(p, np.float32), axis=-1) for p in some], axis=0)
             for some in COLOURS.values()
         ]
     )
@@ -230,7 +230,7 @@ def _places(rows: int, cols: int) -> NDArray[np.bool_]:
 
 def _lines(lightness: Floats, rows: int, cols: int) -> tuple[Floats, list[Mask]]:
     """(mean step of lightness of each patch, which patches have lines of each direction)."""
-    down, along = np.gradient(lightness)
+    down, along = (np.asarray(step, np.float32) for step in np.gradient(lightness))
     energy = _means(np.hypot(down, along), _PIXELS)
     xx, yy, xy = (_means(v, _PIXELS) for v in (along * along, down * down, along * down))
     coherence = np.hypot(xx - yy, 2 * xy) / np.maximum(xx + yy, 1e-6)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
+from vision_sae.descriptions.predicates.ranges import Over, Pictures, range_of
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
-from vision_sae.descriptions.protocol import Metric, Score
+from vision_sae.descriptions.protocol import Score
 from vision_sae.statistics import association
 
 Floats = NDArray[np.float64]
@@ -33,7 +34,7 @@ STRONGEST = 20
 """Pictures of different sources on which precision is measured."""
 FEWEST = 5
 """Sources on which it must rest."""
-KINDS_HOLD, LOOKS_HOLD = 0.55, 0.85
+KINDS_HOLD, LOOKS_HOLD = 0.6, 0.9
 """Shares of the strongest pictures for which kinds and looks must hold."""
 LEAST_CORRELATION = 0.2
 """What a true label may say too little for: it holds in so many other places that its truth tells
@@ -75,10 +76,12 @@ def judge(
     *,
     side: Mask,
     controls: Sequence[Control] = (),
+    over: Over = "pictures",
 ) -> Verdict:
     """Look a label up on the pictures of one ``side`` (N), which no step of its choice saw.
 
-    ``controls`` are labels of other units.
+    ``controls`` are labels of other units; ``over`` is what its truth and the activation are
+    compared over, as whoever chose it found on the pictures that it was chosen by.
     """
     by = judges_of(facts, label)
     if not by:
@@ -111,7 +114,7 @@ def judge(
         base = float(weights @ facts.places(looks).mean(axis=1) / max(1e-9, weights.sum()))
         scores += _precision(holds, base, PIXELS)
         failed += _fails(holds, base, LOOKS_HOLD, "pixels have its looks")
-    whole, reason = _whole_range(facts, evidence, unit, label, known, controls, by)
+    whole, reason = _whole_range(facts, evidence, unit, label, known, controls, by, over)
     scores += whole
     reasons = [*failed, *([reason] if reason else [])]
     return Verdict(tuple(scores), "" if reasons else by, "; ".join(reasons))
@@ -154,16 +157,14 @@ def _whole_range(
     known: Mask,
     controls: Sequence[Control],
     by: str,
+    over: Over,
 ) -> tuple[list[Score], str]:
     """Figures over all pictures of the side, and why they are too weak; empty if they are not.
 
-    A label of kinds alone is compared with the strongest activation of each picture; one with looks
-    with the activation of each patch.
+    ``over`` says what is compared; see `vision_sae.descriptions.predicates.ranges`.
     """
     sources = facts.sources[known]
-    over = _Patches(facts, evidence, unit, known) if label.looks else None
-    pictures = _Pictures(facts, evidence, unit, known)
-    range_ = over or pictures
+    range_ = range_of(over, facts, evidence, unit, known)
     value, lower, upper = range_.correlation(label, interval=True)
     if math.isnan(value):
         return [], "it fits everything or nothing"
@@ -176,9 +177,10 @@ def _whole_range(
         Score("correlation", value, n, lower, upper, control=control, judge=by),
         Score("auprc", _finite(ranked), n, control=base, judge=by),
     ]
-    if not label.looks:
-        for metric, number in pictures.overlap(label).items():
-            scores.append(Score(metric, _finite(number), n, judge=by))
+    if isinstance(range_, Pictures):
+        overlap = range_.overlap(label)
+        scores.append(Score("f1", _finite(overlap.f1), n, judge=by))
+        scores.append(Score("iou", _finite(overlap.iou), n, judge=by))
     if lower <= max(control, 0):
         return scores, "its truth goes with the activation no better than other labels' does"
     if value < LEAST_CORRELATION:
@@ -187,91 +189,6 @@ def _whole_range(
             f"{LEAST_CORRELATION}"
         )
     return scores, ""
-
-
-class _Pictures:
-    """A unit's strongest activation in each picture."""
-
-    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
-        self._facts, self._known, self._unit = facts, known, unit
-        self._sources = facts.sources[known]
-        self._weights = association.source_weights(self._sources)
-        self._activation = evidence.peaks(unit).astype(np.float64)[known]
-
-    def _truth(self, label: Label) -> Floats:
-        kinds = self._facts.names(label)
-        if label.looks:  # a control's
-            kinds = self._facts.fits(label).counts > 0
-        return np.asarray(kinds[self._known], dtype=np.float64)
-
-    def correlation(self, label: Label, *, interval: bool = False) -> tuple[float, float, float]:
-        """(value, lower, upper)"""
-        truth = self._truth(label)
-        value = association.correlation(self._activation, truth, self._weights)
-        if not interval or math.isnan(value):
-            return value, value, value
-        ends = association.correlation_interval(
-            self._activation, truth, self._sources, seed=self._unit
-        )
-        return value, *ends
-
-    def auprc(self, label: Label) -> tuple[float, float]:
-        """(area, share of pictures that the label fits)"""
-        truth = self._truth(label)
-        area = association.auprc(self._activation, truth, self._weights)
-        return area, association.base_rate(truth, self._weights)
-
-    def overlap(self, label: Label) -> dict[Metric, float]:
-        """F1 and intersection over union of firing and truth."""
-        a, t, w = self._activation, self._truth(label), self._weights
-        threshold = association.firing_threshold(a)
-        return {
-            "f1": association.f1(a, t, threshold, w),
-            "iou": association.iou(a, t, threshold, w),
-        }
-
-
-class _Patches:
-    """A unit's activation on each patch of each picture."""
-
-    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
-        self._facts, self._known, self._unit = facts, known, unit
-        self._sources = facts.sources[known]
-        rows, values = evidence.places(unit)
-        picture, patch = np.divmod(np.asarray(rows, dtype=np.int64), evidence.grid.patches)
-        kept = known[picture]
-        self._picture, self._patch = picture[kept], patch[kept]
-        self._values = np.asarray(values, dtype=np.float64)[kept]
-        self._patches = evidence.grid.patches
-
-    def _per_picture(self, values: Floats) -> Floats:
-        sums = np.bincount(self._picture, values, minlength=len(self._known))
-        return np.asarray(sums[self._known])
-
-    def correlation(self, label: Label, *, interval: bool = False) -> tuple[float, float, float]:
-        """(value, lower, upper)"""
-        fits = self._facts.fits(label)
-        here = fits.patches[self._picture, self._patch]
-        true = fits.counts[self._known]
-        sums = association.Sums(
-            count=np.full(len(true), float(self._patches)),
-            a=self._per_picture(self._values),
-            t=true,
-            aa=self._per_picture(self._values**2),
-            tt=true,
-            at=self._per_picture(self._values * here),
-        )
-        resamples = association.RESAMPLES if interval else 1
-        return association.patch_correlation(sums, self._sources, self._unit, resamples)
-
-    def auprc(self, label: Label) -> tuple[float, float]:
-        """(area, share of patches that the label fits)"""
-        fits = self._facts.fits(label)
-        total = float(self._known.sum() * self._patches)
-        true = float(fits.counts[self._known].sum())
-        here = fits.patches[self._picture, self._patch]
-        area = association.auprc_of_firing(self._values, here.astype(float), true, total)
-        return area, true / max(total, 1.0)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
