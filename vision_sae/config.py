@@ -249,9 +249,9 @@ class DescribeConfig(Section):
     """The contrastive model: of the describer of that name, and of all scores."""
     metrics: tuple[TextMetric, ...] = ("detection_auc", "fuzzing_auc")
     """What the contrastive model measures of every label, on pictures that its describer has not
-    seen. It is shown, and decides where captions and pixels cannot look a label up; with none such
-    a label stands however bad it is. Not of labels that are grounded, by effects or of scenes:
-    these have judges of their own."""
+    seen. It is shown, and decides where captions and pixels cannot look a label up. With none,
+    nothing judges: labels stand however bad they are, as guesses. Not of labels that are grounded,
+    by effects or of scenes: these have judges of their own."""
     caption_pmi: CaptionPmiConfig = CaptionPmiConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     milan: MilanConfig = MilanConfig()

@@ -38,7 +38,7 @@ def evidence(seed: int = 0) -> ArrayEvidence:
 
 
 def test_contrastive_labels_are_scored_and_stand(loaded: list[str], tmp_path: Path) -> None:
-    world, config = evidence(), DescribeConfig(clip="planted")
+    world, config = evidence(), DescribeConfig(describer="contrastive", clip="planted")
     labels = Toolbox(config, tmp_path, progress=False).labeller(world).label(world, range(5))
     made = list(labels)
     assert [d.text for d in made] == list(THINGS)
@@ -58,7 +58,10 @@ def test_captions_without_scores_need_no_model(loaded: list[str], tmp_path: Path
 
 
 def test_everything_is_made_once(loaded: list[str], tmp_path: Path) -> None:
-    toolbox, world = Toolbox(DescribeConfig(clip="planted"), tmp_path, progress=False), evidence()
+    toolbox, world = (
+        Toolbox(DescribeConfig(describer="contrastive", clip="planted"), tmp_path, progress=False),
+        evidence(),
+    )
     assert toolbox.labeller(world) is toolbox.labeller(world)
     assert toolbox.scorer(world) is toolbox.scorer(world)
     assert toolbox.probe(world) is toolbox.probe(world)
@@ -69,7 +72,7 @@ def test_a_model_that_is_there_already_is_not_loaded_again(
     loaded: list[str], tmp_path: Path
 ) -> None:
     there = PlantedClip(THINGS)
-    config = DescribeConfig(clip="planted")
+    config = DescribeConfig(describer="contrastive", clip="planted")
     toolbox = Toolbox(config, tmp_path, loaded={"planted": there}, progress=False)
     toolbox.probe(evidence())
     assert toolbox.clip is there
@@ -77,7 +80,9 @@ def test_a_model_that_is_there_already_is_not_loaded_again(
 
 
 def test_other_pictures_get_a_probe_of_their_own(loaded: list[str], tmp_path: Path) -> None:
-    toolbox = Toolbox(DescribeConfig(clip="planted"), tmp_path, progress=False)
+    toolbox = Toolbox(
+        DescribeConfig(describer="contrastive", clip="planted"), tmp_path, progress=False
+    )
     one, other = toolbox.probe(evidence()), toolbox.probe(evidence(seed=1))
     assert not np.array_equal(one.embeddings, other.embeddings)
 
@@ -85,7 +90,9 @@ def test_other_pictures_get_a_probe_of_their_own(loaded: list[str], tmp_path: Pa
 def test_vocabulary_of_a_file_is_what_labels_are_made_of(loaded: list[str], tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("boat\nunknown\n")
     settings = ContrastiveConfig(vocabulary=tmp_path / "words.txt", beam=0)
-    config = DescribeConfig(clip="planted", contrastive=settings, metrics=())
+    config = DescribeConfig(
+        describer="contrastive", clip="planted", contrastive=settings, metrics=()
+    )
     world = evidence()
     (made,) = Toolbox(config, tmp_path, progress=False).labeller(world).label(world, [2])
     assert made.text == "boat"
@@ -120,7 +127,9 @@ def test_contents_change_with_what_a_name_stands_for(loaded: list[str], tmp_path
 def test_contents_are_those_of_the_describer_that_is_asked_for(
     loaded: list[str], tmp_path: Path
 ) -> None:
-    toolbox = Toolbox(DescribeConfig(clip="planted"), tmp_path, progress=False)
+    toolbox = Toolbox(
+        DescribeConfig(describer="contrastive", clip="planted"), tmp_path, progress=False
+    )
     assert toolbox.contents().keys() == {"clip"}
     assert toolbox.contents("milan").keys() == {"clip", "captioner", "language_model"}
     assert toolbox.identity("milan") != toolbox.identity() == toolbox.identity("contrastive")
@@ -133,6 +142,8 @@ def test_contents_are_only_of_what_labels_are_made_of(loaded: list[str], tmp_pat
 
 
 def test_model_without_texts_is_refused(loaded: list[str], tmp_path: Path) -> None:
-    toolbox = Toolbox(DescribeConfig(clip="a-vit"), tmp_path, progress=False)
+    toolbox = Toolbox(
+        DescribeConfig(describer="contrastive", clip="a-vit"), tmp_path, progress=False
+    )
     with pytest.raises(InvalidInputError, match="no texts"):
         toolbox.scorer(evidence())

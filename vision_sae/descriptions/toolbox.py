@@ -174,10 +174,10 @@ class Toolbox:
                 EffectsDescriber.name: self._effects,
                 ScenesDescriber.name: lambda _: ScenesDescriber(),
             }
-            scored = self.config.metrics and name not in _WITHOUT_CLIP
+            scored = bool(self.config.metrics) and name not in _WITHOUT_CLIP
             scorer = self.scorer(evidence) if scored else None
-            judges_itself = name in (EffectsDescriber.name, ScenesDescriber.name)
-            grounding = None if judges_itself else Grounding(self.facts(evidence))
+            judged = scored or name == GroundedDescriber.name
+            grounding = Grounding(self.facts(evidence)) if judged else None
             made = Labeller(makers[name](evidence), scorer, self.config.metrics, grounding)
             self._labellers[name, evidence.identity] = made
         return self._labellers[name, evidence.identity]
