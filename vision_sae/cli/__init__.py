@@ -8,6 +8,7 @@ from vision_sae.cli import (  # registers their commands
     label_files,
     labels,
     released,
+    review,
 )
 from vision_sae.cli.command import app
 
@@ -20,4 +21,5 @@ __all__ = [
     "label_files",
     "labels",
     "released",
+    "review",
 ]

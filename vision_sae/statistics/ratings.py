@@ -45,9 +45,9 @@ ABSENT = -1
 
 _UNIFORM = 0.1
 """Share of the proposal that asks about any picture alike."""
-_ERRORS = np.array([[6.0, 1.25, 0.75], [0.75, 1.25, 6.0]])
+_ERRORS = np.array([[8.5, 1.0, 0.5], [0.5, 1.0, 8.5]])
 """Pseudo-counts of (truth, answer) of every rater before the first answer: a Beta prior with a
-third answer (a Dirichlet prior) that expects three of four answers to be plainly right."""
+third answer (a Dirichlet prior) that expects 85 % of answers to be plainly right, 5 % wrong."""
 _BURN_IN = 100
 _SWEEPS = 400
 _BORROWED = 3.0

@@ -1,0 +1,61 @@
+"""The command by which people judge labels: review."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vision_sae.cli.command import command
+
+
+@command()
+def review(
+    bundle: Annotated[Path, typer.Argument(help="Bundle whose features are reviewed.")],
+    out: Annotated[Path, typer.Option(help="Directory of the sheet, the quiz and its answers.")],
+    features: Annotated[int, typer.Option(help="How many features to review.", min=1)] = 100,
+    feature: Annotated[
+        list[int] | None,
+        typer.Option(help="Review this feature instead; may be repeated.", show_default=False),
+    ] = None,
+    ratings: Annotated[
+        int, typer.Option(help="Pictures drawn for each label, to rate it on.", min=2)
+    ] = 10,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.", min=0)] = 0,
+    labelled_only: Annotated[
+        bool, typer.Option("--labelled-only", help="Leave out features without a label.")
+    ] = False,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Sum up answers instead: a file that the quiz let somebody download; may be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show features on a contact sheet and ask people about their labels in a blind quiz.
+
+    With --answers, keeps people's answers beside the quiz and tells what all of them amount to.
+    """
+    from vision_sae.bundles.bundle import Bundle
+    from vision_sae.descriptions.evidence.bundle import BundleEvidence
+    from vision_sae.descriptions.review.quiz import PAGE, write_quiz
+    from vision_sae.descriptions.review.ratings import SUMMARY, lines, take_answers
+    from vision_sae.descriptions.review.sample import sample
+    from vision_sae.descriptions.review.sheet import write_sheet
+
+    opened = Bundle(bundle)
+    if answers:
+        for line in lines(take_answers(out, BundleEvidence(opened).identity, answers)):
+            typer.echo(line)
+        typer.echo(f"all figures: {out / SUMMARY}")
+        return
+    chosen = sample(opened, features, named=feature or (), seed=seed, labelled_only=labelled_only)
+    made = write_quiz(opened, out, chosen, ratings=ratings, seed=seed)
+    typer.echo(f"{write_sheet(opened, out, chosen)}: {len(chosen.units)} features")
+    typer.echo(
+        f"{out / PAGE}: {made['intruder']} intruders, {made['label']} choices of a label, "
+        f"{made['rating']} ratings"
+    )

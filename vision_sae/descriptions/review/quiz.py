@@ -1,0 +1,295 @@
+"""A blind quiz about the labels of some features, and its key.
+
+Questions come in stages, so that no answer is given away by an earlier question: first which
+picture does not belong (no label is seen), then which of two labels fits, then whether a label
+holds for one picture after another. Ratings come in rounds of one picture a label: whoever stops
+early has rated all labels alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision_sae.bundles.bundle import Bundle
+from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.evidence.protocol import Firing
+from vision_sae.descriptions.evidence.sources import Sources
+from vision_sae.descriptions.review.guesses import CaptionGuess, Guess
+from vision_sae.descriptions.review.pictures import Album, marked
+from vision_sae.descriptions.review.quiz_page import page
+from vision_sae.descriptions.review.sample import (
+    Activity,
+    Sample,
+    across,
+    described,
+    label_of,
+    present,
+)
+from vision_sae.errors import AlreadyExistsError
+from vision_sae.files import read_json, replacing, sha256_json, write_json
+from vision_sae.statistics.ratings import proposal
+from vision_sae.statistics.sides import on_sides
+
+PAGE, QUESTIONS, KEY, ANSWERS = "quiz.html", "quiz.json", "key.json", "answers"
+QUIZ_FORMAT, KEY_FORMAT = "vision_sae.review.quiz", "vision_sae.review.key"
+VERSION = 1
+
+Kind = Literal["intruder", "label", "rating"]
+
+SHOWN = 5
+"""Pictures of an intruder question, the intruder among them."""
+OPTIONS = 2
+"""Labels of a label question."""
+_SHOWN_FOR_LABEL = 4
+_RIVALS = 10
+"""The other label is drawn from so many whose features fire in the most similar shares of
+pictures."""
+_FEWEST = 100
+"""Pictures that the side of audit must have to be asked about alone."""
+_GUESSED = (1 / 3, 2 / 3)
+"""Between cells of pictures whose guesses are low, middling and high."""
+CELLS = 2 * (len(_GUESSED) + 1)
+"""Odd ones hold the pictures in which the feature fires."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as the page shows it, and what the key says of it."""
+
+    kind: Kind
+    shown: dict[str, Any]
+    """What the page is given: pictures and labels."""
+    entry: dict[str, Any]
+    """The entry of the key that learns the question's name."""
+
+
+class Pool(NamedTuple):
+    """The pictures that are asked about."""
+
+    inside: NDArray[np.bool_]
+    """Which of all pictures (N)."""
+    rule: str
+    """How they were chosen, in a sentence for readers."""
+
+
+def pool_of(bundle: Bundle) -> Pool:
+    """The pictures of the side of audit, which no step of labelling looked at; all pictures, where
+    there are too few of these."""
+    kept = present(bundle)
+    audit = kept & on_sides((image.origin for image in bundle.images), "audit")
+    if audit.sum() >= _FEWEST:
+        return Pool(audit, "Pictures of the side of audit: what chose or judged labels saw none.")
+    return Pool(kept, "All pictures: those that chose the labels are among them.")
+
+
+class QuizMaker:
+    """Makes the questions about features of one bundle, the same for the same seed."""
+
+    def __init__(
+        self, bundle: Bundle, album: Album, *, guess: Guess | None = None, seed: int = 0
+    ) -> None:
+        self.bundle, self.album, self.seed = bundle, album, seed
+        self.evidence = BundleEvidence(bundle)
+        self.sources = Sources(self.evidence)
+        self.pool = pool_of(bundle)
+        self.guess = guess or CaptionGuess(bundle.images)
+        self._labelled = np.array(
+            [unit for unit in sorted(bundle.descriptions) if label_of(bundle, unit) is not None],
+            dtype=np.int64,
+        )
+
+    def questions(self, sample: Sample, ratings: int) -> tuple[list[Question], dict[str, Any]]:
+        """(questions in the order in which they are asked, key); ``ratings`` pictures are drawn for
+        each label."""
+        entries: list[dict[str, Any]] = []
+        asked: dict[Kind, list[list[Question]]] = {"intruder": [], "label": [], "rating": []}
+        for unit in sample.units:
+            activity = Activity.of(self.evidence, unit)
+            entry = self._entry(unit)
+            entries.append(entry)
+            asked["intruder"].append(list(self._intruder(activity, entry)))
+            asked["label"].append(list(self._label(activity, entry)))
+            asked["rating"].append(list(self._ratings(activity, entry, ratings)))
+        random = np.random.default_rng(self.seed)
+        ordered = [q for stage in asked.values() for q in _in_rounds(stage, random)]
+        key = {"sample": sample.rule, "pictures": self.pool.rule, "features": entries}
+        return ordered, key
+
+    def _random(self, unit: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, unit, purpose])
+
+    def _entry(self, unit: int) -> dict[str, Any]:
+        made = described(self.bundle, unit)
+        return {
+            "feature": unit,
+            "label": made.text if made else None,
+            "describer": made.describer if made else "",
+            "judged_by": made.judged_by if made else "",
+        }
+
+    def _show(self, firing: Firing) -> str:
+        return self.album.add(marked(self.evidence, firing))
+
+    def _intruder(self, activity: Activity, entry: dict[str, Any]) -> Iterator[Question]:
+        """Which picture does not belong? The intruder is seen through the mask of a further
+        picture, so that its outline does not betray it."""
+        firing = across(activity.by_strength(self.sources, self.pool.inside), SHOWN)
+        strangers = self._silent(activity, firing)
+        if len(firing) < SHOWN or not len(strangers):
+            return
+        random = self._random(activity.unit, 0)
+        *belonging, lender = (activity.firing(firing[i]) for i in random.permutation(SHOWN))
+        stranger = lender._replace(image=int(random.choice(strangers)))
+        place = int(random.integers(SHOWN))
+        shown = [*belonging[:place], stranger, *belonging[place:]]
+        entry["intruder"] = {"right": place}
+        yield Question("intruder", {"pictures": [self._show(f) for f in shown]}, entry["intruder"])
+
+    def _silent(self, activity: Activity, firing: list[int]) -> NDArray[np.int64]:
+        """Pictures of the pool in which the feature never fires, of sources other than ``firing``;
+        for one that fires in most, those in which it fires least."""
+        pool = self.pool.inside & self.sources.none_of(np.array(firing, dtype=np.int64))
+        least = np.median(activity.peaks[self.pool.inside])
+        return np.flatnonzero(pool & (activity.peaks <= least))
+
+    def _label(self, activity: Activity, entry: dict[str, Any]) -> Iterator[Question]:
+        """Which of two labels fits? The other is of a feature that fires about as often."""
+        firing = across(activity.by_strength(self.sources, self.pool.inside), _SHOWN_FOR_LABEL)
+        rivals = self._rivals(activity.unit)
+        if entry["label"] is None or not firing or not rivals:
+            return
+        random = self._random(activity.unit, 1)
+        rival, right = int(random.choice(rivals)), int(random.integers(OPTIONS))
+        labels = [label_of(self.bundle, rival), entry["label"]]
+        entry["choice"] = {"right": right, "other": rival}
+        yield Question(
+            "label",
+            {
+                "pictures": [self._show(activity.firing(image)) for image in firing],
+                "labels": labels if right else labels[::-1],
+            },
+            entry["choice"],
+        )
+
+    def _rivals(self, unit: int) -> list[int]:
+        """Features of the most similar share of pictures whose labels say something else."""
+        counts = self.bundle.image_counts
+        own = _content(label_of(self.bundle, unit))
+        nearest = self._labelled[
+            np.argsort(np.abs(np.log1p(counts[self._labelled]) - np.log1p(counts[unit])))
+        ]
+        others = (u for u in nearest.tolist() if _content(label_of(self.bundle, u)) != own)
+        return [rival for rival, _ in zip(others, range(_RIVALS), strict=False)]
+
+    def _ratings(self, activity: Activity, entry: dict[str, Any], count: int) -> Iterator[Question]:
+        """Does the label hold for these pictures? They are drawn by `proposal`, with replacement;
+        a picture that is drawn twice is asked about once."""
+        pool = np.flatnonzero(self.pool.inside)
+        peaks = activity.peaks[pool].astype(np.float64)
+        if entry["label"] is None or peaks.std() == 0:
+            return
+        guesses = self.guess(entry["label"])[pool]
+        chances = proposal(peaks, guesses)
+        drawn = self._random(activity.unit, 2).choice(len(pool), count, p=chances)
+        firing = pool[peaks > 0]
+        entry["rating"] = _population(peaks, guesses) | {"asked": []}
+        for at in dict.fromkeys(drawn.tolist()):
+            asked = {
+                "image": int(pool[at]),
+                "activation": float((peaks[at] - peaks.mean()) / peaks.std()),
+                "q": float(chances[at]),
+                "guess": float(guesses[at]),
+                "cell": int(_cells(peaks, guesses)[at]),
+                "draws": np.flatnonzero(drawn == at).tolist(),
+            }
+            entry["rating"]["asked"].append(asked)
+            region = self._region(activity, int(pool[at]), firing)
+            yield Question(
+                "rating", {"pictures": [self._show(region)], "labels": [entry["label"]]}, asked
+            )
+
+    def _region(self, activity: Activity, image: int, firing: NDArray[np.int64]) -> Firing:
+        """What is outlined: where the feature fires; in a silent picture, where it does in another
+        picture, so that outlines do not tell silent pictures from others."""
+        if activity.peaks[image] > 0:
+            return activity.firing(image)
+        lender = int(self._random(activity.unit, 3 + image).choice(firing))
+        return activity.firing(lender)._replace(image=image)
+
+
+def _content(label: str | None) -> frozenset[str]:
+    """The words of a label that say something."""
+    return frozenset((label or "").casefold().replace(",", " ").split()) - FUNCTION_WORDS
+
+
+def _cells(peaks: NDArray[np.float64], guesses: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.asarray(2 * np.digitize(guesses, _GUESSED) + (peaks > 0), dtype=np.int64)
+
+
+def _population(peaks: NDArray[np.float64], guesses: NDArray[np.float64]) -> dict[str, Any]:
+    """What the estimate needs to know of all pictures; `vision_sae.statistics.ratings.Rated`."""
+    cells, count = _cells(peaks, guesses), len(peaks)
+    standardised = (peaks - peaks.mean()) / peaks.std()
+    return {
+        "pictures": count,
+        "shares": (np.bincount(cells, minlength=CELLS) / count).tolist(),
+        "moments": (np.bincount(cells, standardised, CELLS) / count).tolist(),
+    }
+
+
+def _in_rounds(stage: Sequence[list[Question]], random: np.random.Generator) -> Iterator[Question]:
+    """The first question of every feature in random order, then the second of every one ..."""
+    for number in range(max(map(len, stage), default=0)):
+        asked = [questions[number] for questions in stage if number < len(questions)]
+        yield from (asked[i] for i in random.permutation(len(asked)))
+
+
+def write_quiz(
+    bundle: Bundle,
+    directory: Path,
+    sample: Sample,
+    *,
+    ratings: int,
+    guess: Guess | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Write the page, the questions and the key; gives the number of questions of each kind.
+
+    Raises `AlreadyExistsError` where the directory holds answers to other questions.
+    """
+    maker = QuizMaker(bundle, Album(directory), guess=guess, seed=seed)
+    ordered, key = maker.questions(sample, ratings)
+    numbers: dict[str, int] = {"intruder": 0, "label": 0, "rating": 0}
+    questions = []
+    for number, question in enumerate(ordered, start=1):
+        name = f"q{number:05d}"
+        question.entry["question"] = name
+        questions.append({"id": name, "kind": question.kind, **question.shown})
+        numbers[question.kind] += 1
+    identity = sha256_json(questions)[:16]
+    _check_answers(directory, identity)
+    quiz = {"format": QUIZ_FORMAT, "version": VERSION, "quiz": identity, "questions": questions}
+    belongs = {"bundle": bundle.name, "evidence": maker.evidence.identity, "quiz": identity}
+    write_json(directory / KEY, {"format": KEY_FORMAT, "version": VERSION} | belongs | key)
+    write_json(directory / QUESTIONS, quiz)
+    with replacing(directory / PAGE) as temporary:
+        temporary.write_text(page(quiz), encoding="utf-8")
+    return numbers
+
+
+def _check_answers(directory: Path, identity: str) -> None:
+    answered = list((directory / ANSWERS).glob("*.json"))
+    old = directory / QUESTIONS
+    if answered and old.is_file() and read_json(old)["quiz"] != identity:
+        raise AlreadyExistsError(
+            f"{directory} holds {len(answered)} people's answers to other questions; write the new "
+            "quiz to another directory",
+            field="out",
+        )
