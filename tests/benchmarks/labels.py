@@ -13,6 +13,7 @@ import multiprocessing
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,31 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from tests.benchmarks._generator_labels import generator_figures
+from tests.planted.predicates import World, accuracy, units
+from tests.planted.predicates import evidence as planted_evidence
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import DescribeConfig
 from vision_sae.demo import clip_evaluation
 from vision_sae.demo.corpus_drawn import read_concepts
 from vision_sae.demo.make_corpus import CONCEPTS
-from vision_sae.demo.run import CORPUS, MODELS, bundle_path
+from vision_sae.demo.run import CORPUS, RELEASED, WORK, bundle_path
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
+from vision_sae.descriptions.describers.grounded import GroundedDescriber
 from vision_sae.descriptions.describers.vocabulary import Vocabulary
 from vision_sae.descriptions.describers.wpmi import top_words
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS, spaced
+from vision_sae.descriptions.grounding import Grounding
+from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.probe import make_probe
+from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.store import description_from_json
 from vision_sae.descriptions.toolbox import Toolbox
+from vision_sae.evaluation.label_truth import agreement_of_halves, label_truth
 from vision_sae.evaluation.planted_labels import planted_accuracy
+from vision_sae.evaluation.scene_steering import Settings
 from vision_sae.evaluation.tasks import embeddings
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.registry import load_model
@@ -123,17 +134,17 @@ def _classifier_evidence(
     )
 
 
-def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[str, Any]:
+def labelled(path: Path, describer: str, directory: Path, count: int) -> dict[str, Any]:
     """One bundle's labels by one describer: their number, their scores and their speed.
 
-    Of the bundle's features ``units`` are labelled, evenly spaced over all.
+    Of the bundle's features ``count`` are labelled, evenly spaced over all.
     """
     config = DescribeConfig.model_validate({"describer": describer})
     evidence = BundleEvidence(Bundle(path))
     labeller = Toolbox(config, directory, progress=False).labeller(evidence)
     next(iter(labeller.label(evidence, [0])))  # probe, prior and pool of controls are made once
     begin = time.perf_counter()
-    made = list(labeller.label(evidence, spaced(evidence.width, units).tolist()))
+    made = list(labeller.label(evidence, spaced(evidence.width, count).tolist()))
     seconds = time.perf_counter() - begin
     alive = [d for d in made if len(evidence.firings(d.feature))]
     kept = [d for d in made if d.text is not None]
@@ -149,7 +160,9 @@ def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[st
         found = [value for value in measured if value is not None]
         return round(float(np.median(found)), 4) if found else None
 
+    facts = _facts(evidence, directory)
     return {
+        "truth": label_truth(evidence, facts, made),
         "units": len(made),
         "share_labelled": round(len(kept) / len(made), 4),
         "share_of_alive_labelled": round(len(kept) / max(1, len(alive)), 4),
@@ -159,6 +172,62 @@ def labelled(path: Path, describer: str, directory: Path, units: int) -> dict[st
         "fuzzing_auc": median("fuzzing_auc", ""),
         "labels_per_s": round(len(made) / seconds, 1),
     }
+
+
+def truth(path: Path, directory: Path, count: int) -> dict[str, Any]:
+    """How true the labels are that a bundle carries, on pictures whose sources neither chose nor
+    judged any; how far labels agree that are made on two halves of the sources; and how share and
+    truth trade against each other."""
+    bundle = Bundle(path)
+    evidence = BundleEvidence(bundle)
+    facts = _facts(evidence, directory)
+    made = [description_from_json(row) for row in bundle.descriptions.values()]
+    chosen = spaced(evidence.width, count).tolist()
+    halves = [
+        list(GroundedDescriber(facts, side=facts.side(*sides)).describe(evidence, chosen))
+        for sides in (("choose",), ("judge", "audit"))
+    ]
+    return {
+        **label_truth(evidence, facts, made),
+        "agreement_of_halves": agreement_of_halves(*halves),
+        "agreement_of_halves_labels": sum(d.text is not None for d in halves[0]),
+        "curve": curve(evidence, facts, made),
+    }
+
+
+def curve(
+    evidence: BundleEvidence, facts: Facts, made: list[Description]
+) -> list[dict[str, float | None]]:
+    """The figures of those labels alone whose correlation, as it was judged, is at least so high."""
+    points: list[dict[str, float | None]] = []
+    for least in (0.2, 0.25, 0.3, 0.4, 0.5):
+        kept = [
+            d
+            if any(s.metric == "correlation" and s.value >= least for s in d.scores)
+            else replace(d, text=None)
+            for d in made
+        ]
+        found = label_truth(evidence, facts, kept)
+        keys = (
+            "labelled_share_of_features_with_10_pictures",
+            "noun_holds_for_half",
+            "measured_right",
+            "correlation_median",
+        )
+        points.append({"judged_correlation": least} | {key: found[key] for key in keys})
+    return points
+
+
+def _facts(evidence: BundleEvidence, directory: Path) -> Facts:
+    return Facts(evidence, directory)
+
+
+def planted_predicates() -> dict[str, float]:
+    """Share of planted units that get what was planted, in a world of captioned pictures."""
+    planted = units(40, 5)
+    found = planted_evidence(World.random(2000, 3), planted, 2)
+    made = list(Grounding(Facts(found)).label(found, range(len(planted))))
+    return accuracy(planted, made)
 
 
 def clip_dissect(similarities: torch.Tensor, activations: torch.Tensor, top: int) -> torch.Tensor:
@@ -228,18 +297,22 @@ def main() -> None:
     """Measure everything."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path, action="append", help="default: the demo's")
+    parser.add_argument("--generator", type=Path, action="append", help="default: the demo's")
     parser.add_argument("--clip", default="demo:clip")
     parser.add_argument("--describer", action="append", help="to compare; default: three")
     parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
+    parser.add_argument("--halves", type=int, default=1024, help="units described by both halves")
     parser.add_argument("--compared", type=int, default=96, help="units of a bundle for each")
     arguments = parser.parse_args()
-    demo = [path for name, site in MODELS.items() if (path := bundle_path(name, site)).exists()]
+    names = (*(bundle_path(*name.rsplit("/", 1)) for name in RELEASED), WORK / "my-dictionary")
+    demo = [path for path in names if path.exists()]
+    generated = [path for path in arguments.generator or [WORK / "demo-generator"] if path.exists()]
     model = load_model(arguments.clip)
     assert isinstance(model, ContrastiveModel)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         of_many = alone.submit(large).result()  # its peak is its own
     planted = planted_accuracy()
-    describers = arguments.describer or ["caption-pmi", "contrastive", "milan"]
+    describers = arguments.describer or ["grounded", "caption-pmi", "contrastive", "milan"]
     usual = DescribeConfig().describer
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -249,6 +322,12 @@ def main() -> None:
                     "clip": clip_evaluation.evaluate(model),
                     "planted_accuracy": planted.soft_wpmi,
                     "planted_accuracy_cosine": planted.cosine,
+                    "planted": planted_predicates(),
+                    "truth": {
+                        path.name: truth(path, directory, arguments.halves)
+                        for path in arguments.bundle or demo
+                    },
+                    "generator": generator_figures(generated, Settings()) if generated else {},
                     **last_layer(model, directory),
                     "dictionaries": {
                         path.name: {

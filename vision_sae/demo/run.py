@@ -22,28 +22,32 @@ from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
 from vision_sae.demo import generations
+from vision_sae.demo.both import harvest_both
 from vision_sae.demo.report import write_report
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
-from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.clip import ClipModel
 from vision_sae.models.registry import load_model
+from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.resources import dictionary_resource, model_resource
+from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
 CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
 """Where targets are near: what attributions are best asked about."""
-CLIP = "demo:clip"
-MODELS = {"demo:dinov2-s": "blocks.8.update", CLIP: "blocks.9.update"}
-"""Each gets a dictionary at `SITE`, and one where most of what features stand for can be put into
-words. The first blocks of both are the same, so the second looks behind them."""
+VIT, CLIP = "demo:dinov2-s", "demo:clip"
+MODELS = {VIT: "blocks.8.update", CLIP: "blocks.9.update"}
+"""The earlier site of each that is harvested; the first blocks of both are the same."""
+RELEASED = (f"{VIT}/{SITE}", f"{CLIP}/{SITE}")
+"""Dictionaries that the demo shows: trained and labelled on far more pictures, they come with the
+package. `vision_sae.load_dictionary` has those of the earlier sites too."""
 WORK = Path("runs/demo")
 """Where everything is kept, as the command has it."""
 _HELDOUT_IMAGES = 80
-_TRAIN_STEPS = 400
-_EXPANSION = 2
-"""Far fewer features than by default, which leaves each more evidence."""
+_TRAINING = TrainConfig(site=MODELS[VIT], steps=200, expansion=2, k=16)
+"""Of the dictionary that is trained before one's eyes: small, to be there in a minute."""
 _PICTURE = "photographs/tuxpaint-stamps-animals-mammals-cats-lion-2-0.webp"
 """The question is asked about a held-out photograph."""
 
@@ -75,63 +79,62 @@ def bundle_path(model: str, site: str = SITE, work: Path = WORK) -> Path:
 
 
 class Harvested(NamedTuple):
-    """What one model made of the pictures."""
+    """What both models made of the pictures."""
 
-    model: str
-    train: ActivationStore
+    vit: ActivationStore
+    clip: ActivationStore
     heldout: ActivationStore
+    """What the ViT made of held-out pictures."""
 
-    @property
-    def short(self) -> str:
-        """The model's name, as files are called by it."""
-        return self.model.removeprefix("demo:")
-
-
-def harvest_model(name: str, work: Path, stages: Stages) -> Harvested:
-    """Harvest both sites of one model; whatever is there already is kept."""
-    short = name.removeprefix("demo:")
-    place = work / short
-    sites, pictures = (MODELS[name], SITE), image_folder(CORPUS / "train")
-    settings = HarvestConfig(model=name, sites=sites)
-    with stages.stage(f"harvest {short}", f"{', '.join(sites)} on {len(pictures)} pictures"):
-        model = load_model(settings.model)
-        texts = {"text_aligned": isinstance(model, ContrastiveModel)}
-        settings = settings.model_copy(update=texts)
-        heldout = settings.model_copy(update={"limit": _HELDOUT_IMAGES})
-        store = harvest(model, pictures, place / "store", settings)
-        held = harvest(model, image_folder(CORPUS / "heldout"), place / "heldout", heldout)
-    return Harvested(name, store, held)
+    def store(self, model: str) -> ActivationStore:
+        """The store of a model by its name."""
+        return self.clip if model == CLIP else self.vit
 
 
-def make_bundle(
-    harvested: Harvested,
-    site: str,
-    seen: ActivationStore,
-    work: Path,
-    stages: Stages,
-    config: Config,
-) -> Bundle:
-    """Train, build and describe for a site of one model; whatever is there already is kept.
+def harvest_pictures(work: Path, stages: Stages) -> Harvested:
+    """Both models look at the corpus at once; whatever is there already is kept."""
+    pictures = image_folder(CORPUS / "train")
+    of_vit = HarvestConfig(model=VIT, sites=(MODELS[VIT], SITE))
+    of_clip = HarvestConfig(model=CLIP, sites=(MODELS[CLIP], SITE), text_aligned=True)
+    with stages.stage("harvest", f"what {VIT} and {CLIP} make of {len(pictures)} pictures"):
+        vit, clip = load_model(VIT), load_model(CLIP)
+        assert isinstance(vit, VitModel)
+        assert isinstance(clip, ClipModel)
+        places = (work / "vit" / "store", work / "clip" / "store")
+        seen, by_clip = harvest_both(vit, clip, pictures, places, (of_vit, of_clip))
+        heldout = of_vit.model_copy(update={"limit": _HELDOUT_IMAGES})
+        held = harvest(vit, image_folder(CORPUS / "heldout"), work / "vit" / "heldout", heldout)
+    return Harvested(seen, by_clip, held)
 
-    ``seen`` is how the contrastive model saw the pictures, which describing needs of any model.
-    """
-    store, path = harvested.train, bundle_path(harvested.model, site, work)
-    dictionary = work / harvested.short / f"dictionary-{site}"
-    training = TrainConfig(site=site, steps=_TRAIN_STEPS, expansion=_EXPANSION)
-    width = training.expansion * store.sites[site]
-    with stages.stage(f"train {path.name}", f"TopK SAE, {width} features, k = {training.k}"):
-        metrics = train_dictionary(store, dictionary, training, {"heldout": harvested.heldout})
+
+def train_one(found: Harvested, work: Path, stages: Stages, config: Config) -> Bundle:
+    """Train, build and describe a dictionary; whatever is there already is kept."""
+    path, dictionary = work / "my-dictionary", work / "vit" / "dictionary"
+    width = _TRAINING.expansion * found.vit.sites[MODELS[VIT]]
+    with stages.stage("train", f"a TopK SAE of {VIT} at {_TRAINING.site}, {width} features"):
+        metrics = train_dictionary(found.vit, dictionary, _TRAINING, {"heldout": found.heldout})
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
-    with stages.stage(f"build {path.name}", "codes, statistics, exemplars and the patch index"):
-        bundle = _current(path, store, dictionary, config)
-    with stages.stage(
-        f"describe {path.name}", "label every feature by search, score it, or abstain"
-    ):
+    with stages.stage("build", "its codes, statistics, exemplars and patch index"):
+        bundle = _current(path, found.vit, dictionary, config)
+    with stages.stage("describe", "label every feature, judge the label, or abstain"):
         if not is_described(bundle, config.describe):
-            bundle = describe_bundle(path, config.describe, store=seen)
-        summary = bundle.manifest["describe"]
-        print(f"{summary['labelled']} features labelled, {summary['abstained']} abstained")
+            bundle = describe_bundle(path, config.describe)
+        _print_labels(bundle)
     return bundle
+
+
+def build_released(name: str, found: Harvested, work: Path, stages: Stages, config: Config) -> Path:
+    """The bundle of a released dictionary over the demo's pictures, with the labels it came with."""
+    model, _, site = name.rpartition("/")
+    path = bundle_path(model, site, work)
+    with stages.stage(f"build {path.name}", f"the released dictionary {name} on the same pictures"):
+        _print_labels(_current(path, found.store(model), name, config))
+    return path
+
+
+def _print_labels(bundle: Bundle) -> None:
+    summary = bundle.manifest["describe"]
+    print(f"{summary['labelled']} features labelled, {summary['abstained']} abstained")
 
 
 def _shown(metrics: dict[str, float]) -> str:
@@ -141,7 +144,7 @@ def _shown(metrics: dict[str, float]) -> str:
     )
 
 
-def _current(path: Path, store: ActivationStore, dictionary: Path, config: Config) -> Bundle:
+def _current(path: Path, store: ActivationStore, dictionary: Path | str, config: Config) -> Bundle:
     """The bundle that is there, if it was made from just these, or a new one."""
     if is_current(path, store, dictionary, config.build):
         return Bundle(path)
@@ -170,10 +173,10 @@ def ask(address: str, bundle: str, picture: Picture, stages: Stages, out: Path) 
     """Send the picture through the client and write the answer of one dictionary down."""
     from vision_sae_client import Client
 
-    name = dictionary_resource(bundle)
+    name, order = dictionary_resource(bundle), ENCODE_ORDER_INFORMATIVE
     says = f"which features of {name} fire in {picture.id}?"
     with stages.stage(f"ask {bundle}", says), Client(address) as client:
-        answer = client.encode(picture.path, dictionary=name, top_k=12, full=True)
+        answer = client.encode(picture.path, dictionary=name, top_k=12, order=order, full=True)
         dictionary = client.dictionary(name)
     return write_report(out, picture, answer, dictionary, stages.seconds)
 
@@ -204,20 +207,16 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     from vision_sae.config import load_config
 
     stages, config = Stages(), load_config()
-    harvested = {name: harvest_model(name, work, stages) for name in MODELS}
-    seen = harvested[CLIP].train
-    bundles = {
-        (name, site): make_bundle(found, site, seen, work, stages, config).path
-        for name, found in harvested.items()
-        for site in found.train.sites
-    }
+    found = harvest_pictures(work, stages)
+    mine = train_one(found, work, stages, config)
+    bundles = [build_released(name, found, work, stages, config) for name in RELEASED]
     generated = generations.make_bundle(work, stages.stage, config.build)
     start = time.perf_counter()
-    with serving([*bundles.values(), generated.path], 0 if once else port) as address:
+    served = [*bundles, mine.path, generated.path]
+    with serving(served, 0 if once else port) as address:
         stages.seconds["serve"] = round(time.perf_counter() - start, 2)
         steer(address, generated, stages, out / "steered")
-        for (name, site), place in zip(MODELS.items(), (out, out / "clip"), strict=True):
-            bundle = bundles[name, site]
+        for bundle, place in zip(bundles, (out, out / "clip"), strict=True):
             answer = ask(address, bundle.name, heldout_picture(), stages, place)
             _print_answer(answer, place)
         if not once:

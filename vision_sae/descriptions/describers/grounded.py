@@ -65,6 +65,10 @@ _SMOOTHING = 0.5
 _CANDIDATES = 10
 
 
+_A_THING = Label((), (Look("ground", "object"),))
+"""True of many units, and no label."""
+
+
 class _Unit(NamedTuple):
     """What the choosing side says of one unit."""
 
@@ -112,26 +116,21 @@ class GroundedDescriber:
         firing = len(seen.strongest)
         if firing < FEWEST:
             reason = f"fires in {firing} independent pictures, fewer than {FEWEST}"
-            return Description(unit, None, reason, self.name, self.version, evidence=patches)
+            return self._abstention(unit, reason, patches)
         share = float(((seen.activation > 0) * self._facts.weights)[self._choose].sum())
         share /= float(self._facts.weights[self._choose].sum())
         looks = self._looks(seen, Label(), self._choose)
         kinds = [] if share > DENSE else self._kinds(seen)
         best = max([*kinds[:1], *looks[:1]], key=lambda c: c.gain, default=None)
         if best is None:
-            return Description(
-                unit,
-                None,
-                self._what_it_looks_like(seen, share),
-                self.name,
-                self.version,
-                evidence=patches,
-            )
+            return self._abstention(unit, self._what_it_looks_like(seen, share), patches)
         if not best.label.kinds and kinds and kinds[0].gain > 0:
             refined, alone = self._grow(seen, kinds[0]), self._grow(seen, best)
             best = refined if refined.gain >= _KIND_FIRST * alone.gain else alone
         else:
             best = self._grow(seen, best)
+        if best.label == _A_THING:
+            return self._abstention(unit, self._what_it_looks_like(seen, share), patches)
         others = sorted([*kinds[:_CANDIDATES], *looks[:_CANDIDATES]], key=lambda c: -c.gain)
         return Description(
             unit,
@@ -148,6 +147,9 @@ class GroundedDescriber:
             },
             candidates=tuple((c.label.text, round(c.gain, 3)) for c in others[:_CANDIDATES]),
         )
+
+    def _abstention(self, unit: int, reason: str, patches: tuple[int, ...]) -> Description:
+        return Description(unit, None, reason, self.name, self.version, evidence=patches)
 
     def _unit(self, evidence: Evidence, unit: int) -> _Unit:
         activation = evidence.peaks(unit).astype(np.float64)

@@ -17,7 +17,7 @@ from vision_sae.activations.store import sources_of
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.predicates.captions import CaptionKinds
 from vision_sae.descriptions.predicates.label import Label
-from vision_sae.descriptions.predicates.looks import measured
+from vision_sae.descriptions.predicates.looks import COLOURS, measured
 from vision_sae.descriptions.predicates.wordnet import nouns
 from vision_sae.statistics.association import source_weights
 from vision_sae.statistics.sides import Side, on_sides
@@ -94,6 +94,7 @@ class Facts:
                 len(np.unique(of_source[rows])) < FEWEST_SOURCES
                 or entry.zipf < _EVERYDAY
                 or entry.name in too_general()
+                or self.captions.name(kind) in COLOURS
                 or len(entry.name.split()) > _MOST_WORDS
                 or not _can_be_seen(kind)
             ):

@@ -77,8 +77,16 @@ def label_from_json(row: dict[str, Any]) -> Label:
     return Label(tuple(row["kinds"]), looks, tuple(row["names"]))
 
 
+_NOT_COUNTED = frozenset(
+    ("clothing", "furniture", "food", "footwear", "wood", "water", "hair", "grass", "jewelry")
+)
+
+
 def with_article(words: str) -> str:
-    """ "red apple" -> "a red apple"."""
+    """ "red apple" -> "a red apple"; plurals, and what is not counted, stay as they are."""
+    last = words.split()[-1]
+    if last in _NOT_COUNTED or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
+        return words
     vowel = words[0] in "aeio" or words.startswith(("un", "um"))
     return f"{'an' if vowel and not words.startswith('uni') else 'a'} {words}"
 
