@@ -7,6 +7,7 @@ record of attributes, and every pixel belongs to exactly one part, whose mask is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -111,6 +112,26 @@ class Attributes:
     def numbers(self) -> tuple[int, ...]:
         """The number of each attribute's value, in the order of `VALUES`."""
         return tuple(values.index(getattr(self, name)) for name, values in VALUES.items())
+
+
+_CAPTION = re.compile(
+    r"a (?P<size>{size}) (?P<colour>{colour}) (?:(?P<texture>{texture}) )?(?P<shape>{shape}) "
+    r"(?:in|at) the (?P<place>{place}) of a (?P<background>{background}) background"
+    r"(?: with the word (?P<word>[A-Z]+))?".format(
+        **{name: "|".join(values) for name, values in VALUES.items()}
+    )
+)
+
+
+def read_caption(text: str) -> Attributes | None:
+    """The attributes that a caption tells of: the exact inverse of `Attributes.caption`; None of
+    any other text."""
+    found = _CAPTION.fullmatch(text)
+    if found is None:
+        return None
+    parts: dict[str, Any] = found.groupdict()
+    attributes = Attributes(**(parts | {"texture": parts["texture"] or "plain"}))
+    return attributes if attributes.caption == text else None
 
 
 @dataclass(frozen=True, eq=False)
