@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from vision_sae.v1.attribution_service_pb2 import AttributeResponse, EncodeResponse
+from vision_sae.v1.attribution_service_pb2 import (
+    ENCODE_ORDER_UNSPECIFIED,
+    AttributeResponse,
+    EncodeOrder,
+    EncodeResponse,
+)
 from vision_sae.v1.catalog_service_pb2 import (
     GetServerInfoResponse,
     ListDictionariesResponse,
@@ -175,18 +180,24 @@ class Client:
         *,
         top_k: int = 10,
         box: BoxLike | None = None,
+        order: EncodeOrder.ValueType = ENCODE_ORDER_UNSPECIFIED,
         full: bool = False,
         exemplars: ExemplarOptions | None = None,
         max_patches: int | None = None,
         include_codes: bool = False,
     ) -> EncodeResponse:
-        """The features that fire in a picture, or in a ``box`` of it, and where."""
+        """The features that fire in a picture, or in a ``box`` of it, and where.
+
+        By default the most strongly active ones come first. ``ENCODE_ORDER_INFORMATIVE`` puts those
+        first that say most about the picture, which is what a person should see.
+        """
         return self._run(
             requests.encode(
                 image,
                 self._name(dictionary),
                 top_k=top_k,
                 box=box,
+                order=order,
                 full=full,
                 exemplars=exemplars,
                 max_patches=max_patches,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vision_sae.v1.attribution_service_pb2 import EncodeResponse
 from vision_sae.v1.catalog_service_pb2 import GetServerInfoResponse
 from vision_sae.v1.description_pb2 import (
     DESCRIPTION_ORIGIN_PERSON,
@@ -36,10 +37,16 @@ from vision_sae.v1.search_service_pb2 import (
 )
 
 
+def is_guess(description: Description) -> bool:
+    """Whether there is a text that no independent judge has confirmed."""
+    return description.HasField("text") and not description.judged_by
+
+
 def label(description: Description) -> str:
-    """The text of a description, or that the describer abstained, or that nobody tried."""
+    """The text of a description, marked where it is a guess, or that the describer abstained, or
+    that nobody tried."""
     if description.HasField("text"):
-        return description.text
+        return f"{description.text} (guess)" if is_guess(description) else description.text
     return "(abstained)" if description.abstained else "(not described)"
 
 
@@ -64,6 +71,32 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset
         return "  ".join(aligned).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def encoding(answer: EncodeResponse) -> str:
+    """The features that fire in a picture, in the order of the answer, with the share explained."""
+    rows = [
+        (
+            str(rank),
+            item.feature.name,
+            f"{item.max_activation:.3f}",
+            str(item.patch_count),
+            str(item.feature.statistics.image_count),
+            label(item.feature.description),
+            item.feature.description.judged_by or "-",
+        )
+        for rank, item in enumerate(answer.features, start=1)
+    ]
+    header = ("rank", "feature", "activation", "places", "pictures", "label", "confirmed by")
+    return "\n".join(
+        [
+            table(header, rows, frozenset({0, 2, 3, 4})),
+            "",
+            f"{len(rows)} of {answer.active_count} features that fire; explained variance "
+            f"{answer.explained_variance:.3f}: the share of this picture that {answer.dictionary} "
+            "explains",
+        ]
+    )
 
 
 def attribution(site: SiteAttribution) -> str:
@@ -115,6 +148,8 @@ def description(name: str, made: Description) -> str:
         by = by or "a person"
     if by:
         lines.append(f"  by: {by}")
+    if made.judged_by and made.origin != DESCRIPTION_ORIGIN_PERSON:
+        lines.append(f"  confirmed by: {made.judged_by}")
     return "\n".join([*lines, *map(_measured, made.scores)])
 
 
@@ -122,6 +157,8 @@ def _measured(measured: Score) -> str:
     """One score, against what, how sure, and what other texts reach."""
     metric = ScoreMetric.Name(measured.metric).removeprefix("SCORE_METRIC_").lower()
     said = f"  {metric}: {measured.value:.3f} ({measured.count} pictures)"
+    if measured.judge:
+        said += f", judged by {measured.judge}"
     if measured.negatives:
         kind = ScoreNegatives.Name(measured.negatives).removeprefix("SCORE_NEGATIVES_").lower()
         said += f", {kind} negatives"
@@ -214,7 +251,8 @@ def server(
         labelled = dictionary.descriptions
         lines.append(
             f"  {dictionary.name}: {dictionary.width} features of {dictionary.site}, "
-            f"{labelled.described} labelled, {labelled.abstained} abstained, "
+            f"{labelled.described} labelled, {labelled.confirmed} of them confirmed, "
+            f"{labelled.abstained} abstained, "
             f"{dictionary.patch_index.size} patches indexed"
         )
     unserved = [

@@ -21,6 +21,8 @@ from vision_sae_server.state import Picture
 
 DEFAULT_TOP_K = 20
 DEFAULT_PATCHES = 5
+_DENSE = 1 / 5
+"""A feature that fires in a larger share of the pictures says little about any of them."""
 
 
 class Encoded(NamedTuple):
@@ -61,17 +63,54 @@ def _sparse(codes: Codes, width: int) -> tensor_pb2.SparseCodes:
     )
 
 
-def _worth(
-    order: int, strongest: NDArray[np.float64], total: NDArray[np.float64], usual: NDArray[Any]
+class _Firing(NamedTuple):
+    """The features (n) that fire in a part of a picture."""
+
+    features: NDArray[np.int64]
+    strongest: NDArray[np.float64]
+    """Largest activation of each."""
+    total: NDArray[np.float64]
+    """Sum of its activations."""
+
+
+def information(
+    image_counts: NDArray[Any], pictures: int, relative: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """What features are ordered by: ``usual`` are their largest activations in the data."""
+    """How much features (n) say about a picture in which they fire, in nats.
+
+    That is the surprise of its firing, -ln of the share of the data's ``pictures`` in which it
+    fires, with one picture more of those and one more of the others so that it is finite, weighed
+    by how strongly it fires: its activation over its own largest, at most 1. A feature that never
+    fired in the data has none to compare with, and a relative activation of 0.
+    """
+    surprise = -np.log((image_counts + 1) / (pictures + 2))
+    return np.asarray(surprise * np.minimum(relative, 1))
+
+
+def _informative(served: Served, firing: _Firing) -> NDArray[np.int64]:
+    """Places of the features that say most first; see ``ENCODE_ORDER_INFORMATIVE``."""
+    bundle, features = served.bundle, firing.features
+    largest, counts = bundle.statistics.max[features], bundle.image_counts[features]
+    kept = len(bundle.images) - (0 if bundle.deleted is None else int(bundle.deleted.sum()))
+    relative = np.where(largest > 0, firing.strongest / np.maximum(largest, 1e-12), 0)
+    judges = served.labels.judges(served.evidence.name, features.tolist())
+    guessed = np.array([feature not in judges for feature in features.tolist()], dtype=np.bool_)
+    return np.lexsort((-information(counts, kept, relative), counts > _DENSE * kept, guessed))
+
+
+def _ranking(served: Served, order: int, firing: _Firing) -> NDArray[np.int64]:
+    """Places of the features by an order of the contract; equals stay in the order of numbers."""
     match order:
+        case pb.ENCODE_ORDER_INFORMATIVE:
+            return _informative(served, firing)
         case pb.ENCODE_ORDER_TOTAL_ACTIVATION:
-            return total
+            worth = firing.total
         case pb.ENCODE_ORDER_RELATIVE_ACTIVATION:
-            return np.asarray(strongest / np.maximum(usual, 1e-12))
+            usual = served.bundle.statistics.max[firing.features]
+            worth = firing.strongest / np.maximum(usual, 1e-12)
         case _:
-            return strongest
+            worth = firing.strongest
+    return np.argsort(-worth, kind="stable")
 
 
 def encode_response(
@@ -91,9 +130,8 @@ def encode_response(
     np.maximum.at(strongest, place, activations)
     np.add.at(total, place, activations)
     kept = strongest >= max(request.min_activation, 1e-12)
-    features, strongest, total = features[kept], strongest[kept], total[kept]
-    largest = served.bundle.statistics.max[features]
-    ranking = np.argsort(-_worth(request.order, strongest, total, largest), kind="stable")
+    firing = _Firing(features[kept].astype(np.int64), strongest[kept], total[kept])
+    ranking = _ranking(served, request.order, firing)
     limit = request.max_patches if request.HasField("max_patches") else DEFAULT_PATCHES
     usual = served.bundle.manifest["usual_explained_variance"]
     response = pb.EncodeResponse(
@@ -103,10 +141,10 @@ def encode_response(
         ),
         explained_variance=share_explained,
         l0=float((codes.values > 0).sum() / grid.patches),
-        active_count=len(features),
+        active_count=len(firing.features),
         unusual_picture=share_explained < usual,
     )
-    shown = features[ranking[: request.top_k or DEFAULT_TOP_K]]
+    shown = firing.features[ranking[: request.top_k or DEFAULT_TOP_K]]
     found = messages.features(served, shown.tolist(), request.view, request.exemplars)
     for message, map_ in zip(found, maps_of(codes, shown), strict=True):
         within = map_ * mask

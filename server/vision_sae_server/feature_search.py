@@ -110,6 +110,7 @@ def _by_text(state: State, request: pb.SearchFeaturesRequest) -> list[_Hit]:
     Raw neurons are found by their words; by meaning only when they are named: what is kept for it
     of every unit takes a while to make, and a model has many. Without ``match`` the features whose
     labels have the words come first: their scores and those of the others measure different things.
+    Of labels that are searched, those that a judge has confirmed come before the guesses.
     """
     if request.match in _MEANINGS and state.labelling.meanings is None:
         raise NotConfiguredError(
@@ -133,11 +134,26 @@ def _by_text(state: State, request: pb.SearchFeaturesRequest) -> list[_Hit]:
 
 def _by_words(state: State, text: str, chosen: Sequence[Units]) -> list[_Hit]:
     served = {each.evidence.name: each for each in chosen}
-    return [
-        _Hit(served[hit.unit.parent], hit.unit.index, hit.rank, pb.FEATURE_MATCH_LABEL)
-        for hit in state.labels.search(text, list(served))
-        if hit.unit.index < served[hit.unit.parent].evidence.width
-    ]
+    return _confirmed_first(
+        [
+            _Hit(served[hit.unit.parent], hit.unit.index, hit.rank, pb.FEATURE_MATCH_LABEL)
+            for hit in state.labels.search(text, list(served))
+            if hit.unit.index < served[hit.unit.parent].evidence.width
+        ]
+    )
+
+
+def _confirmed_first(hits: list[_Hit]) -> list[_Hit]:
+    """Hits by what labels say: those whose label a judge has confirmed, then the guesses."""
+    of_each: dict[str, list[_Hit]] = {}
+    for hit in hits:
+        of_each.setdefault(hit.served.evidence.name, []).append(hit)
+    confirmed = {
+        (name, index)
+        for name, found in of_each.items()
+        for index in found[0].served.labels.judges(name, [hit.index for hit in found])
+    }
+    return sorted(hits, key=lambda hit: (hit.served.evidence.name, hit.index) not in confirmed)
 
 
 def _by_meaning(state: State, text: str, chosen: Sequence[Units], match: _Match) -> list[_Hit]:
@@ -149,7 +165,8 @@ def _by_meaning(state: State, text: str, chosen: Sequence[Units], match: _Match)
         for served in chosen
         for index, similarity in meanings.nearest(text, served.evidence, _MEANINGS[match])
     ]
-    return sorted(hits, key=lambda hit: -hit.score)
+    hits.sort(key=lambda hit: -hit.score)
+    return _confirmed_first(hits) if match == pb.FEATURE_MATCH_LABEL_EMBEDDING else hits
 
 
 def _by_feature(

@@ -19,13 +19,14 @@ ORDER_FIELDS = (
     *("text", "describer", "origin", "author"),
     *(f"score.{metric}" for metric in _SCORES),
 )
-FILTER_FIELDS = (*ORDER_FIELDS, "described", "abstained")
+FILTER_FIELDS = (*ORDER_FIELDS, "described", "abstained", "confirmed")
 
 
 def feature_values(units: Units, index: int, made: Outline | None) -> Values:
     """The values of one feature with its current description.
 
-    A score that was measured against several kinds of negatives counts as its lowest value.
+    A score that was measured against several kinds of negatives, or by several judges, counts as
+    its lowest value.
     """
     scores: dict[str, float | None] = dict.fromkeys(_SCORES)
     for score in made.scores if made else ():
@@ -41,6 +42,7 @@ def feature_values(units: Units, index: int, made: Outline | None) -> Values:
         "author": made.author if made else None,
         "described": made is not None and made.text is not None,
         "abstained": made is not None and made.text is None,
+        "confirmed": made is not None and made.text is not None and made.judged_by != "",
         **{f"score.{metric}": value for metric, value in scores.items()},
     }
 

@@ -219,14 +219,16 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _texts(
         self, request: pb.GenerateRequest, prepared: _Prepared, steered: Steered
     ) -> list[pb.TextEffect]:
-        """How the picture moved toward texts: those asked for, or the labels of the features."""
+        """How the picture moved toward texts: those asked for, or the labels of the features that
+        a judge has confirmed."""
         similarities, labels = self._state.labelling.similarities, self._state.labels
         texts = list(request.effect_texts)
         if not texts:
             for served, feature in prepared.translated.features:
                 entry = labels.currents(served.resource, [feature]).get(feature)
-                if entry is not None and entry.description.text:
-                    texts.append(entry.description.text)
+                made = entry.description if entry else None
+                if made is not None and made.text and made.judged_by:
+                    texts.append(made.text)
         texts = list(dict.fromkeys(texts))[:_MOST_EFFECT_TEXTS]
         if similarities is None or not texts:
             return []

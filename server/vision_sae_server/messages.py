@@ -232,7 +232,7 @@ def description(
         scores=map(score, made.scores),
         author=entry.author,
         etag=entry.etag,
-        judged_by=made.judged_by,
+        judged_by="" if made.text is None else made.judged_by,
     )
     message.create_time.FromDatetime(entry.created)
     if served is not None and options is not None:
@@ -344,11 +344,18 @@ def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
             relation=feature_pb2.FeatureRelation.ValueType(kind),
             similarity=strength,
             random_floor=floor if kind == feature_pb2.FEATURE_RELATION_NEAREST else None,
-            label=(entries[other].description.text or "") if other in entries else "",
+            **_said(entries.get(other)),
         )
         for kind, other, strength in found
     ]
     return within + _matched(served, index)
+
+
+def _said(entry: Entry | None) -> dict[str, str]:
+    """The label of a related feature, and who confirmed it."""
+    if entry is None or entry.description.text is None:
+        return {}
+    return {"label": entry.description.text, "judged_by": entry.description.judged_by}
 
 
 def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
@@ -371,7 +378,7 @@ def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
                 relation=feature_pb2.FEATURE_RELATION_MATCH,
                 similarity=float(strength),
                 random_floor=floor,
-                label=(labelled[other].description.text or "") if other in labelled else "",
+                **_said(labelled.get(other)),
             )
             for other, (strength, floor) in counterparts.items()
         ]
@@ -390,6 +397,7 @@ def dictionary(units: Units) -> dictionary_pb2.Dictionary:
         message.descriptions.CopyFrom(
             dictionary_pb2.DescriptionSummary(
                 described=labelled.described,
+                confirmed=labelled.confirmed,
                 abstained=labelled.abstained,
                 by_people=labelled.by_people,
                 describers=labelled.describers,

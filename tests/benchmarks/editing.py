@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     folder, store = EvidenceFolder.at(root / "neurons"), str(root / "labels.sqlite")
     job = label_all(store, folder, config.describe, root / "probes", workers=arguments.workers)
     seconds = time.perf_counter() - begin
-    found = labelled_model(folder, LabelStore(store))
+    found = labelled_model(folder, LabelStore(store), guesses=True)
     pictures = image_folder(root / "test")
     names = class_names(pictures)
     chosen = units_that_say(found.unit_set.units, arguments.remove or TEXT_WORDS)

@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from vision_sae_client import Client
 
 from tests.conftest import CORPUS, ServedBundle
+from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE
 
 pytestmark = pytest.mark.browser
 
@@ -106,7 +107,7 @@ def test_an_uploaded_picture_is_explained_by_features(
     browser: webdriver.Chrome, served: ServedBundle
 ) -> None:
     with Client(served.address) as client:
-        expected = client.encode(PICTURE, top_k=12)
+        expected = client.encode(PICTURE, top_k=12, order=ENCODE_ORDER_INFORMATIVE)
     upload(browser, PICTURE)
     seen(browser, "#vs-features [data-rank]")
     cards = browser.find_elements(By.CSS_SELECTOR, "#vs-features [data-rank]")

@@ -94,7 +94,8 @@ def painted_over() -> PaintedOver:
 
 
 def neurons() -> UnitSet:
-    units = [LabelledUnit(SITE, i, text) for i, text in enumerate(LABELS)]
+    judges = ["captions" if text == "text" else "" for text in LABELS]
+    units = [LabelledUnit(SITE, i, text, judges[i]) for i, text in enumerate(LABELS)]
     return UnitSet(units, {}, {SITE: range(8)}, special=0)
 
 
@@ -118,7 +119,7 @@ def test_editing_by_label_gives_back_what_painted_words_took(
     unit_set = UnitSet(neurons().units, dictionaries, {SITE: range(8)}, special=0)
     chosen = units_that_say(unit_set.units, TEXT_WORDS)
     found = edit(model, task, pictures(), painted_over(), unit_set, chosen, draws=4)
-    assert (found.units, found.random_units) == (4, 4)
+    assert (found.units, found.random_units, found.guesses) == (4, 4, 3)
     assert found.before == Robustness(plain=1, painted=0.5, misled=0.5)
     assert found.after == Robustness(plain=1, painted=1, misled=0)
     assert found.recovered == 1
@@ -145,6 +146,7 @@ def test_analysis_ranks_kinds_by_what_they_cost(model: VitModel, task: ZeroShot)
     assert (by_kind["thing"].units, by_kind["thing"].accuracy) == (5, pytest.approx(1 / 3))
     assert by_kind["thing"].random_units == 3  # there are no more
     assert (by_kind["text"].units, by_kind["text"].accuracy) == (4, 1)
+    assert (by_kind["text"].guesses, by_kind["thing"].guesses) == (3, 5)
     assert by_kind["nothing"].units == 1
     assert "none" not in by_kind
     # Without the text units nothing is lost; without four random others, something may be.
@@ -174,8 +176,11 @@ def test_a_unit_can_be_of_several_kinds() -> None:
 
 def test_audit_shows_what_matching_units_fire_on() -> None:
     evidence = array_evidence()
-    (finding,) = audit(evidence, {0: "human faces"}, "face", pictures=2)
+    unit = LabelledUnit(evidence.site, 0, "human faces", "captions")
+    elsewhere = LabelledUnit("blocks.9.mlp", 0, "a face")
+    (finding,) = audit(evidence, [unit, elsewhere], "face", pictures=2)
     assert (finding.collection, finding.index, finding.text) == (evidence.name, 0, "human faces")
+    assert finding.judged_by == "captions"
     assert finding.pictures == (2, 1)  # strongest first
     assert finding.captions == ("2.png", "1.png")
-    assert audit(evidence, {0: "surfaces"}, "face") == []
+    assert audit(evidence, [LabelledUnit(evidence.site, 0, "surfaces")], "face") == []

@@ -60,7 +60,7 @@ def test_the_score_is_the_share_of_trials_won() -> None:
     # Won, drawn, lost, lost.
     assert score.value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
     assert score.n == 4
-    assert score.metric == "causal"
+    assert (score.metric, score.judge) == ("causal", "steering")
     assert score.lower is not None
     assert score.upper is not None
     assert score.lower < score.value < score.upper

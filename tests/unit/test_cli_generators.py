@@ -18,6 +18,7 @@ from tests import generations
 from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.cli import app
 from vision_sae.errors import NotFoundError
+from vision_sae.evaluation.generators import best_labelled
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.registry import load_generator, load_model
 
@@ -109,18 +110,19 @@ def test_causal_scores_join_those_of_the_labels(
             "describer_version": 1,
             "scores": [detection | {"control": None, "negatives": "random"}],
             "evidence": [],
-            "details": {},
+            "details": {"judged_by": "captions"} if text == "blue" else {},
             "candidates": [],
         }
         for feature, text in zip(alive, ("red", "blue", None), strict=True)
     ]
     add_descriptions(bundle, world / "bundle", rows, {})
+    assert best_labelled(rows) == [(alive[1], "blue"), (alive[0], "red")]  # confirmed ones first
 
     monkeypatch.setattr("vision_sae.evaluation.generators.ContrastiveModel", Contrastive)
     monkeypatch.setattr("vision_sae.models.registry.load_model", _loading(Contrastive()))
     monkeypatch.setattr("vision_sae.steering.movements.embed_pictures", _brightness)
     said = run("evaluate", "causal", world / "bundle", "--prompts", world / "prompts.txt")
-    assert "2 labels" in said
+    assert "2 labels (1 confirmed by a judge before, the others guesses)" in said
     found = Bundle(world / "bundle").descriptions
     assert [s["metric"] for s in found[alive[0]]["scores"]] == ["detection_auc", "causal"]
     assert 0 <= found[alive[0]]["scores"][1]["value"] <= 1

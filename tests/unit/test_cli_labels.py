@@ -14,11 +14,12 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from tests.contrastive_world import PlantedClip
+from tests.labels import made
 from tests.unit.test_cli import SIZES, run, succeed
 from vision_sae.descriptions.files.annotations import read_annotations
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.store import LabelStore
+from vision_sae.descriptions.store import LabelStore, Unit
 
 PICTURES = 40
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -68,8 +69,8 @@ def neurons(root: Path) -> Path:
 
 
 def used(root: Path, command: str, *more: object) -> str:
-    """The output of a command that uses the labels."""
-    out = ["--labels", root / "labels.sqlite", "--out", root / f"{command}.json"]
+    """The output of a command that uses the labels, whether a judge has confirmed them or not."""
+    out = ["--labels", root / "labels.sqlite", "--guesses", "--out", root / f"{command}.json"]
     return succeed(command, neurons(root), *more, *out).output
 
 
@@ -98,6 +99,8 @@ def test_audit_finds_neurons_by_their_labels(world: Path) -> None:
         assert "red" in finding["text"].split(", ")
         assert finding["captions"].count("a red wall") >= 6
     assert f"{len(findings)} of" in output
+    assert output.count(" (guess)") == sum(not finding["judged_by"] for finding in findings)
+    assert "labels confirmed by an independent judge, and" in output
 
 
 def test_analyse_reports_what_kinds_of_neuron_are_worth(world: Path) -> None:
@@ -107,6 +110,7 @@ def test_analyse_reports_what_kinds_of_neuron_are_worth(world: Path) -> None:
     assert made["pictures"] == PICTURES // 2
     colour = next(effect for effect in made["effects"] if effect["kind"] == "colour")
     assert colour["units"] > 0
+    assert 0 <= colour["guesses"] <= colour["units"]
     assert "units of colour" in output
 
 
@@ -115,7 +119,36 @@ def test_edit_reports_robustness_against_painted_words(world: Path) -> None:
     made = json.loads((world / "edit.json").read_text())
     assert made["before"]["plain"] == 1
     assert made["units"] > 0
+    assert 0 <= made["guesses"] <= made["units"]
     assert "recovered" in output
+
+
+def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.sqlite"
+    store = LabelStore(labels)
+    parent = LabelStore(world / "labels.sqlite").parents()[0]
+    texts = ["a red wall", "a blue wall", "a red door", None]
+    store.add(parent, [made(unit, text) for unit, text in enumerate(texts)], identity="")
+    pictures = ("--images", world / "pictures")
+    for command, *more in (("audit", "red"), ("analyse", *pictures), ("edit", *pictures)):
+        refused = run(command, neurons(world), *more, "--labels", labels)
+        assert refused.exit_code == 2
+        said = " ".join(refused.output.split())
+        assert "3 have a guess, and --guesses uses these" in said
+    store.edit(Unit(parent, 2), "a red door")
+    out = tmp_path / "audit.json"
+    options = ("--labels", labels, "--out", out)
+    output = succeed("audit", neurons(world), "red", *options).output
+    (finding,) = json.loads(out.read_text())
+    assert (finding["index"], finding["judged_by"]) == (2, "person")
+    assert "1 labels confirmed by an independent judge; " in output
+    assert "2 guesses are left out (--guesses uses them)" in output
+    assert "(guess)" not in output
+    output = succeed("audit", neurons(world), "red", *options, "--guesses").output
+    assert "1 labels confirmed by an independent judge, and 2 guesses\n" in output
+    assert "0: a red wall (guess)" in output
+    found = {each["index"]: each["judged_by"] for each in json.loads(out.read_text())}
+    assert found == {0: "", 2: "person"}
 
 
 def test_units_without_labels_are_refused(world: Path) -> None:
@@ -139,7 +172,7 @@ def test_exemplars_of_an_unknown_model_are_refused(world: Path, exemplars: Path)
 def test_pictures_of_one_class_are_refused(world: Path) -> None:
     refused = run(
         *("analyse", neurons(world), "--images", world / "pictures" / "red"),
-        *("--labels", world / "labels.sqlite"),
+        *("--labels", world / "labels.sqlite", "--guesses"),
     )
     assert refused.exit_code == 2
     assert "two classes" in refused.output
@@ -151,6 +184,9 @@ def test_labels_are_exported_with_who_made_them(world: Path) -> None:
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 256
     assert {row["describer"] for row in rows} == {"caption-pmi"}
+    assert [row["judged_by"] for row in rows if row["text"]] == [
+        row["details"].get("judged_by", "") for row in rows if row["text"]
+    ]
     assert {row["unit"].rpartition("/units/")[0].rpartition("/")[2] for row in rows} == {
         "blocks.0.mlp",
         "blocks.1.mlp",

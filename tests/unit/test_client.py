@@ -77,10 +77,11 @@ class Catalog(catalog_grpc.CatalogServiceServicer):
 
 
 class Attribution(attribution_grpc.AttributionServiceServicer):
-    """Answers with the dictionary it was asked about, and with many bytes."""
+    """Answers with the dictionary and the order it was asked about, and with many bytes."""
 
     def Encode(self, request: Any, context: Any) -> Any:
         answer = attribution_pb.EncodeResponse(dictionary=request.dictionary)
+        answer.active_count = request.order
         answer.features.add().heatmap.data = bytes(10 * 2**20)
         return answer
 
@@ -129,6 +130,8 @@ def test_listings_follow_the_pages(address: str) -> None:
 def test_no_dictionary_means_the_first_and_answers_may_be_large(address: str) -> None:
     with Client(address) as client:
         assert client.encode(b"picture").dictionary == "dictionaries/a"
+        informative = attribution_pb.ENCODE_ORDER_INFORMATIVE
+        assert client.encode(b"picture", order=informative).active_count == informative
         answer = client.encode(b"picture", "b")
     assert answer.dictionary == "dictionaries/b"
     assert len(answer.features[0].heatmap.data) == 10 * 2**20  # over gRPC's default of 4 MiB

@@ -17,6 +17,8 @@ from vision_sae_client.images import parse_box
 
 from tests import serving
 from tests.conftest import CORPUS, ServedBundle
+from tests.labels import made
+from tests.worlds import noise_image
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.errors import InvalidInputError
 from vision_sae.tensors import to_proto
@@ -68,12 +70,25 @@ def test_the_table_says_what_fires_what_it_means_and_that_the_sum_checks(
     lines = report.attribution(site).splitlines()
     assert lines[0].split() == ["rank", "feature", "activation", "contribution", "label", "score"]
     assert lines[2].split() == [
-        *("1", "dictionaries/a/features/7", "2.500", "+0.50000", "wheel", "pmi", "0.75")
+        *("1", "dictionaries/a/features/7", "2.500", "+0.50000", "wheel", "(guess)", "pmi", "0.75")
     ]
     assert lines[3].split()[-2:] == ["(abstained)", "-"]
     assert "explained variance 0.875" in lines[5]
     assert "sum checks: shown +0.25000, remainder +0.12500 (3 features)" in lines[6]
     assert "= +0.43750; total +0.43750" in lines[6]
+
+
+def test_labels_that_nobody_confirmed_are_marked_as_guesses() -> None:
+    guess = Description(text="wheel")
+    judged = Score(metric=SCORE_METRIC_DETECTION_AUC, value=0.75, count=9, judge="other-clip")
+    confirmed = Description(text="wheel", judged_by="captions", scores=[judged])
+    abstained = Description(abstained=True)
+    assert [report.is_guess(made) for made in (guess, confirmed, abstained)] == [True, False, False]
+    assert [report.label(made) for made in (guess, confirmed)] == ["wheel (guess)", "wheel"]
+    said = report.description("7", confirmed).splitlines()
+    assert said[:2] == ["7: wheel", "  confirmed by: captions"]
+    assert said[2].endswith("(9 pictures), judged by other-clip")
+    assert "confirmed" not in report.description("7", guess)
 
 
 def test_a_sum_that_does_not_check_is_said_so(site: SiteAttribution) -> None:
@@ -83,7 +98,8 @@ def test_a_sum_that_does_not_check_is_said_so(site: SiteAttribution) -> None:
 
 def test_an_overlay_per_feature_is_written(site: SiteAttribution, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
-    assert write_overlays(tmp_path / "p.png", site, tmp_path / "out") == 2
+    overlays = write_overlays(tmp_path / "p.png", site.grid, site.features, tmp_path / "out")
+    assert overlays == 2
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["01-feature-7.png", "02-feature-3.png"]
     with Image.open(tmp_path / "out" / written[0]) as overlay:
@@ -132,7 +148,9 @@ def test_scores_say_against_what_how_sure_and_what_other_texts_reach() -> None:
         upper=1,
         control=0.25,
     )
-    made = Description(text="dog", origin=DESCRIPTION_ORIGIN_PERSON, scores=[score])
+    made = Description(
+        text="dog", origin=DESCRIPTION_ORIGIN_PERSON, scores=[score], judged_by="person"
+    )
     assert report.description("dictionaries/a/features/1", made).splitlines() == [
         "dictionaries/a/features/1: dog",
         "  by: a person",
@@ -143,12 +161,13 @@ def test_scores_say_against_what_how_sure_and_what_other_texts_reach() -> None:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A server over two described features; the option that names it."""
+    """A server over two features with guesses for labels; the option that names it."""
     from vision_sae_server import app as server
 
     monkeypatch.setattr(server, "_LAME_DUCK_SECONDS", 0)
-    bundle, labels = serving.zoo(tmp_path), LabelStore("sqlite://")
-    labels.import_bundle(bundle)
+    bundle, labels = serving.zoo(tmp_path, described=False), LabelStore("sqlite://")
+    guesses = [made(0, "cat"), made(1, "dog"), *(made(i, None) for i in range(2, serving.WIDTH))]
+    labels.add(serving.DICTIONARY, guesses, identity="")
     with serving.address(serving.state(bundle, labels)) as address:
         yield ["--address", address]
 
@@ -160,8 +179,10 @@ def run(command: str, *arguments: str) -> str:
 
 
 def test_a_label_is_read_written_withdrawn_and_found(zoo: list[str]) -> None:
-    assert run("describe", "0", *zoo).startswith("dictionaries/zoo/features/0: cat\n")
+    assert run("describe", "0", *zoo).startswith("dictionaries/zoo/features/0: cat (guess)\n")
+    assert "labelled, 0 of them confirmed" in run("info", *zoo)
     assert "exemplar" in run("describe", "0", "--text", "a lynx", *zoo)
+    assert "2 labelled, 1 of them confirmed" in run("info", *zoo)
     found = run("search", "--text", "lynx", *zoo).splitlines()
     assert found[2].split() == ["1", "0.000", "label", "dictionaries/zoo/features/0", "a", "lynx"]
     near = run("search", "--features", "--feature", "0", *zoo).splitlines()
@@ -174,7 +195,8 @@ def test_a_label_is_read_written_withdrawn_and_found(zoo: list[str]) -> None:
 def test_a_job_is_made_followed_and_listed(zoo: list[str]) -> None:
     lines = run("label", "--filter", "count > 0", "--force", *zoo).splitlines()
     assert "queued, dictionaries/zoo by caption-pmi: 0 of 3" in lines[0]
-    assert [line for line in lines if line.startswith("dictionaries/")] == [
+    units = [line for line in lines if line.startswith("dictionaries/")]
+    assert [line.removesuffix(" (guess)") for line in units] == [
         "dictionaries/zoo/features/0: cat",
         "dictionaries/zoo/features/1: dog",
         "dictionaries/zoo/features/2: (abstained)",
@@ -186,6 +208,26 @@ def test_a_job_is_made_followed_and_listed(zoo: list[str]) -> None:
     assert "succeeded" in run("label", name, "--cancel", *zoo)  # an ended job stays as it is
     final = json.loads(run("label", name, "--detach", "--json", *zoo))
     assert final["state"] == "LABEL_JOB_STATE_SUCCEEDED"
+
+
+def test_a_picture_is_encoded_with_what_says_most_first(zoo: list[str], tmp_path: Path) -> None:
+    noise_image(16, 16, seed=3).save(tmp_path / "p.png")
+    picture, out = str(tmp_path / "p.png"), tmp_path / "out"
+    whole = json.loads(run("encode", picture, "--json", "--top-k", "1000", *zoo))
+    last = whole["features"][-1]["feature"]["name"]
+    run("describe", last, "--text", "a lynx", *zoo)
+    lines = run("encode", picture, "--top-k", "2", "--out", str(out), *zoo).splitlines()
+    assert lines[0].split()[-3:] == ["label", "confirmed", "by"]
+    assert lines[2].split()[:2] == ["1", last]
+    assert lines[2].split()[-3:] == ["a", "lynx", "person"]
+    assert lines[-1].startswith(f"2 of {whole['active_count']} features that fire")
+    assert len(list(out.glob("*.png"))) == 2
+    options = ["--json", "--order", "max-activation", "--top-k", "1000"]
+    strongest = json.loads(run("encode", picture, *options, *zoo))["features"]
+    found = [item["max_activation"] for item in strongest]
+    assert found == sorted(found, reverse=True)
+    fewer = json.loads(run("encode", picture, "--json", "--box", "0,0,8,8", *zoo))
+    assert fewer["active_count"] < whole["active_count"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from vision_sae_client.images import image_bytes
 from vision_sae_client.steering import beside, read_recipe, write
 
 from tests import generations, serving
+from tests.labels import made
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.errors import InvalidImageError, InvalidInputError, NotFoundError
 from vision_sae.models.sdxl import SdxlModel
@@ -222,6 +223,23 @@ def test_the_page_steers_where_the_server_generates(address: str) -> None:
         assert nothing is None
         assert "999" in why
     assert "vs-steer" in str(page.build_page(address).config)
+
+
+def test_confirmed_labels_are_offered_and_guesses_where_there_is_none(
+    tiny_generator: SdxlModel, generated_bundles: list[Bundle]
+) -> None:
+    from vision_sae_client.web import steer
+
+    state = generations.state(tiny_generator, generated_bundles)
+    state.labels.add("dictionaries/up", [made(3, "red"), made(5, None)], identity="")
+    with serving.address(state) as where, Client(where) as client:
+        found = steer.steerable(client)
+        assert found is not None
+        assert found.features == [("red (guess) (3)", f"{UP}/3")]
+        client.update_description(f"{UP}/4", "blue")
+        found = steer.steerable(client)
+        assert found is not None
+        assert found.features == [("blue (4)", f"{UP}/4")]
 
 
 def test_a_server_that_does_not_answer_has_nothing_to_steer() -> None:

@@ -18,7 +18,7 @@ from vision_sae_client.web import answer_html, explain, feature_html, launch, pa
 from vision_sae_client.web.privacy import keep_uploads_temporary
 
 from vision_sae.tensors import to_proto
-from vision_sae.v1.attribution_service_pb2 import EncodeResponse
+from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE, EncodeResponse
 from vision_sae.v1.image_pb2 import Box, PatchGrid
 
 HOSTILE = "<script>alert('x')</script>"
@@ -59,10 +59,38 @@ def png() -> bytes:
 
 def test_cards_show_activation_and_label_or_the_reason_for_none(answer: EncodeResponse) -> None:
     shown = answer_html.cards(answer)
-    assert "The 2 strongest of 40" in shown
+    assert "The 2 of 40 that say most about this" in shown
     assert "feature 7 · activation 2.50" in shown
     assert "width:50.0%" in shown  # 2.5 of the 5.0 it was ever seen at
     assert "abstained: too few pictures" in shown
+
+
+def test_a_guess_is_marked_for_eyes_and_screen_readers(answer: EncodeResponse) -> None:
+    shown = answer_html.cards(answer)
+    mark = '<span class="vs-guess" title="No independent judge has confirmed this label.">guess:'
+    assert shown.count(mark) == 1  # and not what the describer abstained from
+    picture = Image.new("RGB", (8, 8))
+    detail = feature_html.detail(picture, answer.grid, answer.features[0])
+    assert mark in detail
+    assert "Its label is a guess" in detail
+    answer.features[0].feature.description.judged_by = "captions"
+    shown = answer_html.cards(answer)
+    assert mark not in shown
+    assert 'title="Confirmed by captions"' in shown
+    detail = feature_html.detail(picture, answer.grid, answer.features[0])
+    assert "Its label was confirmed by captions." in detail
+
+
+def test_the_page_asks_for_what_says_most(answer: EncodeResponse, tmp_path: Path) -> None:
+    class Asked:
+        def encode(self, _data: bytes, **options: object) -> EncodeResponse:
+            assert options["order"] == ENCODE_ORDER_INFORMATIVE
+            return answer
+
+    (tmp_path / "p.png").write_bytes(png())
+    _, _, features, detail = explain.answer(Asked(), str(tmp_path / "p.png"))
+    assert 'data-feature="7"' in features
+    assert "Where feature 7 fires" in detail
 
 
 def test_words_from_the_server_are_never_markup(answer: EncodeResponse) -> None:

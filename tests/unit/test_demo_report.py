@@ -34,7 +34,7 @@ def activation(
     )
 
 
-def label(text: str, auc: float) -> description_pb2.Description:
+def label(text: str, auc: float, judged_by: str = "") -> description_pb2.Description:
     scores = [
         SCORE(metric=description_pb2.SCORE_METRIC_PMI, value=40),
         SCORE(
@@ -48,7 +48,8 @@ def label(text: str, auc: float) -> description_pb2.Description:
             negatives=description_pb2.SCORE_NEGATIVES_RANDOM,
         ),
     ]
-    return description_pb2.Description(text=text, scores=scores)
+    judged = SCORE(metric=description_pb2.SCORE_METRIC_PRECISION, value=0.75, judge="captions")
+    return description_pb2.Description(text=text, scores=[*scores, judged], judged_by=judged_by)
 
 
 ANSWER = attribution_service_pb2.EncodeResponse(
@@ -64,7 +65,9 @@ ANSWER = attribution_service_pb2.EncodeResponse(
     features=[
         activation(7, 3.0, description_pb2.Description(abstention_reason="chance")),
         activation(4, 2.0, label("fur", 0.7)),
-        activation(9, 1.0, label("a <wing>", 0.9)),
+        activation(9, 1.0, label("a <wing>", 0.8, "captions")),
+        activation(2, 0.9, label("a beak", 0.9)),
+        activation(3, 0.8, label("a tail", 0.6, "pixels")),
     ],
 )
 
@@ -91,13 +94,27 @@ def test_answer_in_files(tmp_path: Path, shown: list[str]) -> None:
     out = tmp_path / "out"
     data = report.write_report(out, picture, ANSWER, dictionary, {"train": 1.5})
     assert data == json.loads((out / "answer.json").read_text())
-    assert [f["feature"] for f in data["features"]] == [7, 4, 9]  # as they fire
-    assert [f["label"] for f in data["features"]] == [None, "fur", "a <wing>"]
-    assert [f["detection_auc"] for f in data["features"]] == [None, 0.7, 0.9]
+    assert [f["feature"] for f in data["features"]] == [7, 4, 9, 2, 3]  # as they were answered
+    assert [f["label"] for f in data["features"]] == [None, "fur", "a <wing>", "a beak", "a tail"]
+    assert [f["judged_by"] for f in data["features"]] == [None, None, "captions", None, "pixels"]
+    assert [f["detection_auc"] for f in data["features"]] == [None, 0.7, 0.8, 0.9, 0.6]
     assert (data["explained_variance"], data["recall_at_10"]) == (0.875, 0.96)
-    # In the picture the best labels come first.
-    assert shown == ["a <wing>", "fur", "no label: chance"]
+    assert shown == ["a <wing>", "a tail"]  # in the picture are the confirmed labels
     assert (out / "answer.png").is_file()
     page = (out / "index.html").read_text()
     assert "a &lt;wing&gt;" in page
-    assert page.count("<section>") == 3
+    assert page.count("<section>") == 5
+    assert "answer.png shows the first 5 features that have a confirmed label" in page
+    assert "<h2>guess: fur</h2>" in page
+    assert "<h2>a &lt;wing&gt;</h2>" in page
+    assert "confirmed by captions: precision 0.75" in page
+    assert "not confirmed; detection AUC 0.9" in page
+
+
+def test_the_picture_of_the_answer_shows_five_confirmed_labels() -> None:
+    rows = [{"label": f"{i}", "judged_by": "captions" if i % 2 else None} for i in range(14)]
+    assert report.pictured(rows)[0] == [1, 3, 5, 7, 9]
+    guesses, rule = report.pictured([row | {"judged_by": None} for row in rows])
+    assert guesses == [0, 1, 2, 3, 4]
+    assert "no label here is confirmed" in rule
+    assert [report.label(row) for row in rows[:2]] == ["guess: 0", "1"]

@@ -46,11 +46,13 @@ def test_the_word_is_what_it_moves_toward_more_than_random_features_do() -> None
     assert [word for word, _ in made.candidates] == ["red", "large", "round"]
     assert [value for _, value in made.candidates] == pytest.approx([3.111, 0.501, 0], abs=1e-2)
     assert [(score.metric, score.value, score.n) for score in made.scores] == [("causal", 1.0, 2)]
+    assert (made.judged_by, made.scores[0].judge) == ("steering", "steering")
 
 
 def test_it_abstains_when_other_prompts_do_not_confirm_the_word() -> None:
     (made,) = describer([0.5, 0.0, 0.0], [0.1, 0.0, 0.0]).describe(evidence(), [4])
     assert made.text is None
+    assert made.judged_by == ""
     assert '"red"' in made.abstained
     assert made.scores[0].value == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
 

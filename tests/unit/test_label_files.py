@@ -403,13 +403,15 @@ def exported_rows() -> list[tuple[str, dict[str, Any]]]:
             Score("detection_auc", 0.9, 20, 0.8, 0.95, 0.5, "random"),
             Score("detection_auc", 0.7, 20, None, None, None, "hard"),
             Score("fuzzing_auc", 0.75, 18, 0.6, 0.8),
+            Score("precision", 0.5, 20, judge="pixels"),
+            Score("precision", 0.875, 20, judge="captions"),
         ),
         evidence=(512, 7),
-        details={"words": ["red"]},
+        details={"words": ["red"], "judged_by": "captions"},
         candidates=(("red", 1.5), ("striped", 1.25)),
     )
     abstained = Description(4, None, "score interval covers the control", "contrastive", 2)
-    by_person = Description(5, "Hände", "", "", 0)
+    by_person = Description(5, "Hände", "", "", 0, details={"judged_by": "person"})
     how = {"origin": "describer", "author": "", "create_time": CREATED}
     person = {"origin": "person", "author": "ada", "create_time": None}
     return [
@@ -430,6 +432,9 @@ def test_csv_has_a_column_for_each_score(tmp_path: Path) -> None:
     assert float(labelled["detection_auc_hard"]) == 0.7
     assert float(labelled["fuzzing_auc"]) == 0.75
     assert labelled["cosy_auc"] == ""
+    assert float(labelled["precision"]) == 0.875  # by the judge who confirmed the text
+    judges = [made["judged_by"] for made in (labelled, abstained, by_person)]
+    assert judges == ["captions", "", "person"]
     assert json.loads(labelled["scores"])[0]["control"] == 0.5
     assert (abstained["text"], abstained["abstained"]) == ("", "score interval covers the control")
     assert (by_person["author"], by_person["origin"]) == ("ada", "person")
@@ -442,7 +447,8 @@ def test_jsonl_holds_everything(tmp_path: Path) -> None:
     labelled, abstained, by_person = map(json.loads, lines)
     assert labelled["scores"] == json.loads(json.dumps(exported_rows()[0][1]["scores"]))
     assert labelled["candidates"][1] == {"text": "striped", "value": 1.25}
-    assert labelled["details"] == {"words": ["red"]}
+    assert labelled["details"] == {"words": ["red"], "judged_by": "captions"}
+    assert (labelled["judged_by"], abstained["judged_by"]) == ("captions", "")
     assert labelled["evidence"] == [512, 7]
     assert abstained["text"] is None
     assert (by_person["text"], by_person["create_time"]) == ("Hände", None)
@@ -454,7 +460,8 @@ def test_parquet_holds_everything_with_types(tmp_path: Path) -> None:
     assert labelled["create_time"] == CREATED
     assert labelled["evidence"] == [512, 7]
     assert labelled["scores"] == list(map(dict, exported_rows()[0][1]["scores"]))
-    assert json.loads(labelled["details"]) == {"words": ["red"]}
+    assert json.loads(labelled["details"])["words"] == ["red"]
+    assert (labelled["judged_by"], by_person["judged_by"]) == ("captions", "person")
     assert (abstained["text"], abstained["scores"]) == (None, [])
     assert by_person["text"] == "Hände"
 

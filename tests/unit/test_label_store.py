@@ -154,10 +154,25 @@ def test_an_outline_has_what_units_are_chosen_by(store: LabelStore) -> None:
     store.add(PARENT, [made(1, "cat", scores=(score,)), made(2, None)], identity=IDENTITY)
     store.edit(Unit(PARENT, 2), "lynx", author="Ada")
     assert store.outlines(PARENT) == {
-        1: ("cat", "caption-pmi", "describer", "", (score,)),
-        2: ("lynx", "", "person", "Ada", ()),
+        1: ("cat", "caption-pmi", "describer", "", (score,), ""),
+        2: ("lynx", "", "person", "Ada", (), "person"),
     }
     assert store.texts(PARENT) == {1: "cat", 2: "lynx"}
+
+
+def test_judges_are_those_of_texts_that_hold(store: LabelStore) -> None:
+    judged = {"details": {"judged_by": "captions"}}
+    store.add(PARENT, [made(1, "cat", **judged), made(2, "dog"), made(3, None)], identity=IDENTITY)
+    store.add(PARENT, [made(4, "fox", **judged), made(5, None, **judged)], identity=IDENTITY)
+    store.edit(Unit(PARENT, 3), "lynx")
+    assert store.judges(PARENT) == {1: "captions", 3: "person", 4: "captions"}
+    assert store.judges(PARENT, [2, 3, 4, 700]) == {3: "person", 4: "captions"}
+    assert store.judges(PARENT, []) == {}
+    assert store.summary(PARENT).confirmed == 3
+    store.add(PARENT, [made(1, "kitten")], identity=IDENTITY)  # what holds now is a guess
+    store.edit(Unit(PARENT, 3), None, abstained="mixed")
+    assert store.judges(PARENT) == {4: "captions"}
+    assert store.summary(PARENT).confirmed == 1
 
 
 def test_a_summary_counts_what_holds(store: LabelStore) -> None:

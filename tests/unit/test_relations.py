@@ -112,12 +112,14 @@ def test_a_bundle_holds_and_a_server_shows_them(tmp_path: Path) -> None:
     from vision_sae_server import messages
     from vision_sae_server.served import Served
 
-    from vision_sae.descriptions.store import LabelStore
+    from vision_sae.descriptions.store import LabelStore, Unit
     from vision_sae.v1 import exemplar_pb2, feature_pb2
 
     bundle = serving.zoo(tmp_path)
     assert bundle.relations is not None
-    held = serving.state(bundle, LabelStore("sqlite://"))
+    labels = LabelStore("sqlite://")
+    labels.import_bundle(bundle)
+    held = serving.state(bundle, labels)
     served: Served = held.dictionaries[serving.DICTIONARY]
     options = exemplar_pb2.ExemplarOptions()
     (full,) = messages.features(served, [0], feature_pb2.FEATURE_VIEW_FULL, options)
@@ -129,3 +131,11 @@ def test_a_bundle_holds_and_a_server_shows_them(tmp_path: Path) -> None:
     assert near.relation == feature_pb2.FEATURE_RELATION_NEAREST
     assert near.random_floor == pytest.approx(bundle.manifest["nearest_floor"])
     assert near.feature != full.name
+    # Whose label has been confirmed says so.
+    labels.edit(Unit(serving.DICTIONARY, 2), "fox")
+    for index in range(3, serving.WIDTH):
+        labels.edit(Unit(serving.DICTIONARY, index), "other")
+    (full,) = messages.features(served, [0], feature_pb2.FEATURE_VIEW_FULL, options)
+    said = {related.label: related.judged_by for related in full.related}
+    assert set(said.items()) <= {("dog", ""), ("fox", "person"), ("other", "person"), ("", "")}
+    assert said["other"] == "person"

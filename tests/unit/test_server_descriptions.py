@@ -231,10 +231,13 @@ def test_a_person_edits_and_no_describer_replaces_it(service: Any) -> None:
     written = update(service, text="  a lynx ")
     assert (written.text, written.origin) == ("a lynx", description_pb2.DESCRIPTION_ORIGIN_PERSON)
     assert (written.describer, written.describer_version, list(written.scores)) == ("", "", [])
+    assert written.judged_by == "person"
     answer = describe(service, describer="numbered", force=True, view=FEATURE_VIEW_FULL)
     assert answer.from_store
     assert answer.description.text == "a lynx"
     assert [d.text for d in answer.description.history] == ["cat"]
+    withdrawn = update(service, ["text"])
+    assert (withdrawn.abstained, withdrawn.judged_by) == (True, "")
 
 
 def test_an_edit_of_an_old_version_is_aborted(service: Any) -> None:
@@ -368,6 +371,28 @@ def test_features_are_filtered_by_what_holds(
     update(service, text="lynx")
     answer = catalog.ListFeatures(catalog_pb.ListFeaturesRequest(parent=DICTIONARY, filter=filter))
     assert [feature.index for feature in answer.features] == found
+
+
+def test_confirmed_labels_are_counted_and_told_from_guesses(
+    catalog: Any, service: Any, labels: LabelStore
+) -> None:
+    judged = {"details": {"judged_by": "captions"}}
+    kept = [made(0, "cat"), made(1, "dog", **judged), made(2, "fox"), made(3, None, **judged)]
+    rest = [made(index, None) for index in range(4, serving.WIDTH)]
+    labels.add(DICTIONARY, [*kept, *rest], identity="")
+    update(service, text="lynx")
+
+    def found(filter: str) -> dict[int, str]:
+        asked = catalog_pb.ListFeaturesRequest(parent=DICTIONARY, filter=filter)
+        answer = catalog.ListFeatures(asked)
+        return {feature.index: feature.description.judged_by for feature in answer.features}
+
+    assert found("confirmed = true") == {0: "person", 1: "captions"}
+    assert found("described = true AND confirmed = false") == {2: ""}
+    assert found("abstained = true AND index < 4") == {3: ""}  # what has no text is not confirmed
+    (dictionary,) = catalog.ListDictionaries(catalog_pb.ListDictionariesRequest()).dictionaries
+    summary = dictionary.descriptions
+    assert (summary.described, summary.confirmed, summary.by_people) == (3, 2, 1)
 
 
 def test_edits_outlive_a_server_that_keeps_them_in_a_file(

@@ -18,6 +18,7 @@ from tests import serving, worlds
 from tests.labels import made
 from tests.serving import DICTIONARY, refusal
 from vision_sae.bundles.bundle import Bundle
+from vision_sae.descriptions.protocol import Description
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.pictures.decode import decode_image
 from vision_sae.v1 import image_pb2
@@ -101,6 +102,36 @@ def test_text_finds_labels_by_their_words_best_first(service: Any) -> None:
     assert {hit.match for hit in answer.hits} == {LABEL}
     assert answer.hits[0].feature.description.text == "a red cat"
     assert not answer.hits[0].feature.exemplars
+
+
+def judged(index: int, text: str) -> Description:
+    return made(index, text, details={"judged_by": "captions"})
+
+
+def test_confirmed_labels_come_before_guesses(service: Any, labels: LabelStore) -> None:
+    labels.add(DICTIONARY, [judged(0, "striped cats")], identity="")
+    hits = search(service, text="red cat").hits
+    assert [hit.feature.index for hit in hits][:2] == [0, 3]  # the second has both words
+    assert [hit.feature.description.judged_by for hit in hits] == ["captions", "", ""]
+    confirmed = search(service, text="red cat", filter="confirmed = true")
+    assert indices(confirmed) == [0]
+
+
+def test_confirmed_labels_come_first_by_their_meaning_too(
+    bundle: Bundle, labels: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Alike:
+        def nearest(self, text: str, evidence: Any, by: str) -> Sequence[tuple[int, float]]:
+            return [(1, 0.9), (0, 0.7)]
+
+    monkeypatch.setattr(app, "_LAME_DUCK_SECONDS", 0)
+    labels.add(DICTIONARY, [judged(0, "striped cats")], identity="")
+    with searching(bundle, labels, Labelling(meanings=Alike())) as channel:
+        stub = search_grpc.SearchServiceStub(channel)
+        by_label = search(stub, text="feline", match=pb.FEATURE_MATCH_LABEL_EMBEDDING)
+        by_exemplars = search(stub, text="feline", match=EXEMPLARS)
+    assert indices(by_label) == [0, 1]
+    assert indices(by_exemplars) == [1, 0]  # what it fires on needs no label
 
 
 def test_hits_come_in_pages_and_in_the_view_asked_for(service: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import generations, serving
+from tests.labels import made
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.descriptions.store import Unit
 from vision_sae.models.sdxl import SdxlModel
@@ -128,11 +129,12 @@ def test_how_a_picture_moves_toward_texts(
     state = generations.state(tiny_generator, generated_bundles, labelling)
     for feature, words in ((3, "three"), (7, "seven")):
         state.labels.edit(Unit(name, feature), words)
-    carried = pb.Transport(dictionary=name, source_prompt="a ring", features=[7])
+    state.labels.add(name, [made(5, "a guess")], identity="")
+    carried = pb.Transport(dictionary=name, source_prompt="a ring", features=[5, 7])
     with serving.serving(state) as channel:
         service = generation_service_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
         found = result(service, edit(), effect_texts=["red", "a blue"])
-        # Without any the labels of the features that edits and transports name.
+        # Without any the confirmed labels of the features that edits and transports name.
         labelled = result(service, edit(), transports=[carried]).effect.texts
     assert [text.text for text in found.effect.texts] == ["red", "a blue"]
     for text in found.effect.texts:

@@ -18,17 +18,31 @@ OfStore = Annotated[
 ClassFolders = Annotated[
     Path, typer.Option(help="Pictures in one folder a class, named as the class.")
 ]
+Guesses = Annotated[
+    bool,
+    typer.Option("--guesses", help="Use labels, too, that no independent judge has confirmed."),
+]
 Out = Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")]
 _TEMPLATE = "a picture of {}"
 
 
-def _labelled(units: Path, labels: str | None) -> Any:
+def _labelled(units: Path, labels: str | None, guesses: bool) -> Any:
+    """The model with its labelled units, after a line that says which labels are used."""
     from vision_sae.descriptions.applications.sources import labelled_model
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.store import LabelStore
 
     store = LabelStore(labels) if labels else None
-    return labelled_model(EvidenceFolder.at(units), store)
+    found = labelled_model(EvidenceFolder.at(units), store, guesses=guesses)
+    used = found.unit_set.units
+    guessed = sum(unit.is_guess for unit in used)
+    left_out = found.guesses_left_out
+    typer.echo(
+        f"{len(used) - guessed} labels confirmed by an independent judge"
+        + (f", and {guessed} guesses" if guesses else "")
+        + (f"; {left_out} guesses are left out (--guesses uses them)" if left_out else "")
+    )
+    return found
 
 
 def _task(model: Any, train: Any) -> Any:
@@ -58,19 +72,21 @@ def audit(
     units: LabelledUnits,
     query: Annotated[str, typer.Argument(help="Word or phrase, matched as whole words.")],
     labels: OfStore = None,
+    guesses: Guesses = False,
     out: Out = None,
 ) -> None:
     """Which units have a label that speaks of this, and what do they fire on?"""
     from vision_sae.descriptions.applications.audit import audit as run
 
-    found = _labelled(units, labels)
+    found = _labelled(units, labels, guesses)
     findings = [
         finding
-        for name, evidence in found.evidence.items()
-        for finding in run(evidence, found.labels[name], query)
+        for evidence in found.evidence.values()
+        for finding in run(evidence, found.unit_set.units, query)
     ]
     for finding in findings:
-        typer.echo(f"{finding.collection} {finding.index}: {finding.text}")
+        mark = "" if finding.judged_by else " (guess)"
+        typer.echo(f"{finding.collection} {finding.index}: {finding.text}{mark}")
         typer.echo(f"    {'; '.join(finding.captions[:3])}")
     typer.echo(f"{len(findings)} of {len(found.unit_set.units)} labelled units")
     _report(findings, out)
@@ -81,6 +97,7 @@ def analyse(
     units: LabelledUnits,
     images: ClassFolders,
     labels: OfStore = None,
+    guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units per kind.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
     out: Out = None,
@@ -91,7 +108,7 @@ def analyse(
     from vision_sae.evaluation.class_folders import class_names, classified
     from vision_sae.pictures.folder import image_folder
 
-    found = _labelled(units, labels)
+    found = _labelled(units, labels, guesses)
     pictures = choose(image_folder(images), limit)
     names = class_names(pictures)
     train, test = (classified(found.model, half, names) for half in (pictures[::2], pictures[1::2]))
@@ -114,6 +131,7 @@ def edit(
         list[str] | None, typer.Option(help="Words of the labels of units to remove.")
     ] = None,
     labels: OfStore = None,
+    guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
     seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.")] = 0,
@@ -126,7 +144,7 @@ def edit(
     from vision_sae.evaluation.class_folders import class_names, classified, painted_over
     from vision_sae.pictures.folder import image_folder
 
-    found = _labelled(units, labels)
+    found = _labelled(units, labels, guesses)
     pictures = choose(image_folder(images), limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
     names, test = class_names(pictures), pictures[1::2]

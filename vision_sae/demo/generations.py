@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
-from vision_sae.evaluation.generators import causal_scores
+from vision_sae.evaluation.generators import causal_scores, is_confirmed
 from vision_sae.evaluation.planted_scenes import Attributes, random_attributes
 from vision_sae.models.generator import GenerationSettings, Generator, generate
 from vision_sae.models.registry import load_generator, load_model
@@ -75,8 +76,8 @@ def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
     with stage("build generator", "codes, statistics, exemplars and the patch index"):
         if not is_current(path, store, place / "dictionary", config):
             build(store, place / "dictionary", path, config)
-    describing = DescribeConfig(describer="caption-pmi")
-    with stage("describe generator", "label every feature by the prompts, score it, or abstain"):
+    describing = DescribeConfig(describer="scenes")
+    with stage("describe generator", "label every feature by what prompts ask for, judge it, or abstain"):
         bundle = Bundle(path)
         if not is_described(bundle, describing):
             bundle = describe_bundle(path, describing)
@@ -118,13 +119,13 @@ def shown_value(bundle: Bundle, feature: int) -> float:
 
 
 def strongest_cause(bundle: Bundle) -> int:
-    """The feature whose label has the best causal score; without one, the first that is labelled,
-    and without labels the most frequent."""
+    """The feature whose label has the best causal score, among those whose label a judge has
+    confirmed, or else among the guesses; without scores, the first that is labelled, and without
+    labels the most frequent."""
 
-    def score(row: dict[str, object]) -> float:
-        scores: list[dict[str, object]] = row["scores"]  # type: ignore[assignment]
-        values = [float(str(s["value"])) for s in scores if s["metric"] == "causal"]
-        return values[0] if values else -1.0
+    def score(row: dict[str, Any]) -> tuple[bool, float]:
+        values = [float(s["value"]) for s in row["scores"] if s["metric"] == "causal"]
+        return is_confirmed(row), values[0] if values else -1.0
 
     labelled = [row for row in bundle.descriptions.values() if row["text"]]
     if not labelled:

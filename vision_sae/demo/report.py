@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from vision_sae.v1 import attribution_service_pb2, description_pb2, dictionary_p
 
 _EXEMPLARS = 6
 _MONTAGE_ROWS = 5
-"""Those of the strongest features whose labels are best come first in the picture of the answer."""
 _AUC = description_pb2.SCORE_METRIC_DETECTION_AUC
 _RANDOM = description_pb2.SCORE_NEGATIVES_RANDOM
 _STYLE = """
@@ -47,7 +47,8 @@ def answer_json(
     dictionary: dictionary_pb2.Dictionary,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The answer in plain JSON; a label is null where the describer abstained."""
+    """The answer in plain JSON; a label is null where the describer abstained, and ``judged_by`` is
+    null where no independent judge has confirmed it."""
     features = []
     for found in answer.features:
         description = found.feature.description
@@ -56,6 +57,7 @@ def answer_json(
                 "feature": found.feature.index,
                 "activation": round(found.max_activation, 4),
                 "label": description.text if description.HasField("text") else None,
+                "judged_by": description.judged_by or None,
                 "detection_auc": _detection_auc(description),
                 "abstention": description.abstention_reason or None,
                 "patches": [
@@ -80,6 +82,42 @@ def answer_json(
         "features": features,
         "seconds": seconds,
     }
+
+
+def label(row: dict[str, Any]) -> str:
+    """The label of a feature of `answer_json`, marked where it is a guess, or why there is none."""
+    if row["label"] is None:
+        return f"no label: {row['abstention'] or 'not described'}"
+    said: str = row["label"]
+    return said if row["judged_by"] else f"guess: {said}"
+
+
+def pictured(features: Sequence[dict[str, Any]]) -> tuple[list[int], str]:
+    """Which features of `answer_json` are shown in ``answer.png``, and the rule by which they are
+    chosen, in words. The features come in the order of how much they say about the picture."""
+    confirmed = [place for place, row in enumerate(features) if row["label"] and row["judged_by"]]
+    if not confirmed:
+        return list(range(len(features)))[:_MONTAGE_ROWS], (
+            f"answer.png shows the first {_MONTAGE_ROWS} features: no label here is confirmed."
+        )
+    return confirmed[:_MONTAGE_ROWS], (
+        f"answer.png shows the first {_MONTAGE_ROWS} features that have a confirmed label."
+    )
+
+
+def _judged(description: description_pb2.Description) -> str:
+    """What the judge measured who confirmed the label; without one, how well the label tells the
+    feature's pictures from others."""
+    if not description.judged_by:
+        auc = _detection_auc(description)
+        return f"not confirmed; detection AUC {'-' if auc is None else auc}"
+    measured = [
+        f"{description_pb2.ScoreMetric.Name(score.metric).removeprefix('SCORE_METRIC_').lower()} "
+        f"{score.value:.2f}"
+        for score in description.scores
+        if score.judge == description.judged_by
+    ]
+    return ": ".join(filter(None, [f"confirmed by {description.judged_by}", ", ".join(measured)]))
 
 
 def write_report(
@@ -110,28 +148,27 @@ def write_report(
                 f"{exemplar.activation:.2f} {html.escape(exemplar.caption)}</figcaption></figure>"
             )
         row = data["features"][rank - 1]
-        label = row["label"] or f"no label: {row['abstention'] or 'not described'}"
         figures = f"feature {row['feature']}, activation {row['activation']:.2f}"
-        rows.append(Row(drawn, label, figures, [e.thumbnail.data for e in found.feature.exemplars]))
+        judged = _judged(found.feature.description)
+        thumbnails = [e.thumbnail.data for e in found.feature.exemplars]
+        rows.append(Row(drawn, label(row), f"{figures}; {judged}", thumbnails))
         sections.append(
             f'<section><img src="{name}" alt="where feature {row["feature"]} fires"><div>'
-            f"<h2>{html.escape(label)}</h2>"
-            f'<p class="quiet">{figures}, '
-            f"detection AUC {row['detection_auc'] if row['detection_auc'] is not None else '-'}</p>"
+            f"<h2>{html.escape(label(row))}</h2>"
+            f'<p class="quiet">{html.escape(f"{figures}; {judged}")}</p>'
             f"{''.join(exemplars)}</div></section>"
         )
-    best = sorted(
-        zip(rows, data["features"], strict=True),
-        key=lambda pair: (pair[1]["label"] is None, -(pair[1]["detection_auc"] or 0.0)),
-    )
-    montage([row for row, _ in best[:_MONTAGE_ROWS]]).save(out / "answer.png")
+    chosen, rule = pictured(data["features"])
+    montage([rows[place] for place in chosen]).save(out / "answer.png")
     (out / "index.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8><title>vision_sae</title>"
         f"<style>{_STYLE}</style><h1>Which features fire in this picture?</h1>"
         f'<img src="picture{picture.path.suffix}" alt="{html.escape(picture.caption)}">'
         f"<p>{html.escape(picture.caption)}. The dictionary <b>{answer.dictionary}</b> explains "
         f"{data['explained_variance']:.1%} of it; recall@10 of its patch index is "
-        f"{data['recall_at_10']:.3f}.</p>{''.join(sections)}</html>"
+        f"{data['recall_at_10']:.3f}.</p><p>What says most about the picture comes first: "
+        "confirmed labels, then what is strong here and seldom elsewhere. A guess is a label that "
+        f"no independent judge has confirmed. {rule}</p>{''.join(sections)}</html>"
     )
     (out / "answer.json").write_text(json.dumps(data, indent=1) + "\n")
     return data

@@ -25,11 +25,13 @@ from vision_sae.descriptions.database import Database, about, descriptions, unit
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.full_text import index_texts, matches, words
-from vision_sae.descriptions.protocol import Description, Score
+from vision_sae.descriptions.protocol import JUDGED_BY, Description, Score
 from vision_sae.errors import ConflictError, InvalidInputError
 from vision_sae.files import sha256_json
 
 Origin = Literal["describer", "person", "imported"]
+PERSON: Origin = "person"
+"""Who wrote an edit, and the judge who has confirmed it."""
 MOST_CHARACTERS = 500
 """Length of a text or of a reason to abstain."""
 
@@ -45,6 +47,8 @@ _HELD = sa.select(units.c.number, units.c.current).where(
     units.c.current.is_not(None),
 )
 """Which versions hold, of some ``numbers`` of a ``parent``: asked for in every answer."""
+_JUDGE = sa.func.coalesce(descriptions.c.details[JUDGED_BY].as_string(), "")
+"""The judge who confirmed a description; empty where none did."""
 _KEPT = 4096
 """Entries kept ready: a version never changes, and its number is given once."""
 
@@ -102,6 +106,7 @@ class Outline(NamedTuple):
     origin: Origin
     author: str
     scores: tuple[Score, ...]
+    judged_by: str
 
 
 class Hit(NamedTuple):
@@ -118,6 +123,8 @@ class Summary:
 
     described: int
     """Units whose current description has a text."""
+    confirmed: int
+    """Those of them whose text a judge has confirmed; the texts of the others are guesses."""
     abstained: int
     """Units whose current description is an abstention."""
     by_people: int
@@ -217,12 +224,15 @@ class LabelStore:
         etag: str = "",
         identity: str = "",
     ) -> Entry:
-        """Store what a person wrote: a text, or None and the reason why there is none. ``identity``
-        is that of the evidence the person was shown, where it is known.
+        """Store what a person wrote: a text, which counts as confirmed by a person, or None and
+        the reason why there is none. ``identity`` is that of the evidence the person was shown,
+        where it is known.
 
         Raises `ConflictError` when ``etag`` is given and is not that of the current version.
         """
-        description = Description(unit.index, text, "" if text else abstained, "", 0)
+        judged = {JUDGED_BY: PERSON} if text else {}
+        reason = "" if text else abstained
+        description = Description(unit.index, text, reason, "", 0, details=judged)
         with self.database.writing() as connection:
             if etag:
                 self._check_etag(connection, unit, etag)
@@ -231,7 +241,7 @@ class LabelStore:
                 unit.parent,
                 [description],
                 identity=identity,
-                origin="person",
+                origin=PERSON,
                 author=author,
             )
             (entry,) = self._entries(connection, _is_unit(unit), current=True)
@@ -321,17 +331,19 @@ class LabelStore:
 
     def outlines(self, parent: str) -> dict[int, Outline]:
         """{index: outline of the description that holds} of all units of ``parent``."""
-        columns = (descriptions.c[name] for name in Outline._fields)
+        columns: list[sa.ColumnElement[Any]] = [
+            descriptions.c[name] for name in Outline._fields if name != JUDGED_BY
+        ]
         select = (
-            sa.select(units.c.number, *columns)
+            sa.select(*[units.c.number, *columns, _JUDGE])
             .join(units, units.c.current == descriptions.c.id)
             .where(units.c.parent == parent)
         )
         with self.database.reading() as connection:
             rows = connection.execute(select).all()
         return {
-            number: Outline(text, describer, origin, author, tuple(Score(**s) for s in scores))
-            for number, text, describer, origin, author, scores in rows
+            number: Outline(text, by, origin, author, tuple(Score(**s) for s in scores), judge)
+            for number, text, by, origin, author, scores, judge in rows
         }
 
     def texts(self, parent: str) -> dict[int, str]:
@@ -344,6 +356,25 @@ class LabelStore:
         with self.database.reading() as connection:
             return dict(connection.execute(select).tuples().all())
 
+    def judges(self, parent: str, indices: Iterable[int] | None = None) -> dict[int, str]:
+        """{index: the judge who confirmed the current text} of some units of ``parent``, or of all;
+        units without a text, and those whose text is a guess, are not in it."""
+        select = (
+            sa.select(units.c.number, _JUDGE)
+            .join(units, units.c.current == descriptions.c.id)
+            .where(units.c.parent == parent, descriptions.c.text.is_not(None), _JUDGE != "")
+        )
+        selects = [select]
+        if indices is not None:
+            chunks = _batches(sorted(set(indices)))
+            selects = [select.where(units.c.number.in_(chunk)) for chunk in chunks]
+        with self.database.reading() as connection:
+            return {
+                number: judge
+                for each in selects
+                for number, judge in connection.execute(each).tuples()
+            }
+
     def history(self, unit: Unit) -> list[Entry]:
         """Every version but the current one, newest first."""
         with self.database.reading() as connection:
@@ -352,18 +383,20 @@ class LabelStore:
     def summary(self, parent: str) -> Summary:
         """How far the units of ``parent`` are described."""
         text, origin, describer = (descriptions.c[n] for n in ("text", "origin", "describer"))
+        confirmed = sa.func.sum(sa.case((_JUDGE != "", 1), else_=0))
         with self.database.reading() as connection:
             rows = connection.execute(
-                sa.select(text.is_not(None), origin, describer, sa.func.count())
+                sa.select(text.is_not(None), origin, describer, sa.func.count(), confirmed)
                 .join(units, units.c.current == descriptions.c.id)
                 .where(units.c.parent == parent)
                 .group_by(text.is_not(None), origin, describer)
             ).all()
         return Summary(
-            described=sum(count for has_text, _, _, count in rows if has_text),
-            abstained=sum(count for has_text, _, _, count in rows if not has_text),
-            by_people=sum(count for _, by, _, count in rows if by == "person"),
-            describers=tuple(sorted({name for _, _, name, _ in rows if name})),
+            described=sum(count for has_text, _, _, count, _ in rows if has_text),
+            confirmed=sum(judged for has_text, _, _, _, judged in rows if has_text),
+            abstained=sum(count for has_text, _, _, count, _ in rows if not has_text),
+            by_people=sum(count for _, by, _, count, _ in rows if by == PERSON),
+            describers=tuple(sorted({name for _, _, name, _, _ in rows if name})),
         )
 
     def search(self, query: str, parents: Sequence[str] | None = None) -> list[Hit]:
@@ -476,9 +509,9 @@ def _batches(values: Sequence[int]) -> Iterator[Sequence[int]]:
 def _holds(origin: Origin, current: Any, older_of: str | None) -> bool:
     """Whether a description by ``origin`` takes the place of the current one (see `_units`): what
     people said gives way to people only, and to what is older of its evidence nothing does."""
-    if origin == "person":
+    if origin == PERSON:
         return True
-    return current.origin != "person" and (older_of is None or current.identity != older_of)
+    return current.origin != PERSON and (older_of is None or current.identity != older_of)
 
 
 def _is_unit(unit: Unit) -> sa.ColumnElement[bool]:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vision_sae.bundles.bundle import add_descriptions
-from vision_sae.descriptions.protocol import Score
+from vision_sae.descriptions.protocol import JUDGED_BY, Score
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.blocks import BlockEffects, Boosted, Roles, evaluate_blocks, examples
@@ -79,15 +79,22 @@ def label_directions(
     return TextEmbeddings(contrastive, vectors.mean(0))
 
 
+def is_confirmed(row: Mapping[str, Any]) -> bool:
+    """Whether the text of a bundle's description has been confirmed by a judge."""
+    return bool(row["text"] and row["details"].get(JUDGED_BY))
+
+
 def best_labelled(
     rows: Iterable[Mapping[str, Any]], limit: int | None = None
 ) -> list[tuple[int, str]]:
-    """(feature, label) of descriptions, those with the best first scores first; of equal ones those
-    that were chosen with the larger objective."""
+    """(feature, label) of descriptions: those that a judge has confirmed before the guesses; of
+    either, those with the best first scores; of equal ones, those chosen with the larger
+    objective."""
 
-    def worth(row: Mapping[str, Any]) -> tuple[float, float]:
+    def worth(row: Mapping[str, Any]) -> tuple[bool, float, float]:
         score = row["scores"][0]["value"] if row["scores"] else 0.0
-        return score, row["candidates"][0][1] if row["candidates"] else 0.0
+        objective = row["candidates"][0][1] if row["candidates"] else 0.0
+        return is_confirmed(row), score, objective
 
     labelled = sorted((row for row in rows if row["text"]), key=worth, reverse=True)
     return [(row["feature"], row["text"]) for row in labelled[:limit]]
@@ -131,9 +138,11 @@ def causal_scores(
         beating += scorer.beats_random(feature, text)
     add_descriptions(found.bundle, path, [_with_score(row, measured) for row in rows], {})
     values = [score.value for score in measured.values()]
+    confirmed = sum(is_confirmed(found.bundle.descriptions[feature]) for feature, _ in labelled)
     return (
-        f"{path}: {len(values)} labels, causal score {np.mean(values):.3f} on average (chance "
-        f".5); {beating / len(labelled):.1%} move pictures further than 95 % of random features"
+        f"{path}: {len(values)} labels ({confirmed} confirmed by a judge before, the others "
+        f"guesses), causal score {np.mean(values):.3f} on average (chance .5); "
+        f"{beating / len(labelled):.1%} move pictures further than 95 % of random features"
     )
 
 

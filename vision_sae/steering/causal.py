@@ -7,6 +7,7 @@ far it moves under a random feature that is raised by as much.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from vision_sae.descriptions.protocol import Score
 from vision_sae.descriptions.scores.bootstrap import Counts, scored
 from vision_sae.steering.movements import Movements
 
+STEERING = "steering"
+"""The judge of what a label causes: pictures with the feature raised, beside their twins."""
 _PERCENTILE = 0.95
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -40,7 +43,8 @@ class CausalScorer:
         def share(counts: Counts) -> NDArray[np.float64]:
             return np.asarray(counts @ wins / counts.sum(1))
 
-        return scored("causal", [share], [len(wins)], seed)
+        made = scored("causal", [share], [len(wins)], seed)
+        return None if made is None else replace(made, judge=STEERING)
 
     def beats_random(self, feature: int, text: str) -> bool:
         """Whether its mean movement exceeds the 95th percentile of those of random features."""

@@ -43,8 +43,11 @@ class _EncodeOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeOrd
     strong.
     """
     ENCODE_ORDER_INFORMATIVE: _EncodeOrder.ValueType  # 4
-    """How much a feature says about this picture: strong for the feature, seldom seen in others, and
-    with a label that an independent judge has confirmed. What a person should see first.
+    """How much a feature says about this picture, in nats: the surprise of its firing, -ln of the
+    share (n + 1) / (N + 2) of the dictionary's N pictures in which it fires
+    (FeatureStatistics.image_count is n), times its relative activation, at most 1. Features with a
+    confirmed label (Description.judged_by) come before all others; of the ones and of the others,
+    those that fire in more than a fifth of the pictures come last. What a person should see first.
     """
 
 class EncodeOrder(_EncodeOrder, metaclass=_EncodeOrderEnumTypeWrapper):
@@ -61,8 +64,11 @@ ENCODE_ORDER_RELATIVE_ACTIVATION: EncodeOrder.ValueType  # 3
 strong.
 """
 ENCODE_ORDER_INFORMATIVE: EncodeOrder.ValueType  # 4
-"""How much a feature says about this picture: strong for the feature, seldom seen in others, and
-with a label that an independent judge has confirmed. What a person should see first.
+"""How much a feature says about this picture, in nats: the surprise of its firing, -ln of the
+share (n + 1) / (N + 2) of the dictionary's N pictures in which it fires
+(FeatureStatistics.image_count is n), times its relative activation, at most 1. Features with a
+confirmed label (Description.judged_by) come before all others; of the ones and of the others,
+those that fire in more than a fifth of the pictures come last. What a person should see first.
 """
 Global___EncodeOrder: _TypeAlias = EncodeOrder  # noqa: Y015
 

@@ -447,13 +447,14 @@ class ListFeaturesRequest(_message.Message):
     """
     filter: _builtins.str
     """Grammar of the service. Fields: `index`, `count`, `firing_rate`, `mean`, `std`, `max`,
-    `image_count`, `text` (of the description), `described` and `abstained` (true or false),
-    `describer`, `origin`, `author`, and `score.detection_auc` and the other score metrics by
-    their lower-case name. Example: `firing_rate < 0.1 AND text:"striped"`. Empty means all.
+    `image_count`, `text` (of the description), `described`, `abstained` and `confirmed` (true or
+    false; confirmed is a text with Description.judged_by), `describer`, `origin`, `author`, and
+    `score.detection_auc` and the other score metrics by their lower-case name. Example:
+    `firing_rate < 0.1 AND text:"striped" AND confirmed = true`. Empty means all.
     """
     order_by: _builtins.str
-    """Grammar of the service, same fields except `described` and `abstained`. Empty means `index`.
-    Features without the value come last.
+    """Grammar of the service, same fields except `described`, `abstained` and `confirmed`. Empty
+    means `index`. Features without the value come last.
     """
     view: _feature_pb2.FeatureView.ValueType
     """How much of each feature. Absent means BASIC."""

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vision_sae.v1 import measure_pb2 as vision__sae_dot_v1_dot_measure__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evision_sae/v1/dictionary.proto\x12\rvision_sae.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bvision_sae/v1/measure.proto\"k\n\nPatchIndex\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x03 \x01(\x02\x12\x18\n\x10\x62ytes_per_vector\x18\x04 \x01(\x02\x12\x11\n\tdata_sets\x18\x05 \x03(\t\"a\n\x12\x44\x65scriptionSummary\x12\x11\n\tdescribed\x18\x01 \x01(\x03\x12\x11\n\tabstained\x18\x02 \x01(\x03\x12\x11\n\tby_people\x18\x03 \x01(\x03\x12\x12\n\ndescribers\x18\x04 \x03(\t\"\xf8\x02\n\nDictionary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x13\n\x0binput_width\x18\x07 \x01(\x05\x12\x0e\n\x01k\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12&\n\x07metrics\x18\t \x03(\x0b\x32\x15.vision_sae.v1.Metric\x12.\n\x0bpatch_index\x18\n \x01(\x0b\x32\x19.vision_sae.v1.PatchIndex\x12\x17\n\x0fmanifest_sha256\x18\x0b \x01(\t\x12\x37\n\x0c\x64\x65scriptions\x18\x0c \x01(\x0b\x32!.vision_sae.v1.DescriptionSummary\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\n\x02_kb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evision_sae/v1/dictionary.proto\x12\rvision_sae.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bvision_sae/v1/measure.proto\"k\n\nPatchIndex\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x14\n\x0crecall_at_10\x18\x03 \x01(\x02\x12\x18\n\x10\x62ytes_per_vector\x18\x04 \x01(\x02\x12\x11\n\tdata_sets\x18\x05 \x03(\t\"t\n\x12\x44\x65scriptionSummary\x12\x11\n\tdescribed\x18\x01 \x01(\x03\x12\x11\n\tabstained\x18\x02 \x01(\x03\x12\x11\n\tby_people\x18\x03 \x01(\x03\x12\x12\n\ndescribers\x18\x04 \x03(\t\x12\x11\n\tconfirmed\x18\x05 \x01(\x03\"\xf8\x02\n\nDictionary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x13\n\x0binput_width\x18\x07 \x01(\x05\x12\x0e\n\x01k\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12&\n\x07metrics\x18\t \x03(\x0b\x32\x15.vision_sae.v1.Metric\x12.\n\x0bpatch_index\x18\n \x01(\x0b\x32\x19.vision_sae.v1.PatchIndex\x12\x17\n\x0fmanifest_sha256\x18\x0b \x01(\t\x12\x37\n\x0c\x64\x65scriptions\x18\x0c \x01(\x0b\x32!.vision_sae.v1.DescriptionSummary\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\n\x02_kb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PATCHINDEX']._serialized_start=111
   _globals['_PATCHINDEX']._serialized_end=218
   _globals['_DESCRIPTIONSUMMARY']._serialized_start=220
-  _globals['_DESCRIPTIONSUMMARY']._serialized_end=317
-  _globals['_DICTIONARY']._serialized_start=320
-  _globals['_DICTIONARY']._serialized_end=696
+  _globals['_DESCRIPTIONSUMMARY']._serialized_end=336
+  _globals['_DICTIONARY']._serialized_start=339
+  _globals['_DICTIONARY']._serialized_end=715
 # @@protoc_insertion_point(module_scope)

@@ -70,12 +70,17 @@ class DescriptionSummary(_message.Message):
     ABSTAINED_FIELD_NUMBER: _builtins.int
     BY_PEOPLE_FIELD_NUMBER: _builtins.int
     DESCRIBERS_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
     described: _builtins.int
     """Features with a description that has a text."""
     abstained: _builtins.int
     """Features for which every describer abstained."""
     by_people: _builtins.int
     """Features whose latest description was written by a person."""
+    confirmed: _builtins.int
+    """Features of `described` whose text a judge has confirmed (Description.judged_by); the texts of
+    the others are guesses.
+    """
     @_builtins.property
     def describers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The describers at work: `caption-pmi`, `contrastive`, `milan`, ..."""
@@ -87,10 +92,11 @@ class DescriptionSummary(_message.Message):
         abstained: _builtins.int = ...,
         by_people: _builtins.int = ...,
         describers: _abc.Iterable[_builtins.str] | None = ...,
+        confirmed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "by_people", b"by_people", "described", b"described", "describers", b"describers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "by_people", b"by_people", "confirmed", b"confirmed", "described", b"described", "describers", b"describers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,17 +28,17 @@ from vision_sae.v1 import measure_pb2 as vision__sae_dot_v1_dot_measure__pb2
 from vision_sae.v1 import tensor_pb2 as vision__sae_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvision_sae/v1/feature.proto\x12\rvision_sae.v1\x1a\x1fvision_sae/v1/description.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/measure.proto\x1a\x1avision_sae/v1/tensor.proto\"(\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x02\x12\r\n\x05value\x18\x02 \x01(\x02\"X\n\tHistogram\x12$\n\x05\x65\x64ges\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.Tensor\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.vision_sae.v1.Tensor\"\xcd\x01\n\x11\x46\x65\x61tureStatistics\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0b\x66iring_rate\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x01(\x02\x12\x0b\n\x03std\x18\x04 \x01(\x02\x12\x0b\n\x03max\x18\x05 \x01(\x02\x12\x13\n\x0bimage_count\x18\x06 \x01(\x03\x12*\n\tquantiles\x18\x07 \x03(\x0b\x32\x17.vision_sae.v1.Quantile\x12+\n\thistogram\x18\x08 \x01(\x0b\x32\x18.vision_sae.v1.Histogram\"\xa2\x01\n\x0eRelatedFeature\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x30\n\x08relation\x18\x02 \x01(\x0e\x32\x1e.vision_sae.v1.FeatureRelation\x12\x12\n\nsimilarity\x18\x03 \x01(\x02\x12\x19\n\x0crandom_floor\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05label\x18\x05 \x01(\tB\x0f\n\r_random_floor\"\x91\x02\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x34\n\nstatistics\x18\x03 \x01(\x0b\x32 .vision_sae.v1.FeatureStatistics\x12/\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x1a.vision_sae.v1.Description\x12*\n\texemplars\x18\x05 \x03(\x0b\x32\x17.vision_sae.v1.Exemplar\x12.\n\x07related\x18\x06 \x03(\x0b\x32\x1d.vision_sae.v1.RelatedFeature\x12&\n\x07metrics\x18\x07 \x03(\x0b\x32\x15.vision_sae.v1.Metric*Z\n\x0b\x46\x65\x61tureView\x12\x1c\n\x18\x46\x45\x41TURE_VIEW_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46\x45\x41TURE_VIEW_BASIC\x10\x01\x12\x15\n\x11\x46\x45\x41TURE_VIEW_FULL\x10\x02*\xca\x01\n\x0f\x46\x65\x61tureRelation\x12 \n\x1c\x46\x45\x41TURE_RELATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x41TURE_RELATION_NEAREST\x10\x01\x12\"\n\x1e\x46\x45\x41TURE_RELATION_CO_ACTIVATION\x10\x02\x12\x1b\n\x17\x46\x45\x41TURE_RELATION_PARENT\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_RELATION_CHILD\x10\x04\x12\x1a\n\x16\x46\x45\x41TURE_RELATION_MATCH\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bvision_sae/v1/feature.proto\x12\rvision_sae.v1\x1a\x1fvision_sae/v1/description.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/measure.proto\x1a\x1avision_sae/v1/tensor.proto\"(\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x02\x12\r\n\x05value\x18\x02 \x01(\x02\"X\n\tHistogram\x12$\n\x05\x65\x64ges\x18\x01 \x01(\x0b\x32\x15.vision_sae.v1.Tensor\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.vision_sae.v1.Tensor\"\xcd\x01\n\x11\x46\x65\x61tureStatistics\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0b\x66iring_rate\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x01(\x02\x12\x0b\n\x03std\x18\x04 \x01(\x02\x12\x0b\n\x03max\x18\x05 \x01(\x02\x12\x13\n\x0bimage_count\x18\x06 \x01(\x03\x12*\n\tquantiles\x18\x07 \x03(\x0b\x32\x17.vision_sae.v1.Quantile\x12+\n\thistogram\x18\x08 \x01(\x0b\x32\x18.vision_sae.v1.Histogram\"\xb5\x01\n\x0eRelatedFeature\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x30\n\x08relation\x18\x02 \x01(\x0e\x32\x1e.vision_sae.v1.FeatureRelation\x12\x12\n\nsimilarity\x18\x03 \x01(\x02\x12\x19\n\x0crandom_floor\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05label\x18\x05 \x01(\t\x12\x11\n\tjudged_by\x18\x06 \x01(\tB\x0f\n\r_random_floor\"\x91\x02\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x34\n\nstatistics\x18\x03 \x01(\x0b\x32 .vision_sae.v1.FeatureStatistics\x12/\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x1a.vision_sae.v1.Description\x12*\n\texemplars\x18\x05 \x03(\x0b\x32\x17.vision_sae.v1.Exemplar\x12.\n\x07related\x18\x06 \x03(\x0b\x32\x1d.vision_sae.v1.RelatedFeature\x12&\n\x07metrics\x18\x07 \x03(\x0b\x32\x15.vision_sae.v1.Metric*Z\n\x0b\x46\x65\x61tureView\x12\x1c\n\x18\x46\x45\x41TURE_VIEW_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46\x45\x41TURE_VIEW_BASIC\x10\x01\x12\x15\n\x11\x46\x45\x41TURE_VIEW_FULL\x10\x02*\xca\x01\n\x0f\x46\x65\x61tureRelation\x12 \n\x1c\x46\x45\x41TURE_RELATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x41TURE_RELATION_NEAREST\x10\x01\x12\"\n\x1e\x46\x45\x41TURE_RELATION_CO_ACTIVATION\x10\x02\x12\x1b\n\x17\x46\x45\x41TURE_RELATION_PARENT\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_RELATION_CHILD\x10\x04\x12\x1a\n\x16\x46\x45\x41TURE_RELATION_MATCH\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vision_sae.v1.feature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEATUREVIEW']._serialized_start=947
-  _globals['_FEATUREVIEW']._serialized_end=1037
-  _globals['_FEATURERELATION']._serialized_start=1040
-  _globals['_FEATURERELATION']._serialized_end=1242
+  _globals['_FEATUREVIEW']._serialized_start=966
+  _globals['_FEATUREVIEW']._serialized_end=1056
+  _globals['_FEATURERELATION']._serialized_start=1059
+  _globals['_FEATURERELATION']._serialized_end=1261
   _globals['_QUANTILE']._serialized_start=166
   _globals['_QUANTILE']._serialized_end=206
   _globals['_HISTOGRAM']._serialized_start=208
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATURESTATISTICS']._serialized_start=299
   _globals['_FEATURESTATISTICS']._serialized_end=504
   _globals['_RELATEDFEATURE']._serialized_start=507
-  _globals['_RELATEDFEATURE']._serialized_end=669
-  _globals['_FEATURE']._serialized_start=672
-  _globals['_FEATURE']._serialized_end=945
+  _globals['_RELATEDFEATURE']._serialized_end=688
+  _globals['_FEATURE']._serialized_start=691
+  _globals['_FEATURE']._serialized_end=964
 # @@protoc_insertion_point(module_scope)

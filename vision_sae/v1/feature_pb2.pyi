@@ -214,6 +214,7 @@ class RelatedFeature(_message.Message):
     SIMILARITY_FIELD_NUMBER: _builtins.int
     RANDOM_FLOOR_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    JUDGED_BY_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
     """The other feature, `dictionaries/{dictionary}/features/{index}`."""
     relation: Global___FeatureRelation.ValueType
@@ -224,6 +225,10 @@ class RelatedFeature(_message.Message):
     """What random directions reach by the same measure. Absent when it was not measured."""
     label: _builtins.str
     """The other feature's label. Empty when it has none."""
+    judged_by: _builtins.str
+    """The judge that confirmed the label, as in Description.judged_by. Empty: the label is a guess, or
+    there is none.
+    """
     def __init__(
         self,
         *,
@@ -232,10 +237,11 @@ class RelatedFeature(_message.Message):
         similarity: _builtins.float = ...,
         random_floor: _builtins.float | None = ...,
         label: _builtins.str = ...,
+        judged_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_random_floor", b"_random_floor", "random_floor", b"random_floor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_random_floor", b"_random_floor", "feature", b"feature", "label", b"label", "random_floor", b"random_floor", "relation", b"relation", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_random_floor", b"_random_floor", "feature", b"feature", "judged_by", b"judged_by", "label", b"label", "random_floor", b"random_floor", "relation", b"relation", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__random_floor: _TypeAlias = _typing.Literal["random_floor"]  # noqa: Y015
     _WhichOneofArgType__random_floor: _TypeAlias = _typing.Literal["_random_floor", b"_random_floor"]  # noqa: Y015

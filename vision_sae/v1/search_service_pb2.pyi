@@ -60,9 +60,11 @@ class _FeatureMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureM
     FEATURE_MATCH_UNSPECIFIED: _FeatureMatch.ValueType  # 0
     """Not set: the best of all that apply to the query."""
     FEATURE_MATCH_LABEL: _FeatureMatch.ValueType  # 1
-    """The words of its description."""
+    """The words of its description. Features whose description is confirmed (Description.judged_by)
+    come before those whose description is a guess.
+    """
     FEATURE_MATCH_LABEL_EMBEDDING: _FeatureMatch.ValueType  # 2
-    """The embedding of its description."""
+    """The embedding of its description; confirmed ones come first, too."""
     FEATURE_MATCH_EXEMPLARS: _FeatureMatch.ValueType  # 3
     """The mean embedding of its exemplars."""
     FEATURE_MATCH_ACTIVATION: _FeatureMatch.ValueType  # 4
@@ -76,9 +78,11 @@ class FeatureMatch(_FeatureMatch, metaclass=_FeatureMatchEnumTypeWrapper):
 FEATURE_MATCH_UNSPECIFIED: FeatureMatch.ValueType  # 0
 """Not set: the best of all that apply to the query."""
 FEATURE_MATCH_LABEL: FeatureMatch.ValueType  # 1
-"""The words of its description."""
+"""The words of its description. Features whose description is confirmed (Description.judged_by)
+come before those whose description is a guess.
+"""
 FEATURE_MATCH_LABEL_EMBEDDING: FeatureMatch.ValueType  # 2
-"""The embedding of its description."""
+"""The embedding of its description; confirmed ones come first, too."""
 FEATURE_MATCH_EXEMPLARS: FeatureMatch.ValueType  # 3
 """The mean embedding of its exemplars."""
 FEATURE_MATCH_ACTIVATION: FeatureMatch.ValueType  # 4

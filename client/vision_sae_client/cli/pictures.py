@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,20 @@ from typing import Annotated
 import typer
 
 from vision_sae import tensors
+from vision_sae.v1.attribution_service_pb2 import (
+    ENCODE_ORDER_INFORMATIVE,
+    ENCODE_ORDER_MAX_ACTIVATION,
+    ENCODE_ORDER_RELATIVE_ACTIVATION,
+    ENCODE_ORDER_TOTAL_ACTIVATION,
+    FeatureActivation,
+)
+from vision_sae.v1.image_pb2 import PatchGrid
 from vision_sae.v1.ledger_pb2 import (
     ATTRIBUTION_METHOD_ACT_X_GRAD,
     ATTRIBUTION_METHOD_EXACT_ABLATION,
     ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS,
     ATTRIBUTION_METHOD_RAW_NEURON,
-    SiteAttribution,
+    FeatureContribution,
 )
 from vision_sae_client import overlay, report, targets
 from vision_sae_client.cli.command import (
@@ -50,6 +59,60 @@ _METHODS = {
 }
 
 
+class Order(StrEnum):
+    """By what the features of a picture are ranked."""
+
+    INFORMATIVE = "informative"
+    MAX = "max-activation"
+    TOTAL = "total-activation"
+    RELATIVE = "relative-activation"
+
+
+_ORDERS = {
+    Order.INFORMATIVE: ENCODE_ORDER_INFORMATIVE,
+    Order.MAX: ENCODE_ORDER_MAX_ACTIVATION,
+    Order.TOTAL: ENCODE_ORDER_TOTAL_ACTIVATION,
+    Order.RELATIVE: ENCODE_ORDER_RELATIVE_ACTIVATION,
+}
+OverlayFolder = Annotated[
+    Path | None, typer.Option("--out", help="Directory for a heat-map PNG per feature.")
+]
+
+
+@command
+def encode(
+    image: Annotated[Path, typer.Argument(help="Picture: JPEG, PNG or WebP.")],
+    address: Address = DEFAULT_ADDRESS,
+    dictionary: DictionaryName = None,
+    order: Annotated[
+        Order,
+        typer.Option(help="What comes first; by default what says most about this picture."),
+    ] = Order.INFORMATIVE,
+    box: Annotated[
+        str | None,
+        typer.Option(help="Only within x0,y0,x1,y1 in pixels of the picture.", metavar="BOX"),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
+    out: OverlayFolder = None,
+    as_json: AsJson = False,
+    token: Token = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show which features fire in a picture, what they mean, and who confirmed that."""
+    with Client(address, token=token, timeout=timeout) as client:
+        answer = client.encode(
+            image,
+            dictionary,
+            top_k=top_k,
+            box=None if box is None else parse_box(box),
+            order=_ORDERS[order],
+        )
+    typer.echo(in_json(answer) if as_json else report.encoding(answer))
+    if out is not None:
+        written = write_overlays(image, answer.grid, answer.features, out)
+        typer.echo(f"{written} overlays in {out}", err=True)
+
+
 @command
 def attribute(
     image: Annotated[Path, typer.Argument(help="Picture: JPEG, PNG or WebP.")],
@@ -71,9 +134,7 @@ def attribute(
         typer.Option("--special-tokens", help="Attribute to CLS and registers, too."),
     ] = False,
     top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory for a heat-map PNG per feature.")
-    ] = None,
+    out: OverlayFolder = None,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
@@ -95,19 +156,24 @@ def attribute(
     if faithfulness and not as_json:
         typer.echo("\n" + report.faithfulness(site))
     if out is not None:
-        written = write_overlays(image, site, out)
+        written = write_overlays(image, site.grid, site.features, out)
         typer.echo(f"{written} overlays in {out}", err=True)
 
 
-def write_overlays(image: Path, site: SiteAttribution, directory: Path) -> int:
+def write_overlays(
+    image: Path,
+    grid: PatchGrid,
+    features: Sequence[FeatureActivation | FeatureContribution],
+    directory: Path,
+) -> int:
     """Write ``01-feature-INDEX.png``, ... into a directory; gives how many."""
     directory.mkdir(parents=True, exist_ok=True)
     picture = overlay.open_picture(image)
-    for rank, item in enumerate(site.features, start=1):
-        drawn = overlay.overlay(picture, tensors.from_proto(item.heatmap), site.grid, item.patches)
+    for rank, item in enumerate(features, start=1):
+        drawn = overlay.overlay(picture, tensors.from_proto(item.heatmap), grid, item.patches)
         path = directory / f"{rank:02d}-feature-{item.feature.index}.png"
         path.write_bytes(overlay.png(drawn))
-    return len(site.features)
+    return len(features)
 
 
 @command

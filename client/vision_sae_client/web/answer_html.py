@@ -11,12 +11,18 @@ from vision_sae.v1.attribution_service_pb2 import EncodeResponse, FeatureActivat
 from vision_sae.v1.description_pb2 import Description
 from vision_sae_client.colours import FEATURES
 from vision_sae_client.overlay import winners
+from vision_sae_client.report import is_guess
 from vision_sae_client.web.pictures_html import exemplar_img, img
 
 EMPTY = """
 <div class="vs-empty">Upload a picture, paste one, or pick an example.<br>
 The answer appears here.</div>
 """
+
+
+_GUESS = (
+    '<span class="vs-guess" title="No independent judge has confirmed this label.">guess:</span>'
+)
 
 
 def failure(message: str) -> str:
@@ -40,24 +46,28 @@ def summary(picture: Image.Image, answer: EncodeResponse) -> str:
 
 
 def cards(answer: EncodeResponse) -> str:
-    """A button per feature, strongest first; its ``data-rank`` counts from 0."""
+    """A button per feature, in the order of the answer; its ``data-rank`` counts from 0."""
     if not answer.features:
         return '<p class="vs-note">No feature fires in this picture.</p>'
     shown = "\n".join(_card(rank, item) for rank, item in enumerate(answer.features))
     return f"""
 <section>
   <h2>Features that fire</h2>
-  <p class="vs-note">The {len(answer.features)} strongest of {answer.active_count:,}. Click one to
-  see where it fires and what else fires it.</p>
+  <p class="vs-note">The {len(answer.features)} of {answer.active_count:,} that say most about this
+  picture: confirmed labels first, then what is strong here and seldom elsewhere. Click one to see
+  where it fires and what else fires it.</p>
   {shown}
 </section>
 """
 
 
 def label(description: Description) -> str:
-    """The label, or why there is none, as HTML."""
+    """The label, marked where it is a guess, or why there is none, as HTML."""
+    if is_guess(description):
+        return f'<span class="vs-label">{_GUESS} {escape(description.text)}</span>'
     if description.HasField("text"):
-        return f'<span class="vs-label">{escape(description.text)}</span>'
+        by = escape(f"Confirmed by {description.judged_by}")
+        return f'<span class="vs-label" title="{by}">{escape(description.text)}</span>'
     why = description.abstention_reason if description.abstained else "nobody described it yet"
     return f'<span class="vs-abstained">abstained: {escape(why)}</span>'
 

@@ -10,7 +10,7 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 from vision_sae.errors import VisionSaeError
-from vision_sae.v1.attribution_service_pb2 import EncodeResponse
+from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE, EncodeResponse
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
@@ -88,12 +88,18 @@ def add_panel(client: Client, examples_dir: Path | None) -> None:
 
 
 def answer(client: Client, path: str | None) -> tuple[Answered | None, str, str, str]:
-    """(state, summary, features, detail of the strongest feature) for the picture in a file."""
+    """(state, summary, features, detail of the first feature) for the picture in a file."""
     if path is None:
         return None, answer_html.EMPTY, "", ""
     try:
         data = Path(path).read_bytes()
-        encoded = client.encode(data, top_k=_FEATURES, full=True, exemplars=_EXEMPLARS)
+        encoded = client.encode(
+            data,
+            top_k=_FEATURES,
+            order=ENCODE_ORDER_INFORMATIVE,
+            full=True,
+            exemplars=_EXEMPLARS,
+        )
         state = Answered(open_picture(data), encoded)
     except (ClientError, VisionSaeError) as error:
         return None, answer_html.failure(str(error)), "", ""

@@ -13,6 +13,7 @@ from vision_sae.v1.exemplar_pb2 import Exemplar
 from vision_sae.v1.feature_pb2 import FeatureStatistics
 from vision_sae.v1.image_pb2 import PatchGrid
 from vision_sae_client.overlay import overlay
+from vision_sae_client.report import is_guess
 from vision_sae_client.web.answer_html import label
 from vision_sae_client.web.pictures_html import exemplar_img, img
 
@@ -31,7 +32,8 @@ def detail(picture: Image.Image, grid: PatchGrid, item: FeatureActivation) -> st
     <figcaption>Bright is strong; the boxes are its {len(item.patches)} strongest places, up to
     {item.max_activation:.2f}.</figcaption>
   </figure>
-  <p class="vs-note">{_statistics(feature.statistics)} {_scores(feature.description)}</p>
+  <p class="vs-note">{_statistics(feature.statistics)} {_trust(feature.description)}
+  {_scores(feature.description)}</p>
   <h3>Pictures that fire it most</h3>
   <div class="vs-exemplars">{exemplars}</div>
 </section>
@@ -53,11 +55,21 @@ def _statistics(statistics: FeatureStatistics) -> str:
     )
 
 
+def _trust(description: Description) -> str:
+    """Who has confirmed the label, or that nobody has."""
+    if is_guess(description):
+        return "Its label is a guess: no independent judge has confirmed it."
+    if description.HasField("text"):
+        return f"Its label was confirmed by {escape(description.judged_by)}."
+    return ""
+
+
 def _scores(description: Description) -> str:
     """How good the label is, in the terms of whoever made it."""
     scores = [
         f"{ScoreMetric.Name(score.metric).removeprefix('SCORE_METRIC_').lower().replace('_', ' ')} "
         f"{score.value:.2f} on {score.count} pictures"
+        + (f" (judged by {score.judge})" if score.judge else "")
         for score in description.scores
     ]
     if not scores:

@@ -37,22 +37,28 @@ class Steerable(NamedTuple):
 
 
 def steerable(client: Client) -> Steerable | None:
-    """The server's first generator and its labelled features, the most frequent first; None when
-    it has none, or does not answer."""
+    """The server's first generator and its features with a confirmed label, the most frequent
+    first, or where no label is confirmed those with a guess, marked so; None when it has no
+    generator, or does not answer."""
     try:
         model = client.generator()
         if model is None:
             return None
-        labelled = (
-            (f"{feature.description.text} ({feature.index})", feature.name)
-            for dictionary in client.dictionaries()
-            if dictionary.model == model
-            for feature in client.features(dictionary.name, order_by="firing_rate desc")
-            if feature.description.HasField("text")
-        )
-        return Steerable(model, list(islice(labelled, _FEATURES)))
+        names = [each.name for each in client.dictionaries() if each.model == model]
+        confirmed = _labelled(client, names, "confirmed = true")
+        return Steerable(model, confirmed or _labelled(client, names, "described = true"))
     except ClientError:
         return None
+
+
+def _labelled(client: Client, dictionaries: list[str], filter: str) -> list[tuple[str, str]]:
+    """(label with the index, name) of the features that pass, the most frequent first."""
+    found = (
+        (f"{report.label(feature.description)} ({feature.index})", feature.name)
+        for dictionary in dictionaries
+        for feature in client.features(dictionary, filter=filter, order_by="firing_rate desc")
+    )
+    return list(islice(found, _FEATURES))
 
 
 def add_panel(client: Client, what: Steerable) -> None:

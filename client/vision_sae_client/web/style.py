@@ -53,6 +53,7 @@ CSS = """
 .vs-words { flex: 1; min-width: 0; }
 .vs-words > span { display: block; }
 .vs-label { font-weight: 600; }
+.vs-guess { font-weight: 400; font-style: italic; color: var(--vs-quiet); cursor: help; }
 .vs-abstained { font-style: italic; font-weight: 400; color: var(--vs-quiet); }
 .vs-card .vs-abstained { font-size: .9rem; line-height: 1.3; }
 .vs-thumbs { display: flex; gap: 3px; flex: none; }

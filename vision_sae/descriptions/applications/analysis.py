@@ -49,6 +49,8 @@ class Effect:
     """Standard deviation over the draws."""
     random_units: int
     """How many these were: fewer than ``units`` where too few others fire."""
+    guesses: int
+    """Units of the group whose label no independent judge has confirmed."""
 
     @property
     def excess(self) -> float:
@@ -107,6 +109,7 @@ def analyse(
                 float(np.mean(control)),
                 float(np.std(control, ddof=1)) if draws > 1 else 0.0,
                 len(others[0]),
+                sum(unit.is_guess for unit in group),
             )
         )
     effects.sort(key=lambda effect: -effect.excess)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vision_sae.descriptions.applications.units import LabelledUnit
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.matching import matches
 
@@ -17,6 +18,8 @@ class Finding:
     """``dictionaries/{dictionary}`` or ``models/{model}/sites/{site}``."""
     index: int
     text: str
+    judged_by: str
+    """The judge who confirmed the label; empty for a guess."""
     captions: tuple[str, ...]
     """Of the pictures that fire it most, strongest first, those without a caption by their name."""
     pictures: tuple[int, ...]
@@ -24,15 +27,18 @@ class Finding:
 
 
 def audit(
-    evidence: Evidence, labels: Mapping[int, str], query: str, *, pictures: int = 8
+    evidence: Evidence, units: Iterable[LabelledUnit], query: str, *, pictures: int = 8
 ) -> list[Finding]:
-    """The units whose label matches ``query`` as whole words, in their order."""
+    """The units of the evidence's site whose label matches ``query`` as whole words, in their
+    order."""
     findings = []
-    for index, text in sorted(labels.items()):
-        if not matches(query, text):
+    for unit in units:
+        if unit.site != evidence.site or not matches(query, unit.text):
             continue
-        shown = [firing.image for firing in evidence.firings(index)[:pictures]]
+        shown = [firing.image for firing in evidence.firings(unit.index)[:pictures]]
         records = [evidence.images[image] for image in shown]
         said = tuple(record.caption or record.id for record in records)
-        findings.append(Finding(evidence.name, index, text, said, tuple(shown)))
+        findings.append(
+            Finding(evidence.name, unit.index, unit.text, unit.judged_by, said, tuple(shown))
+        )
     return findings

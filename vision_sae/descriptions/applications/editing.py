@@ -46,6 +46,8 @@ class Editing:
     """After removing as many random units of the same sites, mean over draws."""
     random_units: int
     """How many these were: fewer than ``units`` where too few others fire."""
+    guesses: int
+    """Removed units whose label no independent judge has confirmed."""
 
     @property
     def recovered(self) -> float:
@@ -102,4 +104,5 @@ def edit(
         after=robustness(chosen),
         random=Robustness(*np.mean([astuple(measured) for measured in control], axis=0).tolist()),
         random_units=len(others[0]),
+        guesses=sum(unit.is_guess for unit in chosen),
     )

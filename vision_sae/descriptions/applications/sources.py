@@ -11,7 +11,7 @@ from vision_sae.descriptions.batch import EvidenceFolder
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.neurons import Neurons
 from vision_sae.descriptions.evidence.protocol import Evidence
-from vision_sae.descriptions.store import LabelStore
+from vision_sae.descriptions.store import LabelStore, description_from_json
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.bound import load_bound_model
@@ -25,17 +25,21 @@ class LabelledModel:
     model: Model
     evidence: Mapping[str, Evidence]
     """{name: evidence of one site}"""
-    labels: Mapping[str, Mapping[int, str]]
-    """{name of the evidence: {unit: label}}; units that abstain are not in it."""
     unit_set: UnitSet
+    """The units whose labels are used; units that abstain are not among them."""
+    guesses_left_out: int
+    """Units that were left out since no independent judge has confirmed their label."""
 
 
-def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> LabelledModel:
+def labelled_model(
+    folder: EvidenceFolder, store: LabelStore | None, *, guesses: bool = False
+) -> LabelledModel:
     """Load what a bundle, or evidence of neurons, was made from, with the labels of its units.
 
-    Labels come from ``store``, or without one from the bundle. Raises `InvalidInputError` when
-    there are none or the units are of no model that can be run, and `MismatchError` when the model
-    that answers to its name is another one.
+    Labels come from ``store``, or without one from the bundle: those that a judge has confirmed,
+    and with ``guesses`` all others, too. Raises `InvalidInputError` when there are none or the
+    units are of no model that can be run, and `MismatchError` when the model that answers to its
+    name is another one.
     """
     if folder.kind == "milan":
         raise InvalidInputError(
@@ -45,31 +49,50 @@ def labelled_model(folder: EvidenceFolder, store: LabelStore | None) -> Labelled
         )
     opened: Bundle | Neurons
     dictionaries: dict[str, Dictionary] = {}
-    described: dict[int, str] = {}
     if folder.kind == "bundle":
         opened = Bundle(folder.path)
         if store:
             store.import_bundle(opened)
         found: list[Evidence] = [BundleEvidence(opened)]
         dictionaries = {opened.site: opened.dictionary}
-        described = {i: row["text"] for i, row in opened.descriptions.items() if row["text"]}
     else:
         opened = Neurons(folder.path)
         found = list(opened)
-    labels = {e.name: store.texts(e.name) if store else described for e in found}
-    units = [
-        LabelledUnit(e.site, index, text)
-        for e in found
-        for index, text in sorted(labels[e.name].items())
+    labelled = [
+        unit for e in found for unit in (_stored(store, e) if store else _of_bundle(opened, e.site))
     ]
-    if not units:
+    units = labelled if guesses else [unit for unit in labelled if not unit.is_guess]
+    if not labelled:
         raise InvalidInputError(
             f"no unit of {folder.path} has a label; run `vision-sae describe` or `vision-sae "
             "label`, and name the label store with --labels",
+            field="labels",
+        )
+    if not units:
+        raise InvalidInputError(
+            f"no unit of {folder.path} has a label that an independent judge has confirmed; "
+            f"{len(labelled)} have a guess, and --guesses uses these",
             field="labels",
         )
     model = load_bound_model(opened.manifest["model"])
     evidence = {e.name: e for e in found}
     firing = {e.site: [unit for unit in range(e.width) if e.peaks(unit).any()] for e in found}
     unit_set = UnitSet(units, dictionaries, firing, model.grid.special)
-    return LabelledModel(model, evidence, labels, unit_set)
+    return LabelledModel(model, evidence, unit_set, len(labelled) - len(units))
+
+
+def _stored(store: LabelStore, evidence: Evidence) -> list[LabelledUnit]:
+    """The units of a site that have a label in a store, in their order."""
+    judges = store.judges(evidence.name)
+    return [
+        LabelledUnit(evidence.site, index, text, judges.get(index, ""))
+        for index, text in sorted(store.texts(evidence.name).items())
+    ]
+
+
+def _of_bundle(opened: Bundle | Neurons, site: str) -> list[LabelledUnit]:
+    """The features that have a label in the bundle itself, in their order."""
+    if not isinstance(opened, Bundle):
+        return []
+    made = (description_from_json(row) for _, row in sorted(opened.descriptions.items()))
+    return [LabelledUnit(site, d.feature, d.text, d.judged_by) for d in made if d.text]

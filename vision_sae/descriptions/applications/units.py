@@ -21,6 +21,13 @@ class LabelledUnit:
     index: int
     text: str
     """Empty for a unit without a label."""
+    judged_by: str = ""
+    """The judge who confirmed the label; empty for a guess, and for a unit without a label."""
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether there is a label that no independent judge has confirmed."""
+        return bool(self.text) and not self.judged_by
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,12 @@ class UnitSet:
         taken: dict[str, set[int]] = defaultdict(set)
         for unit in like:
             taken[unit.site].add(unit.index)
-        said = {(unit.site, unit.index): unit.text for unit in self.units}
+        known = {(unit.site, unit.index): unit for unit in self.units}
         drawn: list[LabelledUnit] = []
         for site, indices in taken.items():
             others = [index for index in self.firing[site] if index not in indices]
             picks = random.choice(others, min(len(indices), len(others)), replace=False)
             drawn += [
-                LabelledUnit(site, i, said.get((site, i), "")) for i in sorted(picks.tolist())
+                known.get((site, i), LabelledUnit(site, i, "")) for i in sorted(picks.tolist())
             ]
         return drawn

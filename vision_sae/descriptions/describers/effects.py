@@ -4,7 +4,8 @@ What makes a feature of a generator fire and what it makes of a picture are two 
 steers wants the second. The feature is raised in generations of some prompts; of all words the one
 is chosen toward which the pictures move furthest, in standard deviations of how far random features
 of the same norm move them. Pictures of other prompts then judge the word by the causal score: the
-describer abstains unless there too it moves them further than 95 % of random features.
+describer abstains unless there too it moves them further than 95 % of random features. A word that
+stands is confirmed so, by the judge `STEERING`.
 
 Source: the idea of describing features by their effect on the output is that of Gur-Arieh et al.,
 Enhancing Automated Interpretability with Output-Centric Feature Descriptions, ACL 2025.
@@ -18,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vision_sae.descriptions.evidence.protocol import Evidence, spaced
-from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.protocol import JUDGED_BY, Description
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings
-from vision_sae.steering.causal import CausalScorer
+from vision_sae.steering.causal import STEERING, CausalScorer
 from vision_sae.steering.movements import Movements
 
 _FEWEST_PROMPTS = 4
@@ -49,7 +50,7 @@ class EffectsDescriber:
     """W words as unit directions (W, E); movements to choose by, and a scorer on other prompts."""
 
     name = "effects"
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class EffectsDescriber:
             self.name,
             self.version,
             scores=() if score is None else (score,),
+            details={JUDGED_BY: STEERING} if confirmed else {},
             candidates=tuple((self._words[word], float(distinct[word])) for word in best),
         )
 

@@ -1,8 +1,9 @@
 """All descriptions of some units as CSV, JSONL or Parquet, one row a unit, written as they come.
 
-The three hold the same: the unit, its text or why there is none, who wrote it and when, and its
-scores. JSONL and Parquet also hold the patches it was made from, its candidates and details. CSV
-has the value of each score in a column of its own, and all of them with their intervals as JSON.
+The three hold the same: the unit, its text or why there is none, who wrote it and when, which judge
+has confirmed it (``judged_by``; empty: the text is a guess), and its scores. JSONL and Parquet also
+hold the patches it was made from, its candidates and details. CSV has the value of each score in a
+column of its own, and all of them with their intervals and judges as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision_sae.descriptions.protocol import Description, Metric, Negatives
+from vision_sae.descriptions.protocol import JUDGED_BY, Description, Metric, Negatives
 from vision_sae.descriptions.scores.many import Scored
 from vision_sae.descriptions.store import Unit
 from vision_sae.errors import InvalidInputError
@@ -44,8 +45,17 @@ _VALUES: tuple[tuple[Metric, Negatives], ...] = (
     ("intruder_accuracy", "hard"),
     ("cosy_auc", ""),
     ("cosy_mean_difference", ""),
+    ("causal", ""),
+    ("correlation", ""),
+    ("auprc", ""),
+    ("f1", ""),
+    ("iou", ""),
+    ("precision", ""),
+    ("lift", ""),
+    ("silent_share", ""),
 )
-"""Scores that have a column of their own in CSV."""
+"""Scores that have a column of their own in CSV. Where several judges have measured one, the column
+has the score by the judge who confirmed the text, or else the first."""
 
 _SCORE = pa.struct(
     [
@@ -53,6 +63,7 @@ _SCORE = pa.struct(
         ("negatives", pa.string()),
         *((name, pa.float64()) for name in ("value", "lower", "upper", "control")),
         ("n", pa.int64()),
+        ("judge", pa.string()),
     ]
 )
 _SCHEMA = pa.schema(
@@ -60,6 +71,7 @@ _SCHEMA = pa.schema(
         pa.field("unit", pa.string(), nullable=False),
         *((name, pa.string()) for name in _PLAIN[:-1]),
         ("describer_version", pa.int64()),
+        (JUDGED_BY, pa.string()),
         ("create_time", pa.timestamp("us", tz="UTC")),
         ("scores", pa.list_(_SCORE)),
         ("evidence", pa.list_(pa.int64())),
@@ -101,19 +113,34 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> int:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         columns = [f"{metric}_{negatives}".rstrip("_") for metric, negatives in _VALUES]
-        table.writerow(("unit", *_PLAIN, "create_time", *columns, "scores"))
+        table.writerow(("unit", *_PLAIN, JUDGED_BY, "create_time", *columns, "scores"))
         for count, (unit, made) in enumerate(rows, start=1):  # noqa: B007
-            values = {(s["metric"], s["negatives"]): s["value"] for s in made["scores"]}
+            values = _values(made)
             table.writerow(
                 (
                     unit,
                     *(made[name] for name in _PLAIN),
+                    _judge(made),
                     _iso(made),
                     *(values.get(column) for column in _VALUES),
                     json.dumps(list(made["scores"])),
                 )
             )
     return count
+
+
+def _judge(made: Mapping[str, Any]) -> str:
+    """Who confirmed a text; empty for a guess, and where there is no text."""
+    return "" if made["text"] is None else str(made["details"].get(JUDGED_BY, ""))
+
+
+def _values(made: Mapping[str, Any]) -> dict[tuple[Metric, Negatives], float]:
+    """{(metric, negatives): value}; of several judges see `_VALUES`."""
+    judge = _judge(made)
+    best_last = sorted(
+        reversed(made["scores"]), key=lambda score: bool(judge) and score["judge"] == judge
+    )
+    return {(score["metric"], score["negatives"]): score["value"] for score in best_last}
 
 
 def _iso(made: Mapping[str, Any]) -> str | None:
@@ -150,6 +177,7 @@ def _record(unit: str, made: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "unit": unit,
         **{name: made[name] for name in _PLAIN},
+        JUDGED_BY: _judge(made),
         "create_time": made["create_time"],
         "scores": [dict(score) for score in made["scores"]],
         "evidence": [int(patch) for patch in made["evidence"]],
