@@ -1,7 +1,8 @@
 """Both models of the demo look at pictures at once: their first blocks are the same.
 
-The demo CLIP's vision tower is the demo's ViT with other last blocks (`vision_sae.demo.clip_weights`).
-So the blocks up to `SHARED` are computed once, and each store gets what its own model sees.
+The demo CLIP's vision tower is the demo's ViT with other last blocks; see
+`vision_sae.demo.clip_weights`. So the blocks up to `SHARED` are computed once, and each store gets
+what its own model sees.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
         if not is_current(path, store, place / "dictionary", config):
             build(store, place / "dictionary", path, config)
     describing = DescribeConfig(describer="scenes")
-    with stage("describe generator", "label every feature by what prompts ask for, judge it, or abstain"):
+    with stage(
+        "describe generator", "label every feature by what prompts ask for, judge it, or abstain"
+    ):
         bundle = Bundle(path)
         if not is_described(bundle, describing):
             bundle = describe_bundle(path, describing)

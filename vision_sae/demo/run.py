@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_sae.activations.harvest import harvest
+from vision_sae.activations.harvest import choose, harvest
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build, is_current
 from vision_sae.bundles.bundle import Bundle
@@ -24,6 +24,7 @@ from vision_sae.config import Config, HarvestConfig, TrainConfig
 from vision_sae.demo import generations
 from vision_sae.demo.both import harvest_both
 from vision_sae.demo.report import write_report
+from vision_sae.descriptions.again import JUDGED_AGAIN, judge_again
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.models.clip import ClipModel
@@ -31,7 +32,7 @@ from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.resources import dictionary_resource, model_resource
-from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE
+from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE, EncodeResponse
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -48,8 +49,10 @@ WORK = Path("runs/demo")
 _HELDOUT_IMAGES = 80
 _TRAINING = TrainConfig(site=MODELS[VIT], steps=200, expansion=2, k=16)
 """Of the dictionary that is trained before one's eyes: small, to be there in a minute."""
-_PICTURE = "photographs/tuxpaint-stamps-animals-mammals-cats-lion-2-0.webp"
-"""The question is asked about a held-out photograph."""
+_LOOKED_AT = 48
+"""Held-out pictures of which the demo asks about the one that most labels speak of."""
+_SHOWN = 12
+"""Features of an answer."""
 
 
 @dataclass
@@ -67,10 +70,15 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def heldout_picture() -> Picture:
-    """The picture that the demo asks about: in no training split."""
-    pictures = image_folder(CORPUS / "heldout")
-    return next(p for p in pictures if p.id == _PICTURE)
+def most_telling(encode: Callable[[Picture], EncodeResponse]) -> Picture:
+    """The held-out picture of which the most features, among the first of its answer, have a label
+    that captions have confirmed: it is in no training split, and nobody chose it by hand."""
+
+    def named(picture: Picture) -> int:
+        found = (item.feature.description for item in encode(picture).features)
+        return sum("captions" in description.judged_by for description in found)
+
+    return max(choose(image_folder(CORPUS / "heldout"), _LOOKED_AT), key=named)
 
 
 def bundle_path(model: str, site: str = SITE, work: Path = WORK) -> Path:
@@ -124,11 +132,15 @@ def train_one(found: Harvested, work: Path, stages: Stages, config: Config) -> B
 
 
 def build_released(name: str, found: Harvested, work: Path, stages: Stages, config: Config) -> Path:
-    """The bundle of a released dictionary over the demo's pictures, with the labels it came with."""
+    """The bundle of a released dictionary over the demo's pictures, with its labels judged anew."""
     model, _, site = name.rpartition("/")
     path = bundle_path(model, site, work)
     with stages.stage(f"build {path.name}", f"the released dictionary {name} on the same pictures"):
-        _print_labels(_current(path, found.store(model), name, config))
+        _current(path, found.store(model), name, config)
+        bundle = judge_again(path)
+        _print_labels(bundle)
+        doubted = bundle.manifest["describe"][JUDGED_AGAIN]["doubted"]
+        print(f"{doubted} of the labels do not hold for these pictures: they are guesses here")
     return path
 
 
@@ -169,15 +181,22 @@ def serving(bundles: Sequence[Path], port: int = 0) -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-def ask(address: str, bundle: str, picture: Picture, stages: Stages, out: Path) -> dict[str, Any]:
-    """Send the picture through the client and write the answer of one dictionary down."""
+def ask(address: str, bundle: str, stages: Stages, out: Path) -> dict[str, Any]:
+    """Ask about the most telling picture through the client, and write the answer of one dictionary
+    down."""
     from vision_sae_client import Client
 
     name, order = dictionary_resource(bundle), ENCODE_ORDER_INFORMATIVE
-    says = f"which features of {name} fire in {picture.id}?"
+    says = f"which features of {name} fire in a picture that it never saw?"
     with stages.stage(f"ask {bundle}", says), Client(address) as client:
-        answer = client.encode(picture.path, dictionary=name, top_k=12, order=order, full=True)
-        dictionary = client.dictionary(name)
+
+        def encode(picture: Picture, *, full: bool = False) -> EncodeResponse:
+            return client.encode(
+                picture.path, dictionary=name, top_k=_SHOWN, order=order, full=full
+            )
+
+        picture = most_telling(encode)
+        answer, dictionary = encode(picture, full=True), client.dictionary(name)
     return write_report(out, picture, answer, dictionary, stages.seconds)
 
 
@@ -217,7 +236,7 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
         stages.seconds["serve"] = round(time.perf_counter() - start, 2)
         steer(address, generated, stages, out / "steered")
         for bundle, place in zip(bundles, (out, out / "clip"), strict=True):
-            answer = ask(address, bundle.name, heldout_picture(), stages, place)
+            answer = ask(address, bundle.name, stages, place)
             _print_answer(answer, place)
         if not once:
             _stay(address, web_port)
