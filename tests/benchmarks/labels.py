@@ -198,7 +198,7 @@ def truth(path: Path, directory: Path, count: int) -> dict[str, Any]:
 def curve(
     evidence: BundleEvidence, facts: Facts, made: list[Description]
 ) -> list[dict[str, float | None]]:
-    """The figures of those labels alone whose correlation, as it was judged, is at least so high."""
+    """The figures of those labels alone whose correlation, as judged, is at least so high."""
     points: list[dict[str, float | None]] = []
     for least in (0.2, 0.25, 0.3, 0.4, 0.5):
         kept = [

@@ -95,13 +95,18 @@ def label(row: dict[str, Any]) -> str:
 def pictured(features: Sequence[dict[str, Any]]) -> tuple[list[int], str]:
     """Which features of `answer_json` are shown in ``answer.png``, and the rule by which they are
     chosen, in words. The features come in the order of how much they say about the picture."""
-    confirmed = [place for place, row in enumerate(features) if row["label"] and row["judged_by"]]
+    confirmed, said = [], set[str]()
+    for place, row in enumerate(features):
+        if row["label"] and row["judged_by"] and row["label"] not in said:
+            said.add(row["label"])
+            confirmed.append(place)
     if not confirmed:
         return list(range(len(features)))[:_MONTAGE_ROWS], (
             f"answer.png shows the first {_MONTAGE_ROWS} features: no label here is confirmed."
         )
     return confirmed[:_MONTAGE_ROWS], (
-        f"answer.png shows the first {_MONTAGE_ROWS} features that have a confirmed label."
+        f"answer.png shows the first {_MONTAGE_ROWS} features that have a confirmed label, "
+        "each label once."
     )
 
 

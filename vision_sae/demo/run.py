@@ -23,7 +23,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
 from vision_sae.demo import generations
 from vision_sae.demo.both import harvest_both
-from vision_sae.demo.report import write_report
+from vision_sae.demo.report import label, write_report
 from vision_sae.descriptions.again import JUDGED_AGAIN, judge_again
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
@@ -206,8 +206,8 @@ def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
     from vision_sae_client.edits import edit
 
     feature = generations.strongest_cause(bundle)
-    label = bundle.descriptions.get(feature, {}).get("text") or "no label"
-    says = f"feature {feature} of {bundle.name} ({label}) turned up"
+    said = bundle.descriptions.get(feature, {}).get("text") or "no label"
+    says = f"feature {feature} of {bundle.name} ({said}) turned up"
     with stages.stage("steer", says), Client(address, timeout=600) as client:
         name = f"{dictionary_resource(bundle.name)}/features/{feature}"
         settings = GenerationSettings(
@@ -248,8 +248,8 @@ def _print_answer(answer: dict[str, Any], out: Path) -> None:
         f"recall@10 of the patch index is {answer['recall_at_10']:.3f}"
     )
     for found in answer["features"]:
-        label = found["label"] or "(abstained)"
-        print(f"  feature {found['feature']:>5}  activation {found['activation']:6.2f}  {label}")
+        shown = label(found)
+        print(f"  feature {found['feature']:>5}  activation {found['activation']:6.2f}  {shown}")
     print(f"\nwritten: {out / 'answer.json'}, overlays, and {out / 'index.html'}")
 
 

@@ -1,0 +1,45 @@
+"""One look of both demo models at pictures gives what two harvests give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import CORPUS
+from vision_sae.activations.harvest import choose, harvest
+from vision_sae.activations.store import ALIGNED
+from vision_sae.config import HarvestConfig
+from vision_sae.demo.both import harvest_both
+from vision_sae.models.clip import ClipModel
+from vision_sae.models.registry import load_model
+from vision_sae.models.vit import VitModel
+from vision_sae.pictures.folder import image_folder
+
+
+@pytest.mark.slow
+def test_both_stores_hold_what_each_model_makes_of_the_pictures(tmp_path: Path) -> None:
+    vit, clip = load_model("demo:dinov2-s"), load_model("demo:clip")
+    assert isinstance(vit, VitModel)
+    assert isinstance(clip, ClipModel)
+    pictures = choose(image_folder(CORPUS / "heldout"), 5)
+    configs = (
+        HarvestConfig(model="demo:dinov2-s", sites=("blocks.8.update",), batch_size=2),
+        HarvestConfig(
+            model="demo:clip", sites=("blocks.10.update",), batch_size=2, text_aligned=True
+        ),
+    )
+    directories = (tmp_path / "vit", tmp_path / "clip")
+    together = harvest_both(vit, clip, pictures, directories, configs, progress=False)
+    for model, config, found in zip((vit, clip), configs, together, strict=True):
+        alone = harvest(model, pictures, tmp_path / f"{config.model}-alone", config, progress=False)
+        assert found.images == alone.images
+        assert found.manifest["data_sha256"] == alone.manifest["data_sha256"]
+        names = [*config.sites, *([ALIGNED] if config.text_aligned else [])]
+        for name in names:
+            ours, theirs = (next(store.arrays(name)).float() for store in (found, alone))
+            assert float((ours - theirs).abs().max()) < 5e-3 * float(theirs.abs().max())
+        np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=2e-3)
+    again = harvest_both(vit, clip, pictures, directories, configs, progress=False)
+    assert [s.manifest["files"] for s in again] == [s.manifest["files"] for s in together]
