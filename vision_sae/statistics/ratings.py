@@ -48,12 +48,18 @@ _UNIFORM = 0.1
 _ERRORS = np.array([[8.5, 1.0, 0.5], [0.5, 1.0, 8.5]])
 """Pseudo-counts of (truth, answer) of every rater before the first answer: a Beta prior with a
 third answer (a Dirichlet prior) that expects 85 % of answers to be plainly right, 5 % wrong."""
+_BINS = 10
+"""Guesses are calibrated in so many bins of equal width."""
+_TRUST = 4.0
+"""How many known truths a guess counts for in its bin: a Beta prior of how often labels hold."""
 _BURN_IN = 100
 _SWEEPS = 400
 _BORROWED = 3.0
 """How many ratings of the usual weight the rate of all labels counts for in each cell."""
 _LEAST_VARIANCE = 1e-9
 """Variance of a truth below which it counts as constant, and as uncorrelated with anything."""
+_LEAST = 1e-12
+"""Added to drawn probabilities, whose logarithms are taken."""
 _RESAMPLES = 2000
 _COVERAGE = (0.025, 0.975)
 
@@ -90,26 +96,43 @@ class Truths(NamedTuple):
 def truths(prior: NDArray[Any], answers: NDArray[np.integer], *, seed: int = 0) -> Truths:
     """Combine raters by Bayes.
 
-    ``prior`` (n) is the probability, in (0, 1), that the label holds before anybody answered;
-    ``answers`` (raters, n) are numbers of `RATINGS`, or `ABSENT`.
+    ``prior`` (n) is the probability, in (0, 1), that the label holds before anybody answered; it is
+    calibrated on the way, in bins of similar guesses, by what raters say: where a guess of .2 is
+    mostly wrong, raters are not taken to err. ``answers`` (raters, n) are numbers of `RATINGS`, or
+    `ABSENT`.
     """
     random = np.random.default_rng(seed)
     said = np.stack([answers == number for number in range(len(RATINGS))], axis=2).astype(float)
-    odds = np.log(prior) - np.log1p(-np.asarray(prior, dtype=np.float64))
+    bins = np.minimum((np.asarray(prior) * _BINS).astype(np.int64), _BINS - 1)
+    believed = _TRUST * np.array([_by_bin(bins, 1 - prior), _by_bin(bins, prior)])
+    believed /= np.maximum(np.bincount(bins, minlength=_BINS), 1)
+    answered = (answers != ABSENT).any(0)
+    rate = np.asarray(prior, dtype=np.float64)
     errors = np.broadcast_to(_normalised(_ERRORS), (len(answers), *_ERRORS.shape))
-    mean, samples, kept = np.zeros(len(odds)), [], []
+    mean, samples, kept = np.zeros(len(rate)), [], []
     for sweep in range(_BURN_IN + _SWEEPS):
         evidence = np.log(errors[:, 1]) - np.log(errors[:, 0])
-        probability = 1 / (1 + np.exp(-(odds + np.einsum("rna,ra->n", said, evidence))))
-        holds = random.random(len(odds)) < probability
-        by_truth = np.stack([~holds, holds]).astype(float)
-        counts = np.einsum("rna,tn->rta", said, by_truth) + _ERRORS
-        errors = _normalised(random.standard_gamma(counts) + np.finfo(float).tiny)
+        odds = np.log(rate) - np.log1p(-rate) + np.einsum("rna,ra->n", said, evidence)
+        probability = 1 / (1 + np.exp(-odds))
+        holds = random.random(len(rate)) < probability
+        by_truth = np.stack([~holds, holds]).astype(np.float64)
+        errors = _drawn(random, np.einsum("rna,tn->rta", said, by_truth) + _ERRORS)
+        known = np.array([_by_bin(bins, each * answered) for each in by_truth])
+        rate = _drawn(random, (known + believed).T)[bins, 1]
         if sweep >= _BURN_IN:
             mean += probability / _SWEEPS
             samples.append(holds)
             kept.append(errors)
     return Truths(mean, np.stack(samples), np.stack(kept))
+
+
+def _by_bin(bins: NDArray[np.int64], values: NDArray[Any]) -> Numbers:
+    return np.asarray(np.bincount(bins, values, _BINS), dtype=np.float64)
+
+
+def _drawn(random: np.random.Generator, counts: Numbers) -> Numbers:
+    """Probabilities drawn from Dirichlet distributions, one in each row; none of them is 0."""
+    return _normalised(random.standard_gamma(counts) + _LEAST)
 
 
 def _normalised(rows: Numbers) -> Numbers:

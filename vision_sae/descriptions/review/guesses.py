@@ -2,7 +2,7 @@
 
 A guess decides which pictures raters are asked about: where it is bad, more ratings are needed for
 the same precision. It is also what is believed before anybody answers, and one person's word is
-weighed against it; of two who agree, little of a bad guess is left.
+weighed against it; how far guesses of about this size can be believed is learnt from the answers.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ class _Ratings:
         cells = np.array([a["cell"] for a in drawn], dtype=np.int64)
         rated = Rated(
             np.array([a["activation"] for a in drawn]),
-            importance([a["q"] for a in drawn], rating["pictures"]),
+            importance(np.array([a["q"] for a in drawn]), rating["pictures"]),
             cells,
             np.array(rating["shares"]),
             np.array(rating["moments"]),
