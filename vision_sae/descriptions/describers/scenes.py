@@ -371,7 +371,7 @@ class ScenesDescriber:
         controls = self._controls(evidence, scenes, unit, choice.label)
         judging = scenes.judging
         found = judge(choice.label, peaks[judging], scenes.shown[judging], controls, seed=unit)
-        details = {
+        details: dict[str, Any] = {
             "terms": [term.to_json() for term in choice.label],
             "part": where.part,
             "base_rate": round(found.base_rate, 4),
