@@ -175,13 +175,14 @@ def labelled(path: Path, describer: str, directory: Path, count: int) -> dict[st
 
 
 def truth(path: Path, directory: Path, count: int) -> dict[str, Any]:
-    """How true the labels are that a bundle carries, on pictures whose sources neither chose nor
-    judged any; how far labels agree that are made on two halves of the sources; and how share and
-    truth trade against each other."""
+    """How true the confirmed labels are that a bundle carries, on pictures whose sources neither
+    chose nor judged any; how far labels agree that are made on two halves of the sources; and how
+    share and truth trade against each other."""
     bundle = Bundle(path)
     evidence = BundleEvidence(bundle)
     facts = _facts(evidence, directory)
-    made = [description_from_json(row) for row in bundle.descriptions.values()]
+    rows = [description_from_json(row) for row in bundle.descriptions.values()]
+    made = [replace(d, text=None) if d.is_guess else d for d in rows]
     chosen = spaced(evidence.width, count).tolist()
     halves = [
         list(GroundedDescriber(facts, side=facts.side(*sides)).describe(evidence, chosen))

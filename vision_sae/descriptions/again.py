@@ -2,7 +2,7 @@
 
 A label that was confirmed on the pictures of its maker may not hold for others. Where captions or
 pixels of the bundle's own pictures speak against it, it is a guess from then on; where they are too
-few to tell, it stays what it was.
+few to tell, it stays what it was. Pictures of the auditing side are left to whoever reports.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def judge_again(path: Path) -> Bundle:
 
 
 def _judged(facts: Facts, evidence: BundleEvidence, made: Description) -> Description:
-    """The description, as a guess when the pictures of the judging sides speak against it."""
-    side, label = facts.side("judge", "audit"), label_of(made)
+    """The description, as a guess when the pictures speak against it."""
+    side, label = facts.side("choose", "judge"), label_of(made)
     if not label.length:
         return made
     verdict = judge(facts, evidence, made.feature, label, side=side, over=over_of(made))
