@@ -17,8 +17,9 @@ from vision_sae.descriptions.predicates.label import Label, label_from_json, rea
 from vision_sae.descriptions.predicates.looks import Look
 from vision_sae.descriptions.predicates.wordnet import nouns
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.scores.truth import judge, wilson
+from vision_sae.descriptions.scores.truth import judge
 from vision_sae.evaluation.label_truth import agreement_of_halves, label_truth
+from vision_sae.statistics.proportions import wilson
 
 PLANTED = units(40, 5)
 
@@ -199,8 +200,8 @@ def test_texts_are_read_by_their_things_and_colours() -> None:
 
 def test_wilson_by_hand() -> None:
     # 15 of 20 with z = 1.96: (0.531, 0.888), as in any table.
-    assert wilson(0.75, 20) == pytest.approx((0.531, 0.888), abs=1e-3)
-    assert wilson(1.0, 5)[1] == 1.0
+    assert wilson(15, 20)[1:] == pytest.approx((0.531, 0.888), abs=1e-3)
+    assert wilson(5, 5).upper == 1.0
 
 
 def test_planted_sorts_are_all_there() -> None:

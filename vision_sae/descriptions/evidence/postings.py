@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing, Places
 from vision_sae.models.grid import PatchGrid
 
 
-class Postings:
+class Postings(ABC):
     """The part of `vision_sae.descriptions.evidence.protocol.Evidence` that postings tell."""
 
     images: Sequence[ImageRecord]
@@ -23,9 +24,9 @@ class Postings:
     """Patches above this quantile of a unit's activations belong to its masks."""
 
     @property
+    @abstractmethod
     def postings(self) -> SparseRows:
         """unit -> (patches, activations), strongest first."""
-        raise NotImplementedError
 
     @property
     def width(self) -> int:

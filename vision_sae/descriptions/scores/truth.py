@@ -24,6 +24,7 @@ from vision_sae.descriptions.predicates.ranges import Over, Pictures, range_of
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
 from vision_sae.descriptions.protocol import Score
 from vision_sae.statistics import association
+from vision_sae.statistics.proportions import wilson
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -39,8 +40,6 @@ KINDS_HOLD, LOOKS_HOLD = 0.6, 0.9
 LEAST_CORRELATION = 0.2
 """What a true label may say too little for: it holds in so many other places that its truth tells
 next to nothing about the activation."""
-_Z = 1.959964
-"""Half of the width of a 95 % interval, in standard errors."""
 
 CAPTIONS, PIXELS = "captions", "pixels"
 
@@ -129,8 +128,8 @@ def _first_of_each(regions: Regions, facts: Facts) -> NDArray[np.int64]:
 def _precision(holds: Mask, base: float, by: str) -> list[Score]:
     if not len(holds):
         return []
-    value, n = float(holds.mean()), len(holds)
-    lower, upper = wilson(value, n)
+    n = len(holds)
+    value, lower, upper = wilson(int(holds.sum()), n)
     lift = value / max(base, 1 / (n + 1) / n)
     return [
         Score("precision", value, n, lower, upper, control=base, judge=by),
@@ -141,10 +140,10 @@ def _precision(holds: Mask, base: float, by: str) -> list[Score]:
 def _fails(holds: Mask, base: float, least: float, what: str) -> list[str]:
     if len(holds) < FEWEST:
         return [f"{len(holds)} independent pictures with a caption, fewer than {FEWEST}"]
-    value = float(holds.mean())
+    value, lower, _ = wilson(int(holds.sum()), len(holds))
     if value < least:
         return [f"{what} in {value:.0%} of the strongest pictures, fewer than {least:.0%}"]
-    if wilson(value, len(holds))[0] <= base:
+    if lower <= base:
         return [f"{what} in {value:.0%} of the strongest pictures, which chance may do"]
     return []
 
@@ -189,13 +188,6 @@ def _whole_range(
             f"{LEAST_CORRELATION}"
         )
     return scores, ""
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n independent pictures (Wilson, JASA 22, 1927)."""
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _finite(value: float) -> float:
