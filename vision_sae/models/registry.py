@@ -24,6 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode
+
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.clip import (
     load_demo_clip,
@@ -33,7 +37,9 @@ from vision_sae.models.clip import (
 )
 from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Preprocessing
+from vision_sae.models.parity import check_architecture, check_parity
 from vision_sae.models.protocol import Model
+from vision_sae.models.sources import check_weights, loading, read_config
 from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
 
 Loader = Callable[..., Model]
@@ -46,7 +52,17 @@ def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
             f"crop_mode {config['crop_mode']!r} is not supported; use center or squash",
             field="model",
         )
-    _, height, width = config["input_size"]
+    if config["interpolation"] not in {mode.value for mode in InterpolationMode}:
+        raise InvalidInputError(
+            f"{config['interpolation']!r} interpolation is not supported; use bicubic or bilinear",
+            field="model",
+        )
+    channels, height, width = config["input_size"]
+    if channels != 3:
+        raise InvalidInputError(
+            f"the model takes pictures of {channels} channels; choose one of 3 (in_chans)",
+            field="model",
+        )
     return Preprocessing(
         height=height,
         width=width,
@@ -71,44 +87,96 @@ def torchvision_preprocessing(recipe: Any) -> Preprocessing:
     )
 
 
-def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+def _timm_vit(name: str, module: nn.Module, *, dtype: Dtype, device: str) -> VitModel:
+    """A module of timm behind the protocol, with the preprocessing that timm says it has."""
+    from timm.data import resolve_data_config
+
+    preprocessing = timm_preprocessing(resolve_data_config(model=module))
+    backbone = TimmBackbone(module, (preprocessing.height, preprocessing.width))
+    return VitModel(name, backbone, preprocessing, dtype=dtype, device=device)
+
+
+def _timm(
+    target: str, name: str, *, dtype: Dtype, device: str, config: Path | None = None
+) -> Model:
     import timm
 
-    if ":" not in target and not timm.is_model(target):
+    if ":" not in target:
+        _check_timm_name(target)
+    with loading(name, config=config):
+        with torch.device("meta"):
+            unfilled = timm.create_model(target, pretrained=False)
+        planned = _timm_vit(name, unfilled, dtype="float32", device="meta")
+    check_architecture(planned)
+    with loading(name, config=config):
+        module = timm.create_model(target, pretrained=True)
+    trained = module.pretrained_cfg.get("num_classes", module.num_classes)
+    if module.num_classes not in (0, trained):
+        raise InvalidInputError(
+            f"{name} is configured for {module.num_classes} classes, its weights are of {trained}: "
+            "its classifier would be random; make num_classes the same",
+            field="model",
+        )
+    model = _timm_vit(name, module, dtype=dtype, device=device)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=module))
+    check_parity(model, module, transform)
+    return model
+
+
+def _check_timm_name(target: str) -> None:
+    """Raise `NotFoundError` unless timm knows the architecture, and weights of it."""
+    import timm
+
+    if not timm.is_model(target):
         raise NotFoundError(
             f"timm has no model {target!r}; `timm.list_models('*vit*')` lists those it has",
             field="model",
         )
-    module = timm.create_model(target, pretrained=True)
-    config = timm.data.config.resolve_data_config(model=module)
-    return VitModel(
-        name, TimmBackbone(module), timm_preprocessing(config), dtype=dtype, device=device
-    )
+    if not timm.models.is_model_pretrained(target):
+        known = timm.list_pretrained(f"{target.partition('.')[0]}.*")
+        raise NotFoundError(
+            f"timm has no pretrained weights {target!r}; it has {', '.join(known[:8]) or 'none'}",
+            field="model",
+        )
 
 
 def _local_dir(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
-    if not (Path(target) / "config.json").is_file():
+    import timm
+
+    config = Path(target) / "config.json"
+    if not config.is_file():
         raise NotFoundError(
             f"{target} holds no config.json; save the model with timm's save_for_hf layout "
             "(config.json and model.safetensors)",
             field="model",
         )
-    return _timm(f"local-dir:{target}", name, dtype=dtype, device=device)
+    architecture = read_config(config).get("architecture")
+    if not timm.is_model(str(architecture)):
+        raise InvalidInputError(
+            f"{config} names the architecture {architecture!r}, which timm does not have",
+            field="model",
+        )
+    check_weights(config.parent)
+    return _timm(f"local-dir:{target}", name, dtype=dtype, device=device, config=config)
 
 
 def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     from torchvision import models
 
-    try:
-        weights = models.get_model_weights(target).DEFAULT
-    except ValueError as error:
-        known = ", ".join(models.list_models(include="vit_*"))
+    known = models.list_models(include="vit_*")
+    if target not in known:
         raise NotFoundError(
-            f"torchvision has no model {target!r}; choose one of {known}", field="model"
-        ) from error
-    preprocessing = torchvision_preprocessing(weights.transforms())
-    module = models.get_model(target, weights=weights)
-    return VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
+            f"torchvision has no vision transformer {target!r}; choose one of {', '.join(known)}",
+            field="model",
+        )
+    weights = models.get_model_weights(target).DEFAULT
+    transform = weights.transforms()
+    with loading(name):
+        module = models.get_model(target, weights=weights)
+    preprocessing = torchvision_preprocessing(transform)
+    model = VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
+    check_parity(model, module, transform)
+    return model
 
 
 def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
@@ -125,7 +193,9 @@ def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
         )
     module = weights.dinov2_small()
     preprocessing = Preprocessing(height=224, width=224)
-    return VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+    model = VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+    check_parity(model, module)
+    return model
 
 
 def _sdxl(_target: str, name: str, *, dtype: Dtype, device: str) -> Model:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from PIL import Image
+from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from vision_sae.errors import InvalidInputError, NotFoundError
@@ -45,9 +46,12 @@ class VitBackbone(Protocol):
 
 
 class TimmBackbone:
-    """Any timm model with ``blocks``: CLS, registers, none; square or not."""
+    """Any timm model with ``blocks``: CLS, registers, none; square or not.
 
-    def __init__(self, module: nn.Module) -> None:
+    ``size`` is the height and width of its input, where that is not the one it was built for.
+    """
+
+    def __init__(self, module: nn.Module, size: tuple[int, int] | None = None) -> None:
         blocks = getattr(module, "blocks", None)
         patch_embed: Any = getattr(module, "patch_embed", None)
         sequential = blocks is not None and all(
@@ -62,8 +66,10 @@ class TimmBackbone:
                 field="model",
             )
         self.module = module
-        rows, cols = patch_embed.grid_size
-        patch_h, patch_w = patch_embed.patch_size
+        dynamic = size is not None and getattr(module, "dynamic_img_size", False)
+        rows, cols = patch_embed.dynamic_feat_size(size) if dynamic else patch_embed.grid_size
+        # Behind a ResNet, the patches of its maps are many times as large in the picture.
+        patch_h, patch_w = patch_embed.feat_ratio(as_scalar=False)
         self.special_tokens = _prefix_of(module)
         self.grid = PatchGrid(rows, cols, len(self.special_tokens), patch_h, patch_w)
         self.dim = int(cast(int, module.embed_dim))
@@ -93,8 +99,13 @@ class TimmBackbone:
         if not heads:
             return None
         tokens = module.norm(tokens)
-        pool = getattr(module, "attn_pool", None)
-        pooled = module.fc_norm(tokens.mean(1) if pool is None else pool(tokens))
+        pool, how = getattr(module, "attn_pool", None), module.global_pool
+        if pool is None:
+            how = "avg" if how == "token" else how
+            pooled = global_pool_nlc(tokens, pool_type=how, num_prefix_tokens=0)
+        else:
+            pooled = pool(tokens)
+        pooled = module.fc_norm(pooled)
         return torch.stack([head(pooled).float() for head in heads]).mean(0)
 
 
@@ -208,16 +219,19 @@ class VitModel:
         """RGB picture -> model input (3, H, W), float32."""
         return self.preprocessing(image)
 
+    def autocast(self) -> torch.autocast:
+        """The context in which matrix products run in ``dtype``."""
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=half)
+
     def forward(self, images: Tensor) -> ModelOutput:
         """Images (B, 3, H, W) -> `ModelOutput`."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with self.autocast():
             return self.backbone.forward(images.to(self.device))
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """See `VitBackbone.classify`."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with self.autocast():
             return self.backbone.classify(tokens)
 
     def capture(
