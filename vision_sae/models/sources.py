@@ -4,6 +4,7 @@ of reach. What a library raises on the way becomes one error of the catalogue.""
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,18 @@ def check_weights(folder: Path) -> None:
             raise CorruptArtifactError(
                 f"{path} is no whole safetensors file ({said(error)}); copy it anew", field="model"
             ) from error
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "pt") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 @contextmanager
