@@ -209,8 +209,8 @@ def _tower(module: nn.Module) -> VisionTower:
     if hasattr(getattr(visual, "transformer", None), "resblocks"):
         return OpenClipTower(visual)
     raise InvalidInputError(
-        f"{type(module).__name__} has a {type(visual).__name__} as its vision tower, which has no "
-        "transformer blocks; choose a model with a ViT, such as ViT-B-32",
+        f"the vision tower is a {type(visual).__name__}, which has no transformer blocks; choose a "
+        "model with a ViT, such as ViT-B-32",
         field="model",
     )
 
@@ -344,6 +344,8 @@ def load_open_clip_dir(target: str, name: str, *, dtype: Dtype, device: str) -> 
 
 def load_hf_hub(target: str, name: str, *, dtype: Dtype, device: str) -> ClipModel:
     """A model of the hub with an open_clip config; needs the network or a filled cache."""
+    if not target:
+        raise NotFoundError("hf-hub: names no model; use hf-hub:ORG/NAME", field="model")
     return _load(f"hf-hub:{target}", name, dtype=dtype, device=device)
 
 
@@ -416,6 +418,12 @@ def _wrap(
     clip = cast(Any, module)
     config = clip.visual.preprocess_cfg
     preprocessing = open_clip_preprocessing(config)
+    if getattr(tokenizer, "reduction_fn", None):
+        raise InvalidInputError(
+            f"the tokenizer of {name} leaves out words of a long text at random (reduction_mask): "
+            "its embedding is another each time; take that out of the configuration",
+            field="model",
+        )
     model = ClipModel(name, module, tokenizer, preprocessing, dtype=dtype, device=device)
     transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
     check_parity(model, clip.encode_image, transform)
@@ -428,7 +436,7 @@ def _quiet() -> Iterator[None]:
     """Without what open_clip reports to the root logger while it builds a model."""
     root = logging.getLogger()
     before = root.level
-    root.setLevel(logging.ERROR)
+    root.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -129,10 +129,14 @@ def _check_sites(model: SdxlModel, settings: GenerationSettings) -> None:
         run = model.start(settings)
         with model.capture(list(model.sites)) as captured:
             run.advance()
+    if captured.keys() != model.sites.keys():
+        raise _refusal(model, "its U-Net leaves out some of its attention blocks")
     for name, site in model.sites.items():
         grid = model.grid(name, settings.height, settings.width)
         expected = (2, grid.patches, site.dim)  # without and with the prompt
-        if name not in captured or tuple(captured[name].shape) != expected:
+        if not torch.isfinite(captured[name]).all():
+            raise _refusal(model, f"its {name} is not finite; look for NaN in its weights")
+        if tuple(captured[name].shape) != expected:
             raise _refusal(
                 model, f"its {name} has not one vector of {site.dim} numbers for each position"
             )

@@ -43,6 +43,7 @@ from vision_sae.models.sources import check_weights, loading, read_config
 from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
 
 Loader = Callable[..., Model]
+_LONGEST_NAME, _LONGEST_PATH = 255, 1000
 
 
 def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
@@ -101,7 +102,7 @@ def _timm(
 ) -> Model:
     import timm
 
-    if ":" not in target:
+    if config is None:
         _check_timm_name(target)
     with loading(name, config=config):
         with torch.device("meta"):
@@ -124,9 +125,11 @@ def _timm(
 
 
 def _check_timm_name(target: str) -> None:
-    """Raise `NotFoundError` unless timm knows the architecture, and weights of it."""
+    """Raise `NotFoundError` unless timm knows the architecture, and weights of it, or a hub may."""
     import timm
 
+    if target.startswith("hf-hub:") and target != "hf-hub:":
+        return
     if not timm.is_model(target):
         raise NotFoundError(
             f"timm has no model {target!r}; `timm.list_models('*vit*')` lists those it has",
@@ -216,12 +219,22 @@ _LOADERS: dict[str, Loader] = {
 }
 
 
+def _check_length(name: str) -> None:
+    """Raise `NotFoundError` for a name that is longer than one of a file can be."""
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+        raise NotFoundError(
+            f"no model answers to a name of {len(name)} letters, {name[:40]!r} ...", field="model"
+        )
+
+
 def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Model:
     """Load a model by name or path; see the table of this module.
 
     ``dtype`` "auto" measures which precision is fastest on this machine. Raises `NotFoundError`
     when nothing answers to the name.
     """
+    _check_length(name)
     scheme, separator, target = name.partition(":")
     if separator and scheme in _LOADERS:
         return _LOADERS[scheme](target, name, dtype=dtype, device=device)
@@ -247,6 +260,7 @@ def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> 
     from vision_sae.demo.generator import FOLDER
     from vision_sae.models.sdxl import load_sdxl
 
+    _check_length(name)
     scheme, _, target = name.partition(":")
     if name == "demo:generator":
         return load_sdxl(str(FOLDER), name, dtype=dtype, device=device)

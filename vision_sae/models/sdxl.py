@@ -409,16 +409,18 @@ def _quiet_diffusers() -> Iterator[None]:
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    logging: Any = ours
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    bars = [each for each in (logging, theirs) if each.is_progress_bar_enabled()]
+    libraries: tuple[Any, Any] = (ours, theirs)
+    before = [each.get_verbosity() for each in libraries]
+    bars = [each for each in libraries if each.is_progress_bar_enabled()]
+    for each in libraries:
+        each.set_verbosity_error()
     for each in bars:
         each.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for each, verbosity in zip(libraries, before, strict=True):
+            each.set_verbosity(verbosity)
         for each in bars:
             each.enable_progress_bar()
 
