@@ -12,7 +12,7 @@ from torchvision import models
 
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.grid import Preprocessing
-from vision_sae.models.registry import load_model, timm_preprocessing
+from vision_sae.models.registry import load_generator, load_model, timm_preprocessing
 
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
 
@@ -57,11 +57,12 @@ def test_plain_names_reach_timm_with_pretrained_weights(
 
     def record(name: str, **options: Any) -> nn.Module:
         asked.append((name, options))
-        return create(name, pretrained=False, **SIZES)
+        return create(name, pretrained=False, **SIZES | {"img_size": 224})
 
     monkeypatch.setattr(timm, "create_model", record)
     load_model(f"{prefix}vit_tiny_patch16_224", dtype="float32")
-    assert asked == [("vit_tiny_patch16_224", {"pretrained": True})]
+    # First without weights: its architecture may be unfit.
+    assert asked == [("vit_tiny_patch16_224", {"pretrained": loaded}) for loaded in (False, True)]
 
 
 def test_torchvision_names_reach_torchvision_with_default_weights(
@@ -101,3 +102,11 @@ def test_unsupported_crop_mode_is_refused() -> None:
     config = {"crop_mode": "border", "input_size": (3, 32, 32)}
     with pytest.raises(InvalidInputError, match="border"):
         timm_preprocessing(config)
+
+
+@pytest.mark.parametrize("load", [load_model, load_generator])
+@pytest.mark.parametrize("name", ["x" * 300, "sdxl:" + "a/" * 3000, "local-dir:" + "é" * 200])
+def test_a_name_that_no_file_can_have_is_not_found(load: Any, name: str) -> None:
+    with pytest.raises(NotFoundError, match="letters") as caught:
+        load(name)
+    assert len(str(caught.value)) < 200

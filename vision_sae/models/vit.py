@@ -65,7 +65,7 @@ class TimmBackbone:
                 "vit, deit, eva or beit",
                 field="model",
             )
-        self.module = module
+        self.module = module.eval()  # training drops patches
         dynamic = size is not None and getattr(module, "dynamic_img_size", False)
         rows, cols = patch_embed.dynamic_feat_size(size) if dynamic else patch_embed.grid_size
         # Behind a ResNet, the patches of its maps are many times as large in the picture.
@@ -73,6 +73,28 @@ class TimmBackbone:
         self.special_tokens = _prefix_of(module)
         self.grid = PatchGrid(rows, cols, len(self.special_tokens), patch_h, patch_w)
         self.dim = int(cast(int, module.embed_dim))
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Refuse a model whose first block is not given all tokens of the grid in a row: whose
+        class token joins later, as CaiT's, or that keeps maps, as SAM's."""
+        grid, module = self.grid, self.module
+        size = (grid.rows * grid.patch_height, grid.cols * grid.patch_width)
+        # On the device `meta` only shapes are computed.
+        images = torch.empty(1, 3, *size, device="meta")
+        named = (*module.named_parameters(), *module.named_buffers())
+        weights = {name: tensor.to("meta") for name, tensor in named}
+        first = {"tokens": Tap(self.blocks()[0][0], "input")}
+        with torch.inference_mode(), capturing(first, stop=True) as captured:
+            torch.func.functional_call(module, weights, (images,))
+        expected, found = (1, grid.special + grid.patches, self.dim), captured["tokens"].shape
+        if tuple(found) != expected:
+            raise InvalidInputError(
+                f"{type(module).__name__} is not a plain vision transformer: its first block is "
+                f"given {tuple(found)} where its patches and special tokens are {expected}; choose "
+                "a timm vit, deit, eva or beit",
+                field="model",
+            )
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """See `VitBackbone.blocks`."""
