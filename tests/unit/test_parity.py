@@ -125,7 +125,8 @@ def test_tokens_are_pooled_by_their_maximum_where_the_model_does(how: str) -> No
     with torch.inference_mode(), model.capture(["blocks.2.resid"]) as captured:
         logits = model.forward(images).logits
     found = model.classify(captured["blocks.2.resid"][:, 1:])
-    assert found is not None and logits is not None
+    assert found is not None
+    assert logits is not None
     torch.testing.assert_close(found, logits)
 
 

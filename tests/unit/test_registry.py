@@ -57,7 +57,7 @@ def test_plain_names_reach_timm_with_pretrained_weights(
 
     def record(name: str, **options: Any) -> nn.Module:
         asked.append((name, options))
-        return create(name, pretrained=False, **SIZES | {"img_size": 224})
+        return create(name, pretrained=False, **SIZES | {"img_size": 224, "num_classes": 1000})
 
     monkeypatch.setattr(timm, "create_model", record)
     load_model(f"{prefix}vit_tiny_patch16_224", dtype="float32")

@@ -32,7 +32,7 @@ from vision_sae.models.pipeline_parity import check_pipeline
 from vision_sae.models.precision import fastest_dtype
 from vision_sae.models.protocol import Site
 from vision_sae.models.reading import unread_by_pipeline, without_words_in_logs
-from vision_sae.models.sources import check_weights, loading, numbers_in, read_config
+from vision_sae.models.sources import check_weights, loading, numbers_in, read_config, said
 from vision_sae.models.vit import Dtype
 
 TURBO_BLOCKS = (
@@ -258,7 +258,14 @@ class Denoising:
 
     def _times(self) -> Tensor:
         settings, scheduler = self.batch[0], self._scheduler
-        scheduler.set_timesteps(settings.steps, device=self._model.device)
+        try:
+            scheduler.set_timesteps(settings.steps, device=self._model.device)
+        except (ValueError, IndexError) as error:
+            raise InvalidInputError(
+                f"{settings.steps} steps are none that {type(scheduler).__name__} can take "
+                f"({said(error)}); ask for more or fewer",
+                field="steps",
+            ) from error
         self._first_index = (settings.steps - settings.steps_run) * scheduler.order
         times: Tensor = scheduler.timesteps[self._first_index :]
         if not len(times):
