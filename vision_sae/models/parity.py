@@ -2,7 +2,7 @@
 
 Which options of timm, torchvision and open_clip change what a model computes, where its patches lie
 and what it makes of a picture is more than a list can hold. So every model is asked once, when it
-is loaded, with one picture. The costs are two passes of one picture, some hundredths of a loading.
+is loaded, with one picture. The cost is two passes of that picture.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def check_parity(
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     ends = [site for site in model.sites if site.startswith(("blocks.0.", _last_block(model)))]
     with _undisturbed(model), _refusing(model):
-        with model.capture(ends) as captured:
+        with model.capture(ends) as captured, capturing(_first(model)) as first:
             ours = model.forward(images)
         with model.autocast():
             theirs = library(images)
     _check_shapes(model, ours, captured)
     _check_output(model, ours, theirs)
-    _check_places(model, images)
+    _check_places(model, images, first["tokens"])
     if transform is not None:
         _check_preprocessing(model, transform)
 
@@ -147,21 +147,22 @@ def _check_output(model: VitModel, ours: ModelOutput, theirs: Tensor) -> None:
         raise refuse(model, "its library's own forward pass has another result than the one here")
 
 
-def _check_places(model: VitModel, images: Tensor) -> None:
+def _first(model: VitModel) -> dict[str, Tap]:
+    """What is given to the first block: patches that have not seen each other."""
+    return {"tokens": Tap(model.backbone.blocks()[0][0], "input")}
+
+
+def _check_places(model: VitModel, images: Tensor, tokens: Tensor) -> None:
     """The token that a patch of the picture moves most is the one that the grid gives it."""
     grid = model.grid
     row, col = grid.rows // 4, 2 * grid.cols // 3  # not its own mirror image on grids of any size
     lit = images.clone()
     top, left = row * grid.patch_height, col * grid.patch_width
     lit[..., top : top + grid.patch_height, left : left + grid.patch_width] += _LIT
-    tap = Tap(model.backbone.blocks()[0][0], "input")
-    tokens = []
-    with _undisturbed(model):
-        for picture in (images, lit):
-            with capturing({"tokens": tap}, stop=True) as captured:
-                model.forward(picture)
-            tokens.append(captured["tokens"].float())
-    moved = int((tokens[1] - tokens[0]).abs().sum(-1)[0].argmax()) - grid.special
+    with _undisturbed(model), capturing(_first(model), stop=True) as captured:
+        model.forward(lit)
+    change = (captured["tokens"].float() - tokens.float()).abs().sum(-1)[0]
+    moved = int(change.argmax()) - grid.special
     if moved != row * grid.cols + col:
         raise refuse(
             model,

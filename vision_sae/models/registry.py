@@ -88,11 +88,16 @@ def torchvision_preprocessing(recipe: Any) -> Preprocessing:
     )
 
 
+def _timm_data() -> Any:
+    """timm's module about preprocessing, which has no types."""
+    from timm import data
+
+    return data
+
+
 def _timm_vit(name: str, module: nn.Module, *, dtype: Dtype, device: str) -> VitModel:
     """A module of timm behind the protocol, with the preprocessing that timm says it has."""
-    from timm.data import resolve_data_config
-
-    preprocessing = timm_preprocessing(resolve_data_config(model=module))
+    preprocessing = timm_preprocessing(_timm_data().resolve_data_config(model=module))
     backbone = TimmBackbone(module, (preprocessing.height, preprocessing.width))
     return VitModel(name, backbone, preprocessing, dtype=dtype, device=device)
 
@@ -110,7 +115,7 @@ def _timm(
         planned = _timm_vit(name, unfilled, dtype="float32", device="meta")
     check_architecture(planned)
     with loading(name, config=config):
-        module = timm.create_model(target, pretrained=True)
+        module: Any = timm.create_model(target, pretrained=True)
     trained = module.pretrained_cfg.get("num_classes", module.num_classes)
     if module.num_classes not in (0, trained):
         raise InvalidInputError(
@@ -119,8 +124,8 @@ def _timm(
             field="model",
         )
     model = _timm_vit(name, module, dtype=dtype, device=device)
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=module))
-    check_parity(model, module, transform)
+    data = _timm_data()
+    check_parity(model, module, data.create_transform(**data.resolve_data_config(model=module)))
     return model
 
 
