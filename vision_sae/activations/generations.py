@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vision_sae.activations import store as layout
 from vision_sae.activations.making import Making, Report, make_store, plan_of
-from vision_sae.activations.shards import Shard, rounded
+from vision_sae.activations.shards import Shard, check_finite, rounded
 from vision_sae.activations.store import ActivationStore, ImageRecord
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError, NotFoundError
@@ -83,10 +83,13 @@ def _compute(
         for site, steps in vectors.items():
             steps.append(captured[site][-len(batch) :].cpu())
     pictures = run.pictures()
+    names = [f"{item.id}/step-{step}" for item in batch for step in range(run.steps)]
     for site in config.sites:
         every = torch.stack(vectors[site], dim=1).flatten(0, 1)
-        shard.arrays[f"{site}.npy"].append(rounded(site, every, config.dtype))
+        low = rounded(site, every, config.dtype, pictures=names)
+        shard.arrays[f"{site}.npy"].append(low)
     deepest = torch.stack(vectors[generator.deepest], dim=1).flatten(0, 1)
+    check_finite("the embedding", deepest, names)
     shard.arrays[layout.EMBEDDING].append(deepest.float().mean(1).numpy())
     for item, picture in zip(batch, pictures, strict=True):
         shard.records += [

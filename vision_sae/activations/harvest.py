@@ -24,7 +24,7 @@ from vision_sae.activations.decoding import (
     decode_batches,
 )
 from vision_sae.activations.making import Making, Report, make_store, plan_of
-from vision_sae.activations.shards import Shard, rounded
+from vision_sae.activations.shards import Shard, check_finite, rounded
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError
@@ -57,9 +57,12 @@ def _compute(model: Model, outcomes: Sequence[Outcome], config: HarvestConfig) -
     images = torch.stack([d.pixels for d in decoded])
     with torch.inference_mode(), model.capture(config.sites) as captured:
         embedding = _embedding(model, images, config, part)
+    pictures = [d.record.id for d in decoded]
     for site in config.sites:
         patches = captured[site][:, model.grid.special :]
-        part.arrays[f"{site}.npy"].append(rounded(site, patches, config.dtype))
+        low = rounded(site, patches, config.dtype, pictures=pictures)
+        part.arrays[f"{site}.npy"].append(low)
+    check_finite("the embedding", embedding, pictures)
     part.arrays[layout.EMBEDDING].append(embedding.cpu().numpy())
     part.records += [d.record for d in decoded]
     part.thumbnails += [d.thumbnail for d in decoded]

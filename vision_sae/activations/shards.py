@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vision_sae.activations.store import ImageRecord
 from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import fsync
+from vision_sae.models.precision import MOST_LOST, share_lost
 
 
 @dataclass
@@ -42,16 +44,49 @@ class Shard:
             self.arrays[file] += parts
 
 
-def rounded(site: str, values: Tensor, dtype: str) -> NDArray[Any]:
-    """Round to the store's precision; refuse what does not fit instead of storing infinity."""
-    low = values.to(getattr(torch, dtype)).cpu()
-    if not torch.isfinite(low).all():
+def rounded(
+    site: str,
+    values: Tensor,
+    dtype: str,
+    *,
+    pictures: Sequence[str] = (),
+    remedy: str = "harvest with --dtype bfloat16 or float32",
+) -> NDArray[Any]:
+    """Round one batch of a site, of ``pictures``, to the store's precision.
+
+    Raises `InvalidInputError` for what is no number, for what ``dtype`` cannot hold, and where
+    rounding would lose more than `MOST_LOST`, instead of storing infinity or zeros.
+    """
+    check_finite(site, values, pictures)
+    low = values.to(getattr(torch, dtype))
+    if not low.isfinite().all():
         raise InvalidInputError(
             f"site {site} has values that {dtype} cannot hold (largest "
-            f"{values.abs().max():.3g}); harvest with --dtype bfloat16",
+            f"{values.abs().max():.3g}); {remedy}",
             field="dtype",
         )
+    if (lost := share_lost(values, low)) > MOST_LOST:
+        raise InvalidInputError(
+            f"site {site} has values too small for {dtype} (largest {values.abs().max():.3g}): its "
+            f"relative error would be {lost:.2g}, more than {MOST_LOST:g}; {remedy}",
+            field="dtype",
+        )
+    low = low.cpu()
     return low.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else low.numpy()
+
+
+def check_finite(what: str, values: Tensor, pictures: Sequence[str] = ()) -> None:
+    """Raise `InvalidInputError`, with the first of ``pictures``, for values (images, ...) that the
+    model made and that are no numbers."""
+    if values.isfinite().all():
+        return
+    wrong = (~values.isfinite()).nonzero()[0].tolist()
+    of = f" of picture {pictures[wrong[0]]}" if pictures else ""
+    raise InvalidInputError(
+        f"the model gives {what}{of} the value {float(values[tuple(wrong)])} at {wrong[1:]}; its "
+        "weights or its precision are at fault: use another precision, or leave the picture out",
+        field="model",
+    )
 
 
 def write_shard(shards: Path, name: str, shard: Shard) -> None:

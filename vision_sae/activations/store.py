@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ ALIGNED = "text_aligned"
 ALIGNED_WEIGHTS = "text_aligned_weights"
 """What each of these patches contributes to a region."""
 
-_MEAN_ROWS = 4096
-"""Rows summed at a time."""
+_ROWS = 4096
+"""Rows read at a time where all are."""
 
 
 class ImageRecord(NamedTuple):
@@ -79,7 +80,7 @@ def sources_of(images: Sequence[ImageRecord]) -> NDArray[np.int64]:
 
 
 def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
-    """Stored values (float16, or bfloat16 seen as uint16) -> a tensor of that precision."""
+    """Stored values (a float type, or bfloat16 seen as uint16) -> a tensor of that precision."""
     if dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
@@ -88,7 +89,9 @@ def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
 class ActivationStore:
     """Site vectors on disk, with where each came from.
 
-    Opening reads the manifest alone; arrays are memory-mapped when asked for.
+    Opening reads the manifest alone; arrays are memory-mapped when asked for. Whatever reads them
+    as float32 checks that they hold numbers: NaN or infinity is an `InvalidInputError` that names
+    the first, never a quantity that is computed with.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,6 +109,8 @@ class ActivationStore:
                 f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
                 "harvest again"
             )
+        if not self.manifest["images"]:
+            raise InvalidInputError(f"{path} holds no pictures; harvest some", field="store")
         self.dtype: str = self.manifest["dtype"]
         self.grid = PatchGrid(**self.manifest["grid"])
         self.preprocessing = Preprocessing(**self.manifest["preprocessing"])
@@ -165,14 +170,54 @@ class ActivationStore:
         return int(self.manifest["text_aligned"]["dim"]) if site == ALIGNED else self.sites[site]
 
     def arrays(self, site: str) -> Iterator[Tensor]:
-        """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard."""
+        """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard, as they
+        are stored: `checked` makes numbers of them."""
         for shard in self.shards:
             yield to_tensor(np.load(shard / f"{site}.npy", mmap_mode="c"), self.dtype)
+
+    def checked(self, site: str, stored: Tensor) -> Tensor:
+        """Some of what `arrays` gave, in any shape, as float32; raises `InvalidInputError` with the
+        first row and column of the site that hold no number, if any of these do."""
+        vectors = stored.float()
+        if not vectors.isfinite().all():
+            self._refuse(site)
+        return vectors
+
+    def _refuse(self, site: str) -> NoReturn:
+        """Name the first value of a site that is no number."""
+        first = 0
+        for array in self.arrays(site):
+            for rows in array.flatten(0, 1).split(_ROWS):
+                wrong = (~rows.float().isfinite()).reshape(len(rows), -1).nonzero()
+                if len(wrong):
+                    row, column = wrong[0].tolist()
+                    image, patch = divmod(first + row, self.grid.patches)
+                    value = float(rows.reshape(len(rows), -1)[row, column])
+                    raise InvalidInputError(
+                        f"{self.path}: {site} holds {value} in row {first + row}, column {column} "
+                        f"(picture {self.images[image].id}, patch {patch}); harvest again without "
+                        "this picture, or with a model of higher precision",
+                        field="store",
+                    )
+                first += len(rows)
+        raise AssertionError(f"all of {site} is finite")
 
     def batches(self, site: str, batch_size: int) -> Iterator[Tensor]:
         """All patches in row order: float32 tensors (<= batch_size, D)."""
         for array in self.arrays(site):
-            yield from (rows.float() for rows in array.flatten(0, 1).split(batch_size))
+            yield from (self.checked(site, r) for r in array.flatten(0, 1).split(batch_size))
+
+    def check_varies(self, site: str) -> None:
+        """Raise `InvalidInputError` when all patches hold the same vector, so that there is no
+        variance to explain. Reads no further than the first that differs."""
+        batches = self.batches(site, _ROWS)
+        first = next(batches)
+        if not any((rows != first[0]).any() for rows in chain([first], batches)):
+            raise InvalidInputError(
+                f"{self.path}: no two of the {self.rows} vectors of {site} differ, so there is no "
+                "variance to explain; harvest more pictures",
+                field="store",
+            )
 
     def take(self, site: str, rows: NDArray[np.int64]) -> Tensor:
         """The patches with these row numbers, in any order: float32 (len(rows), D)."""
@@ -181,22 +226,31 @@ class ActivationStore:
         for array in self.arrays(site):
             of_shard = array.flatten(0, 1)
             (here,) = np.nonzero((rows >= first) & (rows < first + len(of_shard)))
-            taken[here] = of_shard[rows[here] - first].float()
+            taken[here] = self.checked(site, of_shard[rows[here] - first])
             first += len(of_shard)
         return taken
 
     def mean(self, site: str) -> Tensor:
         """The mean site vector of all patches (D), float32, summed in float64."""
         total = torch.zeros(self.sites[site], dtype=torch.float64)
-        for vectors in self.batches(site, _MEAN_ROWS):
+        for vectors in self.batches(site, _ROWS):
             total += vectors.sum(0, dtype=torch.float64)
         return (total / self.rows).float()
 
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:
-        """Pooled embeddings (images, E)."""
+        """Pooled embeddings (images, E); raises `InvalidInputError` where one is not finite."""
         parts = [np.load(shard / EMBEDDING) for shard in self.shards]
-        return np.concatenate(parts).astype(np.float32)
+        embeddings: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+        wrong = np.argwhere(~np.isfinite(embeddings))
+        if len(wrong):
+            image, column = wrong[0].tolist()
+            raise InvalidInputError(
+                f"{self.path}: the embedding of picture {self.images[image].id} (row {image}) "
+                f"holds {embeddings[image, column]} in column {column}; harvest again without it",
+                field="store",
+            )
+        return embeddings
 
     def thumbnails(self) -> Iterator[bytes]:
         """The JPEG thumbnails of all images in row order."""

@@ -23,7 +23,7 @@ def harvest(
     site: Annotated[
         list[str] | None, typer.Option(help="Site to capture; may be repeated.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or bfloat16 on disk.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32 on disk.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many pictures, or prompts.")

@@ -216,7 +216,8 @@ def _kept(store: ActivationStore) -> Iterator[_Seen]:
     shards = zip(store.shards, store.arrays(ALIGNED), store.arrays(ALIGNED_WEIGHTS), strict=True)
     for shard, patches, weights in shards:
         wholes = np.load(shard / EMBEDDING)
-        yield _Seen(wholes, patches.float().numpy(), weights.float().numpy())
+        vectors = store.checked(ALIGNED, patches).numpy()
+        yield _Seen(wholes, vectors, store.checked(ALIGNED_WEIGHTS, weights).numpy())
 
 
 def _write(staging: Path, parts: Iterator[_Seen], model: ContrastiveModel, count: int) -> None:

@@ -110,7 +110,7 @@ def _measure(
     ):
         for array in store.arrays(site):
             for images in array.split(max(1, _ROWS // patches)):
-                vectors = images.flatten(0, 1).float()
+                vectors = store.checked(site, images.flatten(0, 1))
                 codes = dictionary.encode(vectors)
                 metrics.add(vectors, dictionary.decode(codes), codes)
                 last = first + len(images)
