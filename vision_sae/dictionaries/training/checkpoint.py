@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.training.learner import Learner
+from vision_sae.dictionaries.weights import not_finite
+from vision_sae.errors import CorruptArtifactError, InvalidInputError
 from vision_sae.files import replacing
 
 _STEP = "step"
@@ -24,11 +26,30 @@ def _named(learners: Sequence[Learner]) -> dict[str, Tensor]:
     }
 
 
+def check_converging(learners: Sequence[Learner], step: int) -> None:
+    """Raise `InvalidInputError` when the state after ``step`` steps holds NaN or infinity: training
+    has diverged, and nothing of it may be saved."""
+    for learner in learners:
+        if wrong := not_finite(learner.tensors()):
+            raise diverged(step, wrong)
+
+
+def diverged(step: int, what: str) -> InvalidInputError:
+    """The error of a training that has gone astray by ``step``; ``what`` shows it."""
+    return InvalidInputError(
+        f"training diverged by step {step}: {what}. Lower the learning rate "
+        "(train.learning_rate), or clip what is extreme in the store; what was saved before stays",
+        field="learning_rate",
+    )
+
+
 def save_checkpoint(path: Path, learners: Sequence[Learner], step: int) -> None:
     """Write the state after ``step`` steps; a reader finds the old file or the new, never a part.
 
     The sampler and every random draw follow from the step and the seeds of the configuration.
+    A state that is no number is not written: see `check_converging`.
     """
+    check_converging(learners, step)
     state = {name: tensor.contiguous() for name, tensor in _named(learners).items()}
     with replacing(path) as temporary:
         save_file(state | {_STEP: torch.tensor(step)}, temporary)
@@ -39,6 +60,8 @@ def restore_checkpoint(path: Path, learners: Sequence[Learner]) -> int:
     if not path.is_file():
         return 0
     saved = load_file(path)
+    if wrong := not_finite(saved):
+        raise CorruptArtifactError(f"{path}: {wrong}; delete this file, and training begins anew")
     with torch.no_grad():
         for name, tensor in _named(learners).items():
             tensor.copy_(saved[name])
