@@ -48,21 +48,22 @@ def _dtype_name(number: int) -> str:
     return value.name if value else str(number)
 
 
-def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
+def from_proto(tensor: tensor_pb2.Tensor, *, field: str = "tensor") -> NDArray[Any]:
     """Unpack a tensor; quantised ones (with ``scale`` or ``offset``) come back as float32.
 
-    Raises `InvalidInputError` when the bytes do not fit dtype and shape.
+    Raises `InvalidInputError` when the bytes do not fit dtype and shape, and for NaN or infinity;
+    ``field`` is what the request calls the tensor.
     """
     if tensor.dtype not in _DTYPES:
         raise InvalidInputError(
             f"a Tensor of dtype {_dtype_name(tensor.dtype)} cannot be read; send "
             "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
-            field="tensor.dtype",
+            field=f"{field}.dtype",
         )
     if any(size < 0 for size in tensor.shape):  # two of them would pass the count of bytes
         raise InvalidInputError(
             f"a Tensor has the shape {list(tensor.shape)}; sizes cannot be negative",
-            field="tensor.shape",
+            field=f"{field}.shape",
         )
     dtype = _DTYPES[tensor.dtype]
     expected = math.prod(tensor.shape) * dtype.itemsize
@@ -70,10 +71,29 @@ def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
         raise InvalidInputError(
             f"a Tensor of shape {list(tensor.shape)} and {dtype} has {expected} bytes, "
             f"not {len(tensor.data)}",
-            field="tensor.data",
+            field=f"{field}.data",
         )
     array = np.frombuffer(tensor.data, dtype=dtype).reshape(tuple(tensor.shape))
     if tensor.HasField("scale") or tensor.HasField("offset"):
         scale = tensor.scale if tensor.HasField("scale") else 1.0
-        return np.asarray(array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset))
-    return np.asarray(array)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+            array = array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset)
+    return _finite(np.asarray(array), field)
+
+
+def read_floats(tensor: tensor_pb2.Tensor, *, field: str) -> NDArray[np.float32]:
+    """`from_proto` as float32; raises `InvalidInputError` for numbers that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        return _finite(from_proto(tensor, field=field).astype(np.float32), field)
+
+
+def _finite(array: NDArray[Any], field: str) -> NDArray[Any]:
+    """``array``, or an error that names the first element that is no number."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise InvalidInputError(
+            f"a Tensor holds {array[place]} at {list(place)}; send finite numbers that float32 can "
+            "hold",
+            field=field,
+        )
+    return array

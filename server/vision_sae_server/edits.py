@@ -16,7 +16,7 @@ from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.steering.edits import ALWAYS, FeatureEdit, Half, Operation, When
 from vision_sae.steering.generation import Changes
 from vision_sae.steering.transport import Transport
-from vision_sae.tensors import from_proto
+from vision_sae.tensors import read_floats
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server.regions import region_mask
@@ -178,7 +178,7 @@ def _where(
         above = float(np.quantile(values, share)) if share and len(values) else 0.0
         return None, None, above
     if place == "weights":
-        weights = from_proto(edit.where.weights).astype(np.float32)
+        weights = read_floats(edit.where.weights, field="edits.where.weights")
         if weights.shape != shape or not np.all((weights >= 0) & (weights <= 1)):
             raise InvalidInputError(
                 f"weights are from 0 to 1 and of the shape {shape} of the site's grid; these have "

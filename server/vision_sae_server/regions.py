@@ -22,7 +22,7 @@ def region_mask(
     if kind == "box":
         b = region.box
         return grid.inside((b.x0, b.y0, b.x1, b.y1), geometry)
-    mask = from_proto(region.mask)
+    mask = from_proto(region.mask, field="region.mask")
     if mask.ndim != 2 or 0 in mask.shape:
         raise InvalidInputError(
             f"a mask over a picture has rows and columns, this one has the shape {mask.shape}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.vit import VitModel
-from vision_sae.tensors import from_proto
+from vision_sae.tensors import read_floats
 from vision_sae.v1 import target_pb2
 from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served, ServedModel
@@ -69,7 +68,9 @@ class Targets:
             case "region":
                 return self._region(asked.region, geometry)
             case "probe":
-                weight = torch.from_numpy(from_proto(asked.probe.weight).astype(np.float32))
+                weight = torch.from_numpy(
+                    read_floats(asked.probe.weight, field="target.probe.weight")
+                )
                 return targets.probe(weight, asked.probe.bias)
             case _:
                 return targets.contrast(
