@@ -80,7 +80,8 @@ def _encode(
     *,
     progress: bool,
 ) -> tuple[SparseRows, MetricsAccumulator, NDArray[np.float64]]:
-    """The one pass: codes of every patch, the metrics, and each image's explained variance.
+    """The one pass: codes of every patch, the metrics, and the explained variance of each image
+    that has any.
 
     Every patch is added to ``index`` too.
     """
@@ -103,7 +104,8 @@ def _encode(
             index.add(normalised(vectors.numpy(), mean.numpy()))
             bar.update(len(vectors))
     error, variance = squares.reshape(2, -1, store.grid.patches).sum(2)
-    explained = 1 - error / variance.clamp_min(1e-12)
+    varies = variance > 0  # of a picture all patches of which are the mean, nothing is explained
+    explained = 1 - error[varies] / variance[varies]
     return builder.by_patch(), metrics, explained.numpy()
 
 
@@ -228,6 +230,7 @@ def build(
     dictionary, trained = found.dictionary, found.manifest
     check_match(store, trained)
     site = trained["site"]
+    store.check_varies(site)
     with publishing(directory) as (staging, manifest):
         (staging / layout.DICTIONARY).mkdir()
         described = dictionary.save(staging / layout.DICTIONARY)

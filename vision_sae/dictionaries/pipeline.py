@@ -157,6 +157,8 @@ def train_dictionary(
     found = _published(directory, belongs_to)
     group.wait()  # until all have looked: the first to finish publishes
     if found is None or found.get("measured_on") != measured_on:
+        for held in evaluation.values():
+            held.check_varies(site)
         directory.parent.mkdir(parents=True, exist_ok=True)
         run = sha256_json(belongs_to)[:12]
         checkpoints = directory.with_name(f".{directory.name}.{run}.checkpoints")
@@ -209,6 +211,8 @@ def sweep(
     belonging = {name: provenance(store, site, config) for name, config in configs.items()}
     todo = [n for n in configs if _published(directory / n, belonging[n]) is None]
     if todo:
+        for held in evaluation.values():
+            held.check_varies(site)
         run = sha256_json([belonging[name] for name in todo])[:12]
         checkpoint = directory / f".sweep.{run}.checkpoint.safetensors"
         directory.mkdir(parents=True, exist_ok=True)

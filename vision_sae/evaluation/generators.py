@@ -28,7 +28,17 @@ _SHOWN = 8
 
 
 def boosted(found: Sequence[SteeringBundle], features: int, amount: float) -> dict[str, Boosted]:
-    """{site: which of its features are boosted, and by how much}"""
+    """{site: which of its features are boosted, and by how much}
+
+    Raises `InvalidInputError` for a bundle in which no feature fires.
+    """
+    for each in found:
+        if not len(each.alive):
+            raise InvalidInputError(
+                f"no feature of {each.bundle.name} fires in its pictures, so there is none to "
+                "boost; name another bundle",
+                field="bundle",
+            )
     return {
         f.bundle.site: Boosted(f.dictionary.dictionary, f.spread(features), amount * f.usual_mean)
         for f in found
@@ -136,6 +146,11 @@ def causal_scores(
         if score is not None:
             measured[feature] = score
         beating += scorer.beats_random(feature, text)
+    if not measured:
+        raise InvalidInputError(
+            f"no other feature of {path} fires that those with labels could be compared with",
+            field="bundle",
+        )
     add_descriptions(found.bundle, path, [_with_score(row, measured) for row in rows], {})
     values = [score.value for score in measured.values()]
     confirmed = sum(is_confirmed(found.bundle.descriptions[feature]) for feature, _ in labelled)

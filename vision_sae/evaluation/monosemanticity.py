@@ -48,6 +48,8 @@ class MonosemanticityAccumulator:
 
         Raises `InvalidInputError` for an embedding without direction.
         """
+        if not len(activations):
+            return
         a, e = activations.double(), embeddings.double()
         norm = e.norm(dim=1)
         if not (norm > 0).all() or not torch.isfinite(norm).all():

@@ -32,6 +32,7 @@ def import_dictionary(
     Its metrics are measured on the whole store. Returns the manifest.
     """
     site = store.site(site)
+    store.check_varies(site)
     format = format or detect(source)
     dictionary, said = import_sae(source, format)
     if dictionary.dim != store.sites[site]:
