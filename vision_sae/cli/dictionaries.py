@@ -181,12 +181,23 @@ def import_dictionary(
     format: Annotated[
         str | None, typer.Option(help="Format of SOURCE; found by its files when absent.")
     ] = None,
+    ignore_setting: Annotated[
+        list[str] | None,
+        typer.Option(help="Unknown setting of SOURCE that changes nothing it computes; repeat."),
+    ] = None,
 ) -> None:
     """Publish a dictionary that another library trained, and measure it on a store."""
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
-    made = run(source, dictionary, ActivationStore(store), site=site, format=format)
+    made = run(
+        source,
+        dictionary,
+        ActivationStore(store),
+        site=site,
+        format=format,
+        ignored=ignore_setting or (),
+    )
     shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
     typer.echo(
         f"{dictionary}: {made['dictionary']['width']} features from "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ def import_dictionary(
     *,
     site: str | None = None,
     format: str | None = None,
+    ignored: Collection[str] = (),
 ) -> dict[str, Any]:
     """Publish a foreign checkpoint at ``directory`` as a dictionary of ``store``'s model and site.
 
-    Its metrics are measured on the whole store. Returns the manifest.
+    ``ignored`` is as in `import_sae`, and the manifest names it. Its metrics are measured on the
+    whole store. Returns the manifest.
     """
     site = store.site(site)
     format = format or detect(source)
-    dictionary, said = import_sae(source, format)
+    dictionary, said = import_sae(source, format, ignored=ignored)
     if dictionary.dim != store.sites[site]:
         raise MismatchError(
             f"{source} is for vectors of {dictionary.dim} dimensions, site {site} has "
@@ -41,7 +44,8 @@ def import_dictionary(
             field="site",
         )
     metrics = evaluate(dictionary, store.batches(site, _EVALUATION_ROWS))
-    belongs_to = provenance(store, site, {"imported_from": format, "settings": said})
+    origin = {"imported_from": format, "settings": said, "ignored_settings": sorted(ignored)}
+    belongs_to = provenance(store, site, origin)
     save_dictionary(directory, dictionary, belongs_to, {"store": metrics})
     return read_dictionary_manifest(directory)
 
