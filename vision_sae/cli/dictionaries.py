@@ -203,6 +203,11 @@ def import_dictionary(
         f"{dictionary}: {made['dictionary']['width']} features from "
         f"{made['training']['imported_from']}, {made['dictionary']['architecture']}, {shown}"
     )
+    if short := made["training"].get("vectors_short_of_k"):
+        typer.echo(
+            f"{short} vectors have fewer positive features than k: negative ones would fire there "
+            "in saev, and do not here"
+        )
 
 
 @command()

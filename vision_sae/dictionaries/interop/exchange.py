@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.artifact import (
@@ -13,11 +15,13 @@ from vision_sae.dictionaries.artifact import (
     read_dictionary_manifest,
     save_dictionary,
 )
+from vision_sae.dictionaries.interop import saev
 from vision_sae.dictionaries.interop.formats import detect, export_sae, import_sae
 from vision_sae.dictionaries.metrics import evaluate
+from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import MismatchError
 
-_EVALUATION_ROWS = 4096
+_ROWS = 4096
 
 
 def import_dictionary(
@@ -32,7 +36,8 @@ def import_dictionary(
     """Publish a foreign checkpoint at ``directory`` as a dictionary of ``store``'s model and site.
 
     ``ignored`` is as in `import_sae`, and the manifest names it. Its metrics are measured on the
-    whole store. Returns the manifest.
+    whole store, and of saev's TopK how many vectors it would have reconstructed otherwise. Returns
+    the manifest.
     """
     site = store.site(site)
     format = format or detect(source)
@@ -43,11 +48,22 @@ def import_dictionary(
             f"{store.sites[site]}; harvest the site that it was trained on",
             field="site",
         )
-    metrics = evaluate(dictionary, store.batches(site, _EVALUATION_ROWS))
+    metrics = evaluate(dictionary, store.batches(site, _ROWS))
     origin = {"imported_from": format, "settings": said, "ignored_settings": sorted(ignored)}
+    if format == saev.NAME and isinstance(dictionary, TopKSae):
+        origin["vectors_short_of_k"] = _short_of_k(dictionary, store.batches(site, _ROWS))
     belongs_to = provenance(store, site, origin)
     save_dictionary(directory, dictionary, belongs_to, {"store": metrics})
     return read_dictionary_manifest(directory)
+
+
+def _short_of_k(sae: TopKSae, batches: Iterable[Tensor]) -> int:
+    """How many vectors have fewer than k positive pre-activations.
+
+    saev lets negative ones fire there, which no code can hold: it reconstructs them otherwise.
+    """
+    numbers = ((sae.encode(rows).values > 0).sum(1) for rows in batches)
+    return sum(int((number < sae.k).sum()) for number in numbers)
 
 
 def export_dictionary(directory: Path, out: Path, format: str) -> None:

@@ -180,7 +180,7 @@ def _check_origin(settings: Settings) -> None:
 def _architecture(settings: Settings) -> str:
     """What the features do: named by the architecture, to version 5 by the activation too."""
     architecture = settings.text("architecture", "standard")
-    named = [key for key in _ACTIVATIONS if settings.values.get(key) is not None]
+    named = [key for key in _ACTIVATIONS if key in settings.values]
     if architecture == "standard" and any(settings.values[key] == "topk" for key in named):
         architecture = "topk"
     fits = "topk" if architecture == "topk" else "relu"
@@ -216,12 +216,10 @@ def _finetuned(
 
 def _k(settings: Settings, width: int) -> int:
     """The k, which versions to 5 keep among the arguments of the activation."""
-    arguments = settings.values.get(_ARGUMENTS)
-    if not arguments:
+    if _ARGUMENTS not in settings.values:
         return settings.active("k", width)
     k = settings.section(_ARGUMENTS).active("k", width)
-    if settings.values.get("k") is not None:
-        settings.agrees("k", k)
+    settings.agrees("k", k)
     return k
 
 

@@ -123,7 +123,7 @@ def _activation(header: Settings, config: Settings) -> tuple[str, Settings]:
     schema = header.values.get("schema")
     if schema is None:
         return "Relu", config
-    if "activation" in config.values:
+    if schema != 1 or "activation" in config.values:
         header.accept("cls", _CLASS)
         holder = config.section("activation")
         holder.check(ACTIVATION)

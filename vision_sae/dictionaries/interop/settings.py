@@ -141,9 +141,8 @@ class Settings:
         return found
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string; ``default`` when it is absent or null."""
-        found = self.values.get(key)
-        found = default if found is None else found
+        """A string; ``default`` when it is absent."""
+        found = self.values.get(key, default)
         if not isinstance(found, str):
             raise CorruptArtifactError(f"{self.path} has no text {self.within}{key}; {OTHERWISE}")
         return found

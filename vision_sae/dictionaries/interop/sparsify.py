@@ -54,10 +54,11 @@ def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     width, dim = w_enc.shape
     settings.agrees("d_in", dim)
     settings.agrees("d_sae", width)
-    if settings.values.get("num_latents"):
-        settings.agrees("num_latents", width)
-    else:  # absent or 0
+    latents = settings.values.get("num_latents", 0)
+    if latents == 0 and latents is not False:
         settings.expands("expansion_factor", dim, width)
+    else:
+        settings.agrees("num_latents", width)
     weights = Weights(
         w_enc=w_enc,
         b_enc=tensors.take("encoder.bias", width),
