@@ -44,7 +44,19 @@ from vision_sae.errors import VisionSaeError
 PRE = (W.x - W.b_dec) @ W.W_enc + W.b_enc
 PRE_RAW = W.x @ W.W_enc + W.b_enc
 MSAE_PRE = ((W.x - CENTER) * MSAE_SCALE - W.b_dec) @ W.W_enc + W.b_enc
-STRANGE = ("strange", -1, 0.25, 1e300, True, False, None, [], {}, [1], {"strange": 1})
+STRANGE: tuple[Any, ...] = (
+    "strange",
+    -1,
+    0.25,
+    1e300,
+    True,
+    False,
+    None,
+    [],
+    {},
+    [1],
+    {"strange": 1},
+)
 
 
 class Checkpoint(NamedTuple):

@@ -295,6 +295,12 @@ def test_missing_source_is_not_found(tmp_path: Path) -> None:
         import_sae(tmp_path / "nowhere", "saelens")
 
 
+def test_source_whose_name_no_file_can_have_is_refused_in_a_line() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be looked up") as raised:
+        import_sae(Path("n" * 5000))
+    assert len(str(raised.value)) < 200
+
+
 def test_file_that_a_named_format_needs_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"cfg\.json"):
         import_sae(tmp_path, "saelens")

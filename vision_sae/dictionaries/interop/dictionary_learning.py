@@ -27,7 +27,7 @@ from vision_sae.errors import CorruptArtifactError
 NAME = "dictionary_learning"
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
-FILES = (CONFIG, WEIGHTS)
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 SETTINGS = Known(used=words("trainer buffer"), accepted={}, without_effect=frozenset())
 TRAINER = Known(
     used=words("dict_class activation_dim dict_size k"),

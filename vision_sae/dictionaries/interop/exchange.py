@@ -49,7 +49,11 @@ def import_dictionary(
             field="site",
         )
     metrics = evaluate(dictionary, store.batches(site, _ROWS))
-    origin = {"imported_from": format, "settings": said, "ignored_settings": sorted(ignored)}
+    origin: dict[str, Any] = {
+        "imported_from": format,
+        "settings": said,
+        "ignored_settings": sorted(ignored),
+    }
     if format == saev.NAME and isinstance(dictionary, TopKSae):
         origin["vectors_short_of_k"] = _short_of_k(dictionary, store.batches(site, _ROWS))
     belongs_to = provenance(store, site, origin)

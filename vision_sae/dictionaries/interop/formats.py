@@ -19,7 +19,7 @@ from vision_sae.dictionaries.interop import (
     vit_prisma,
 )
 from vision_sae.dictionaries.interop.checkpoint import directory_of
-from vision_sae.dictionaries.interop.settings import Ignored, listed, must_exist
+from vision_sae.dictionaries.interop.settings import Ignored, listed, must_exist, shown
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import Sae
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
@@ -75,8 +75,7 @@ EXPORTS: Mapping[str, Exportable] = MappingProxyType({f.NAME: f for f in _WRITER
 
 def detect(path: Path) -> str:
     """The name of the format of the files at ``path``: a directory, or a file of it."""
-    if not path.exists():
-        raise NotFoundError(f"{path} does not exist", field="source")
+    _must_be_there(path)
     for name, candidate in IMPORTS.items():
         if candidate.recognises(path):
             return name
@@ -85,6 +84,18 @@ def detect(path: Path) -> str:
         f"the format with --format: {', '.join(IMPORTS)}",
         field="source",
     )
+
+
+def _must_be_there(path: Path) -> None:
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a directory that may not be looked into
+        raise InvalidInputError(
+            f"{shown(str(path))} cannot be looked up ({error.strerror}); give another path",
+            field="source",
+        ) from error
+    if not there:
+        raise NotFoundError(f"{path} does not exist", field="source")
 
 
 def _incomplete(path: Path) -> str:
@@ -114,8 +125,7 @@ def import_sae(
     `CorruptArtifactError` for ones that are damaged or do not belong together, and
     `InvalidInputError` for what cannot be expressed here or not be read without running code.
     """
-    if not path.exists():
-        raise NotFoundError(f"{path} does not exist", field="source")
+    _must_be_there(path)
     settings = Ignored(ignored)
     reader = _named(IMPORTS, format or detect(path))
     for name in reader.FILES:

@@ -35,7 +35,7 @@ from vision_sae.errors import CorruptArtifactError, InvalidInputError
 NAME = "llamascopium"
 CONFIG = "config.json"
 WEIGHTS = "sae_weights.safetensors"
-FILES = (CONFIG, WEIGHTS)
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 NORMS = "dataset_average_activation_norm."
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 _SUBTRACTS = "apply_decoder_bias_to_pre_encoder"
@@ -60,8 +60,8 @@ SETTINGS = Known(
     },
     without_effect=words("""
         device dtype force_unit_decoder_norm jumprelu_threshold_window promote_act_fn_dtype
-        sae_pretrained_name_or_path sparsity_threshold_for_triton_spmm_kernel strict_loading
-        use_triton_kernel
+        sae_pretrained_name_or_path sparsity_threshold_for_csr
+        sparsity_threshold_for_triton_spmm_kernel strict_loading use_triton_kernel
     """),
 )
 """``config.json``, since it lies beside ``sae_weights.safetensors`` (2025)."""

@@ -24,9 +24,9 @@ def recognises(path: Path) -> bool:
 def load(path: Path, ignored: Ignored) -> NoReturn:
     """Refuse: there is no way to read a pickled module without running code."""
     raise InvalidInputError(
-        f"{path} is a pickled module of overcomplete: loading it runs whatever code the file "
-        "names, so it is never loaded here. Where you trust it and overcomplete is installed, load "
-        "it and write its encoder, any batch norm folded in, and its dictionary in SAELens' layout "
+        f"{path}: overcomplete writes pickled modules, and loading one runs whatever code the file "
+        "names, so none is loaded here. Where you trust it and overcomplete is installed, load it "
+        "and write its encoder, any batch norm folded in, and its dictionary in SAELens' layout "
         "(cfg.json, sae_weights.safetensors), then import that",
         field="source",
     )

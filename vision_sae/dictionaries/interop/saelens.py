@@ -40,7 +40,7 @@ from vision_sae.files import publishing, write_json
 NAME = "saelens"
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-FILES = (CONFIG, WEIGHTS)
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 LAYOUT = "6.0.0"
 """The first version that reads this layout; a reader that finds none takes it for an older one."""
 NEWEST = 6
@@ -56,7 +56,7 @@ _ARGUMENTS = "activation_fn_kwargs"
 SETTINGS = Known(
     used=words(f"""
         d_in d_sae k apply_b_dec_to_input rescale_acts_by_decoder_norm metadata sae_lens_version
-        finetuning_scaling_factor {_ARGUMENTS} {" ".join(_ACTIVATIONS)}
+        hook_name_out finetuning_scaling_factor {_ARGUMENTS} {" ".join(_ACTIVATIONS)}
     """),
     accepted={
         "architecture": Accepted(

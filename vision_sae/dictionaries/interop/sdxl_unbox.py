@@ -14,7 +14,7 @@ from vision_sae.dictionaries.topk import TopKSae
 NAME = "sdxl-unbox"
 CONFIG = "config.json"
 WEIGHTS = "state_dict.pth"
-FILES = (CONFIG, WEIGHTS)
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 SETTINGS = Known(
     used=words("n_dirs_local d_model k"),
     accepted={},

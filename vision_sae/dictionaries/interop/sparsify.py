@@ -14,7 +14,7 @@ from vision_sae.dictionaries.topk import TopKSae
 NAME = "sparsify"
 CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
-FILES = (CONFIG, WEIGHTS)
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 _LINEAR = "a dictionary has no linear path beside its features; retrain without"
 SETTINGS = Known(
     used=words("d_in num_latents d_sae expansion_factor k transcode"),

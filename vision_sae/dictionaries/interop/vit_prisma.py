@@ -30,7 +30,7 @@ from vision_sae.errors import CorruptArtifactError
 NAME = "vit-prisma"
 CONFIG = "config.json"
 SUFFIX = ".pt"
-FILES = (CONFIG,)
+FILES: tuple[str, ...] = (CONFIG,)
 _NORMALIZE = "normalize_activations"
 _ACTIVATION = "activation_fn_str"
 _ARGUMENTS = "activation_fn_kwargs"
