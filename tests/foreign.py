@@ -156,6 +156,8 @@ def write_msae(path: Path, **changes: Any) -> Path:
         "latent_bias": W.b_enc,
         "latents_activation_frequency": torch.zeros(WIDTH, dtype=torch.int64),
     }
+    if "_True_False_" in path.name:  # tied: the decoder is the encoder
+        del model["decoder"]
     stored = {
         "model": model,
         "mean_center": CENTER,

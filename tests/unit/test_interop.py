@@ -285,7 +285,7 @@ def test_unknown_files_are_refused_with_the_formats_there_are(tmp_path: Path) ->
 
 def test_directory_with_a_part_of_the_files_is_told_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "sae_weights.safetensors").write_bytes(b"")
-    names = r"cfg\.json for saelens, config\.json for llamascopium would be missing"
+    names = r"saelens also needs cfg\.json; llamascopium also needs config\.json"
     with pytest.raises(InvalidInputError, match=names):
         import_sae(tmp_path)
 

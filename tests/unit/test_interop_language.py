@@ -226,6 +226,12 @@ def test_llamascopium_thresholds_scale_with_the_input(tmp_path: Path, in_norms: 
     check(path, W.x, (activations @ W.W_dec + W.b_dec) / SCALE)
 
 
+def test_llamascopium_thresholds_of_another_activation_are_refused(tmp_path: Path) -> None:
+    path = write_llamascopium(tmp_path, {}, activation_function__log_jumprelu_threshold=vector())
+    with pytest.raises(InvalidInputError, match="also holds .*log_jumprelu_threshold"):
+        import_sae(path)
+
+
 def test_llamascopium_without_a_decoder_bias(tmp_path: Path) -> None:
     path = write_llamascopium(tmp_path, {"use_decoder_bias": False})
     check(path, W.x, scaled().relu() @ W.W_dec / SCALE)

@@ -102,6 +102,28 @@ def test_saev_batch_topk_without_a_threshold_chose_by_row(tmp_path: Path) -> Non
     check(path, W.x, top_k(PRE_RAW) @ W.W_dec + W.b_dec)
 
 
+@pytest.mark.parametrize("schema", [4, 5])
+def test_saev_batch_topk_without_a_threshold_is_incomplete_since_schema_4(
+    tmp_path: Path, schema: int
+) -> None:
+    path = write_saev(tmp_path / "sae.pt", saev_header(schema, "BatchTopK", top_k=K))
+    with pytest.raises(CorruptArtifactError, match=r"no tensor activation\.threshold"):
+        import_sae(path)
+
+
+def test_saev_threshold_of_another_activation_is_refused(tmp_path: Path) -> None:
+    threshold = {"activation.threshold": torch.tensor(1.5)}
+    path = write_saev(tmp_path / "sae.pt", saev_header(5, "TopK", top_k=K), **threshold)
+    with pytest.raises(InvalidInputError, match=r"also holds activation\.threshold"):
+        import_sae(path)
+
+
+def test_saev_without_a_schema_has_no_activation(tmp_path: Path) -> None:
+    header = {"d_vit": DIM, "activation": {"cls": "TopK", "params": {"top_k": K}}}
+    with pytest.raises(InvalidInputError, match="no import knows the setting activation"):
+        import_sae(write_saev(tmp_path / "sae.pt", header))
+
+
 @pytest.mark.parametrize(
     ("header", "names"),
     [

@@ -134,7 +134,7 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         return Tensors(path, load_file(path, device="cpu"))
     except Exception as error:  # damaged headers make the reader raise more than its own error
-        raise CorruptArtifactError(f"{path} is damaged ({error}); {OTHERWISE}") from error
+        raise CorruptArtifactError(f"{path} is damaged ({error!s:.200}); {OTHERWISE}") from error
 
 
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")

@@ -106,11 +106,11 @@ def _incomplete(path: Path) -> str:
         for name, candidate in IMPORTS.items()
     }
     said = [
-        f"{listed(files)} for {name}"
+        f"{name} also needs {listed(files)}"
         for name, files in missing.items()
         if 0 < len(files) < len(IMPORTS[name].FILES)
     ]
-    return f" ({', '.join(said)} would be missing)" if said else ""
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def import_sae(

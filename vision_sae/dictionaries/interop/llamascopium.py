@@ -80,7 +80,7 @@ def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     site = settings.values.get("hook_point_in")
     settings.accept(
         "hook_point_out",
-        Accepted((site, None), f"it reads {site} and writes another site; use an SAE of one site"),
+        Accepted((site, None), "it reads that site and writes another; use an SAE of one site"),
     )
     tensors = read_safetensors(directory_of(path) / WEIGHTS)
     w_enc = tensors.take("W_E", -1, -1)
@@ -95,8 +95,10 @@ def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=tensors.take("W_D", width, dim),
         b_dec=tensors.take("b_D", dim) if has_bias else w_enc.new_zeros(dim),
     )
-    norms = (name for name in tensors.stored if name.startswith(NORMS))
-    tensors.no_others("W_E", "b_E", "W_D", "b_D", LOG_THRESHOLD, *norms)
+    others = [name for name in tensors.stored if name.startswith(NORMS)]
+    if _activation(settings) == "jumprelu":
+        others.append(LOG_THRESHOLD)
+    tensors.no_others("W_E", "b_E", "W_D", "b_D", *others)
     if not settings.flag(_SUBTRACTS, False):
         weights = subtracting(weights)
     if settings.flag("sparsity_include_decoder_norm", True):
@@ -117,9 +119,13 @@ def _input_scale(settings: Settings, tensors: Tensors, dim: int) -> float:
     return math.sqrt(dim) / norm
 
 
+def _activation(settings: Settings) -> str:
+    return settings.text("act_fn", "relu").lower()
+
+
 def _dictionary(settings: Settings, tensors: Tensors, weights: Weights, scale: float) -> Dictionary:
     keywords, width = weights._asdict(), len(weights.w_dec)
-    activation = settings.text("act_fn", "relu").lower()
+    activation = _activation(settings)
     if activation == "relu":
         return ReluSae(**keywords)
     if activation == "topk":

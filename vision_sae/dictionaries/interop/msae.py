@@ -67,8 +67,9 @@ def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=w_enc if options.tied else tensors.take("decoder", width, dim),
         b_dec=tensors.take("pre_bias", dim),
     )
+    decoder = [] if options.tied else ["decoder"]
     tensors.no_others(
-        "encoder", "decoder", "pre_bias", "latent_bias", "latents_activation_frequency"
+        "encoder", *decoder, "pre_bias", "latent_bias", "latents_activation_frequency"
     )
     scale = _number(stored, "scaling_factor")
     if scale <= 0:

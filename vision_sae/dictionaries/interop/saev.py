@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ SUFFIX = ".pt"
 THRESHOLD = "activation.threshold"
 FILES: tuple[str, ...] = ()
 _LONGEST_HEADER = 2**20
-_TRAINING = """
-    ghost_grads l1_coeff n_reinit_samples normalize_w_dec reinit_blend reinit_enc_dec_tranpose
-    remove_parallel_grads seed sparsity_coeff use_ghost_grads
-"""
+_WITHOUT_THRESHOLD = 3
+"""The last schema in which BatchTopK may have no threshold: it chose the largest of each row then,
+as TopK does."""
 HEADER = Known(
     used=words("cfg cls"),
     accepted={
@@ -43,12 +43,23 @@ HEADER = Known(
     without_effect=words("commit lib"),
 )
 """The header of files with a schema."""
-CONFIG = Known(
-    used=words("d_vit d_model d_sae exp_factor activation top_k"),
+WITHOUT_SCHEMA = Known(
+    used=words("d_vit exp_factor"),
     accepted={},
-    without_effect=words(_TRAINING),
+    without_effect=words("""
+        ghost_grads l1_coeff n_reinit_samples normalize_w_dec remove_parallel_grads seed
+        sparsity_coeff use_ghost_grads
+    """),
 )
-"""The object ``cfg`` of such a header, and the whole header of files without a schema."""
+"""The header of files without a schema, which is a configuration: ReLU alone."""
+FIRST_CONFIG = replace(WITHOUT_SCHEMA, used=WITHOUT_SCHEMA.used | {"top_k"})
+"""The object ``cfg`` of the first files of schema 1, which name the activation outside."""
+CONFIG = Known(
+    used=words("d_vit d_model d_sae exp_factor activation"),
+    accepted={},
+    without_effect=WITHOUT_SCHEMA.without_effect | words("reinit_blend reinit_enc_dec_tranpose"),
+)
+"""The object ``cfg`` of later files."""
 ACTIVATION = Known(used=words("cls params"), accepted={}, without_effect=frozenset())
 PARAMETERS = Known(used=words("top_k"), accepted={}, without_effect=words("kind momentum sparsity"))
 _CLASS = Accepted(("SparseAutoencoderConfig",), "use one of this class")
@@ -101,20 +112,22 @@ def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=tensors.take("W_dec", width, dim),
         b_dec=tensors.take("b_dec", dim),
     )
-    tensors.no_others("W_enc", "b_enc", "W_dec", "b_dec", THRESHOLD)
-    if header.values.get("schema", 1) != 1:
+    thresholds = [THRESHOLD] if name == "BatchTopK" else []
+    tensors.no_others("W_enc", "b_enc", "W_dec", "b_dec", *thresholds)
+    schema = header.values.get("schema", 0)
+    if schema > 1:
         weights = subtracting(weights)
-    return _dictionary(name, parameters, weights, tensors), dict(header.values)
+    return _dictionary(name, parameters, weights, tensors, schema), dict(header.values)
 
 
 def _config(header: Settings) -> Settings:
     """The configuration of the class, after a look at all that the header says."""
-    if "schema" in header.values:
-        header.check(HEADER)
-        config = header.section("cfg")
-    else:
-        config = header
-    config.check(CONFIG)
+    if "schema" not in header.values:
+        header.check(WITHOUT_SCHEMA)
+        return header
+    header.check(HEADER)
+    config = header.section("cfg")
+    config.check(CONFIG if "activation" in config.values else FIRST_CONFIG)
     return config
 
 
@@ -135,12 +148,13 @@ def _activation(header: Settings, config: Settings) -> tuple[str, Settings]:
     return holder.text("cls"), parameters
 
 
-def _dictionary(name: str, parameters: Settings, weights: Weights, tensors: Tensors) -> Dictionary:
+def _dictionary(
+    name: str, parameters: Settings, weights: Weights, tensors: Tensors, schema: int
+) -> Dictionary:
     keywords = weights._asdict()
     if name == "Relu":
         return ReluSae(**keywords)
     k = parameters.active("top_k", len(weights.w_dec))
-    if name == "TopK" or THRESHOLD not in tensors.stored:
-        # Until schema 3, BatchTopK chose the largest of each row, as TopK does.
+    if name == "TopK" or (schema <= _WITHOUT_THRESHOLD and THRESHOLD not in tensors.stored):
         return TopKSae(k=k, **keywords)
     return BatchTopKSae(k=k, threshold=tensors.take(THRESHOLD).clamp_min(0), **keywords)

@@ -113,7 +113,7 @@ class Settings:
         if key in self.values and not accepted.includes(self.values[key]):
             raise InvalidInputError(
                 f"{self._name(key)} {shown(self.values[key])} cannot be imported, only "
-                f"{' or '.join(map(repr, accepted.values))}: {accepted.because}",
+                f"{' or '.join(map(shown, accepted.values))}: {accepted.because}",
                 field=self.within + key,
             )
 
