@@ -26,6 +26,7 @@ from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.noised import NoisedPictures
+from vision_sae.texts import read_lines
 
 
 class Prompted(NamedTuple):
@@ -39,12 +40,13 @@ class Prompted(NamedTuple):
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line; empty lines are passed over.
 
-    Raises `NotFoundError` without such a file and `InvalidInputError` when it holds none.
+    Raises `NotFoundError` without such a file and `InvalidInputError` when it holds none, or with
+    the line that is no text.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} is not a text file of prompts", field="prompts")
-    lines = path.read_text("utf-8-sig").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+    lines = read_lines(path, "prompts")
+    prompts = [line.text.strip() for line in lines if line.text.strip()]
     if not prompts:
         raise InvalidInputError(f"{path} holds no prompt; write one a line", field="prompts")
     return prompts

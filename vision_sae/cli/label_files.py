@@ -43,13 +43,14 @@ def score(
     from vision_sae.descriptions.files.export import Row, check_format, export, scored_rows
     from vision_sae.descriptions.scores.many import score_many
     from vision_sae.descriptions.toolbox import Toolbox
+    from vision_sae.errors import shortened
 
     if out is not None:
         check_format(out)
     settings = load_config(config, describe={"clip": clip}).describe
     rows: list[Row] = []
     toolbox = Toolbox(settings, work or units.parent / PROBES)
-    given = read_annotations(labels)
+    given, layers = read_annotations(labels), set[str]()
     for evidence in EvidenceFolder.at(units, settings.clip).open().values():
         lists = lists_of(given, evidence.site, evidence.name)
         if not lists:
@@ -59,6 +60,10 @@ def score(
             rows += scored_rows(evidence.name, texts, scored)
             name = evidence.name + (f", text {number} of a unit" if len(lists) > 1 else "")
             typer.echo(f"{name}: {_shown(scored.summary)}")
+        layers |= {evidence.site, evidence.name.rpartition("/")[2]}
+    if others := sorted(given.keys() - layers):
+        text = f"{labels}: {len(others)} layers are none of these units: {shortened(str(others))}"
+        typer.secho(text, fg="yellow", err=True)
     if out is not None:
         typer.echo(f"{out}: {export(out, rows)} labels")
 

@@ -24,6 +24,7 @@ from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing, sha256_json
 from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.texts import lines_of, read_text
 
 VISUAL_NOUNS = "visual_nouns.txt"
 """The list that comes with the package; its head says where it is from."""
@@ -87,15 +88,7 @@ class Vocabulary:
 
         Raises `InvalidInputError` for a file that cannot be read or holds no word.
         """
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputError(
-                f"the vocabulary {path} cannot be read ({error}); give a UTF-8 text file with one "
-                "word or phrase a line",
-                field="vocabulary",
-            ) from error
-        things = _lines(text)
+        things = _words(read_text(path, "vocabulary"))
         if not things:
             raise InvalidInputError(
                 f"the vocabulary {path} is empty; write one word or phrase a line",
@@ -140,13 +133,13 @@ class Vocabulary:
         return torch.tensor([word not in adjectives for word in self.words])
 
 
-def _lines(text: str) -> list[str]:
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _words(text: str) -> list[str]:
+    words = (line.text.strip() for line in lines_of(text))
+    return [word for word in words if word and not word.startswith("#")]
 
 
 def _visual_nouns() -> list[str]:
-    return _lines(files(__package__).joinpath(VISUAL_NOUNS).read_text(encoding="utf-8"))
+    return _words(files(__package__).joinpath(VISUAL_NOUNS).read_text(encoding="utf-8"))
 
 
 def embed_vocabulary(model: ContrastiveModel, vocabulary: Vocabulary, directory: Path) -> Tensor:
