@@ -9,6 +9,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from vision_sae.errors import InvalidImageError, InvalidInputError
+from vision_sae.pictures.decode import guarded
 from vision_sae.v1 import image_pb2
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image
@@ -44,13 +45,10 @@ def opened(source: ImageSource) -> Image.Image:
     """The picture itself. Raises `InvalidImageError` for what is none."""
     if isinstance(source, Image.Image):
         return source
-    try:
-        picture = Image.open(io.BytesIO(image_bytes(source)))
+    data = image_bytes(source)
+    with guarded():
+        picture = Image.open(io.BytesIO(data))
         picture.load()
-    except OSError as error:
-        raise InvalidImageError(
-            "this is no picture, or not a whole one; give a JPEG, PNG or WebP", field="image"
-        ) from error
     return picture
 
 

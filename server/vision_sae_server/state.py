@@ -27,7 +27,7 @@ from vision_sae.models.bound import bound
 from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.registry import load_model
-from vision_sae.pictures.decode import decode_image
+from vision_sae.pictures.decode import decode_image, guarded
 from vision_sae.resources import dictionary_of, dictionary_resource
 from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling, captions_alone
@@ -125,7 +125,8 @@ class State:
                 max_pixels=self.config.max_image_pixels,
             )
             geometry = model.model.preprocessing.geometry(image.width, image.height)
-            return Picture(model.model.preprocess(image), geometry)
+            with guarded():
+                return Picture(model.model.preprocess(image), geometry)
 
         return await self.decoding.run(decode)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from vision_sae_client import report
 from vision_sae_client.cli import app
 from vision_sae_client.cli.pictures import write_overlays
+from vision_sae_client.client import Client
+from vision_sae_client.errors import ClientError
 from vision_sae_client.images import parse_box
 
 from tests import serving
@@ -104,6 +107,34 @@ def test_an_overlay_per_feature_is_written(site: SiteAttribution, tmp_path: Path
     assert written == ["01-feature-7.png", "02-feature-3.png"]
     with Image.open(tmp_path / "out" / written[0]) as overlay:
         assert overlay.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["encode", "good.png"], "good.png: "),
+        (["intervene", "good.png", "good.png", "--add", "dictionaries/a/features/0=1"], ""),
+        (["encode", "cut.png"], "cut.png: "),
+        (["attribute", "good.png", "--target", "image:cut.png"], "cut.png: "),
+        (["intervene", "good.png", "cut.png", "--add", "dictionaries/a/features/0=1"], "cut.png: "),
+    ],
+)
+def test_a_picture_that_the_server_cannot_read_is_named(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise_image(8, 8).save("good.png")
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:60])
+
+    def refuse(*_: object, **__: object) -> None:
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        raise ClientError(code, "the image is broken", reason="INVALID_IMAGE", field="image")
+
+    for call in ("encode", "attribute", "intervene"):
+        monkeypatch.setattr(Client, call, refuse)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert done.stderr == f"vision-sae-client: {named}the image is broken\n"
 
 
 def test_a_missing_server_is_one_line_with_a_hint_and_exit_2() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
-from vision_sae.errors import VisionSaeError
+from vision_sae.errors import (
+    ImageTooLargeError,
+    InvalidImageError,
+    InvalidInputError,
+    VisionSaeError,
+)
+from vision_sae.pictures.decode import decode_image
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
 
@@ -32,18 +39,39 @@ DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
+_OF_PICTURES = (InvalidImageError.reason, ImageTooLargeError.reason)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _clear_errors(arguments: Iterable[object]) -> Iterator[None]:
     """What goes wrong on purpose becomes one line and exit status 2; the rest keeps its trace."""
     try:
         yield
     except (ClientError, VisionSaeError) as error:
-        typer.secho(f"vision-sae-client: {error}", fg="red", err=True)
+        about = _broken_picture(arguments) if error.reason in _OF_PICTURES else None
+        named = f"{about}: {error}" if about and str(about) not in str(error) else f"{error}"
+        typer.secho(f"vision-sae-client: {named}", fg="red", err=True)
         raise typer.Exit(2) from error
+
+
+def _broken_picture(arguments: Iterable[object]) -> Path | None:
+    """Which of the files that a command was given the server cannot read: it sees bytes only, and
+    does not know their names. The only file is it, whatever the server's reason."""
+    files = []
+    for given in arguments:
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and value.startswith("image:"):  # a target
+                files.append(Path(value.removeprefix("image:")))
+            elif isinstance(value, Path) and value.is_file():
+                files.append(value)
+    for file in files:
+        try:
+            decode_image(file.read_bytes())
+        except (InvalidInputError, OSError):
+            return file
+    return files[0] if len(files) == 1 else None
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +79,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _clear_errors():
+        with _clear_errors([*args, *kwargs.values()]):
             return function(*args, **kwargs)
 
     return app.command()(run)
