@@ -80,7 +80,62 @@ def test_version() -> None:
 def test_harvest_counts_pictures_and_names_those_skipped(world: Path) -> None:
     output = (world / "harvest.txt").read_text()
     assert "12 images, 192 patches" in output
-    assert "skipped bad.png" in output
+    assert "12 pictures read, 1 skipped: 1 broken" in output
+    assert "skipped bad.png: the bytes are not" in output
+
+
+def test_harvest_says_what_captions_and_folders_hold_beside_pictures(
+    world: Path, tmp_path: Path
+) -> None:
+    picture_folder(tmp_path / "p", 2)
+    (tmp_path / "p" / "notes.txt").touch()
+    (tmp_path / "p" / "captions.jsonl").write_text('{"file": "gone.png", "caption": "a cat"}')
+    harvest = ["harvest", tmp_path / "p", tmp_path / "s", "--model", world / "model"]
+    refused = run(*harvest, "--site", "blocks.1.update", "--strict")
+    assert refused.exit_code == 2
+    assert "notes.txt" in refused.output
+    for _ in range(2):  # of a store that is there already, the same is said
+        output = succeed(*harvest, "--site", "blocks.1.update").output
+        assert "2 pictures read, 1 skipped: 1 of another kind" in output
+        assert "match no picture: 1 (line 1: 'gone.png')" in output
+
+
+def test_strict_ends_at_a_broken_picture_and_names_it(world: Path, tmp_path: Path) -> None:
+    pictures = world / "pictures"
+    of_model = ["--model", world / "model", "--site", "blocks.1.update"]
+    steps = ["--config", world / "config.yaml", "--steps", 1]
+    for command in (
+        ["harvest", pictures, tmp_path / "s", *of_model],
+        ["harvest", pictures, world / "store", *of_model],  # made already, without it
+        ["train", world / "store", tmp_path / "d", *steps, "--end-to-end", 1, "--images", pictures],
+        ["evaluate", "dictionary", world / "d", "--store", world / "store", "--images", pictures],
+        ["evaluate", "attribution", world / "bundle", "--images", pictures],
+    ):
+        refused = run(*command, "--strict")
+        assert (refused.exit_code, "bad.png: the bytes" in refused.output) == (2, True)
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_end_to_end_training_skips_a_broken_picture_and_says_so(
+    world: Path, tmp_path: Path
+) -> None:
+    output = succeed(
+        *("train", world / "store", tmp_path / "d", "--config", world / "config.yaml"),
+        *("--steps", 1, "--end-to-end", 1, "--images", world / "pictures"),
+    ).output
+    assert output.count("12 pictures read, 1 skipped: 1 broken") == 2  # before and after
+    assert "skipped bad.png: the bytes are" in output
+
+
+def test_broken_captions_are_one_line_that_names_theirs(world: Path, tmp_path: Path) -> None:
+    picture_folder(tmp_path / "p", 2)
+    row = b'{"file":"0.png","caption":"a cat"}\n'
+    (tmp_path / "p" / "captions.jsonl").write_bytes(row * 30_000 + row.replace(b"cat", b"c\xe9t"))
+    refused = run("harvest", tmp_path / "p", tmp_path / "s", "--model", world / "model")
+    assert refused.exit_code == 2
+    assert "captions.jsonl, line 30001: byte 0xe9 is no text" in refused.output
+    assert len(refused.output) < 400
 
 
 def test_train_prints_the_metrics_of_the_held_out_store(world: Path) -> None:

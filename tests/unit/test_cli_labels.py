@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,27 @@ def test_edit_reports_robustness_against_painted_words(world: Path) -> None:
     assert made["units"] > 0
     assert 0 <= made["guesses"] <= made["units"]
     assert "recovered" in output
+
+
+def test_broken_pictures_are_skipped_and_told_or_end_the_command(
+    world: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world / "pictures", pictures)
+    (pictures / "red" / "05.png").write_bytes((pictures / "red" / "04.png").read_bytes()[:200])
+    using = ["--images", pictures, "--labels", world / "labels.sqlite", "--guesses", "--draws", 1]
+    new = ["--labels", tmp_path / "labels.sqlite", "--work", tmp_path / "work"]
+    new += ["--config", world / "config.yaml"]
+    for command in (
+        ["label", world / "model", "--images", pictures, "--site", "blocks.0.mlp", *new],
+        ["analyse", neurons(world), *using],
+        ["edit", neurons(world), *using, "--remove", "blue"],
+    ):
+        refused = run(*command, "--strict")
+        assert (refused.exit_code, "red/05.png: the image is broken" in refused.output) == (2, True)
+        output = succeed(*command).output
+        assert "40 pictures read, 1 skipped: 1 broken" in output
+        assert "skipped red/05.png: the image is broken or truncated" in output
 
 
 def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> None:

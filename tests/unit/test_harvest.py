@@ -18,6 +18,7 @@ from vision_sae.config import HarvestConfig
 from vision_sae.errors import ImageTooLargeError, InvalidInputError, NotFoundError
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import image_folder
+from vision_sae.pictures.reading import Reading
 
 SITES = ("blocks.1.update", "blocks.0.mlp")
 CONFIG = HarvestConfig(sites=SITES, batch_size=2, shard_images=3, thumbnail=16)
@@ -185,8 +186,23 @@ def test_bad_files_are_counted_and_never_fatal(folder: Path, tmp_path: Path) -> 
 def test_bad_files_are_listed_with_the_reason(folder: Path, tmp_path: Path) -> None:
     spoil(folder)
     skipped = run(folder, tmp_path / "store").skipped
-    assert [row["id"] for row in skipped] == ["001.png", "003.png", "004.png", "005.png"]
-    assert "empty" in skipped[1]["error"]
+    assert [one.id for one in skipped] == ["001.png", "003.png", "004.png", "005.png"]
+    assert "empty" in skipped[1].error
+
+
+def test_views_of_a_picture_count_once(folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    reading, config = Reading(), HarvestConfig(sites=SITES, batch_size=2, shard_images=3, views=2)
+    store = harvest(
+        tiny_model(),
+        image_folder(folder),
+        tmp_path / "store",
+        config,
+        reading=reading,
+        progress=False,
+    )
+    assert (store.manifest["images"], len(store.skipped)) == (6, 8)
+    assert reading.summary() == "3 pictures read, 4 skipped: 4 broken"
 
 
 def test_shard_without_a_good_file_holds_no_vectors(folder: Path, tmp_path: Path) -> None:
@@ -216,7 +232,8 @@ def test_picture_that_the_model_refuses_is_skipped_too(
         return preprocess(image)
 
     monkeypatch.setattr(model, "preprocess", refuse)
-    assert [row["error"] for row in run(folder, tmp_path / "store", model).skipped] == ["a sliver"]
+    skipped = run(folder, tmp_path / "store", model).skipped
+    assert [(one.error, one.reason) for one in skipped] == [("a sliver", "too large")]
 
 
 def test_all_files_bad_is_an_error_that_quotes_the_first(tmp_path: Path) -> None:

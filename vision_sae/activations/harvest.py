@@ -18,7 +18,6 @@ from vision_sae.activations import store as layout
 from vision_sae.activations.decoding import (
     Decoded,
     Outcome,
-    Refused,
     batches_ahead,
     decode,
     decode_batches,
@@ -32,6 +31,7 @@ from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.pictures.reading import Reading, Skipped
 from vision_sae.pictures.views import with_views
 from vision_sae.threads import side_by_side
 
@@ -50,7 +50,7 @@ def _batches(group: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
 
 def _compute(model: Model, outcomes: Sequence[Outcome], config: HarvestConfig) -> Shard:
     """Run the model over one batch."""
-    part = Shard(refused=[outcome for outcome in outcomes if isinstance(outcome, Refused)])
+    part = Shard(skipped=[outcome for outcome in outcomes if isinstance(outcome, Skipped)])
     decoded = [outcome for outcome in outcomes if isinstance(outcome, Decoded)]
     if not decoded:
         return part
@@ -102,14 +102,16 @@ def harvest(
     directory: Path,
     config: HarvestConfig,
     *,
+    reading: Reading | None = None,
     progress: bool = True,
 ) -> ActivationStore:
     """Run ``model`` over ``pictures`` and publish an `ActivationStore` at ``directory``.
 
     A store that already holds exactly this is returned as it is, and an interrupted run goes on.
-    Files that are not pictures are counted and listed in the store, never fatal; that all of them
-    are is an `InvalidInputError`.
+    Files that are not pictures are counted and listed in the store, and told to ``reading``; they
+    are fatal, as `InvalidInputError`, when all of them are or when ``reading`` is strict.
     """
+    account = Reading() if reading is None else reading
     if not pictures:
         raise InvalidInputError("there are no pictures to harvest", field="images")
     if config.seeds > 1:
@@ -123,11 +125,17 @@ def harvest(
         for of_shard in batches:
             shard = Shard()
             for batch, part in zip(of_shard, parts, strict=False):
+                account.check(part.skipped)
                 shard.add(part)
                 report(len(batch))
             yield shard
 
-    pictures = with_views(choose(pictures, config.limit), config.views)
+    chosen = choose(pictures, config.limit)
+    pictures = with_views(chosen, config.views)
     plan = plan_of(model, config, data_sha256(pictures))
     making = Making(plan, pictures, config.shard_images, "img", collect)
-    return make_store(making, directory, progress=progress)
+    made = make_store(making, directory, progress=progress)
+    names = {picture.id for picture in chosen}  # a file is skipped with all of its views
+    account.leave_out([skipped for skipped in made.skipped if skipped.id in names])
+    account.read += int(made.manifest["images"]) // config.views
+    return made

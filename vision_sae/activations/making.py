@@ -137,7 +137,8 @@ def _seal(staging: Path, directory: Path, plan: dict[str, Any], shard_names: lis
     images = sum(shard["images"] for shard in shards)
     if images == 0:
         raise InvalidInputError(
-            f"none of the {len(skipped)} pictures could be read; the first: {skipped[0]['error']}",
+            f"none of the {len(skipped)} pictures could be read; the first, {skipped[0]['id']}: "
+            f"{skipped[0]['error']}",
             field="images",
         )
     kept = [shard for shard in shards if shard["images"]]

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.activations import store as layout
-from vision_sae.activations.decoding import Refused
 from vision_sae.activations.store import ImageRecord
 from vision_sae.activations.thumbnails import write_thumbnails
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import fsync
+from vision_sae.pictures.reading import Skipped
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Shard:
 
     records: list[ImageRecord] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     arrays: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
     """{file name: its parts, one a batch}"""
 
@@ -37,7 +37,7 @@ class Shard:
         """Append what is of one batch."""
         self.records += batch.records
         self.thumbnails += batch.thumbnails
-        self.refused += batch.refused
+        self.skipped += batch.skipped
         for file, parts in batch.arrays.items():
             self.arrays[file] += parts
 
@@ -63,8 +63,8 @@ def write_shard(shards: Path, name: str, shard: Shard) -> None:
         np.save(temporary / file, np.concatenate(parts), allow_pickle=False)
     write_thumbnails(temporary, shard.thumbnails)
     layout.write_images(temporary / layout.IMAGES, shard.records)
-    refused = [json.dumps(asdict(r), sort_keys=True) + "\n" for r in shard.refused]
-    (temporary / layout.SKIPPED).write_text("".join(refused))
+    skipped = [json.dumps(asdict(s), sort_keys=True) + "\n" for s in shard.skipped]
+    (temporary / layout.SKIPPED).write_text("".join(skipped))
     for path in temporary.iterdir():
         fsync(path)
     os.rename(temporary, shards / name)

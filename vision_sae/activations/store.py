@@ -17,6 +17,8 @@ from vision_sae.activations.thumbnails import Thumbnails
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import MANIFEST, published, read_json, verify_files
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+from vision_sae.pictures.reading import Skipped
+from vision_sae.texts import lines_of
 
 FORMAT = "vision_sae.activation_store"
 VERSION = 1
@@ -56,7 +58,7 @@ class ImageRecord(NamedTuple):
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line.text) for line in lines_of(path.read_text("utf-8"))]
 
 
 def read_images(path: Path) -> list[ImageRecord]:
@@ -142,10 +144,10 @@ class ActivationStore:
         return [record for shard in self.shards for record in read_images(shard / IMAGES)]
 
     @property
-    def skipped(self) -> list[dict[str, str]]:
-        """The refused files (id, error) of all shards, also of those that hold no image."""
+    def skipped(self) -> list[Skipped]:
+        """The files of all shards that could not be read, also of those that hold no image."""
         return [
-            row
+            Skipped(**row)
             for path in sorted(self.path.glob(f"{SHARDS}/*/{SKIPPED}"))
             for row in read_jsonl(path)
         ]

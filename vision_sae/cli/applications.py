@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli.command import command
+from vision_sae.cli.pictures import Strict, tell
 
 LabelledUnits = Annotated[
     Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.", metavar="UNITS")
@@ -100,6 +101,7 @@ def analyse(
     guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units per kind.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
+    strict: Strict = False,
     out: Out = None,
 ) -> None:
     """Which kinds of unit does the model need? Switches each off, against random units."""
@@ -107,11 +109,15 @@ def analyse(
     from vision_sae.descriptions.applications.analysis import analyse as run
     from vision_sae.evaluation.class_folders import class_names, classified
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
+    reading = Reading(strict)
+    pictures = choose(image_folder(images, reading), limit)
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
     names = class_names(pictures)
-    train, test = (classified(found.model, half, names) for half in (pictures[::2], pictures[1::2]))
+    halves = pictures[::2], pictures[1::2]
+    train, test = (classified(found.model, half, names, reading) for half in halves)
+    tell(reading)
     made = run(found.model, _task(found.model, train), test, found.unit_set, draws=draws)
     typer.echo(f"accuracy {made.accuracy:.3f} on {made.pictures} pictures")
     for effect in made.effects:
@@ -134,6 +140,7 @@ def edit(
     guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
+    strict: Strict = False,
     seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.")] = 0,
     out: Out = None,
 ) -> None:
@@ -143,16 +150,21 @@ def edit(
     from vision_sae.descriptions.applications.editing import edit as run
     from vision_sae.evaluation.class_folders import class_names, classified, painted_over
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
+    reading = Reading(strict)
+    pictures = choose(image_folder(images, reading), limit)
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
     names, test = class_names(pictures), pictures[1::2]
+    train, plain = (classified(found.model, p, names, reading) for p in (pictures[::2], test))
+    painted = painted_over(found.model, test, names, seed, reading)
+    tell(reading)
     made = run(
         found.model,
-        _task(found.model, classified(found.model, pictures[::2], names)),
-        classified(found.model, test, names),
-        painted_over(found.model, test, names, seed),
+        _task(found.model, train),
+        plain,
+        painted,
         found.unit_set,
         chosen,
         draws=draws,

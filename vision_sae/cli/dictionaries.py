@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.pictures import Strict, tell
 
 
 @command()
@@ -36,6 +37,7 @@ def harvest(
         bool | None,
         typer.Option("--text-aligned", help="Let patches be found by text; contrastive models."),
     ] = None,
+    strict: Strict = False,
     config: Configuration = None,
 ) -> None:
     """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
@@ -45,6 +47,7 @@ def harvest(
     from vision_sae.config import load_config
     from vision_sae.models.registry import load_generator, load_model
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
     settings = load_config(
         config,
@@ -59,8 +62,10 @@ def harvest(
             "text_aligned": text_aligned,
         },
     ).harvest
+    reading = Reading(strict)
     if source.is_dir():
-        made = run(load_model(settings.model), image_folder(source), store, settings)
+        pictures = image_folder(source, reading)
+        made = run(load_model(settings.model), pictures, store, settings, reading=reading)
     else:
         prompts = read_prompts(source)
         made = harvest_generations(load_generator(settings.model), prompts, store, settings)
@@ -68,8 +73,8 @@ def harvest(
         f"{store}: {made.manifest['images']} images, {made.rows} patches, "
         f"sites {', '.join(made.sites)}"
     )
-    for row in made.skipped:
-        typer.secho(f"skipped {row['id']}: {row['error']}", fg="yellow", err=True)
+    if source.is_dir():
+        tell(reading)
 
 
 @command()
@@ -95,6 +100,7 @@ def train(
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for end-to-end training.")
     ] = None,
+    strict: Strict = False,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     config: Configuration = None,
 ) -> None:
@@ -102,6 +108,7 @@ def train(
     from vision_sae.activations.store import ActivationStore
     from vision_sae.config import load_config
     from vision_sae.dictionaries.pipeline import splice, train_dictionary
+    from vision_sae.pictures.reading import Reading
 
     settings = load_config(
         config,
@@ -120,9 +127,14 @@ def train(
     ).train
     opened = ActivationStore(store)
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    spliced = splice(opened, images) if images else None
+    reading = Reading(strict)
+    spliced = splice(opened, images, reading) if images else None
+    if images:
+        typer.echo(reading.summary())  # before the hours that training takes
     metrics = train_dictionary(opened, dictionary, settings, evaluation, spliced=spliced)
     _show_metrics(metrics)
+    if images:
+        tell(reading)
 
 
 def _show_metrics(metrics: dict[str, dict[str, float]]) -> None:

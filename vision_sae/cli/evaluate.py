@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli.command import command, evaluations
+from vision_sae.cli.pictures import Strict, tell
 
 Bundles = Annotated[list[Path], typer.Argument(help="Bundles of one text-to-image model.")]
 Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")]
@@ -31,6 +32,7 @@ def evaluate_dictionary(
     against: Annotated[
         Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
     from vision_sae.activations.harvest import choose
@@ -38,12 +40,17 @@ def evaluate_dictionary(
     from vision_sae.evaluation.report import evaluate as run
     from vision_sae.evaluation.report import lines, match_published
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
-    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
+    reading = Reading(strict)
+    pictures = [picture for folder in images or [] for picture in image_folder(folder, reading)]
     matching = match_published(dictionary, against) if against else None
-    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
+    chosen = choose(pictures, limit)
+    found = run(dictionary, ActivationStore(store), chosen, name=name, reading=reading)
     for line in lines(found, matching):
         typer.echo(line)
+    if images:
+        tell(reading)
 
 
 @command("labels", evaluations)
@@ -61,7 +68,7 @@ def evaluate_labels(
     """How much do labels say what people said of the same units? BERTScore, layer by layer."""
     from vision_sae.descriptions.files.annotations import read_annotations
     from vision_sae.descriptions.scores.agreement import agreement, text_encoder
-    from vision_sae.errors import InvalidInputError
+    from vision_sae.errors import InvalidInputError, shortened
 
     ours, theirs = read_annotations(labels), read_annotations(annotations)
     common = [layer for layer in ours if layer in theirs]
@@ -69,6 +76,10 @@ def evaluate_labels(
         raise InvalidInputError(
             f"{labels} and {annotations} have no layer in common", field="annotations"
         )
+    for path, table in ((labels, ours), (annotations, theirs)):
+        if others := sorted(table.keys() - common):
+            text = f"{path}: {len(others)} layers have no counterpart: {shortened(str(others))}"
+            typer.secho(text, fg="yellow", err=True)
     encode = text_encoder(encoder)
     for layer in common:
         found = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
@@ -90,16 +101,22 @@ def evaluate_attribution(
         int, typer.Option(help="Composed scenes to see where it points; 0: none.", min=0)
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    strict: Strict = False,
 ) -> None:
     """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
     from vision_sae.evaluation.attribution import attribution_report
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
-    pictures = [picture for folder in images for picture in image_folder(folder)]
-    report = attribution_report(bundle, pictures, limit=limit, tested=tested, scenes=scenes)
+    reading = Reading(strict)
+    pictures = [picture for folder in images for picture in image_folder(folder, reading)]
+    report = attribution_report(
+        bundle, pictures, limit=limit, tested=tested, scenes=scenes, reading=reading
+    )
     for line in report.lines():
         typer.echo(line)
+    tell(reading)
     if out is not None:
         write_json(out, report.to_json())
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.pictures import Strict, tell
 
 Describer = Annotated[
     str | None,
@@ -71,6 +72,7 @@ def label(
         float | None, typer.Option(help="End after so much computing, over all workers.", min=0)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=1)] = None,
+    strict: Strict = False,
     describer: Describer = None,
     clip: Clip = None,
     config: Configuration = None,
@@ -85,7 +87,7 @@ def label(
         neurons={"sites": tuple(site) if site else None},
         describe={"describer": describer, "clip": clip},
     )
-    folder = _evidence(units, images, work, limit, settings)
+    folder = _evidence(units, images, work, limit, settings, strict=strict)
     job = label_all(
         labels,
         folder,
@@ -101,7 +103,9 @@ def label(
     typer.echo(f"evidence: {folder.path}")
 
 
-def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:
+def _evidence(
+    units: str, images: Path | None, work: Path, limit: int | None, settings: Any, *, strict: bool
+) -> Any:
     """Where the evidence of a bundle lies, or of a model's neurons, which is collected first."""
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.batch import EvidenceFolder
@@ -110,6 +114,7 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
     from vision_sae.files import sha256_json
     from vision_sae.models.registry import load_model
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
     from vision_sae.resources import model_resource
 
     if EvidenceFolder.published(Path(units)):
@@ -122,6 +127,8 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
         )
     sites = sha256_json(settings.neurons.sites)[:8]
     place = work / f"{model_resource(units).removeprefix('models/')}-{sites}"
-    pictures = choose(image_folder(images), limit)
-    collect_neurons(load_model(units), pictures, place, settings.neurons)
+    reading = Reading(strict)
+    pictures = choose(image_folder(images, reading), limit)
+    collect_neurons(load_model(units), pictures, place, settings.neurons, reading=reading)
+    tell(reading)
     return EvidenceFolder.at(place)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from vision_sae.activations import store as layout
-from vision_sae.activations.decoding import Decoded, Refused, decode
+from vision_sae.activations.decoding import Decoded, decode
 from vision_sae.activations.making import Making, Report, make_store, plan_of
 from vision_sae.activations.shards import Shard, rounded
 from vision_sae.activations.store import ActivationStore
@@ -27,6 +27,7 @@ from vision_sae.models.clip import ClipModel
 from vision_sae.models.pooled_vit import SHALLOW
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.pictures.reading import Skipped
 from vision_sae.threads import side_by_side
 
 SHARED = SHALLOW
@@ -105,7 +106,7 @@ def _look(
         Shard(
             records=[d.record for d in decoded],
             thumbnails=[d.thumbnail for d in decoded],
-            refused=[outcome for outcome in outcomes if isinstance(outcome, Refused)],
+            skipped=[outcome for outcome in outcomes if isinstance(outcome, Skipped)],
         )
         for _ in configs
     )

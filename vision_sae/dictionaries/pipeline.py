@@ -30,6 +30,7 @@ from vision_sae.dictionaries.training.scaling import input_scaling
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import sha256_json
 from vision_sae.models.protocol import Model
+from vision_sae.pictures.reading import Reading
 
 _EVALUATION_ROWS = 4096
 
@@ -42,16 +43,19 @@ class Spliced(NamedTuple):
     """(3, H, W) each."""
 
 
-def splice(store: ActivationStore, images: Path) -> Spliced:
+def splice(store: ActivationStore, images: Path, reading: Reading | None = None) -> Spliced:
     """The model of ``store`` and the pictures below ``images``, ready for end-to-end training.
 
+    Files that cannot be read are left out and told to ``reading``; without one they are refused.
     Raises `MismatchError` when the model that answers to the store's name has other weights.
     """
     from vision_sae.models.bound import load_bound_model
     from vision_sae.pictures.folder import image_folder
 
+    account = Reading(strict=True) if reading is None else reading
+    found = image_folder(images, reading)
     model = load_bound_model(store.manifest["model"])
-    return Spliced(model, [model.preprocess(p.load()) for p in image_folder(images)])
+    return Spliced(model, account.all(found, model.preprocess))
 
 
 def _boost(

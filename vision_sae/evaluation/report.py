@@ -34,6 +34,7 @@ from vision_sae.files import MANIFEST, published, read_json
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Reading
 
 _ROWS = 4096
 """Patches encoded at a time."""
@@ -81,14 +82,14 @@ def open_dictionary(path: Path) -> tuple[Dictionary, dict[str, Any], Bundle | No
     return *load_dictionary(path), None
 
 
-def _pixels(model: Model, pictures: Sequence[Picture], *, progress: bool) -> Iterator[Tensor]:
+def _pixels(
+    model: Model, pictures: Sequence[Picture], reading: Reading, *, progress: bool
+) -> Iterator[Tensor]:
     """The pictures as batches of model input; files that cannot be read are left out."""
     ready: list[Tensor] = []
-    for picture in tqdm(pictures, desc="downstream", unit="img", disable=not progress):
-        try:
-            ready.append(model.preprocess(picture.load()))
-        except (InvalidInputError, OSError):
-            continue
+    shown = tqdm(pictures, desc="downstream", unit="img", disable=not progress)
+    for _, pixels in reading.each(shown, model.preprocess):
+        ready.append(pixels)
         if len(ready) == _MODEL_BATCH:
             yield torch.stack(ready)
             ready = []
@@ -126,9 +127,12 @@ def evaluate(
     pictures: Sequence[Picture] = (),
     *,
     name: str = "heldout",
+    reading: Reading | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure the dictionary or bundle at ``path`` on ``store`` and, downstream, on ``pictures``.
+
+    Files that cannot be read are left out and told to ``reading``; without one they are refused.
 
     A bundle is published anew with the figures under ``metrics[name]`` and ``evaluations[name]``
     of its manifest. Raises `MismatchError` when the store, or the model that answers to the
@@ -140,6 +144,7 @@ def evaluate(
             "the name `build` is taken by what `vision-sae build` measured; choose another",
             field="name",
         )
+    account = Reading(strict=True) if reading is None else reading
     dictionary, manifest, bundle = open_dictionary(path)
     check_match(store, manifest)
     model = load_bound_model(manifest["model"]) if pictures else None
@@ -155,7 +160,7 @@ def evaluate(
             model,
             manifest["site"],
             dictionary,
-            _pixels(model, pictures, progress=progress),
+            _pixels(model, pictures, account, progress=progress),
             mean=metrics.mean,
         )
         if model

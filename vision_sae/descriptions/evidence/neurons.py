@@ -6,6 +6,7 @@ import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vision_sae
-from vision_sae.activations.decoding import Decoded, batches_ahead, decode_batches
+from vision_sae.activations.decoding import Decoded, Outcome, batches_ahead, decode_batches
 from vision_sae.activations.peaks import PeakCollector
 from vision_sae.activations.store import ImageRecord, read_images, write_images
 from vision_sae.activations.thumbnails import Thumbnails, write_thumbnails
@@ -39,6 +40,7 @@ from vision_sae.files import (
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.pictures.reading import Reading, Skipped
 from vision_sae.resources import site_resource
 
 FORMAT = "vision_sae.neurons"
@@ -78,11 +80,15 @@ class _Pass:
         self.records: list[ImageRecord] = []
         self.thumbnails: list[bytes] = []
         self.embeddings: list[Tensor] = []
+        self.skipped: list[Skipped] = []
         self.done = 0
-        """Files looked at, refused ones among them."""
+        """Files looked at, skipped ones among them."""
 
-    def add(self, model: Model, decoded: Sequence[Decoded]) -> None:
+    def add(self, model: Model, outcomes: Sequence[Outcome]) -> None:
         """Run the model over a batch."""
+        self.done += len(outcomes)
+        self.skipped += [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
+        decoded = [outcome for outcome in outcomes if isinstance(outcome, Decoded)]
         if not decoded:
             return
         with torch.inference_mode(), model.capture(list(self.collectors)) as captured:
@@ -106,7 +112,8 @@ class _Pass:
         sizes = [len(thumbnail) for thumbnail in self.thumbnails]
         blob = np.frombuffer(b"".join(self.thumbnails), dtype=np.uint8).copy()
         tensors["thumbnails"] = torch.from_numpy(blob)
-        notes = {"done": self.done, "records": records, "sizes": sizes}
+        skipped = [asdict(skipped) for skipped in self.skipped]
+        notes = {"done": self.done, "records": records, "sizes": sizes, "skipped": skipped}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"notes": json.dumps(notes)})
 
@@ -120,6 +127,7 @@ class _Pass:
                 tensor.copy_(tensors[f"{site}/{name}"])
             collector.seen = len(notes["records"])
         self.done = notes["done"]
+        self.skipped = [Skipped(**row) for row in notes.get("skipped", [])]
         self.records = [ImageRecord(**(r | {"tags": tuple(r["tags"])})) for r in notes["records"]]
         blob, ends = tensors["thumbnails"].numpy().tobytes(), np.cumsum([0, *notes["sizes"]])
         self.thumbnails = [blob[a:b] for a, b in pairwise(ends)]
@@ -151,9 +159,13 @@ def collect_neurons(
     directory: Path,
     config: NeuronConfig,
     *,
+    reading: Reading | None = None,
     progress: bool = True,
 ) -> Neurons:
     """Run ``model`` over ``pictures`` once and publish the evidence of all units of its sites.
+
+    Files that are not pictures are listed in it and told to ``reading``; they are fatal, as
+    `InvalidInputError`, when all of them are or when ``reading`` is strict.
 
     Evidence that is there already, of just these, is returned as it is; a run that was interrupted
     goes on from its last checkpoint and finds the same bits.
@@ -163,8 +175,9 @@ def collect_neurons(
     sites = matching_sites(model, config.sites)
     plan = _plan(model, sites, pictures, config)
     identity = sha256_json(plan)
+    account = Reading() if reading is None else reading
     if (directory / MANIFEST).is_file() and read_json(directory / MANIFEST)["plan"] == identity:
-        return Neurons(directory)
+        return _told(Neurons(directory), account)
     state_path = directory.with_name(f".{directory.name}.{identity[:16]}.{_STATE}")
     state = _Pass(model, sites, len(pictures))
     if state_path.is_file():
@@ -184,18 +197,25 @@ def collect_neurons(
     ):
         ready = decode_batches(pool, model, batches, config.thumbnail, ahead=batches_ahead(model))
         for number, outcomes in enumerate(ready, start=1):
-            state.add(model, [o for o in outcomes if isinstance(o, Decoded)])
-            state.done += len(outcomes)
+            state.add(model, outcomes)
+            account.check(state.skipped)
             bar.update(len(outcomes))
             if number % config.checkpoint_batches == 0:
                 state.save(state_path)
     if not state.records:
         raise InvalidInputError(
-            f"none of the {len(pictures)} pictures could be read", field="images"
+            f"none of the {len(pictures)} pictures could be read; the first, {state.skipped[0]}",
+            field="images",
         )
     _publish(directory, state, plan | {"plan": identity}, config)
     state_path.unlink(missing_ok=True)
-    return Neurons(directory)
+    return _told(Neurons(directory), account)
+
+
+def _told(made: Neurons, account: Reading) -> Neurons:
+    account.leave_out(made.skipped)
+    account.read += int(made.manifest["images"])
+    return made
 
 
 def _publish(directory: Path, state: _Pass, manifest: dict[str, Any], config: NeuronConfig) -> None:
@@ -208,7 +228,8 @@ def _publish(directory: Path, state: _Pass, manifest: dict[str, Any], config: Ne
         (staging / site).mkdir()
         for name, tensor in collector.result(config.mask_quantile)._asdict().items():
             np.save(staging / site / f"{name}.npy", tensor.numpy(), allow_pickle=False)
-    publish(directory, manifest | {"images": len(state.records)})
+    skipped = [asdict(skipped) for skipped in state.skipped]
+    publish(directory, manifest | {"images": len(state.records), "skipped": skipped})
 
 
 class Neurons:
@@ -225,6 +246,8 @@ class Neurons:
             raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
         verify_files(self.path, self.manifest["files"])
         self.sites: list[str] = self.manifest["sites"]
+        self.skipped = [Skipped(**row) for row in self.manifest.get("skipped", [])]
+        """The files that could not be read."""
 
     def evidence(self, site: str) -> ArrayEvidence:
         """The evidence of one site; its arrays are mapped."""
