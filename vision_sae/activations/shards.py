@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from vision_sae.activations import store as layout
 from vision_sae.activations.decoding import Refused
-from vision_sae.activations.store import ImageRecord
-from vision_sae.activations.thumbnails import write_thumbnails
-from vision_sae.errors import InvalidInputError
+from vision_sae.activations.store import ImageRecord, read_images, read_jsonl
+from vision_sae.activations.thumbnails import THUMBNAIL_OFFSETS, Thumbnails, write_thumbnails
+from vision_sae.arrays import read_array
+from vision_sae.errors import CorruptArtifactError, InvalidInputError
 from vision_sae.files import fsync
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,5 +71,24 @@ def write_shard(shards: Path, name: str, shard: Shard) -> None:
     (temporary / layout.SKIPPED).write_text("".join(refused))
     for path in temporary.iterdir():
         fsync(path)
+    shutil.rmtree(shards / name, ignore_errors=True)  # one that was found damaged
     os.rename(temporary, shards / name)
     fsync(shards)
+
+
+def is_whole(shard: Path) -> bool:
+    """Whether a shard that an earlier run wrote is there; one that is damaged is not, and a line
+    says so."""
+    if not shard.is_dir():
+        return False
+    try:
+        count = len(read_images(shard / layout.IMAGES))
+        read_jsonl(shard / layout.SKIPPED)
+        rows = [len(read_array(p)) for p in shard.glob("*.npy") if p.name != THUMBNAIL_OFFSETS]
+        rows += [len(Thumbnails(shard))] if count else []
+        if any(found != count for found in rows):
+            raise CorruptArtifactError(f"{shard} holds arrays of {rows}, not of {count} pictures")
+    except CorruptArtifactError as error:
+        _LOG.warning("%s: this shard is made anew", error)
+        return False
+    return True

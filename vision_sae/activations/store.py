@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.activations.thumbnails import Thumbnails
+from vision_sae.arrays import read_array
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import MANIFEST, published, read_json, verify_files
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
@@ -55,8 +56,13 @@ class ImageRecord(NamedTuple):
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All objects of a JSON-lines file of ours; raises `CorruptArtifactError` for what is none."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (FileNotFoundError, ValueError) as error:
+        raise CorruptArtifactError(
+            f"{path} is missing or damaged ({error}); make the folder that it is in again"
+        ) from error
 
 
 def read_images(path: Path) -> list[ImageRecord]:
@@ -167,7 +173,7 @@ class ActivationStore:
     def arrays(self, site: str) -> Iterator[Tensor]:
         """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard."""
         for shard in self.shards:
-            yield to_tensor(np.load(shard / f"{site}.npy", mmap_mode="c"), self.dtype)
+            yield to_tensor(read_array(shard / f"{site}.npy", "c"), self.dtype)
 
     def batches(self, site: str, batch_size: int) -> Iterator[Tensor]:
         """All patches in row order: float32 tensors (<= batch_size, D)."""
@@ -195,7 +201,7 @@ class ActivationStore:
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:
         """Pooled embeddings (images, E)."""
-        parts = [np.load(shard / EMBEDDING) for shard in self.shards]
+        parts = [read_array(shard / EMBEDDING) for shard in self.shards]
         return np.concatenate(parts).astype(np.float32)
 
     def thumbnails(self) -> Iterator[bytes]:

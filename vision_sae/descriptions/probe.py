@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vision_sae.activations.store import ALIGNED, ALIGNED_WEIGHTS, EMBEDDING, ActivationStore
-from vision_sae.arrays import new_array
+from vision_sae.arrays import new_array, read_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, MismatchError, NotFoundError
 from vision_sae.files import (
@@ -37,6 +37,7 @@ from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.decode import decode_image
+from vision_sae.places import check_output
 from vision_sae.threads import side_by_side
 from vision_sae.vectors import normalised
 
@@ -104,13 +105,13 @@ class Probe:
         self.identity = sha256_file(self.path / MANIFEST)
         self.grid = PatchGrid(**self.manifest["model"]["grid"])
         self.preprocessing = Preprocessing(**self.manifest["model"]["preprocessing"])
-        self.embeddings: NDArray[np.float32] = np.load(self.path / EMBEDDINGS, mmap_mode="r")
+        self.embeddings: NDArray[np.float32] = read_array(self.path / EMBEDDINGS)
         """Pictures (N, E), of unit length."""
-        self.patches: NDArray[np.float16] = np.load(self.path / PATCHES, mmap_mode="r")
+        self.patches: NDArray[np.float16] = read_array(self.path / PATCHES)
         """Their patches (N, P, E), not normalised."""
-        self.weights: NDArray[np.float16] = np.load(self.path / WEIGHTS, mmap_mode="r")
+        self.weights: NDArray[np.float16] = read_array(self.path / WEIGHTS)
         """What each patch contributes to a region (N, P)."""
-        self.windows: NDArray[np.float16] = np.load(self.path / WINDOWS, mmap_mode="r")
+        self.windows: NDArray[np.float16] = read_array(self.path / WINDOWS)
         """Places all over the pictures (N, R, E); see `windows_of`."""
 
     def verify(self) -> None:
@@ -215,7 +216,7 @@ def _kept(store: ActivationStore) -> Iterator[_Seen]:
     """What a store kept of what the model saw, shard by shard."""
     shards = zip(store.shards, store.arrays(ALIGNED), store.arrays(ALIGNED_WEIGHTS), strict=True)
     for shard, patches, weights in shards:
-        wholes = np.load(shard / EMBEDDING)
+        wholes = read_array(shard / EMBEDDING)
         yield _Seen(wholes, patches.float().numpy(), weights.float().numpy())
 
 
@@ -288,6 +289,7 @@ def _found_or_made(
             pass  # of something else, or of another version: made anew below
         else:
             return probe
+    check_output(directory, FORMAT, field="probe")
     count = len(evidence.images)
     if store:
         _check_store(store, model, evidence)

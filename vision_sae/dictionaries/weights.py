@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vision_sae.errors import InvalidInputError
+from vision_sae.errors import CorruptArtifactError, InvalidInputError
 from vision_sae.files import replacing
 
 WEIGHTS = "weights.safetensors"
@@ -17,9 +18,20 @@ DTYPE = "dtype"
 HALF = "float16"
 
 
+def read_tensor_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises `CorruptArtifactError`, with its name, for one that
+    is missing, cut short or of something else."""
+    try:
+        return dict(load_file(path))
+    except (FileNotFoundError, SafetensorError) as error:
+        raise CorruptArtifactError(
+            f"{path} is missing or damaged ({error}); delete it, and make it again"
+        ) from error
+
+
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """The tensors of the weights file in ``directory``; those in half precision as float32."""
-    stored = load_file(directory / WEIGHTS)
+    stored = read_tensor_file(directory / WEIGHTS)
     return {name: t.float() if t.dtype == torch.float16 else t for name, t in stored.items()}
 
 

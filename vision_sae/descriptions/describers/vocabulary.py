@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
+from vision_sae.dictionaries.weights import read_tensor_file
 from vision_sae.errors import InvalidInputError
-from vision_sae.files import replacing, sha256_json
+from vision_sae.files import kept, sha256_json
 from vision_sae.models.protocol import ContrastiveModel
 
 VISUAL_NOUNS = "visual_nouns.txt"
@@ -155,13 +156,13 @@ def embed_vocabulary(model: ContrastiveModel, vocabulary: Vocabulary, directory:
     A file there is of one model and one vocabulary. Workers may ask for it at the same time.
     """
     identity = sha256_json([model.identity(), vocabulary.identity])
-    path = directory / f"words-{identity}.safetensors"
-    if not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path) -> None:
         vectors = torch.empty(len(vocabulary.words), model.embedding_dim)
         for start in range(0, len(vectors), _BATCH):
             batch = vocabulary.words[start : start + _BATCH]
             vectors[start : start + _BATCH] = model.embed_texts(batch).cpu()
-        with replacing(path) as temporary:
-            save_file({"vectors": vectors}, temporary)
-    return load_file(path)["vectors"]
+        save_file({"vectors": vectors}, path)
+
+    found = kept(directory / f"words-{identity}.safetensors", read_tensor_file, write)
+    return found["vectors"]

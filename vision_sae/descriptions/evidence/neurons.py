@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,12 +25,12 @@ from vision_sae.activations.thumbnails import Thumbnails, write_thumbnails
 from vision_sae.config import NeuronConfig
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
+from vision_sae.dictionaries.weights import read_tensor_file
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import (
     MANIFEST,
-    open_staging,
-    publish,
     published,
+    publishing,
     read_json,
     replacing,
     sha256_json,
@@ -39,6 +39,7 @@ from vision_sae.files import (
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.places import check_output, check_replaceable
 from vision_sae.resources import site_resource
 
 FORMAT = "vision_sae.neurons"
@@ -111,10 +112,10 @@ class _Pass:
             save_file(tensors, temporary, {"notes": json.dumps(notes)})
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; raises `CorruptArtifactError` for one that is damaged."""
+        tensors = read_tensor_file(path)
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-        tensors = load_file(path)
         for site, collector in self.collectors.items():
             for name, tensor in collector.tensors().items():
                 tensor.copy_(tensors[f"{site}/{name}"])
@@ -152,19 +153,23 @@ def collect_neurons(
     config: NeuronConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Neurons:
     """Run ``model`` over ``pictures`` once and publish the evidence of all units of its sites.
 
-    Evidence that is there already, of just these, is returned as it is; a run that was interrupted
-    goes on from its last checkpoint and finds the same bits.
+    Evidence that is there already, of just these, is returned as it is, and other evidence is
+    replaced only with ``overwrite``; a run that was interrupted goes on from its last checkpoint
+    and finds the same bits.
     """
     if not pictures:
         raise InvalidInputError("there are no pictures to look at", field="images")
     sites = matching_sites(model, config.sites)
     plan = _plan(model, sites, pictures, config)
     identity = sha256_json(plan)
-    if (directory / MANIFEST).is_file() and read_json(directory / MANIFEST)["plan"] == identity:
+    found = check_output(directory, FORMAT, field="work")
+    if found is not None and found.get("plan") == identity:
         return Neurons(directory)
+    check_replaceable(directory, found, overwrite=overwrite, field="work")
     state_path = directory.with_name(f".{directory.name}.{identity[:16]}.{_STATE}")
     state = _Pass(model, sites, len(pictures))
     if state_path.is_file():
@@ -199,16 +204,16 @@ def collect_neurons(
 
 
 def _publish(directory: Path, state: _Pass, manifest: dict[str, Any], config: NeuronConfig) -> None:
-    staging = open_staging(directory)
-    write_images(staging / _IMAGES, state.records)
-    write_thumbnails(staging, state.thumbnails)
-    embeddings = torch.cat(state.embeddings).numpy()
-    np.save(staging / _EMBEDDINGS, embeddings, allow_pickle=False)
-    for site, collector in state.collectors.items():
-        (staging / site).mkdir()
-        for name, tensor in collector.result(config.mask_quantile)._asdict().items():
-            np.save(staging / site / f"{name}.npy", tensor.numpy(), allow_pickle=False)
-    publish(directory, manifest | {"images": len(state.records)})
+    with publishing(directory) as (staging, said):
+        write_images(staging / _IMAGES, state.records)
+        write_thumbnails(staging, state.thumbnails)
+        embeddings = torch.cat(state.embeddings).numpy()
+        np.save(staging / _EMBEDDINGS, embeddings, allow_pickle=False)
+        for site, collector in state.collectors.items():
+            (staging / site).mkdir()
+            for name, tensor in collector.result(config.mask_quantile)._asdict().items():
+                np.save(staging / site / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+        said |= manifest | {"images": len(state.records)}
 
 
 class Neurons:

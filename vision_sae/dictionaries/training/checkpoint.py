@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.training.learner import Learner
+from vision_sae.errors import CorruptArtifactError
 from vision_sae.files import replacing
 
 _STEP = "step"
@@ -35,13 +37,24 @@ def save_checkpoint(path: Path, learners: Sequence[Learner], step: int) -> None:
 
 
 def restore_checkpoint(path: Path, learners: Sequence[Learner]) -> int:
-    """Take up the state that `save_checkpoint` wrote; returns the steps done, 0 without a file."""
+    """Take up the state that `save_checkpoint` wrote; returns the steps done, 0 without a file.
+
+    Raises `CorruptArtifactError`, and takes up nothing, for a file that is damaged.
+    """
     if not path.is_file():
         return 0
-    saved = load_file(path)
+    state = _named(learners)
+    try:
+        saved = load_file(path)
+        step = int(saved[_STEP])
+        kept = {name: saved[name].reshape(tensor.shape) for name, tensor in state.items()}
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise CorruptArtifactError(
+            f"{path} is no whole checkpoint ({error}); delete it, and the training begins anew"
+        ) from error
     with torch.no_grad():
-        for name, tensor in _named(learners).items():
-            tensor.copy_(saved[name])
+        for name, tensor in state.items():
+            tensor.copy_(kept[name])
     for learner in learners:
         learner.refresh()
-    return int(saved[_STEP])
+    return step
