@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from vision_sae.errors import VisionSaeError
+from vision_sae.storage import storage_error
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
 
@@ -31,6 +32,9 @@ Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.")]
 DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run of this command wrote.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +47,12 @@ def _clear_errors() -> Iterator[None]:
         yield
     except (ClientError, VisionSaeError) as error:
         typer.secho(f"vision-sae-client: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        if not (told := storage_error(error)) and error.filename is None:
+            raise
+        shown = told or f"{error.filename}: {error.strerror}"
+        typer.secho(f"vision-sae-client: {shown}", fg="red", err=True)
         raise typer.Exit(2) from error
 
 

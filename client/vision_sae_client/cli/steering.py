@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vision_sae.errors import InvalidInputError
+from vision_sae.places import check_output_folder
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae_client import report, steering
 from vision_sae_client.cli.command import (
@@ -15,6 +16,7 @@ from vision_sae_client.cli.command import (
     Address,
     AsJson,
     DictionaryName,
+    Overwrite,
     Timeout,
     Token,
     command,
@@ -73,6 +75,7 @@ def steer(
         bool, typer.Option("--allow-drift", help="Even where something is not as it was.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Directory for pictures and recipe.")] = Path("steered"),
+    overwrite: Overwrite = False,
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
     as_json: AsJson = False,
@@ -80,6 +83,8 @@ def steer(
     timeout: Timeout = 600.0,
 ) -> None:
     """Make a picture with features turned up or down, and its twin without."""
+    inputs = [path for path in (recipe, mask) if path is not None]
+    check_output_folder(out, steering.FILES, inputs=inputs, overwrite=overwrite)
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
     if recipe is not None and (
         prompt or carry or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
@@ -124,7 +129,7 @@ def steer(
         for message in client.generate(content, allow_drift=allow_drift):
             if message.HasField("progress"):
                 typer.echo(report.generation_progress(message.progress), err=True)
-        written = steering.write(message.result, out)
+        written = steering.write(message.result, out, overwrite=overwrite)
     typer.echo(in_json(message.result) if as_json else report.generation(message.result))
     typer.echo(f"written: {', '.join(map(str, written))}", err=True)
 
