@@ -29,10 +29,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(
-    folder: Path, store: Path, model: VitModel | None = None, **options: Any
+    folder: Path,
+    store: Path,
+    model: VitModel | None = None,
+    *,
+    overwrite: bool = False,
+    **options: Any,
 ) -> ActivationStore:
-    config = CONFIG.model_copy(update=options)
-    return harvest(model or tiny_model(), image_folder(folder), store, config, progress=False)
+    return harvest(
+        model or tiny_model(),
+        image_folder(folder),
+        store,
+        CONFIG.model_copy(update=options),
+        progress=False,
+        overwrite=overwrite,
+    )
 
 
 @contextmanager
@@ -276,14 +287,14 @@ def test_changed_picture_starts_afresh(folder: Path, tmp_path: Path) -> None:
     noise_image(40, 34, seed=99).save(folder / "000.png")
     model = tiny_model()
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model)
+        run(folder, tmp_path / "store", model, overwrite=True)
     assert sum(batches) == 7
 
 
 def test_changed_caption_starts_afresh(folder: Path, tmp_path: Path) -> None:
     for caption in ("a cat", "a dog"):
         (folder / "captions.jsonl").write_text(f'{{"file": "003.png", "caption": "{caption}"}}')
-        store = run(folder, tmp_path / "store")
+        store = run(folder, tmp_path / "store", overwrite=True)
     assert store.images[3].caption == "a dog"
 
 
@@ -294,7 +305,7 @@ def test_changed_configuration_starts_afresh(
     run(folder, tmp_path / "store")
     model = tiny_model()
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model, **change)
+        run(folder, tmp_path / "store", model, overwrite=True, **change)
     assert sum(batches) == 7
 
 
@@ -303,7 +314,7 @@ def test_changed_weights_start_afresh(folder: Path, tmp_path: Path) -> None:
     model = tiny_model()
     model.backbone.module.norm.bias[0] += 1
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model)
+        run(folder, tmp_path / "store", model, overwrite=True)
     assert sum(batches) == 7
 
 

@@ -483,7 +483,7 @@ def test_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        export(path, rows())
+        export(path, rows(), overwrite=True)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

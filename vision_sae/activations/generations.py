@@ -105,11 +105,12 @@ def harvest_generations(
     config: HarvestConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> ActivationStore:
     """Generate ``config.seeds`` pictures of each prompt and publish what happened at its sites.
 
     The sites must share one grid. A store that already holds exactly this is returned as it is,
-    and an interrupted run goes on.
+    and an interrupted run goes on; another store is replaced only with ``overwrite``.
     """
     if config.views > 1:
         raise InvalidInputError(
@@ -133,4 +134,4 @@ def harvest_generations(
     pictures = prompted(prompts[: config.limit], config.seeds)
     plan = plan_of(model, config, _data_sha256(pictures, generator))
     making = Making(plan, pictures, config.shard_images, "img", collect)
-    return make_store(making, directory, progress=progress)
+    return make_store(making, directory, progress=progress, overwrite=overwrite)

@@ -33,6 +33,7 @@ from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.folder import Picture, data_sha256
 from vision_sae.pictures.views import with_views
+from vision_sae.places import check_output
 from vision_sae.threads import side_by_side
 
 
@@ -41,6 +42,12 @@ def choose(pictures: Sequence[Picture], limit: int | None) -> list[Picture]:
     if limit is None or limit >= len(pictures):
         return list(pictures)
     return [pictures[i * len(pictures) // limit] for i in range(limit)]
+
+
+def _folders(pictures: Sequence[Picture]) -> set[Path]:
+    """The folders that the pictures were found in, at whatever depth."""
+    found = (p for p in pictures if p.path.as_posix().endswith(p.id))
+    return {picture.path.parents[picture.id.count("/")] for picture in found}
 
 
 def _batches(group: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
@@ -103,10 +110,13 @@ def harvest(
     config: HarvestConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> ActivationStore:
     """Run ``model`` over ``pictures`` and publish an `ActivationStore` at ``directory``.
 
     A store that already holds exactly this is returned as it is, and an interrupted run goes on.
+    Another store is replaced only with ``overwrite``; for anything else that is there, and for a
+    place among the pictures, see `vision_sae.places.check_output`.
     Files that are not pictures are counted and listed in the store, never fatal; that all of them
     are is an `InvalidInputError`.
     """
@@ -127,7 +137,8 @@ def harvest(
                 report(len(batch))
             yield shard
 
+    check_output(directory, layout.FORMAT, inputs=_folders(pictures), field="store")
     pictures = with_views(choose(pictures, config.limit), config.views)
     plan = plan_of(model, config, data_sha256(pictures))
     making = Making(plan, pictures, config.shard_images, "img", collect)
-    return make_store(making, directory, progress=progress)
+    return make_store(making, directory, progress=progress, overwrite=overwrite)

@@ -45,6 +45,7 @@ from vision_sae.dictionaries.weights import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid
+from vision_sae.places import check_output, check_replaceable
 from vision_sae.vectors import normalised
 
 _BATCH = 1024
@@ -215,15 +216,23 @@ def build(
     config: BuildConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Bundle:
     """Encode every patch of ``store`` once and publish a `Bundle` at ``directory``.
 
     ``source`` is a dictionary's directory, or the name of a released one, whose descriptions the
-    bundle then carries.
+    bundle then carries. A bundle that was made from just these is returned as it is; another one
+    is replaced only with ``overwrite``.
 
     Raises `MismatchError` when store and dictionary do not belong together and
     `RecallTooLowError` when the patch index misses its floor; nothing is published then.
     """
+    there = check_output(
+        directory, layout.FORMAT, inputs=[store.path, locate(source)], field="bundle"
+    )
+    if not overwrite and is_current(directory, store, source, config):
+        return Bundle(directory)
+    check_replaceable(directory, there, overwrite=overwrite, field="bundle")
     found = load_dictionary(source)
     dictionary, trained = found.dictionary, found.manifest
     check_match(store, trained)

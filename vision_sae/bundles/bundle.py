@@ -41,6 +41,7 @@ from vision_sae.files import (
     verify_files,
 )
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+from vision_sae.storage import storing
 
 FORMAT = "vision_sae.bundle"
 VERSION = 2
@@ -301,21 +302,22 @@ def republish(
     `MismatchError`, and changes nothing, when another bundle has been published at ``path`` since
     ``bundle`` was opened.
     """
-    staging = open_staging(path)
-    source = published(path)  # a bundle that a dead writer had set aside is back in its place
-    if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
-        raise MismatchError(
-            f"{path} was published anew while this was at work; run it again", field="bundle"
-        )
-    if write is not None:
-        write(staging)
-    for name, data in (files or {}).items():
-        (staging / name).write_bytes(data)
-    for name in bundle.manifest["files"]:
-        if not (staging / name).exists():
-            (staging / name).parent.mkdir(exist_ok=True)
-            _share(source / name, staging / name)
-    publish(path, bundle.manifest | manifest)
+    with storing(path):
+        staging = open_staging(path)
+        source = published(path)  # a bundle that a dead writer had set aside is back in its place
+        if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
+            raise MismatchError(
+                f"{path} was published anew while this was at work; run it again", field="bundle"
+            )
+        if write is not None:
+            write(staging)
+        for name, data in (files or {}).items():
+            (staging / name).write_bytes(data)
+        for name in bundle.manifest["files"]:
+            if not (staging / name).exists():
+                (staging / name).parent.mkdir(exist_ok=True)
+                _share(source / name, staging / name)
+        publish(path, bundle.manifest | manifest)
     return Bundle(path)
 
 

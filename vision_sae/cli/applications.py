@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import command
+from vision_sae.cli.command import Overwrite, check_report, command
 
 LabelledUnits = Annotated[
     Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.", metavar="UNITS")
@@ -74,10 +74,12 @@ def audit(
     labels: OfStore = None,
     guesses: Guesses = False,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Which units have a label that speaks of this, and what do they fire on?"""
     from vision_sae.descriptions.applications.audit import audit as run
 
+    check_report(out, [units], overwrite=overwrite)
     found = _labelled(units, labels, guesses)
     findings = [
         finding
@@ -101,6 +103,7 @@ def analyse(
     draws: Annotated[int, typer.Option(help="Random groups of units per kind.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Which kinds of unit does the model need? Switches each off, against random units."""
     from vision_sae.activations.harvest import choose
@@ -108,6 +111,7 @@ def analyse(
     from vision_sae.evaluation.class_folders import class_names, classified
     from vision_sae.pictures.folder import image_folder
 
+    check_report(out, [units, images], overwrite=overwrite)
     found = _labelled(units, labels, guesses)
     pictures = choose(image_folder(images), limit)
     names = class_names(pictures)
@@ -136,6 +140,7 @@ def edit(
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
     seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.")] = 0,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Remove units by label, and test against words painted onto the pictures."""
     from vision_sae.activations.harvest import choose
@@ -144,6 +149,7 @@ def edit(
     from vision_sae.evaluation.class_folders import class_names, classified, painted_over
     from vision_sae.pictures.folder import image_folder
 
+    check_report(out, [units, images], overwrite=overwrite)
     found = _labelled(units, labels, guesses)
     pictures = choose(image_folder(images), limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)

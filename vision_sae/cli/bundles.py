@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, command
 
 
 @command()
@@ -17,6 +17,7 @@ def build(
         str, typer.Argument(help="Trained dictionary, or the name of a released one.")
     ],
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle to publish.")],
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Encode every patch and publish a bundle: codes, statistics, exemplars, patch index."""
@@ -24,7 +25,8 @@ def build(
     from vision_sae.bundles.build import build as run
     from vision_sae.config import load_config
 
-    made = run(ActivationStore(store), dictionary, bundle, load_config(config).build)
+    settings = load_config(config).build
+    made = run(ActivationStore(store), dictionary, bundle, settings, overwrite=overwrite)
     index = made.manifest["patch_index"]
     typer.echo(
         f"{bundle}: {index['rows']} patches in {index['type']}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,8 @@ import typer
 
 import vision_sae
 from vision_sae.errors import VisionSaeError
+from vision_sae.places import check_output_file
+from vision_sae.storage import storage_error
 
 app = typer.Typer(
     help="Find, explain and steer what the insides of a vision model mean.",
@@ -25,6 +27,9 @@ app.add_typer(evaluations, name="evaluate")
 Configuration = Annotated[
     Path | None, typer.Option("--config", help="YAML file; flags and environment override it.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run of this command made.")
+]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -37,6 +42,22 @@ def _clear_errors() -> Iterator[None]:
     except VisionSaeError as error:
         typer.secho(f"vision-sae: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
+    except OSError as error:
+        if not (told := storage_error(error)) and error.filename is None:
+            raise
+        typer.secho(f"vision-sae: {told or _plain(error)}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _plain(error: OSError) -> str:
+    """What the system refused, of which file: ``data/x: Is a directory``."""
+    return f"{error.filename}: {error.strerror}"
+
+
+def check_report(out: Path | None, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse, before any work, a file that a command's report may not be written to."""
+    if out is not None:
+        check_output_file(out, inputs=inputs, overwrite=overwrite)
 
 
 def command(

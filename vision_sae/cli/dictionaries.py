@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, command
+from vision_sae.places import check_output
 
 
 @command()
@@ -36,12 +37,14 @@ def harvest(
         bool | None,
         typer.Option("--text-aligned", help="Let patches be found by text; contrastive models."),
     ] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
     after a stop."""
     from vision_sae.activations.generations import harvest_generations, read_prompts
     from vision_sae.activations.harvest import harvest as run
+    from vision_sae.activations.store import FORMAT
     from vision_sae.config import load_config
     from vision_sae.models.registry import load_generator, load_model
     from vision_sae.pictures.folder import image_folder
@@ -59,11 +62,13 @@ def harvest(
             "text_aligned": text_aligned,
         },
     ).harvest
+    check_output(store, FORMAT, inputs=[source], field="store")
     if source.is_dir():
-        made = run(load_model(settings.model), image_folder(source), store, settings)
+        pictures, model_ = image_folder(source), load_model(settings.model)
+        made = run(model_, pictures, store, settings, overwrite=overwrite)
     else:
-        prompts = read_prompts(source)
-        made = harvest_generations(load_generator(settings.model), prompts, store, settings)
+        prompts, generator = read_prompts(source), load_generator(settings.model)
+        made = harvest_generations(generator, prompts, store, settings, overwrite=overwrite)
     typer.echo(
         f"{store}: {made.manifest['images']} images, {made.rows} patches, "
         f"sites {', '.join(made.sites)}"
@@ -96,11 +101,13 @@ def train(
         Path | None, typer.Option(help="Folder of pictures for end-to-end training.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Train a sparse autoencoder, or fit another dictionary. Resumes after a stop."""
     from vision_sae.activations.store import ActivationStore
     from vision_sae.config import load_config
+    from vision_sae.dictionaries.artifact import FORMAT
     from vision_sae.dictionaries.pipeline import splice, train_dictionary
 
     settings = load_config(
@@ -120,8 +127,12 @@ def train(
     ).train
     opened = ActivationStore(store)
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
+    inputs = [path for path in (store, heldout, images) if path]
+    check_output(dictionary, FORMAT, inputs=inputs, field="dictionary")
     spliced = splice(opened, images) if images else None
-    metrics = train_dictionary(opened, dictionary, settings, evaluation, spliced=spliced)
+    metrics = train_dictionary(
+        opened, dictionary, settings, evaluation, spliced=spliced, overwrite=overwrite
+    )
     _show_metrics(metrics)
 
 
@@ -146,6 +157,7 @@ def sweep(
     k: Annotated[list[int] | None, typer.Option("--k", help="Active features per patch.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Random seed.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each.")] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Train every combination of the given settings on one pass over the data."""
@@ -167,7 +179,8 @@ def sweep(
         name = "{architecture}-x{expansion}-k{k}-seed{seed}".format(**flags)
         settings[name] = load_config(config, train={"site": site, "steps": steps, **flags}).train
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    for name, metrics in run(ActivationStore(store), out, settings, evaluation).items():
+    made = run(ActivationStore(store), out, settings, evaluation, overwrite=overwrite)
+    for name, metrics in made.items():
         typer.echo(out / name)
         _show_metrics(metrics)
 
@@ -181,12 +194,14 @@ def import_dictionary(
     format: Annotated[
         str | None, typer.Option(help="Format of SOURCE; found by its files when absent.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Publish a dictionary that another library trained, and measure it on a store."""
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
-    made = run(source, dictionary, ActivationStore(store), site=site, format=format)
+    opened = ActivationStore(store)
+    made = run(source, dictionary, opened, site=site, format=format, overwrite=overwrite)
     shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
     typer.echo(
         f"{dictionary}: {made['dictionary']['width']} features from "
@@ -199,9 +214,10 @@ def export(
     dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
     out: Annotated[Path, typer.Argument(help="New directory to write.")],
     format: Annotated[str, typer.Option(help="Format of another library.")] = "saelens",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a dictionary in the format of another library."""
     from vision_sae.dictionaries.interop.exchange import export_dictionary
 
-    export_dictionary(dictionary, out, format)
+    export_dictionary(dictionary, out, format, overwrite=overwrite)
     typer.echo(f"{out}: {format}")

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import command, evaluations
+from vision_sae.cli.command import Overwrite, check_report, command, evaluations
+from vision_sae.places import check_output_folder
 
 Bundles = Annotated[list[Path], typer.Argument(help="Bundles of one text-to-image model.")]
 Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")]
@@ -90,12 +91,14 @@ def evaluate_attribution(
         int, typer.Option(help="Composed scenes to see where it points; 0: none.", min=0)
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
     from vision_sae.evaluation.attribution import attribution_report
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
 
+    check_report(out, [bundle, *images], overwrite=overwrite)
     pictures = [picture for folder in images for picture in image_folder(folder)]
     report = attribution_report(bundle, pictures, limit=limit, tested=tested, scenes=scenes)
     for line in report.lines():
@@ -114,14 +117,22 @@ def evaluate_blocks(
     out: Annotated[Path, typer.Option(help="Directory for the table and the picture.")] = Path(
         "blocks"
     ),
+    overwrite: Overwrite = False,
 ) -> None:
     """Which block does what? Switches each off and boosts its features, against random ones."""
-    from vision_sae.evaluation.generators import block_report
+    from vision_sae.evaluation.generators import BLOCK_FILES, block_report
     from vision_sae.steering.bundles import opened
 
+    check_output_folder(out, BLOCK_FILES, inputs=[*bundles, prompts], overwrite=overwrite)
     generator, found = opened(bundles)
     report = block_report(
-        generator, found, _settings(prompts, pictures), out, features=features, amount=amount
+        generator,
+        found,
+        _settings(prompts, pictures),
+        out,
+        features=features,
+        amount=amount,
+        overwrite=overwrite,
     )
     typer.echo(report)
 
@@ -159,6 +170,7 @@ def evaluate_causal(
 def evaluate_edits(
     bundles: Bundles,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
     from vision_sae.evaluation.edit_cases import evaluate_edits as run
@@ -167,6 +179,7 @@ def evaluate_edits(
     from vision_sae.files import write_json
     from vision_sae.steering.bundles import opened
 
+    check_report(out, bundles, overwrite=overwrite)
     generator, found = opened(bundles)
     dictionaries = {f.bundle.name: f.dictionary for f in found}
     made = run(generator, dictionaries, read_cases(), train_classifier())

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, check_report, command
 from vision_sae.cli.labels import Clip
+from vision_sae.places import check_collection
 
 if TYPE_CHECKING:
     from vision_sae.descriptions.scores.many import Summary
@@ -33,6 +34,7 @@ def score(
     work: Annotated[
         Path | None, typer.Option(help="Where probes are kept; beside UNITS when absent.")
     ] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Score anybody's labels: do they tell the unit's pictures from others?"""
@@ -46,6 +48,7 @@ def score(
 
     if out is not None:
         check_format(out)
+    check_report(out, [units, labels], overwrite=overwrite)
     settings = load_config(config, describe={"clip": clip}).describe
     rows: list[Row] = []
     toolbox = Toolbox(settings, work or units.parent / PROBES)
@@ -60,7 +63,7 @@ def score(
             name = evidence.name + (f", text {number} of a unit" if len(lists) > 1 else "")
             typer.echo(f"{name}: {_shown(scored.summary)}")
     if out is not None:
-        typer.echo(f"{out}: {export(out, rows)} labels")
+        typer.echo(f"{out}: {export(out, rows, overwrite=overwrite)} labels")
 
 
 def _shown(summary: Summary) -> str:
@@ -91,6 +94,7 @@ def export_labels(
         list[str] | None,
         typer.Option(help="dictionaries/NAME or models/NAME/sites/SITE; all when absent."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the current label of every unit, with its scores and who made it."""
     from dataclasses import asdict
@@ -100,6 +104,7 @@ def export_labels(
     from vision_sae.descriptions.store import LabelStore
     from vision_sae.errors import InvalidInputError
 
+    check_report(out, [] if "://" in labels else [Path(labels)], overwrite=overwrite)
     store = LabelStore(labels)
     if milan:
         parents = units or store.parents()
@@ -115,7 +120,7 @@ def export_labels(
             for layer, parent in zip(layers, parents, strict=True)
             for unit, text in sorted(store.texts(parent).items())
         ]
-        write_descriptions(out, texts)
+        write_descriptions(out, texts, overwrite=overwrite)
         typer.echo(f"{out}: {len(texts)} labels")
         return
     rows = (
@@ -127,18 +132,21 @@ def export_labels(
         for parent in units or store.parents()
         for _, entry in sorted(store.currents(parent).items())
     )
-    typer.echo(f"{out}: {export(out, rows)} labels")
+    typer.echo(f"{out}: {export(out, rows, overwrite=overwrite)} labels")
 
 
 @command("export-exemplars")
 def export_exemplars(
     units: Annotated[Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; a folder a site is made in it.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the exemplars of every unit that fires, in MILAN's layout."""
     from vision_sae.descriptions.batch import EvidenceFolder
-    from vision_sae.descriptions.files.milan import write_exemplars
+    from vision_sae.descriptions.files.milan import FORMAT, write_exemplars
 
+    check_collection(out, FORMAT, inputs=[units])
     for evidence in EvidenceFolder.at(units).open().values():
         firing = [unit for unit in range(evidence.width) if evidence.peaks(unit).any()]
-        typer.echo(f"{write_exemplars(evidence, out, firing)}: {len(firing)} units")
+        written = write_exemplars(evidence, out, firing, overwrite=overwrite)
+        typer.echo(f"{written}: {len(firing)} units")

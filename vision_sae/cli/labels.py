@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, command
+from vision_sae.places import check_output
 
 Describer = Annotated[
     str | None,
@@ -73,6 +74,7 @@ def label(
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=1)] = None,
     describer: Describer = None,
     clip: Clip = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Label every feature of a bundle, or every neuron of a model, in one job. Resumes."""
@@ -85,7 +87,7 @@ def label(
         neurons={"sites": tuple(site) if site else None},
         describe={"describer": describer, "clip": clip},
     )
-    folder = _evidence(units, images, work, limit, settings)
+    folder = _evidence(units, images, work, limit, settings, overwrite=overwrite)
     job = label_all(
         labels,
         folder,
@@ -101,11 +103,19 @@ def label(
     typer.echo(f"evidence: {folder.path}")
 
 
-def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:
+def _evidence(
+    units: str,
+    images: Path | None,
+    work: Path,
+    limit: int | None,
+    settings: Any,
+    *,
+    overwrite: bool,
+) -> Any:
     """Where the evidence of a bundle lies, or of a model's neurons, which is collected first."""
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.batch import EvidenceFolder
-    from vision_sae.descriptions.evidence.neurons import collect_neurons
+    from vision_sae.descriptions.evidence.neurons import FORMAT, collect_neurons
     from vision_sae.errors import InvalidInputError
     from vision_sae.files import sha256_json
     from vision_sae.models.registry import load_model
@@ -122,6 +132,7 @@ def _evidence(units: str, images: Path | None, work: Path, limit: int | None, se
         )
     sites = sha256_json(settings.neurons.sites)[:8]
     place = work / f"{model_resource(units).removeprefix('models/')}-{sites}"
+    check_output(place, FORMAT, inputs=[images], field="work")
     pictures = choose(image_folder(images), limit)
-    collect_neurons(load_model(units), pictures, place, settings.neurons)
+    collect_neurons(load_model(units), pictures, place, settings.neurons, overwrite=overwrite)
     return EvidenceFolder.at(place)

@@ -41,11 +41,13 @@ def harvest_both(
     configs: tuple[HarvestConfig, HarvestConfig],
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> tuple[ActivationStore, ActivationStore]:
     """The stores of the ViT and of the CLIP, as `harvest` would make each, at ``directories``.
 
     One thread looks, and each store has one that writes it. Stores that are there already are
-    returned as they are, and an interrupted run goes on.
+    returned as they are, and an interrupted run goes on; others are replaced only with
+    ``overwrite``.
     """
     for_clip: SimpleQueue[Shard] = SimpleQueue()
     size = configs[0].batch_size
@@ -80,7 +82,7 @@ def harvest_both(
     ) -> ActivationStore:
         plan = plan_of(model, config, data_sha256(pictures))
         making = Making(plan, pictures, config.shard_images, "img", collect)
-        return make_store(making, directory, progress=shows)
+        return make_store(making, directory, progress=shows, overwrite=overwrite)
 
     with ThreadPoolExecutor(1) as beside:
         written = beside.submit(make, clip, configs[1], directories[1], receive, False)

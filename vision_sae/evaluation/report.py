@@ -34,6 +34,7 @@ from vision_sae.files import MANIFEST, published, read_json
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.places import check_output
 
 _ROWS = 4096
 """Patches encoded at a time."""
@@ -141,6 +142,8 @@ def evaluate(
             field="name",
         )
     dictionary, manifest, bundle = open_dictionary(path)
+    if bundle:
+        check_output(path, layout.FORMAT, field="dictionary")
     check_match(store, manifest)
     model = load_bound_model(manifest["model"]) if pictures else None
     metrics, similar = _measure(dictionary, store, manifest["site"], progress=progress)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import replacing
+from vision_sae.places import check_output_file
 
 SUMMARY = "summary"
 DESCRIPTION = "description"
@@ -82,8 +83,12 @@ def lists_of(
     return tables.get(site) or tables.get(parent.rpartition("/")[2]) or []
 
 
-def write_descriptions(path: Path, rows: Iterable[tuple[str, int, str]]) -> None:
-    """Write (layer, unit, description) rows, whole or not at all."""
+def write_descriptions(
+    path: Path, rows: Iterable[tuple[str, int, str]], *, overwrite: bool = False
+) -> None:
+    """Write (layer, unit, description) rows, whole or not at all; an earlier file is replaced only
+    with ``overwrite``."""
+    check_output_file(path, overwrite=overwrite)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("layer", "unit", DESCRIPTION))

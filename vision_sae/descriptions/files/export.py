@@ -25,6 +25,7 @@ from vision_sae.descriptions.scores.many import Scored
 from vision_sae.descriptions.store import Unit
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing
+from vision_sae.places import check_output_file
 
 Row = tuple[str, Mapping[str, Any]]
 """A unit's resource name and its description: the fields of
@@ -81,12 +82,14 @@ _SCHEMA = pa.schema(
 )
 
 
-def export(path: Path, rows: Iterable[Row]) -> int:
+def export(path: Path, rows: Iterable[Row], *, overwrite: bool = False) -> int:
     """Write ``rows`` to ``path`` in the format of its suffix; gives their number.
 
-    The file is written whole or not at all. Raises `InvalidInputError` for another suffix.
+    The file is written whole or not at all, and replaces an earlier one only with ``overwrite``.
+    Raises `InvalidInputError` for another suffix.
     """
     check_format(path)
+    check_output_file(path, overwrite=overwrite)
     with replacing(path) as temporary:
         return _WRITERS[path.suffix.lower()](temporary, rows)
 

@@ -25,7 +25,9 @@ from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import publishing
 from vision_sae.pictures.decode import decode_image
+from vision_sae.places import check_collection, check_output, check_replaceable
 
+FORMAT = "milan.exemplars"
 IMAGES, MASKS, UNITS = "images.npy", "masks.npy", "units.npy"
 IDS, ACTIVATIONS = "ids.csv", "activations.csv"
 EXEMPLARS = 15
@@ -164,12 +166,14 @@ def write_exemplars(
     layer: str = "",
     exemplars: int = EXEMPLARS,
     size: int = SIZE,
+    overwrite: bool = False,
 ) -> Path:
     """Write the strongest firings of ``units`` as MILAN's exemplars; gives the directory.
 
     They are of those that describers may see, so that what somebody makes of them can be scored on
     the others. The layer is named ``layer``, or by the evidence's site. Each picture is what the
-    model was shown of it, made from its thumbnail.
+    model was shown of it, made from its thumbnail. Exemplars that are there are replaced only with
+    ``overwrite``.
     """
     layer = layer or evidence.site
     if Path(layer).name != layer or layer.startswith("."):
@@ -178,11 +182,12 @@ def write_exemplars(
         raise InvalidInputError("name each unit once, and one at least", field="units")
     directory, rows = root / layer, sorted(units)
     seen = (split(evidence, unit).describe[:exemplars] for unit in rows)
-    root.mkdir(parents=True, exist_ok=True)
+    check_collection(root, FORMAT)
+    check_replaceable(directory, check_output(directory, FORMAT), overwrite=overwrite)
     with publishing(directory) as (staging, manifest):
         _write(staging, rows, (_exemplars(evidence, s, size) for s in seen), exemplars, size)
         manifest |= {
-            "format": "milan.exemplars",
+            "format": FORMAT,
             "evidence": evidence.name,
             "evidence_identity": evidence.identity,
         }
