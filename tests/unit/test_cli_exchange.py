@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.foreign import saev_header, write_saev
 from tests.worlds import SITE, write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.cli import app
@@ -124,6 +126,47 @@ def test_bad_argument_is_one_line_and_status_2(
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("vision-sae: ")
     assert names in line
+
+
+def with_setting(source: Path, path: Path, name: str) -> Path:
+    """A copy of a checkpoint that says one thing more."""
+    shutil.copytree(source, path)
+    settings = json.loads((path / "cfg.json").read_text())
+    (path / "cfg.json").write_text(json.dumps(settings | {name: 1}))
+    return path
+
+
+def test_unknown_setting_stops_the_import_until_it_is_ignored(world: Path, tmp_path: Path) -> None:
+    source = with_setting(world / "source", tmp_path / "source", "sharpness")
+    arguments = ("import", source, tmp_path / "d", "--store", world / "store")
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "--ignore-setting sharpness" in refused.stderr
+    assert not (tmp_path / "d").exists()
+    succeed(*arguments, "--ignore-setting", "sharpness")
+    dictionary, manifest = load_dictionary(tmp_path / "d")
+    assert manifest["training"]["ignored_settings"] == ["sharpness"]
+    assert torch.equal(dictionary.decoder, sae().decoder)
+
+
+@pytest.mark.parametrize("name", ["sharpness", "d_in"])
+def test_only_unknown_settings_can_be_ignored(world: Path, tmp_path: Path, name: str) -> None:
+    arguments = ("import", world / "source", tmp_path / "d", "--store", world / "store")
+    result = run(*arguments, "--ignore-setting", name)
+    assert result.exit_code == 2
+    assert f"no unknown setting {name}" in result.stderr
+
+
+def test_vectors_that_saev_reconstructs_otherwise_are_counted(world: Path, tmp_path: Path) -> None:
+    # Of three features one has a positive bias and no weights: one is positive in every vector.
+    tensors = {"W_enc": torch.zeros(DIM, 3), "b_enc": torch.tensor([1.0, -1.0, -1.0])}
+    tensors |= {"W_dec": torch.ones(3, DIM), "b_dec": torch.zeros(DIM)}
+    header = saev_header(5, "TopK", top_k=2)
+    header["cfg"] |= {"d_model": DIM, "d_sae": 3}
+    write_saev(tmp_path / "sae.pt", header, **tensors)
+    output = succeed("import", tmp_path, tmp_path / "d", "--store", world / "store").output
+    assert "32 vectors have fewer positive features than k" in output
+    assert load_dictionary(tmp_path / "d")[1]["training"]["vectors_short_of_k"] == 32
 
 
 def test_dictionary_of_other_dimensions_is_refused(world: Path, tmp_path: Path) -> None:

@@ -14,11 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.foreign import DIM, WIDTH, K, check, random_weights, top_k
+from tests.foreign import DIM, WIDTH, K, W, check, top_k, write_msae
 from vision_sae.dictionaries.interop.formats import IMPORTS, detect, import_sae
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.errors import (
+    CorruptArtifactError,
+    InvalidInputError,
+    NotFoundError,
+    VisionSaeError,
+)
 
-W = random_weights()
 MSAE = "12_5_ReLU_003_False_False_0.0_a.pth"
 
 
@@ -58,7 +62,7 @@ TRAINER = {"trainer": {"dict_class": "AutoEncoder"}}
     [
         ("state_dict.pth", {"k": K}),
         ("ae.pt", TRAINER),
-        ("weights.pt", {"d_in": DIM}),
+        ("weights.pt", {"d_in": DIM, "normalize_activations": "none"}),
         (MSAE, None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -162,10 +166,39 @@ def test_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
         import_sae(tmp_path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
-    path = sdxl_unbox(tmp_path, latent_bias=torch.full((WIDTH,), value))
-    with pytest.raises(CorruptArtifactError, match="latent_bias holds NaN or infinity"):
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+def test_weights_that_are_no_numbers_are_refused_by_row_and_column(
+    tmp_path: Path, value: float
+) -> None:
+    weight = W.W_enc.T.double()
+    weight[3, 2] = weight[7, 1] = value
+    path = sdxl_unbox(tmp_path, **{"encoder.weight": weight})
+    with pytest.raises(CorruptArtifactError, match=r"encoder\.weight holds NaN.*row 3, column 2"):
+        import_sae(path)
+
+
+def test_bias_that_is_no_number_is_refused_by_its_entry(tmp_path: Path) -> None:
+    bias = W.b_enc.index_fill(0, torch.tensor([5]), float("nan"))
+    with pytest.raises(CorruptArtifactError, match=r"latent_bias holds NaN.*in entry 5"):
+        import_sae(sdxl_unbox(tmp_path, latent_bias=bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_stand_for_other_numbers_are_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"latent_bias holds {dtype}"):
+        import_sae(sdxl_unbox(tmp_path, latent_bias=torch.ones(WIDTH).to(dtype)))
+
+
+def test_sparse_tensor_is_no_tensor_of_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifactError, match="no tensor latent_bias"):
+        import_sae(sdxl_unbox(tmp_path, latent_bias=torch.ones(WIDTH).to_sparse()))
+
+
+def test_folded_weights_beyond_float32_are_refused(tmp_path: Path) -> None:
+    path = write_msae(tmp_path / MSAE, scaling_factor=1e-39)
+    with pytest.raises(CorruptArtifactError, match="do not fit float32"):
         import_sae(path)
 
 
@@ -192,6 +225,42 @@ def test_configuration_that_is_no_json_object_is_refused(tmp_path: Path, text: s
         import_sae(path)
 
 
+def test_setting_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    path = sdxl_unbox(tmp_path)
+    (path / "config.json").write_text('{"k": 3, "d_model": 5, "k": 2}')
+    with pytest.raises(CorruptArtifactError, match="k stands there twice"):
+        import_sae(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {f"unknown_{n}": n for n in range(100_000)},
+        {"unknown" * 10_000: 1},
+        {"unknown": list(range(100_000))},
+        {"k": "3" * 100_000},
+        {"unknown\n\x1b[31m": 1},
+    ],
+    ids=["many", "long-name", "long-value", "long-known-value", "control-characters"],
+)
+def test_message_is_a_few_lines_whatever_the_settings(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = sdxl_unbox(tmp_path)
+    (path / "config.json").write_text(json.dumps({"k": K} | settings))
+    with pytest.raises(VisionSaeError, match=r"config\.json") as raised:
+        import_sae(path)
+    assert len(str(raised.value)) < 1000
+    assert str(raised.value).isprintable()
+
+
+def test_message_about_tensors_is_a_few_lines_whatever_their_number(tmp_path: Path) -> None:
+    others = {f"other_{n}": torch.zeros(1) for n in range(2_000)}
+    with pytest.raises(InvalidInputError, match="and 1995 others") as raised:
+        import_sae(sdxl_unbox(tmp_path, **others))
+    assert len(str(raised.value)) < 1000
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_cut_torch_archive_is_refused(tmp_path: Path, share: float) -> None:
     file = sdxl_unbox(tmp_path) / "state_dict.pth"
@@ -214,9 +283,22 @@ def test_unknown_files_are_refused_with_the_formats_there_are(tmp_path: Path) ->
     assert all(name in str(raised.value) for name in IMPORTS)
 
 
+def test_directory_with_a_part_of_the_files_is_told_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"")
+    names = r"saelens also needs cfg\.json; llamascopium also needs config\.json"
+    with pytest.raises(InvalidInputError, match=names):
+        import_sae(tmp_path)
+
+
 def test_missing_source_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
         import_sae(tmp_path / "nowhere", "saelens")
+
+
+def test_source_whose_name_no_file_can_have_is_refused_in_a_line() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be looked up") as raised:
+        import_sae(Path("n" * 5000))
+    assert len(str(raised.value)) < 200
 
 
 def test_file_that_a_named_format_needs_is_not_found(tmp_path: Path) -> None:

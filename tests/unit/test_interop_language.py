@@ -10,27 +10,29 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.foreign import DIM, WIDTH, K, check, random_weights, top_k, vector
+from tests.foreign import (
+    DIM,
+    LINEAR,
+    MATRICES,
+    NORM,
+    SITE,
+    K,
+    W,
+    check,
+    top_k,
+    vector,
+    write_dictionary_learning,
+    write_llamascopium,
+    write_sparsify,
+)
 from vision_sae.dictionaries.interop.formats import import_sae
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
-W = random_weights()
 PRE = (W.x - W.b_dec) @ W.W_enc + W.b_enc
 PRE_RAW = W.x @ W.W_enc + W.b_enc
-MATRICES = {"W_enc": W.W_enc, "b_enc": W.b_enc, "W_dec": W.W_dec, "b_dec": W.b_dec}
-LINEAR = {"encoder.weight": W.W_enc.T.contiguous(), "decoder.weight": W.W_dec.T.contiguous()}
 TOPK_COUNTERS = {"k": torch.tensor(K, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
-
-
-def write_sparsify(path: Path, settings: dict[str, Any], **others: Tensor) -> Path:
-    said = {"activation": "topk", "expansion_factor": 32, "num_latents": WIDTH, "k": K, "d_in": DIM}
-    (path / "cfg.json").write_text(json.dumps(said | settings))
-    tensors = {"encoder.weight": LINEAR["encoder.weight"], "encoder.bias": W.b_enc}
-    save_file(tensors | {"W_dec": W.W_dec, "b_dec": W.b_dec} | others, path / "sae.safetensors")
-    return path
 
 
 def test_sparsify_subtracts_b_dec(tmp_path: Path) -> None:
@@ -48,7 +50,17 @@ def test_sparsify_width_may_follow_from_the_expansion(tmp_path: Path) -> None:
         import_sae(write_sparsify(tmp_path, {"num_latents": 0, "expansion_factor": 2}))
 
 
-@pytest.mark.parametrize("settings", [{"activation": "groupmax"}, {"skip_connection": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation": "groupmax"},
+        {"skip_connection": True},
+        {"signed": True},
+        {"embed_skip": True},
+        {"gram_lookup": True},
+    ],
+    ids=str,
+)
 def test_sparsify_of_an_unknown_kind_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     ((key, value),) = settings.items()
     with pytest.raises(InvalidInputError, match=f"{key} {value!r}"):
@@ -65,15 +77,6 @@ def test_sparsify_tensor_that_no_import_knows_is_refused(tmp_path: Path) -> None
 def test_sparsify_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(CorruptArtifactError, match=key):
         import_sae(write_sparsify(tmp_path, {key: 99}))
-
-
-def write_dictionary_learning(
-    path: Path, name: str, tensors: dict[str, Tensor], **settings: Any
-) -> Path:
-    trainer = {"dict_class": name, "activation_dim": DIM, "dict_size": WIDTH, "k": K} | settings
-    (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
-    torch.save(tensors, path / "ae.pt")
-    return path
 
 
 def test_dictionary_learning_standard(tmp_path: Path) -> None:
@@ -155,29 +158,16 @@ def test_dictionary_learning_of_two_different_k_is_refused(tmp_path: Path) -> No
         import_sae(write_dictionary_learning(tmp_path, "AutoEncoderTopK", tensors))
 
 
-SITE = "blocks.3.hook_resid_post"
-NORM = 7.0
+def test_dictionary_learning_transcoder_is_refused(tmp_path: Path) -> None:
+    tensors = LINEAR | {"encoder.bias": W.b_enc, "bias": W.b_dec}
+    path = write_dictionary_learning(tmp_path, "AutoEncoder", tensors)
+    settings = json.loads((path / "config.json").read_text()) | {"buffer": {"io": "in_and_out"}}
+    (path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InvalidInputError, match="io 'in_and_out'"):
+        import_sae(path)
+
+
 SCALE = math.sqrt(DIM) / NORM
-
-
-def write_llamascopium(path: Path, settings: dict[str, Any], **others: Tensor) -> Path:
-    said = {
-        "sae_type": "sae",
-        "d_model": DIM,
-        "expansion_factor": WIDTH / DIM,
-        "hook_point_in": SITE,
-        "hook_point_out": SITE,
-        "act_fn": "relu",
-        "norm_activation": "dataset-wise",
-        "sparsity_include_decoder_norm": False,
-        "top_k": K,
-    }
-    (path / "config.json").write_text(json.dumps(said | settings))
-    tensors = {"W_E": W.W_enc, "b_E": W.b_enc, "W_D": W.W_dec, "b_D": W.b_dec}
-    norms = {f"dataset_average_activation_norm.{SITE}": torch.tensor(NORM)}
-    renamed = {name.replace("__", "."): tensor for name, tensor in others.items()}
-    save_file(tensors | norms | renamed, path / "sae_weights.safetensors")
-    return path
 
 
 def scaled(scale: float = SCALE) -> Tensor:
@@ -207,6 +197,12 @@ def test_llamascopium_for_inference_is_scaled_already(tmp_path: Path) -> None:
     check(path, W.x, scaled(1).relu() @ W.W_dec + W.b_dec)
 
 
+def test_llamascopium_of_early_2025_may_subtract_its_decoder_bias(tmp_path: Path) -> None:
+    path = write_llamascopium(tmp_path, {"apply_decoder_bias_to_pre_encoder": True})
+    pre = (W.x * SCALE - W.b_dec) @ W.W_enc + W.b_enc
+    check(path, W.x, (pre.relu() @ W.W_dec + W.b_dec) / SCALE)
+
+
 def test_llamascopium_topk_competes_in_decoder_norms(tmp_path: Path) -> None:
     path = write_llamascopium(tmp_path, {"act_fn": "topk", "sparsity_include_decoder_norm": True})
     norms = W.W_dec.norm(dim=1)
@@ -230,6 +226,12 @@ def test_llamascopium_thresholds_scale_with_the_input(tmp_path: Path, in_norms: 
     check(path, W.x, (activations @ W.W_dec + W.b_dec) / SCALE)
 
 
+def test_llamascopium_thresholds_of_another_activation_are_refused(tmp_path: Path) -> None:
+    path = write_llamascopium(tmp_path, {}, activation_function__log_jumprelu_threshold=vector())
+    with pytest.raises(InvalidInputError, match="also holds .*log_jumprelu_threshold"):
+        import_sae(path)
+
+
 def test_llamascopium_without_a_decoder_bias(tmp_path: Path) -> None:
     path = write_llamascopium(tmp_path, {"use_decoder_bias": False})
     check(path, W.x, scaled().relu() @ W.W_dec / SCALE)
@@ -243,6 +245,7 @@ def test_llamascopium_without_a_decoder_bias(tmp_path: Path) -> None:
         {"sae_type": "crosscoder"},
         {"use_glu_encoder": True},
         {"hook_point_out": "blocks.3.hook_mlp_out"},
+        {"jump_relu_threshold": 0.1},
     ],
     ids=str,
 )

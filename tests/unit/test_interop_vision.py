@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.foreign import DIM, WIDTH, K, check, random_weights, top_k, vector
+from tests.foreign import (
+    CENTER,
+    DIM,
+    MSAE_SCALE,
+    WIDTH,
+    K,
+    W,
+    check,
+    saev_header,
+    top_k,
+    vector,
+    write_msae,
+    write_prisma,
+    write_saev,
+    write_sdxl_unbox,
+)
 from vision_sae.dictionaries.batch_topk import BatchTopKSae
 from vision_sae.dictionaries.interop.formats import import_sae
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
-W = random_weights()
 PRE = (W.x - W.b_dec) @ W.W_enc + W.b_enc
 PRE_RAW = W.x @ W.W_enc + W.b_enc
-MATRICES = {"W_enc": W.W_enc, "b_enc": W.b_enc, "W_dec": W.W_dec, "b_dec": W.b_dec}
-
-
-def write_sdxl_unbox(path: Path, **settings: Any) -> Path:
-    path.mkdir()
-    said = {"n_dirs_local": WIDTH, "d_model": DIM, "k": K, "auxk": 4, "dead_steps_threshold": 9}
-    (path / "config.json").write_text(json.dumps(said | settings))
-    tensors = {
-        "encoder.weight": W.W_enc.T,
-        "decoder.weight": W.W_dec.T,
-        "pre_bias": W.b_dec,
-        "latent_bias": W.b_enc,
-        "stats_last_nonzero": torch.zeros(WIDTH, dtype=torch.long),
-    }
-    torch.save({"state_dict": tensors}, path / "state_dict.pth")
-    torch.save(vector(), path / "mean.pt")
-    torch.save(vector(), path / "std.pt")
-    return path
 
 
 def test_sdxl_unbox_keeps_decoder_rows_as_they_are(tmp_path: Path) -> None:
@@ -55,23 +51,6 @@ def test_sdxl_unbox_of_other_sizes_is_refused(tmp_path: Path, key: str) -> None:
         import_sae(write_sdxl_unbox(tmp_path / "final", **{key: 99}))
 
 
-def write_saev(path: Path, header: dict[str, Any], **tensors: Tensor) -> Path:
-    with path.open("wb") as file:
-        file.write(json.dumps(header).encode() + b"\n")
-        torch.save(MATRICES | tensors, file)
-    return path
-
-
-def saev_header(schema: int, cls: str, **parameters: Any) -> dict[str, Any]:
-    activation = {"cls": cls, "params": parameters}
-    return {
-        "schema": schema,
-        "cfg": {"d_model": DIM, "d_sae": WIDTH, "activation": activation},
-        "commit": "c0ffee",
-        "lib": "0.3",
-    }
-
-
 def test_saev_with_a_schema_encodes_x_itself(tmp_path: Path) -> None:
     path = write_saev(tmp_path / "sae.pt", saev_header(5, "TopK", top_k=K))
     # Three positive pre-activations or more in every row: saev keeps negative ones of the k too.
@@ -80,15 +59,22 @@ def test_saev_with_a_schema_encodes_x_itself(tmp_path: Path) -> None:
 
 
 def test_saev_without_a_schema_subtracts_b_dec(tmp_path: Path) -> None:
-    header = {"d_vit": DIM, "exp_factor": 2, "sparsity_coeff": 4e-4, "ghost_grads": False}
+    header = {"d_vit": DIM, "exp_factor": WIDTH / DIM, "seed": 0, "ghost_grads": False}
     path = write_saev(tmp_path / "sae.pt", header)
     check(path, W.x, PRE.relu() @ W.W_dec + W.b_dec)
 
 
-def test_saev_of_schema_1_may_name_its_activation_outside(tmp_path: Path) -> None:
-    header = {"schema": 1, "cls": "TopK", "cfg": {"d_vit": DIM, "exp_factor": 2, "top_k": K}}
-    path = write_saev(tmp_path / "sae.pt", header)
-    check(path, W.x, top_k(PRE_RAW) @ W.W_dec + W.b_dec)
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"cls": "TopK", "cfg": {"d_vit": DIM, "exp_factor": WIDTH / DIM, "top_k": K}},
+        saev_header(1, "TopK", top_k=K) | {"cls": "SparseAutoencoderConfig"},
+    ],
+    ids=["activation-outside", "activation-inside"],
+)
+def test_saev_of_schema_1_subtracts_b_dec(tmp_path: Path, header: dict[str, Any]) -> None:
+    path = write_saev(tmp_path / "sae.pt", header | {"schema": 1})
+    check(path, W.x, top_k(PRE) @ W.W_dec + W.b_dec)
 
 
 def test_saev_relu_is_found_in_a_directory(tmp_path: Path) -> None:
@@ -116,10 +102,37 @@ def test_saev_batch_topk_without_a_threshold_chose_by_row(tmp_path: Path) -> Non
     check(path, W.x, top_k(PRE_RAW) @ W.W_dec + W.b_dec)
 
 
+@pytest.mark.parametrize("schema", [4, 5])
+def test_saev_batch_topk_without_a_threshold_is_incomplete_since_schema_4(
+    tmp_path: Path, schema: int
+) -> None:
+    path = write_saev(tmp_path / "sae.pt", saev_header(schema, "BatchTopK", top_k=K))
+    with pytest.raises(CorruptArtifactError, match=r"no tensor activation\.threshold"):
+        import_sae(path)
+
+
+def test_saev_threshold_of_another_activation_is_refused(tmp_path: Path) -> None:
+    threshold = {"activation.threshold": torch.tensor(1.5)}
+    path = write_saev(tmp_path / "sae.pt", saev_header(5, "TopK", top_k=K), **threshold)
+    with pytest.raises(InvalidInputError, match=r"also holds activation\.threshold"):
+        import_sae(path)
+
+
+def test_saev_without_a_schema_has_no_activation(tmp_path: Path) -> None:
+    header = {"d_vit": DIM, "activation": {"cls": "TopK", "params": {"top_k": K}}}
+    with pytest.raises(InvalidInputError, match="no import knows the setting activation"):
+        import_sae(write_saev(tmp_path / "sae.pt", header))
+
+
 @pytest.mark.parametrize(
     ("header", "names"),
-    [(saev_header(6, "Relu"), "schema 6"), (saev_header(5, "Swish"), "'Swish'")],
-    ids=["schema", "activation"],
+    [
+        (saev_header(6, "Relu"), "schema 6"),
+        (saev_header(5, "Relu") | {"schema": None}, "schema None"),
+        (saev_header(5, "Swish"), "'Swish'"),
+        (saev_header(1, "BatchTopK", top_k=K), "'BatchTopK'.*a whole batch"),
+    ],
+    ids=["schema", "null", "activation", "batch"],
 )
 def test_saev_of_an_unknown_kind_is_refused(
     tmp_path: Path, header: dict[str, Any], names: str
@@ -135,39 +148,41 @@ def test_saev_header_of_other_sizes_is_refused(tmp_path: Path) -> None:
         import_sae(write_saev(tmp_path / "sae.pt", header))
 
 
-CENTER, SCALE = torch.arange(DIM) - 1.5, 0.25
-
-
-def write_msae(path: Path, **changes: Any) -> Path:
-    model = {
-        "encoder": W.W_enc,
-        "decoder": W.W_dec,
-        "pre_bias": W.b_dec,
-        "latent_bias": W.b_enc,
-        "latents_activation_frequency": torch.zeros(WIDTH, dtype=torch.int64),
-    }
-    stored = {"model": model, "mean_center": CENTER, "scaling_factor": SCALE, "target_norm": None}
-    torch.save(stored | changes, path)
-    return path
-
-
 def msae_pre(center: Tensor | float, scale: float) -> Tensor:
     return ((W.x - center) * scale - W.b_dec) @ W.W_enc + W.b_enc
 
 
 def test_msae_centres_and_scales_its_input(tmp_path: Path) -> None:
     path = write_msae(tmp_path / f"12_5_TopKReLU_{K}_RW_False_False_0.0_cc3m_ViT-L~14.pth")
-    activations = top_k(msae_pre(CENTER, SCALE))
-    expected = (activations @ W.W_dec + W.b_dec) / SCALE + CENTER
+    activations = top_k(msae_pre(CENTER, MSAE_SCALE))
+    expected = (activations @ W.W_dec + W.b_dec) / MSAE_SCALE + CENTER
     dictionary = check(path, W.x, expected)
     # Decoder rows stay; activations come in the units of x.
     assert torch.equal(dictionary.decoder, W.W_dec)
-    torch.testing.assert_close(dictionary.encode(W.x).values.sum(1), activations.sum(1) / SCALE)
+    torch.testing.assert_close(
+        dictionary.encode(W.x).values.sum(1), activations.sum(1) / MSAE_SCALE
+    )
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "int64", ">f8"])
+def test_msae_may_hold_numbers_of_numpy(tmp_path: Path, kind: str) -> None:
+    # Its train.py writes the target norm, sqrt(D), as NumPy gives it.
+    number = np.array(2).astype(kind)[()]
+    name = "12_5_ReLU_003_False_False_0.0_a.pth"
+    path = write_msae(tmp_path / name, target_norm=number, scaling_factor=number)
+    check(path, W.x, (msae_pre(CENTER, 2).relu() @ W.W_dec + W.b_dec) / 2 + CENTER)
+
+
+@pytest.mark.parametrize("value", [np.array([1.0]), np.str_("x"), np.complex128(1)], ids=repr)
+def test_msae_with_other_values_of_numpy_is_refused(tmp_path: Path, value: Any) -> None:
+    path = write_msae(tmp_path / "12_5_ReLU_003_False_False_0.0_a.pth", target_norm=value)
+    with pytest.raises(InvalidInputError, match="not a file of plain tensors"):
+        import_sae(path)
 
 
 def test_msae_relu_with_tied_weights_and_a_centre_for_all(tmp_path: Path) -> None:
     path = write_msae(tmp_path / "12_5_ReLU_003_True_False_0.0_cc3m.pth", mean_center=0.5)
-    expected = (msae_pre(0.5, SCALE).relu() @ W.W_enc.T + W.b_dec) / SCALE + 0.5
+    expected = (msae_pre(0.5, MSAE_SCALE).relu() @ W.W_enc.T + W.b_dec) / MSAE_SCALE + 0.5
     check(path, W.x, expected)
 
 
@@ -201,13 +216,6 @@ def test_msae_with_an_impossible_k_is_refused(tmp_path: Path, k: int) -> None:
         import_sae(path)
 
 
-def write_prisma(path: Path, settings: dict[str, Any], **tensors: Tensor) -> Path:
-    said = {"d_in": DIM, "d_sae": None, "normalize_activations": "none"}
-    (path / "config.json").write_text(json.dumps(said | settings))
-    torch.save(MATRICES | tensors, path / "weights.pt")
-    return path
-
-
 def test_prisma_relu_with_its_sibling_configuration(tmp_path: Path) -> None:
     path = write_prisma(tmp_path, {"activation_fn_str": "relu"}) / "weights.pt"
     check(path, W.x, PRE.relu() @ W.W_dec + W.b_dec)
@@ -239,6 +247,7 @@ def test_prisma_gated_takes_its_gates_bias(tmp_path: Path) -> None:
         {"normalize_activations": "constant_norm_rescale"},
         {"activation_fn_str": "tanh-relu"},
         {"architecture": "transcoder"},
+        {"is_transcoder": True},
     ],
     ids=str,
 )
@@ -246,6 +255,25 @@ def test_prisma_setting_that_weights_cannot_express_is_refused(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     ((key, value),) = settings.items()
-    with pytest.raises(InvalidInputError, match=value) as raised:
+    with pytest.raises(InvalidInputError, match=f"{key} {value!r}") as raised:
         import_sae(write_prisma(tmp_path, settings))
     assert raised.value.field == key
+
+
+def test_prisma_gated_with_topk_is_refused(tmp_path: Path) -> None:
+    settings = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
+    path = write_prisma(tmp_path, {"architecture": "gated"} | settings, b_gate=vector())
+    with pytest.raises(InvalidInputError, match="activation_fn_str 'topk'.*only 'relu'"):
+        import_sae(path)
+
+
+def test_prisma_that_does_not_say_how_it_normalises_is_refused(tmp_path: Path) -> None:
+    path = write_prisma(tmp_path, {})
+    (path / "config.json").write_text("{}")
+    with pytest.raises(CorruptArtifactError, match="takes for layer_norm"):
+        import_sae(path)
+
+
+def test_prisma_arguments_of_an_unnamed_activation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifactError, match="no text activation_fn_str"):
+        import_sae(write_prisma(tmp_path, {"activation_fn_kwargs": {"k": K}}))

@@ -194,19 +194,35 @@ def import_dictionary(
     format: Annotated[
         str | None, typer.Option(help="Format of SOURCE; found by its files when absent.")
     ] = None,
+    ignore_setting: Annotated[
+        list[str] | None,
+        typer.Option(help="Unknown setting of SOURCE that changes nothing it computes; repeat."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Publish a dictionary that another library trained, and measure it on a store."""
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
-    opened = ActivationStore(store)
-    made = run(source, dictionary, opened, site=site, format=format, overwrite=overwrite)
+    made = run(
+        source,
+        dictionary,
+        ActivationStore(store),
+        site=site,
+        format=format,
+        ignored=ignore_setting or (),
+        overwrite=overwrite,
+    )
     shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
     typer.echo(
         f"{dictionary}: {made['dictionary']['width']} features from "
         f"{made['training']['imported_from']}, {made['dictionary']['architecture']}, {shown}"
     )
+    if short := made["training"].get("vectors_short_of_k"):
+        typer.echo(
+            f"{short} vectors have fewer positive features than k: negative ones would fire there "
+            "in saev, and do not here"
+        )
 
 
 @command()

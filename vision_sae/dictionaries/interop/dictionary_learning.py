@@ -8,44 +8,69 @@ from typing import Any
 
 from vision_sae.dictionaries.batch_topk import BatchTopKSae
 from vision_sae.dictionaries.gated import GatedSae
-from vision_sae.dictionaries.interop.checkpoint import (
-    Settings,
-    Tensors,
-    directory_of,
-    has_files,
-    read_settings,
-    read_torch,
-)
+from vision_sae.dictionaries.interop.checkpoint import Tensors, directory_of, has_files, read_torch
 from vision_sae.dictionaries.interop.folding import Weights, subtracting
+from vision_sae.dictionaries.interop.settings import (
+    Accepted,
+    Ignored,
+    Known,
+    Settings,
+    read_settings,
+    words,
+)
 from vision_sae.dictionaries.jumprelu import JumpReluSae
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.relu import ReluSae
 from vision_sae.dictionaries.topk import TopKSae
-from vision_sae.errors import CorruptArtifactError, InvalidInputError
+from vision_sae.errors import CorruptArtifactError
 
 NAME = "dictionary_learning"
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
+SETTINGS = Known(used=words("trainer buffer"), accepted={}, without_effect=frozenset())
+TRAINER = Known(
+    used=words("dict_class activation_dim dict_size k"),
+    accepted={},
+    without_effect=words("""
+        anneal_end anneal_start auxk_alpha bandwidth decay_start device group_fractions group_sizes
+        group_weights l1_penalty layer lm_name lr n_sparsity_updates p_end p_start resample_steps
+        seed sparsity_function sparsity_penalty sparsity_queue_length sparsity_warmup_steps steps
+        submodule_name target_l0 threshold_beta threshold_start_step top_k_aux trainer_class
+        wandb_name warmup_steps
+    """),
+)
+"""The object ``trainer`` of ``config.json``."""
+BUFFER = Known(
+    used=frozenset(),
+    accepted={
+        "io": Accepted(("in", "out"), "it reads one site and writes another; use an SAE of one")
+    },
+    without_effect=words("""
+        add_special_tokens ctx_len d_submodule device layer max_activation_norm_multiple n_ctxs
+        out_batch_size refresh_batch_size remove_bos
+    """),
+)
+"""The object ``buffer`` of ``config.json``."""
 
 
 def recognises(path: Path) -> bool:
     """Whether the files of this format are there."""
-    return has_files(path, CONFIG, WEIGHTS)
+    return has_files(path, *FILES)
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary, and its configuration."""
-    settings = read_settings(directory_of(path) / CONFIG)
-    file = directory_of(path) / WEIGHTS
-    tensors = Tensors(file, read_torch(file))
+    settings = read_settings(directory_of(path) / CONFIG, ignored)
+    settings.check(SETTINGS)
     trainer = settings.section("trainer")
+    trainer.check(TRAINER)
+    if settings.values.get("buffer"):
+        settings.section("buffer").check(BUFFER)
     name = trainer.text("dict_class")
-    if name not in _CLASSES:
-        raise InvalidInputError(
-            f"{settings.path} has dict_class {name!r}; {', '.join(_CLASSES)} can be imported",
-            field="dict_class",
-        )
-    dictionary = _CLASSES[name](trainer, tensors)
+    trainer.accept("dict_class", Accepted(tuple(_CLASSES), "use one of these"))
+    file = directory_of(path) / WEIGHTS
+    dictionary = _CLASSES[name](trainer, Tensors(file, read_torch(file)))
     trainer.agrees("activation_dim", dictionary.dim)
     trainer.agrees("dict_size", dictionary.width)
     return dictionary, dict(settings.values)
@@ -80,9 +105,9 @@ def _matrices(tensors: Tensors, *others: str) -> Weights:
 def _k(trainer: Settings, tensors: Tensors, width: int) -> int:
     """The k of the configuration, which the weights repeat."""
     k = trainer.active("k", width)
-    if "k" in tensors.stored and int(tensors.take("k")) != k:
+    if "k" in tensors.stored and tensors.count("k") != k:
         raise CorruptArtifactError(
-            f"{tensors.path}: k is {int(tensors.take('k'))}, its configuration says {k}; "
+            f"{tensors.path}: k is {tensors.count('k')}, its configuration says {k}; "
             "the files do not belong together"
         )
     return k

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.artifact import (
@@ -13,12 +16,14 @@ from vision_sae.dictionaries.artifact import (
     read_dictionary_manifest,
     save_dictionary,
 )
+from vision_sae.dictionaries.interop import saev
 from vision_sae.dictionaries.interop.formats import check_export, detect, export_sae, import_sae
 from vision_sae.dictionaries.metrics import evaluate
+from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import MismatchError
 from vision_sae.places import check_output, check_replaceable
 
-_EVALUATION_ROWS = 4096
+_ROWS = 4096
 
 
 def import_dictionary(
@@ -28,28 +33,46 @@ def import_dictionary(
     *,
     site: str | None = None,
     format: str | None = None,
+    ignored: Collection[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish a foreign checkpoint at ``directory`` as a dictionary of ``store``'s model and site.
 
-    Its metrics are measured on the whole store. Returns the manifest. A dictionary that is there is
-    replaced only with ``overwrite``.
+    ``ignored`` is as in `import_sae`, and the manifest names it. Its metrics are measured on the
+    whole store, and of saev's TopK how many vectors it would have reconstructed otherwise. A
+    dictionary that is there is replaced only with ``overwrite``. Returns the manifest.
     """
     found = check_output(directory, FORMAT, inputs=[source, store.path], field="dictionary")
     check_replaceable(directory, found, overwrite=overwrite, field="dictionary")
     site = store.site(site)
     format = format or detect(source)
-    dictionary, said = import_sae(source, format)
+    dictionary, said = import_sae(source, format, ignored=ignored)
     if dictionary.dim != store.sites[site]:
         raise MismatchError(
             f"{source} is for vectors of {dictionary.dim} dimensions, site {site} has "
             f"{store.sites[site]}; harvest the site that it was trained on",
             field="site",
         )
-    metrics = evaluate(dictionary, store.batches(site, _EVALUATION_ROWS))
-    belongs_to = provenance(store, site, {"imported_from": format, "settings": said})
+    metrics = evaluate(dictionary, store.batches(site, _ROWS))
+    origin: dict[str, Any] = {
+        "imported_from": format,
+        "settings": said,
+        "ignored_settings": sorted(ignored),
+    }
+    if format == saev.NAME and isinstance(dictionary, TopKSae):
+        origin["vectors_short_of_k"] = _short_of_k(dictionary, store.batches(site, _ROWS))
+    belongs_to = provenance(store, site, origin)
     save_dictionary(directory, dictionary, belongs_to, {"store": metrics})
     return read_dictionary_manifest(directory)
+
+
+def _short_of_k(sae: TopKSae, batches: Iterable[Tensor]) -> int:
+    """How many vectors have fewer than k positive pre-activations.
+
+    saev lets negative ones fire there, which no code can hold: it reconstructs them otherwise.
+    """
+    numbers = ((sae.encode(rows).values > 0).sum(1) for rows in batches)
+    return sum(int((number < sae.k).sum()) for number in numbers)
 
 
 def export_dictionary(directory: Path, out: Path, format: str, *, overwrite: bool = False) -> None:

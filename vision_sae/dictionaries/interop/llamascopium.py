@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from vision_sae.dictionaries.interop.checkpoint import (
-    Settings,
     Tensors,
     directory_of,
     has_files,
     read_safetensors,
-    read_settings,
 )
 from vision_sae.dictionaries.interop.folding import (
     Weights,
     on_site_vectors,
     subtracting,
     unit_rows,
+)
+from vision_sae.dictionaries.interop.settings import (
+    Accepted,
+    Ignored,
+    Known,
+    Settings,
+    read_settings,
+    words,
 )
 from vision_sae.dictionaries.jumprelu import JumpReluSae
 from vision_sae.dictionaries.protocol import Dictionary
@@ -29,24 +35,59 @@ from vision_sae.errors import CorruptArtifactError, InvalidInputError
 NAME = "llamascopium"
 CONFIG = "config.json"
 WEIGHTS = "sae_weights.safetensors"
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 NORMS = "dataset_average_activation_norm."
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+_SUBTRACTS = "apply_decoder_bias_to_pre_encoder"
+SETTINGS = Known(
+    used=words(f"""
+        d_model d_sae expansion_factor hook_point_in hook_point_out use_decoder_bias act_fn top_k
+        sparsity_include_decoder_norm {_SUBTRACTS}
+    """),
+    accepted={
+        "sae_type": Accepted(("sae",), "it is another kind of sparse dictionary; use an SAE"),
+        "use_glu_encoder": Accepted(
+            (False,), "its encoder is not linear; retrain with use_glu_encoder false"
+        ),
+        "norm_activation": Accepted(
+            ("dataset-wise", "inference"),
+            "it scales each input by its own norm, which weights cannot express; retrain with "
+            "dataset-wise",
+        ),
+        "jump_relu_threshold": Accepted(
+            (0.0, 0), "thresholds are read from the tensors; write them there"
+        ),
+    },
+    without_effect=words("""
+        device dtype force_unit_decoder_norm jumprelu_threshold_window promote_act_fn_dtype
+        sae_pretrained_name_or_path sparsity_threshold_for_csr
+        sparsity_threshold_for_triton_spmm_kernel strict_loading use_triton_kernel
+    """),
+)
+"""``config.json``, since it lies beside ``sae_weights.safetensors`` (2025)."""
 
 
 def recognises(path: Path) -> bool:
     """Whether the files of this format are there."""
-    return has_files(path, CONFIG, WEIGHTS)
+    return has_files(path, *FILES)
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
-    """The dictionary, and its configuration. It encodes ``x * sqrt(D) / norm``, without b_D."""
-    settings = read_settings(directory_of(path) / CONFIG)
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
+    """The dictionary, and its configuration. It encodes ``x * sqrt(D) / norm``; since the middle
+    of 2025 without b_D, before that as a setting says."""
+    settings = read_settings(directory_of(path) / CONFIG, ignored)
+    settings.check(SETTINGS)
+    site = settings.values.get("hook_point_in")
+    settings.accept(
+        "hook_point_out",
+        Accepted((site, None), "it reads that site and writes another; use an SAE of one site"),
+    )
     tensors = read_safetensors(directory_of(path) / WEIGHTS)
-    _refuse_what_is_no_sae(settings)
     w_enc = tensors.take("W_E", -1, -1)
     dim, width = w_enc.shape
     settings.agrees("d_model", dim)
-    settings.agrees("expansion_factor", width / dim)
+    settings.agrees("d_sae", width)
+    settings.expands("expansion_factor", dim, width)
     has_bias = settings.flag("use_decoder_bias", True)
     weights = Weights(
         w_enc=w_enc.T.contiguous(),
@@ -54,9 +95,12 @@ def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=tensors.take("W_D", width, dim),
         b_dec=tensors.take("b_D", dim) if has_bias else w_enc.new_zeros(dim),
     )
-    norms = (name for name in tensors.stored if name.startswith(NORMS))
-    tensors.no_others("W_E", "b_E", "W_D", "b_D", LOG_THRESHOLD, *norms)
-    weights = subtracting(weights)
+    others = [name for name in tensors.stored if name.startswith(NORMS)]
+    if _activation(settings) == "jumprelu":
+        others.append(LOG_THRESHOLD)
+    tensors.no_others("W_E", "b_E", "W_D", "b_D", *others)
+    if not settings.flag(_SUBTRACTS, False):
+        weights = subtracting(weights)
     if settings.flag("sparsity_include_decoder_norm", True):
         weights = unit_rows(weights)
     scale = _input_scale(settings, tensors, dim)
@@ -66,44 +110,22 @@ def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
     )
 
 
-def _refuse_what_is_no_sae(settings: Settings) -> None:
-    settings.only(
-        "sae_type", ("sae",), "sae", "it is another kind of sparse dictionary; use an SAE"
-    )
-    settings.only(
-        "use_glu_encoder",
-        (False,),
-        False,
-        "its encoder is not linear; retrain with use_glu_encoder false",
-    )
-    site = settings.values.get("hook_point_in")
-    settings.only(
-        "hook_point_out",
-        (site,),
-        site,
-        f"it reads {site} and writes another site; import an SAE of one site",
-    )
-
-
 def _input_scale(settings: Settings, tensors: Tensors, dim: int) -> float:
-    mode = settings.text("norm_activation", "dataset-wise")
-    if mode == "inference":  # already folded into the weights
-        return 1.0
-    if mode != "dataset-wise":
-        raise InvalidInputError(
-            f"{settings.path}: norm_activation {mode!r} scales each input by its own norm, which "
-            "weights cannot express; retrain with dataset-wise",
-            field="norm_activation",
-        )
+    if settings.text("norm_activation", "dataset-wise") == "inference":
+        return 1.0  # already folded into the weights
     norm = float(tensors.take(NORMS + settings.text("hook_point_in")))
     if norm <= 0:
         raise CorruptArtifactError(f"{tensors.path}: the average activation norm is {norm}")
     return math.sqrt(dim) / norm
 
 
+def _activation(settings: Settings) -> str:
+    return settings.text("act_fn", "relu").lower()
+
+
 def _dictionary(settings: Settings, tensors: Tensors, weights: Weights, scale: float) -> Dictionary:
     keywords, width = weights._asdict(), len(weights.w_dec)
-    activation = settings.text("act_fn", "relu").lower()
+    activation = _activation(settings)
     if activation == "relu":
         return ReluSae(**keywords)
     if activation == "topk":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vision_sae.dictionaries.interop.checkpoint import Tensors, one_file, only_file, read_torch
 from vision_sae.dictionaries.interop.folding import Weights, on_site_vectors
+from vision_sae.dictionaries.interop.settings import Ignored, Known, Settings, words
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.relu import ReluSae
 from vision_sae.dictionaries.topk import TopKSae
@@ -23,6 +24,13 @@ from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
 NAME = "msae"
 SUFFIX = ".pth"
+FILES: tuple[str, ...] = ()
+SETTINGS = Known(
+    used=words("model mean_center scaling_factor"),
+    accepted={},
+    without_effect=words("target_norm config epoch best_val_fvu"),
+)
+"""What lies beside the tensors; ``scaling_factor`` was made of ``target_norm``."""
 _WEIGHTINGS = ("UW", "RW")
 
 
@@ -43,12 +51,13 @@ def recognises(path: Path) -> bool:
     return only_file(path, SUFFIX) is not None
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary, and its options. It encodes ``(x - mean_center) * scaling_factor``."""
     file = one_file(path, SUFFIX)
     options = _options(file)
     _refuse_what_weights_cannot_express(file, options)
     stored = Tensors(file, read_torch(file))
+    Settings(file, stored.stored, ignored=ignored).check(SETTINGS)
     tensors = stored.section("model")
     width, dim = options.width, options.dim
     w_enc = tensors.take("encoder", dim, width).T.contiguous()
@@ -58,8 +67,9 @@ def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=w_enc if options.tied else tensors.take("decoder", width, dim),
         b_dec=tensors.take("pre_bias", dim),
     )
+    decoder = [] if options.tied else ["decoder"]
     tensors.no_others(
-        "encoder", "decoder", "pre_bias", "latent_bias", "latents_activation_frequency"
+        "encoder", *decoder, "pre_bias", "latent_bias", "latents_activation_frequency"
     )
     scale = _number(stored, "scaling_factor")
     if scale <= 0:
@@ -112,7 +122,7 @@ def _refuse_what_weights_cannot_express(file: Path, options: Options) -> None:
 
 def _number(stored: Tensors, key: str) -> float:
     found = stored.stored.get(key)
-    if isinstance(found, int | float):
+    if isinstance(found, int | float) and not isinstance(found, bool):
         found = torch.tensor(float(found))
     return float(Tensors(stored.path, {key: found}).take(key))
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from vision_sae.dictionaries.interop.checkpoint import only_file, pickled_names
+from vision_sae.dictionaries.interop.settings import Ignored
 from vision_sae.errors import InvalidInputError
 
 NAME = "overcomplete"
 SUFFIXES = (".pt", ".pth")
 PACKAGE = "overcomplete."
+FILES: tuple[str, ...] = ()
 
 
 def recognises(path: Path) -> bool:
@@ -19,12 +21,12 @@ def recognises(path: Path) -> bool:
     return any(name.startswith(PACKAGE) for file in files for name in pickled_names(file))
 
 
-def load(path: Path) -> NoReturn:
+def load(path: Path, ignored: Ignored) -> NoReturn:
     """Refuse: there is no way to read a pickled module without running code."""
     raise InvalidInputError(
-        f"{path} is a pickled module of overcomplete: loading it runs whatever code the file "
-        "names, so it is never loaded here. Where you trust it and overcomplete is installed, load "
-        "it and write its encoder, any batch norm folded in, and its dictionary in SAELens' layout "
+        f"{path}: overcomplete writes pickled modules, and loading one runs whatever code the file "
+        "names, so none is loaded here. Where you trust it and overcomplete is installed, load it "
+        "and write its encoder, any batch norm folded in, and its dictionary in SAELens' layout "
         "(cfg.json, sae_weights.safetensors), then import that",
         field="source",
     )

@@ -14,14 +14,21 @@ import vision_sae
 from vision_sae.dictionaries.batch_topk import BatchTopKSae
 from vision_sae.dictionaries.gated import GatedSae
 from vision_sae.dictionaries.interop.checkpoint import (
-    Settings,
     Tensors,
     directory_of,
     has_files,
     read_safetensors,
-    read_settings,
 )
 from vision_sae.dictionaries.interop.folding import Weights, bias_shift, subtracting, unit_rows
+from vision_sae.dictionaries.interop.settings import (
+    Accepted,
+    Ignored,
+    Known,
+    Settings,
+    read_settings,
+    shown,
+    words,
+)
 from vision_sae.dictionaries.jumprelu import JumpReluSae
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.relu import ReluSae
@@ -33,34 +40,85 @@ from vision_sae.files import publishing, write_json
 NAME = "saelens"
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 LAYOUT = "6.0.0"
 """The first version that reads this layout; a reader that finds none takes it for an older one."""
-_FINETUNING = "scaling_factor"
+NEWEST = 6
 _TENSORS = {
     "standard": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "topk": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "jumprelu": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
     "gated": ("W_enc", "b_gate", "r_mag", "b_mag", "W_dec", "b_dec"),
 }
+_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+_ACTIVATIONS = ("activation_fn", "activation_fn_str")
+_ARGUMENTS = "activation_fn_kwargs"
+SETTINGS = Known(
+    used=words(f"""
+        d_in d_sae k apply_b_dec_to_input rescale_acts_by_decoder_norm metadata sae_lens_version
+        hook_name_out finetuning_scaling_factor {_ARGUMENTS} {" ".join(_ACTIVATIONS)}
+    """),
+    accepted={
+        "architecture": Accepted(
+            tuple(_TENSORS),
+            "save what is still in training with SAELens' save_inference_model; of other kinds, "
+            "use one of these",
+        ),
+        "normalize_activations": Accepted(
+            ("none", None, False),
+            "it scales inputs by what is not in these files; fold the scale in with SAELens' "
+            "fold_activation_norm_scaling_factor where there is one, and save it again",
+        ),
+        # Heads side by side are one vector: there is nothing to reshape in a store's vectors.
+        "reshape_activations": Accepted(("none", "hook_z", None), "use one of these"),
+        "use_error_term": Accepted((False,), "it adds its own error to what it decodes"),
+    },
+    without_effect=words("""
+        act_store_device activations_mixing_fraction adam_beta1 adam_beta2 autocast autocast_lm
+        aux_loss_coefficient b_dec_init_method cached_activations_path checkpoint_path compile_llm
+        compile_sae context_size dataset_path dataset_trust_remote_code
+        dead_feature_estimation_method dead_feature_threshold dead_feature_window
+        decoder_heuristic_init decoder_heuristic_init_norm decoder_init_norm
+        decoder_orthogonal_init device disable_concat_sequences dtype eval_batch_size_prompts
+        eval_every_n_wandb_logs exclude_special_tokens expansion_factor feature_reinit_scale
+        feature_sampling_method feature_sampling_window finetuning_method finetuning_tokens
+        from_pretrained_path hf_hook_name hook_eval hook_head_index hook_layer hook_name hook_point
+        hook_point_eval hook_point_head_index hook_point_layer init_encoder_as_decoder_transpose
+        is_dataset_tokenized jumprelu_bandwidth jumprelu_init_threshold
+        jumprelu_sparsity_loss_mode jumprelu_ste_to_input jumprelu_tanh_scale l0_coefficient
+        l0_warm_up_steps l1_coefficient l1_warm_up_steps llm_compilation_mode
+        log_activations_store_to_wandb log_optimizer_state_to_wandb log_to_wandb lp_norm lr
+        lr_decay_steps lr_end lr_scheduler_name lr_warm_up_steps model_class_name
+        model_from_pretrained_kwargs model_kwargs model_name mse_loss_normalization
+        n_batches_for_norm_estimate n_batches_in_buffer n_checkpoints n_eval_batches
+        n_restart_cycles neuronpedia_id noise_scale normalize_sae_decoder pre_act_loss_coefficient
+        prepend_bos resample_batches resume run_name sae_compilation_mode
+        sae_lens_training_version scale_sparsity_penalty_by_decoder_norm seed seqpos_slice
+        sequence_separator_token store_batch_size store_batch_size_prompts streaming target_l0
+        tokens_per_buffer topk_threshold_lr total_training_tokens train_batch_size
+        train_batch_size_tokens training_tokens use_cached_activations use_chat_formatting
+        use_ghost_grads use_sparse_activations verbose wandb_entity wandb_id wandb_log_frequency
+        wandb_project
+    """),
+)
+"""``cfg.json``, of versions to 6; up to version 5 it may hold the whole configuration of a run."""
+_KNOWN_ARGUMENTS = Known(used=words("k"), accepted={}, without_effect=frozenset())
 
 
 def recognises(path: Path) -> bool:
     """Whether the files of this format are there."""
-    return has_files(path, CONFIG, WEIGHTS)
+    return has_files(path, *FILES)
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary, and its configuration."""
-    settings = read_settings(directory_of(path) / CONFIG)
-    tensors = read_safetensors(directory_of(path) / WEIGHTS)
+    settings = read_settings(directory_of(path) / CONFIG, ignored)
+    settings.check(SETTINGS)
+    _check_origin(settings)
     architecture = _architecture(settings)
-    settings.only(
-        "normalize_activations",
-        (None, False, "none"),
-        None,
-        "it scales inputs by what is not in these files; fold the scale in with SAELens' "
-        "fold_activation_norm_scaling_factor where there is one, and save it again",
-    )
+    if settings.values.get(_ARGUMENTS):
+        settings.section(_ARGUMENTS).check(_KNOWN_ARGUMENTS)
+    tensors = read_safetensors(directory_of(path) / WEIGHTS)
     w_enc = tensors.take("W_enc", -1, -1)
     dim, width = w_enc.shape
     settings.agrees("d_in", dim)
@@ -71,63 +129,98 @@ def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
         w_dec=tensors.take("W_dec", width, dim),
         b_dec=tensors.take("b_dec", dim),
     )
-    _refuse_others(tensors, architecture, width)
+    factors = [name for name in _FACTORS if name in tensors.stored][:1]
+    tensors.no_others(*_TENSORS[architecture], *factors)
     centred = settings.flag("apply_b_dec_to_input", True)
     shift = torch.zeros(()) if centred else bias_shift(weights)
     if not centred:
         weights = subtracting(weights)
     if architecture == "topk" and settings.flag("rescale_acts_by_decoder_norm", False):
         weights = unit_rows(weights)
-    keywords = weights._asdict()
-    said = dict(settings.values)
+    weights = _finetuned(settings, tensors, weights, *factors)
+    return _dictionary(settings, tensors, weights, architecture, shift), dict(settings.values)
+
+
+def _dictionary(
+    settings: Settings, tensors: Tensors, weights: Weights, architecture: str, shift: Tensor
+) -> Dictionary:
+    keywords, width = weights._asdict(), len(weights.w_dec)
     if architecture == "topk":
-        return TopKSae(k=_k(settings, width), **keywords), said
+        return TopKSae(k=_k(settings, width), **keywords)
     if architecture == "jumprelu":
         threshold = tensors.take("threshold", width).clamp_min(0)
-        return JumpReluSae(threshold=threshold, **keywords), said
+        return JumpReluSae(threshold=threshold, **keywords)
     if architecture == "gated":
         r_mag, b_mag = tensors.take("r_mag", width), tensors.take("b_mag", width)
         b_mag = (b_mag.double() + r_mag.double().exp() * shift).float()
-        return GatedSae(r_mag=r_mag, b_mag=b_mag, **keywords), said
-    return ReluSae(**keywords), said
+        return GatedSae(r_mag=r_mag, b_mag=b_mag, **keywords)
+    return ReluSae(**keywords)
 
 
-def _activation(settings: Settings) -> str:
-    """The activation that versions before 6 name beside the architecture."""
-    return settings.text("activation_fn", settings.text("activation_fn_str", "relu"))
+def _check_origin(settings: Settings) -> None:
+    """Refuse versions that are not known, and what reads one site and writes another."""
+    metadata = settings.values.get("metadata") or {}
+    for said in (settings.values, metadata if isinstance(metadata, dict) else {}):
+        version = said.get("sae_lens_version")
+        if version is not None and str(version).split(".")[0] not in map(str, range(NEWEST + 1)):
+            raise InvalidInputError(
+                f"{settings.path}: sae_lens_version {shown(version)} cannot be imported, only "
+                f"versions to {NEWEST}; save it with one of them",
+                field="sae_lens_version",
+            )
+        out = said.get("hook_name_out")
+        if out is not None and out != said.get("hook_name"):
+            raise InvalidInputError(
+                f"{settings.path}: hook_name_out {shown(out)} is not the site that it reads; "
+                "import an SAE of one site",
+                field="hook_name_out",
+            )
 
 
 def _architecture(settings: Settings) -> str:
+    """What the features do: named by the architecture, to version 5 by the activation too."""
     architecture = settings.text("architecture", "standard")
-    activation = _activation(settings)
-    if architecture == "standard" and activation == "topk":
-        return "topk"
-    if architecture not in _TENSORS:
-        raise InvalidInputError(
-            f"{settings.path} has architecture {architecture!r}; {', '.join(_TENSORS)} can be "
-            "imported, save what is still in training with SAELens' save_inference_model",
-            field="architecture",
-        )
-    if activation not in ("relu", "topk"):
-        raise InvalidInputError(
-            f"{settings.path} has activation {activation!r}; relu and topk can be imported",
-            field="activation_fn",
+    named = [key for key in _ACTIVATIONS if key in settings.values]
+    if architecture == "standard" and any(settings.values[key] == "topk" for key in named):
+        architecture = "topk"
+    fits = "topk" if architecture == "topk" else "relu"
+    for key in named:
+        settings.accept(
+            key,
+            Accepted(
+                (fits,),
+                f"nothing else can be expressed with architecture {architecture!r}; train it with "
+                f"{fits}",
+            ),
         )
     return architecture
 
 
+def _finetuned(
+    settings: Settings, tensors: Tensors, weights: Weights, name: str = _FACTORS[-1]
+) -> Weights:
+    """Versions to 5 may multiply activations, feature by feature, before they are decoded: so are
+    the decoder's rows here."""
+    wanted = settings.flag("finetuning_scaling_factor", False)
+    if not wanted and name not in tensors.stored:
+        return weights
+    factors = tensors.take(name, len(weights.w_dec))
+    if not wanted and not bool((factors == 1).all()):
+        raise InvalidInputError(
+            f"{tensors.path}: {name} is not all 1, but {settings.path} does not say that "
+            "finetuning_scaling_factor is true; make them agree in SAELens",
+            field="finetuning_scaling_factor",
+        )
+    return weights._replace(w_dec=weights.w_dec * factors[:, None])
+
+
 def _k(settings: Settings, width: int) -> int:
-    if "k" in settings.values:
+    """The k, which versions to 5 keep among the arguments of the activation."""
+    if _ARGUMENTS not in settings.values:
         return settings.active("k", width)
-    return settings.section("activation_fn_kwargs").active("k", width)
-
-
-def _refuse_others(tensors: Tensors, architecture: str, width: int) -> None:
-    """Old versions also wrote finetuning factors; those of 1 change nothing."""
-    known = _TENSORS[architecture]
-    if _FINETUNING in tensors.stored and bool((tensors.take(_FINETUNING, width) == 1).all()):
-        known = (*known, _FINETUNING)
-    tensors.no_others(*known)
+    k = settings.section(_ARGUMENTS).active("k", width)
+    settings.agrees("k", k)
+    return k
 
 
 def save(dictionary: Dictionary, directory: Path, metadata: Mapping[str, Any]) -> None:

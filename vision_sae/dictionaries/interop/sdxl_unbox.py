@@ -5,35 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vision_sae.dictionaries.interop.checkpoint import (
-    Tensors,
-    directory_of,
-    has_files,
-    read_settings,
-    read_torch,
-)
+from vision_sae.dictionaries.interop.checkpoint import Tensors, directory_of, has_files, read_torch
 from vision_sae.dictionaries.interop.folding import Weights
+from vision_sae.dictionaries.interop.settings import Ignored, Known, read_settings, words
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.topk import TopKSae
 
 NAME = "sdxl-unbox"
 CONFIG = "config.json"
 WEIGHTS = "state_dict.pth"
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
+SETTINGS = Known(
+    used=words("n_dirs_local d_model k"),
+    accepted={},
+    without_effect=words("auxk dead_steps_threshold"),
+)
+"""``config.json``, the arguments of its ``SparseAutoencoder``."""
 
 
 def recognises(path: Path) -> bool:
     """Whether the files of this format are there."""
-    return has_files(path, CONFIG, WEIGHTS)
+    return has_files(path, *FILES)
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary, and its configuration.
 
     ``mean.pt`` and ``std.pt`` are not read: a bundle measures these statistics on its own data.
     """
-    settings = read_settings(directory_of(path) / CONFIG)
+    settings = read_settings(directory_of(path) / CONFIG, ignored)
+    settings.check(SETTINGS)
     file = directory_of(path) / WEIGHTS
-    tensors = Tensors(file, read_torch(file)).section("state_dict")
+    stored = Tensors(file, read_torch(file))
+    tensors = stored.section("state_dict")
+    stored.no_others("state_dict")
     w_enc = tensors.take("encoder.weight", -1, -1)
     width, dim = w_enc.shape
     settings.agrees("n_dirs_local", width)

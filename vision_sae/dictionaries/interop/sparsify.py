@@ -5,44 +5,60 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vision_sae.dictionaries.interop.checkpoint import (
-    directory_of,
-    has_files,
-    read_safetensors,
-    read_settings,
-)
+from vision_sae.dictionaries.interop.checkpoint import directory_of, has_files, read_safetensors
 from vision_sae.dictionaries.interop.folding import Weights, subtracting
+from vision_sae.dictionaries.interop.settings import Accepted, Ignored, Known, read_settings, words
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.topk import TopKSae
 
 NAME = "sparsify"
 CONFIG = "cfg.json"
 WEIGHTS = "sae.safetensors"
+FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
+_LINEAR = "a dictionary has no linear path beside its features; retrain without"
+SETTINGS = Known(
+    used=words("d_in num_latents d_sae expansion_factor k transcode"),
+    accepted={
+        "activation": Accepted(
+            ("topk",), "features of a group compete with each other alone; retrain with topk"
+        ),
+        "signed": Accepted(
+            (False,),
+            "it also fires with negative values, the k largest by magnitude, and activations are "
+            "never negative here; retrain with signed false",
+        ),
+        "skip_connection": Accepted((False,), _LINEAR),
+        "embed_skip": Accepted((False,), _LINEAR),
+        "gram_lookup": Accepted(
+            (False,), "it takes from its input what the tokens before predict; retrain without"
+        ),
+    },
+    without_effect=words(
+        "normalize_decoder multi_topk naive_decoder dtype lookup_max_order gram_table_hash"
+    ),
+)
+"""``cfg.json``, of 2024 to 2026."""
 
 
 def recognises(path: Path) -> bool:
     """Whether the files of this format are there."""
-    return has_files(path, CONFIG, WEIGHTS)
+    return has_files(path, *FILES)
 
 
-def load(path: Path) -> tuple[Dictionary, dict[str, Any]]:
+def load(path: Path, ignored: Ignored) -> tuple[Dictionary, dict[str, Any]]:
     """The dictionary, and its configuration. Transcoders encode x, SAEs x - b_dec."""
-    settings = read_settings(directory_of(path) / CONFIG)
+    settings = read_settings(directory_of(path) / CONFIG, ignored)
+    settings.check(SETTINGS)
     tensors = read_safetensors(directory_of(path) / WEIGHTS)
-    settings.only("activation", ("topk",), "topk", "features of a group compete; retrain with topk")
-    settings.only(
-        "skip_connection",
-        (False,),
-        False,
-        "a dictionary has no linear path beside its features; retrain without",
-    )
     w_enc = tensors.take("encoder.weight", -1, -1)
     width, dim = w_enc.shape
     settings.agrees("d_in", dim)
-    if settings.values.get("num_latents"):
+    settings.agrees("d_sae", width)
+    latents = settings.values.get("num_latents", 0)
+    if latents == 0 and latents is not False:
+        settings.expands("expansion_factor", dim, width)
+    else:
         settings.agrees("num_latents", width)
-    else:  # absent or 0
-        settings.agrees("expansion_factor", width / dim)
     weights = Weights(
         w_enc=w_enc,
         b_enc=tensors.take("encoder.bias", width),

@@ -1,0 +1,228 @@
+"""The settings of a foreign checkpoint: what is known of them, and each value checked when used.
+
+A setting that nobody knows could change what is encoded or decoded, and numbers would be wrong
+without a word. So each format lists what it knows (`Known`), and anything else stops the import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+
+OTHERWISE = "download it again, or name its format with --format"
+_LONGEST = 80
+_MOST = 5
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def listed(names: Collection[object]) -> str:
+    """Names as a message lists them: the first few, and how many others there are."""
+    first = [name if name.isprintable() else repr(name) for name in map(str, names)][:_MOST]
+    others = len(names) - len(first)
+    cut = (name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in first)
+    return ", ".join(cut) + (f" and {others} others" if others else "")
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A setting that is imported with some values only."""
+
+    values: tuple[Any, ...]
+    because: str
+    """Why no other value can be imported, and the way out."""
+
+    def includes(self, value: object) -> bool:
+        """Whether this is one of the values; 1 is not True."""
+        return any(type(value) is type(known) and value == known for known in self.values)
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that an importer knows of the settings in one place of a format's files."""
+
+    used: frozenset[str]
+    """Read, and checked, by the importer."""
+    accepted: Mapping[str, Accepted]
+    """Could change what is computed; imported with these values, or absent."""
+    without_effect: frozenset[str]
+    """Say how it was trained, and on what: they change nothing that is encoded or decoded."""
+
+
+class Ignored:
+    """Unknown settings of which the caller says that they change nothing that is computed."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """Take the names, dotted where an object holds them."""
+        self.names = frozenset(names)
+        self._met: set[str] = set()
+
+    def covers(self, name: str) -> bool:
+        """Whether an unknown setting is one of them."""
+        self._met |= {name} & self.names
+        return name in self.names
+
+    def unmet(self) -> list[str]:
+        """Those that were no unknown setting of what was read."""
+        return sorted(self.names - self._met)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a JSON file, or a part of one, says; each value is checked when it is asked for."""
+
+    path: Path
+    values: Mapping[str, Any]
+    within: str = ""
+    """The dotted name, with a dot behind it, of the object that holds these settings."""
+    ignored: Ignored = field(default_factory=Ignored)
+
+    def check(self, known: Known) -> None:
+        """Refuse by name what is unknown, and known settings whose value is not accepted."""
+        for key, accepted in known.accepted.items():
+            self.accept(key, accepted)
+        known_keys = known.used | known.accepted.keys() | known.without_effect
+        unknown = [key for key in self.values if key not in known_keys]
+        refused = [key for key in unknown if not self.ignored.covers(f"{self.within}{key}")]
+        if refused:
+            name = listed([f"{self.within}{refused[0]}"])
+            others = f" (nor {listed(refused[1:])})" if refused[1:] else ""
+            raise InvalidInputError(
+                f"{self.path}: no import knows the setting {name}, here "
+                f"{shown(self.values[refused[0]])}{others}; it could change what is computed. "
+                f"Where you know that it does not, repeat with --ignore-setting {name}",
+                field=name,
+            )
+
+    def accept(self, key: str, accepted: Accepted) -> None:
+        """Refuse any value of ``key`` but the accepted, with the reason and the way out."""
+        if key in self.values and not accepted.includes(self.values[key]):
+            raise InvalidInputError(
+                f"{self._name(key)} {shown(self.values[key])} cannot be imported, only "
+                f"{' or '.join(map(shown, accepted.values))}: {accepted.because}",
+                field=self.within + key,
+            )
+
+    def section(self, key: str) -> Settings:
+        """The object under ``key``."""
+        found = self._required(key)
+        if not isinstance(found, dict):
+            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, not an object")
+        return Settings(self.path, found, f"{self.within}{key}.", self.ignored)
+
+    def integer(self, key: str) -> int:
+        """A positive integer."""
+        found = self._required(key)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise CorruptArtifactError(
+                f"{self._name(key)} is {shown(found)}, not a positive integer"
+            )
+        return found
+
+    def active(self, key: str, width: int) -> int:
+        """A number of active features, at most ``width``."""
+        found = self.integer(key)
+        if found > width:
+            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, of {width} features")
+        return found
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string; ``default`` when it is absent."""
+        found = self.values.get(key, default)
+        if not isinstance(found, str):
+            raise CorruptArtifactError(f"{self.path} has no text {self.within}{key}; {OTHERWISE}")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
+        found = self.values.get(key, default)
+        if not isinstance(found, bool):
+            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, not true or false")
+        return found
+
+    def agrees(self, key: str, size: int) -> None:
+        """Raise when ``key`` is given, not null, and not the size that the tensors have."""
+        found = self.values.get(key)
+        if found is not None and (isinstance(found, bool) or found != size):
+            self._disagrees(key, size)
+
+    def expands(self, key: str, dim: int, width: int) -> None:
+        """Raise when ``key`` is given, not null, and ``dim`` times it, rounded down, is not
+        ``width``."""
+        found = self.values.get(key)
+        if found is None:
+            return
+        number = isinstance(found, int | float) and not isinstance(found, bool)
+        if not number or not -(2**53) < found < 2**53 or int(dim * found) != width:
+            self._disagrees(key, width / dim)
+
+    def _disagrees(self, key: str, size: float) -> None:
+        raise CorruptArtifactError(
+            f"{self._name(key)} is {shown(self.values[key])}, but the tensors have {size}; "
+            "the files do not belong together"
+        )
+
+    def _name(self, key: str) -> str:
+        return f"{self.path}: {self.within}{key}"
+
+    def _required(self, key: str) -> Any:
+        if key not in self.values:
+            raise CorruptArtifactError(f"{self.path} has no {self.within}{key}; {OTHERWISE}")
+        return self.values[key]
+
+
+def read_settings(path: Path, ignored: Ignored) -> Settings:
+    """Read a file that holds one JSON object."""
+    with opened(path) as file:
+        return Settings(path, parse_settings(path, file.read()), ignored=ignored)
+
+
+def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
+    """The JSON object that ``path`` holds as ``text``."""
+    try:
+        values = json.loads(text, object_pairs_hook=_once_each)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise CorruptArtifactError(f"{path} is not valid JSON ({error}); {OTHERWISE}") from error
+    if not isinstance(values, dict):
+        raise CorruptArtifactError(f"{path} holds no JSON object; {OTHERWISE}")
+    return values
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's settings; one that stands there twice has no value that could be trusted."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{listed([k for k in values if keys.count(k) > 1])} stands there twice")
+    return values
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file, opened to be read; raises `NotFoundError` without one."""
+    must_exist(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error.strerror}); check its permissions", field="source"
+        ) from error
+
+
+def must_exist(path: Path) -> None:
+    """Raise `NotFoundError` when there is no such file."""
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist; {OTHERWISE}", field="source")
