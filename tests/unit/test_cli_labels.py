@@ -144,7 +144,7 @@ def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> No
     assert "1 labels confirmed by an independent judge; " in output
     assert "2 guesses are left out (--guesses uses them)" in output
     assert "(guess)" not in output
-    output = succeed("audit", neurons(world), "red", *options, "--guesses").output
+    output = succeed("audit", neurons(world), "red", *options, "--guesses", "--overwrite").output
     assert "1 labels confirmed by an independent judge, and 2 guesses\n" in output
     assert "0: a red wall (guess)" in output
     found = {each["index"]: each["judged_by"] for each in json.loads(out.read_text())}
