@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 import vision_sae
 from vision_sae.errors import NotFoundError
@@ -22,7 +21,6 @@ from vision_sae_server.state import State
 _DICTIONARY_FIELDS = ("model", "site", "architecture", "width")
 _LIBRARIES = ("torch", "timm", "faiss-cpu", "faiss-gpu", "grpcio", "pillow")
 _MAX_PAGE = 1000
-_MAX_CALL_SECONDS = 600
 
 
 def _versions() -> dict[str, str]:
@@ -58,7 +56,6 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 max_bytes_in_flight=config.max_queue_bytes,
                 max_page_size=_MAX_PAGE,
                 max_stream_items_in_flight=config.max_stream_items,
-                max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
                 max_generated_pixels=config.max_generated_pixels if self._state.generates else 0,
             ),
             capabilities=self._capabilities,

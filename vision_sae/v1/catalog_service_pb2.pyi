@@ -78,7 +78,7 @@ class ServerLimits(_message.Message):
     """Longer side of a generated picture in pixels. 0 when nothing can be generated."""
     @_builtins.property
     def max_call_time(self) -> _duration_pb2.Duration:
-        """Longest a call may take; the deadline used when the caller sets none."""
+        """Longest a call may take. Unset: this server ends no call by itself, the caller's deadline does."""
 
     def __init__(
         self,
