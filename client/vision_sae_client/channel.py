@@ -7,6 +7,8 @@ import json
 import grpc
 import grpc.aio
 
+from vision_sae.hosts import check_address
+
 MAX_RECEIVE_BYTES = 64 * 2**20
 """Largest answer accepted; gRPC's own default of 4 MiB is too small for heat maps and pictures."""
 
@@ -48,7 +50,9 @@ OPTIONS = (
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """A channel for the sync client; without credentials it is not encrypted."""
+    """A channel for the sync client; without credentials it is not encrypted. Raises
+    `InvalidInputError` for what is no address."""
+    check_address(address)
     if credentials is None:
         return grpc.insecure_channel(address, options=OPTIONS)
     return grpc.secure_channel(address, credentials, options=OPTIONS)
@@ -57,7 +61,9 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
 def open_async_channel(
     address: str, credentials: grpc.ChannelCredentials | None
 ) -> grpc.aio.Channel:
-    """A channel for the async client; without credentials it is not encrypted."""
+    """A channel for the async client; without credentials it is not encrypted. Raises
+    `InvalidInputError` for what is no address."""
+    check_address(address)
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS)
     return grpc.aio.secure_channel(address, credentials, options=OPTIONS)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vision_sae.hosts import check_address, check_port
 from vision_sae_client import report
 from vision_sae_client.cli.command import (
     DEFAULT_ADDRESS,
@@ -47,6 +48,9 @@ def web(
     token: Token = None,
 ) -> None:
     """Start the web page: upload a picture, see the features that fire and what they mean."""
+    check_address(address)
+    check_port(host, port)  # before what takes seconds to import
+
     from vision_sae_client.web import launch
 
     launch(address, examples_dir=examples, host=host, port=port, token=token)
