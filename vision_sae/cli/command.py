@@ -12,6 +12,7 @@ import typer
 
 import vision_sae
 from vision_sae.errors import VisionSaeError
+from vision_sae.exits import REFUSED, interruptible
 
 app = typer.Typer(
     help="Find, explain and steer what the insides of a vision model mean.",
@@ -36,7 +37,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except VisionSaeError as error:
         typer.secho(f"vision-sae: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+        raise typer.Exit(REFUSED) from error
 
 
 def command(
@@ -48,7 +49,7 @@ def command(
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _clear_errors():
+            with interruptible("vision-sae"), _clear_errors():
                 return function(*args, **kwargs)
 
         return group.command(name)(run)

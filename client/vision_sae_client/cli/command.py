@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from vision_sae.errors import VisionSaeError
+from vision_sae.exits import REFUSED, interruptible
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
 
@@ -23,7 +24,10 @@ app = typer.Typer(
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-Address = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="VISION_SAE_ADDRESS")]
+Address = Annotated[
+    str,
+    typer.Option(help="HOST:PORT of the server; [::1]:PORT for IPv6.", envvar="VISION_SAE_ADDRESS"),
+]
 Token = Annotated[
     str | None, typer.Option(help="Bearer token.", envvar="VISION_SAE_TOKEN", show_envvar=True)
 ]
@@ -43,7 +47,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except (ClientError, VisionSaeError) as error:
         typer.secho(f"vision-sae-client: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+        raise typer.Exit(REFUSED) from error
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +55,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _clear_errors():
+        with interruptible("vision-sae-client"), _clear_errors():
             return function(*args, **kwargs)
 
     return app.command()(run)
