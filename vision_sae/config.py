@@ -259,10 +259,14 @@ class DescribeConfig(Section):
     effects: EffectsConfig = EffectsConfig()
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class ServeConfig(Section):
     """Bundles -> gRPC."""
 
     host: str = "127.0.0.1"
+    """Address to bind, of IPv4 or IPv6; only this machine reaches 127.0.0.1 and ::1."""
     port: int = Field(50051, ge=0, le=65535)
     """0 chooses a free port."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
@@ -290,6 +294,8 @@ class ServeConfig(Section):
     """Evidence of raw neurons of the models served, which jobs may label."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
+    log_level: LogLevel = "info"
+    """What is logged, from the least to the most severe; callers' words never are."""
 
 
 class Config(BaseSettings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.decode import decode_image
-from vision_sae.resources import dictionary_of, dictionary_resource
+from vision_sae.resources import check_names, dictionary_of, dictionary_resource
 from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling, captions_alone
 from vision_sae_server.lanes import Lane
@@ -38,7 +37,6 @@ U = TypeVar("U", bound=Units)
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -160,17 +158,8 @@ def _check_matches(dictionaries: Mapping[str, Served]) -> None:
 
 def _opened(paths: Sequence[Path]) -> list[Bundle]:
     """The bundles, whose names must be unique."""
-    found: dict[str, Bundle] = {}
-    for path in paths:
-        bundle = Bundle(path)
-        if not _NAME.fullmatch(bundle.name) or bundle.name in found:
-            raise InvalidInputError(
-                f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
-                "of letters, digits, '.', '_' and '-'",
-                field="bundle",
-            )
-        found[bundle.name] = bundle
-    return list(found.values())
+    check_names(paths)
+    return [Bundle(path) for path in paths]
 
 
 def load_state(
@@ -178,15 +167,18 @@ def load_state(
     config: ServeConfig,
     describe: DescribeConfig | None = None,
     labelling: Labelling | None = None,
+    *,
+    step: Callable[[str], object] = lambda _: None,
 ) -> State:
     """Open bundles, load their models, each once, and take over the bundles' descriptions.
 
     Labels are made as ``describe`` says, with the contrastive model of ``config``; without one, and
     without ``labelling``, from captions alone. Raises `MismatchError` when a model that answers to
-    a bundle's name is not the one it was made from.
+    a bundle's name is not the one it was made from. ``step`` is told what begins.
     """
     describe = describe or DescribeConfig()
     labels = LabelStore(config.labels or MEMORY)
+    step(f"reading and checking {', '.join(str(path) for path in bundles)}")
     opened = _opened(bundles)
     by_model: dict[str, list[Bundle]] = {}
     for bundle in opened:
@@ -194,13 +186,16 @@ def load_state(
     loaded: dict[str, ServedModel] = {}
     model_of: dict[str, ServedModel] = {}
     for name, group in by_model.items():
+        step(f"loading the model {name}")
         model = load_model(name)
         as_bound = [bound(model, bundle.manifest["model"]) for bundle in group]
         found = [SiteDictionary(bundle.dictionary, bundle.site) for bundle in group]
+        step(f"trying out how passes of {name} share the cores")
         loaded[name] = ServedModel.ready(model, found, config)
         for bundle, its_model in zip(group, as_bound, strict=True):
             model_of[bundle.name] = replace(loaded[name], model=its_model)
     dictionaries: dict[str, Served] = {}
+    step("taking over the labels")
     for bundle in opened:
         entry = Served(bundle, model_of[bundle.name], labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
