@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_class
 COMMANDS = (
     *("harvest", "train", "sweep", "import", "export", "build", "evaluate"),
     *("describe", "label", "score", "export-labels", "export-exemplars"),
-    *("audit", "analyse", "edit", "serve", "demo", "dictionaries", "fetch"),
+    *("audit", "analyse", "edit", "serve", "demo", "dictionaries", "fetch", "doctor"),
 )
 
 
@@ -151,11 +155,11 @@ def test_option_that_does_not_exist_is_status_2() -> None:
 def test_serve_hands_over_how_labels_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vision_sae_server import app as server
+    from vision_sae_server import start as server
 
     given: list[object] = []
 
-    async def run_(bundles: object, serve: object, describe: object, **_: object) -> None:
+    def run_(bundles: object, serve: object, describe: object, **_: object) -> None:
         given.extend((bundles, serve, describe))
 
     monkeypatch.setattr(server, "run", run_)
@@ -168,3 +172,36 @@ def test_serve_hands_over_how_labels_are_made(
     assert (serve.port, serve.clip) == (0, "demo:clip")
     assert isinstance(describe, DescribeConfig)
     assert (describe.describer, describe.milan.beam) == ("milan", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_serve_tells_its_steps_and_listens_in_both_families(world: Path, host: str) -> None:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host.strip("[]"), 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"this machine cannot bind {host}: {error}")
+    command = [sys.executable, "-m", "vision_sae.cli", "serve", "bundle", "--host", host]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=world,
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        asked = subprocess.run(
+            [sys.executable, "-m", "vision_sae_server.health", address], check=False
+        )
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=60)
+    assert (asked.returncode, server.returncode) == (0, 0)
+    assert address.startswith(f"{host}:")
+    steps = re.findall(r"INFO vision_sae_server: \[ *\d+\.\d s\] (.*)", log)
+    assert [step.split()[0] for step in steps] == [
+        *(address, "metrics", "importing", "reading", "loading", "trying", "taking"),
+        "serving",
+    ]
+    assert "Traceback" not in log

@@ -152,6 +152,7 @@ def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> No
 
 
 def test_units_without_labels_are_refused(world: Path) -> None:
+    LabelStore(world / "empty.sqlite").close()
     refused = run("audit", neurons(world), "red", "--labels", world / "empty.sqlite")
     assert refused.exit_code == 2
     assert "no unit" in refused.output

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.activations.thumbnails import Thumbnails
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
-from vision_sae.files import MANIFEST, published, read_json, verify_files
+from vision_sae.artifacts import STORE, site_of
+from vision_sae.files import published, verify_files
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 
-FORMAT = "vision_sae.activation_store"
-VERSION = 1
+FORMAT, VERSION = STORE.format, STORE.version
 
 SHARDS = "shards"
 IMAGES = "images.jsonl"
@@ -93,19 +92,7 @@ class ActivationStore:
 
     def __init__(self, path: Path) -> None:
         self.path = published(path)
-        if not (self.path / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{path} is not a finished ActivationStore; run `vision-sae harvest` (again: it "
-                "resumes)",
-                field="store",
-            )
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(
-                f"{path} has format {self.manifest.get('format')} version "
-                f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
-                "harvest again"
-            )
+        self.manifest = STORE.manifest(path)
         self.dtype: str = self.manifest["dtype"]
         self.grid = PatchGrid(**self.manifest["grid"])
         self.preprocessing = Preprocessing(**self.manifest["preprocessing"])
@@ -122,14 +109,7 @@ class ActivationStore:
 
     def site(self, name: str | None) -> str:
         """``name``, or the only site of the store when ``name`` is None."""
-        if name is None and len(self.sites) == 1:
-            return next(iter(self.sites))
-        if name not in self.sites:
-            raise InvalidInputError(
-                f"the store has no site {name!r}; choose one of {', '.join(self.sites)}",
-                field="site",
-            )
-        return name
+        return site_of(self.sites, name)
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from vision_sae.activations.store import ImageRecord, read_images, read_jsonl
 from vision_sae.activations.thumbnails import Thumbnails
+from vision_sae.artifacts import BUNDLE
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
@@ -25,25 +26,21 @@ from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import (
-    CorruptArtifactError,
     FeatureNotFoundError,
     MismatchError,
-    NotFoundError,
 )
 from vision_sae.files import (
     MANIFEST,
     open_staging,
     publish,
     published,
-    read_json,
     sha256_file,
     sha256_json,
     verify_files,
 )
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 
-FORMAT = "vision_sae.bundle"
-VERSION = 2
+FORMAT, VERSION = BUNDLE.format, BUNDLE.version
 
 DICTIONARY = "dictionary"
 IMAGES = "images.jsonl"
@@ -88,18 +85,8 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = published(path)
-        if not (self.path / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{path} is not a published bundle; run `vision-sae build`", field="bundle"
-            )
         self.name = path.name
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(
-                f"{path} has format {self.manifest.get('format')} version "
-                f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
-                "build it again"
-            )
+        self.manifest = BUNDLE.manifest(path)
         verify_files(self.path, self.manifest["files"])
         self.site: str = self.manifest["site"]
         self.grid = PatchGrid(**self.manifest["model"]["grid"])

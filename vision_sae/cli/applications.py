@@ -26,6 +26,15 @@ Out = Annotated[Path | None, typer.Option(help="Write the report here, as JSON."
 _TEMPLATE = "a picture of {}"
 
 
+def _check(units: Path, labels: str | None) -> None:
+    """Refuse units and a label store that are not there."""
+    from vision_sae.cli.checks import check_labels, check_units
+
+    check_units(units)
+    if labels:
+        check_labels(labels)
+
+
 def _labelled(units: Path, labels: str | None, guesses: bool) -> Any:
     """The model with its labelled units, after a line that says which labels are used."""
     from vision_sae.descriptions.applications.sources import labelled_model
@@ -76,6 +85,8 @@ def audit(
     out: Out = None,
 ) -> None:
     """Which units have a label that speaks of this, and what do they fire on?"""
+    _check(units, labels)
+
     from vision_sae.descriptions.applications.audit import audit as run
 
     found = _labelled(units, labels, guesses)
@@ -103,13 +114,17 @@ def analyse(
     out: Out = None,
 ) -> None:
     """Which kinds of unit does the model need? Switches each off, against random units."""
+    from vision_sae.pictures.folder import image_folder
+
+    _check(units, labels)
+    folder = image_folder(images)
+
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.analysis import analyse as run
     from vision_sae.evaluation.class_folders import class_names, classified
-    from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
+    pictures = choose(folder, limit)
     names = class_names(pictures)
     train, test = (classified(found.model, half, names) for half in (pictures[::2], pictures[1::2]))
     made = run(found.model, _task(found.model, train), test, found.unit_set, draws=draws)
@@ -138,14 +153,18 @@ def edit(
     out: Out = None,
 ) -> None:
     """Remove units by label, and test against words painted onto the pictures."""
+    from vision_sae.pictures.folder import image_folder
+
+    _check(units, labels)
+    folder = image_folder(images)
+
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.editing import TEXT_WORDS, units_that_say
     from vision_sae.descriptions.applications.editing import edit as run
     from vision_sae.evaluation.class_folders import class_names, classified, painted_over
-    from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
+    pictures = choose(folder, limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
     names, test = class_names(pictures), pictures[1::2]
     made = run(

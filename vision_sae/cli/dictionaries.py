@@ -40,10 +40,9 @@ def harvest(
 ) -> None:
     """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
     after a stop."""
-    from vision_sae.activations.generations import harvest_generations, read_prompts
-    from vision_sae.activations.harvest import harvest as run
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.models.registry import load_generator, load_model
+    from vision_sae.models.names import check_generator, check_sites
     from vision_sae.pictures.folder import image_folder
 
     settings = load_config(
@@ -59,8 +58,19 @@ def harvest(
             "text_aligned": text_aligned,
         },
     ).harvest
-    if source.is_dir():
-        made = run(load_model(settings.model), image_folder(source), store, settings)
+    check_sites(settings.sites)
+    checks.check_exists(source, "folder of pictures, or file of prompts,", field="source")
+    pictures = image_folder(source) if source.is_dir() else None
+    if pictures is None:
+        check_generator(settings.model)
+    checks.check_models(settings.model)
+
+    from vision_sae.activations.generations import harvest_generations, read_prompts
+    from vision_sae.activations.harvest import harvest as run
+    from vision_sae.models.registry import load_generator, load_model
+
+    if pictures is not None:
+        made = run(load_model(settings.model), pictures, store, settings)
     else:
         prompts = read_prompts(source)
         made = harvest_generations(load_generator(settings.model), prompts, store, settings)
@@ -99,9 +109,9 @@ def train(
     config: Configuration = None,
 ) -> None:
     """Train a sparse autoencoder, or fit another dictionary. Resumes after a stop."""
-    from vision_sae.activations.store import ActivationStore
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.dictionaries.pipeline import splice, train_dictionary
 
     settings = load_config(
         config,
@@ -118,6 +128,16 @@ def train(
             "seed": seed,
         },
     ).train
+    checks.check_training(store, dictionary, [settings])
+    if heldout:
+        STORE.manifest(heldout)
+    if images:
+        checks.check_folder(images, "a folder of pictures", field="images")
+        checks.check_models(STORE.manifest(store)["model"]["name"])
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.dictionaries.pipeline import splice, train_dictionary
+
     opened = ActivationStore(store)
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
     spliced = splice(opened, images) if images else None
@@ -151,9 +171,9 @@ def sweep(
     """Train every combination of the given settings on one pass over the data."""
     from itertools import product
 
-    from vision_sae.activations.store import ActivationStore
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.dictionaries.pipeline import sweep as run
 
     base = load_config(config).train
     settings = {}
@@ -166,6 +186,13 @@ def sweep(
         flags = dict(zip(("architecture", "expansion", "k", "seed"), choice, strict=True))
         name = "{architecture}-x{expansion}-k{k}-seed{seed}".format(**flags)
         settings[name] = load_config(config, train={"site": site, "steps": steps, **flags}).train
+    checks.check_training(store, out, settings.values())
+    if heldout:
+        STORE.manifest(heldout)
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.dictionaries.pipeline import sweep as run
+
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
     for name, metrics in run(ActivationStore(store), out, settings, evaluation).items():
         typer.echo(out / name)
@@ -183,6 +210,12 @@ def import_dictionary(
     ] = None,
 ) -> None:
     """Publish a dictionary that another library trained, and measure it on a store."""
+    from vision_sae.artifacts import STORE, site_of
+    from vision_sae.cli.checks import check_exists
+
+    check_exists(source, "checkpoint", field="source")
+    site_of(STORE.manifest(store)["sites"], site)
+
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
@@ -201,6 +234,10 @@ def export(
     format: Annotated[str, typer.Option(help="Format of another library.")] = "saelens",
 ) -> None:
     """Write a dictionary in the format of another library."""
+    from vision_sae.cli.checks import check_dictionary
+
+    check_dictionary(dictionary)
+
     from vision_sae.dictionaries.interop.exchange import export_dictionary
 
     export_dictionary(dictionary, out, format)

@@ -33,13 +33,20 @@ def evaluate_dictionary(
     ] = None,
 ) -> None:
     """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli.checks import check_measured
+    from vision_sae.pictures.folder import image_folder
+
+    for path in (dictionary, *([against] if against else [])):
+        check_measured(path)
+    STORE.manifest(store)
+    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
+
     from vision_sae.activations.harvest import choose
     from vision_sae.activations.store import ActivationStore
     from vision_sae.evaluation.report import evaluate as run
     from vision_sae.evaluation.report import lines, match_published
-    from vision_sae.pictures.folder import image_folder
 
-    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
     matching = match_published(dictionary, against) if against else None
     found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
     for line in lines(found, matching):
@@ -60,7 +67,6 @@ def evaluate_labels(
 ) -> None:
     """How much do labels say what people said of the same units? BERTScore, layer by layer."""
     from vision_sae.descriptions.files.annotations import read_annotations
-    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
     from vision_sae.errors import InvalidInputError
 
     ours, theirs = read_annotations(labels), read_annotations(annotations)
@@ -69,6 +75,9 @@ def evaluate_labels(
         raise InvalidInputError(
             f"{labels} and {annotations} have no layer in common", field="annotations"
         )
+
+    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
+
     encode = text_encoder(encoder)
     for layer in common:
         found = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
@@ -92,11 +101,15 @@ def evaluate_attribution(
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
 ) -> None:
     """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
-    from vision_sae.evaluation.attribution import attribution_report
+    from vision_sae.cli.checks import check_bundles
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
 
+    check_bundles([bundle])
     pictures = [picture for folder in images for picture in image_folder(folder)]
+
+    from vision_sae.evaluation.attribution import attribution_report
+
     report = attribution_report(bundle, pictures, limit=limit, tested=tested, scenes=scenes)
     for line in report.lines():
         typer.echo(line)
@@ -116,6 +129,11 @@ def evaluate_blocks(
     ),
 ) -> None:
     """Which block does what? Switches each off and boosts its features, against random ones."""
+    from vision_sae.cli.checks import check_bundles, check_exists
+
+    check_bundles(bundles)
+    check_exists(prompts, "file of prompts", field="prompts")
+
     from vision_sae.evaluation.generators import block_report
     from vision_sae.steering.bundles import opened
 
@@ -138,6 +156,13 @@ def evaluate_causal(
     clip: Annotated[str, typer.Option(help="Contrastive model that judges.")] = "demo:clip",
 ) -> None:
     """Does raising a feature move pictures toward its label? A further score of each label."""
+    from vision_sae.cli.checks import check_bundles, check_exists
+    from vision_sae.models.names import check_contrastive
+
+    check_bundles([bundle])
+    check_exists(prompts, "file of prompts", field="prompts")
+    check_contrastive(clip)
+
     from vision_sae.evaluation.generators import causal_scores
     from vision_sae.models.registry import load_model
     from vision_sae.steering.bundles import opened
@@ -161,6 +186,10 @@ def evaluate_edits(
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
 ) -> None:
     """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
+    from vision_sae.cli.checks import check_bundles
+
+    check_bundles(bundles)
+
     from vision_sae.evaluation.edit_cases import evaluate_edits as run
     from vision_sae.evaluation.edit_cases import lines, read_cases, to_json
     from vision_sae.evaluation.scene_attributes import train_classifier

@@ -36,20 +36,27 @@ def score(
     config: Configuration = None,
 ) -> None:
     """Score anybody's labels: do they tell the unit's pictures from others?"""
+    from vision_sae.cli.checks import check_units
     from vision_sae.config import load_config
-    from vision_sae.descriptions.batch import EvidenceFolder
-    from vision_sae.descriptions.describe import PROBES
     from vision_sae.descriptions.files.annotations import lists_of, read_annotations
-    from vision_sae.descriptions.files.export import Row, check_format, export, scored_rows
-    from vision_sae.descriptions.scores.many import score_many
-    from vision_sae.descriptions.toolbox import Toolbox
+    from vision_sae.descriptions.files.formats import check_format
+    from vision_sae.models.names import check_contrastive
 
     if out is not None:
         check_format(out)
     settings = load_config(config, describe={"clip": clip}).describe
+    check_units(units)
+    given = read_annotations(labels)
+    check_contrastive(settings.clip, field="clip")
+
+    from vision_sae.descriptions.batch import EvidenceFolder
+    from vision_sae.descriptions.describe import PROBES
+    from vision_sae.descriptions.files.export import Row, export, scored_rows
+    from vision_sae.descriptions.scores.many import score_many
+    from vision_sae.descriptions.toolbox import Toolbox
+
     rows: list[Row] = []
     toolbox = Toolbox(settings, work or units.parent / PROBES)
-    given = read_annotations(labels)
     for evidence in EvidenceFolder.at(units, settings.clip).open().values():
         lists = lists_of(given, evidence.site, evidence.name)
         if not lists:
@@ -95,6 +102,13 @@ def export_labels(
     """Write the current label of every unit, with its scores and who made it."""
     from dataclasses import asdict
 
+    from vision_sae.cli.checks import check_labels
+    from vision_sae.descriptions.files.formats import check_format
+
+    if not milan:
+        check_format(out)
+    check_labels(labels)
+
     from vision_sae.descriptions.files.annotations import write_descriptions
     from vision_sae.descriptions.files.export import export
     from vision_sae.descriptions.store import LabelStore
@@ -136,6 +150,10 @@ def export_exemplars(
     out: Annotated[Path, typer.Argument(help="Folder to write; a folder a site is made in it.")],
 ) -> None:
     """Write the exemplars of every unit that fires, in MILAN's layout."""
+    from vision_sae.cli.checks import check_units
+
+    check_units(units)
+
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.files.milan import write_exemplars
 

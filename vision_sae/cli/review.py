@@ -39,6 +39,13 @@ def review(
 
     With --answers, keeps people's answers beside the quiz and tells what all of them amount to.
     """
+    from vision_sae.artifacts import BUNDLE
+    from vision_sae.cli.checks import check_exists
+
+    BUNDLE.manifest(bundle)
+    for path in answers or []:
+        check_exists(path, "file of answers", field="answers")
+
     from vision_sae.bundles.bundle import Bundle
     from vision_sae.descriptions.evidence.bundle import BundleEvidence
     from vision_sae.descriptions.review.quiz import PAGE, write_quiz

@@ -14,10 +14,6 @@ from torch import Tensor
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Edit
 
-SITE_KINDS = ("update", "resid", "mlp", "attn")
-"""``update``: block output minus block input; ``resid``: block output; ``mlp``: MLP neurons after
-the non-linearity; ``attn``: attention output."""
-
 
 @dataclass(frozen=True)
 class Site:

@@ -22,10 +22,11 @@ from vision_sae.activations.decoding import Decoded, batches_ahead, decode_batch
 from vision_sae.activations.peaks import PeakCollector
 from vision_sae.activations.store import ImageRecord, read_images, write_images
 from vision_sae.activations.thumbnails import Thumbnails, write_thumbnails
+from vision_sae.artifacts import NEURONS
 from vision_sae.config import NeuronConfig
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import (
     MANIFEST,
     open_staging,
@@ -41,8 +42,7 @@ from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture, data_sha256
 from vision_sae.resources import site_resource
 
-FORMAT = "vision_sae.neurons"
-VERSION = 1
+FORMAT, VERSION = NEURONS.format, NEURONS.version
 
 _IMAGES = "images.jsonl"
 _EMBEDDINGS = "embeddings.npy"
@@ -216,13 +216,7 @@ class Neurons:
 
     def __init__(self, directory: Path) -> None:
         self.path = published(directory)
-        if not (self.path / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{directory} holds no evidence of neurons; run `vision-sae label`", field="units"
-            )
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
+        self.manifest = NEURONS.manifest(directory)
         verify_files(self.path, self.manifest["files"])
         self.sites: list[str] = self.manifest["sites"]
 

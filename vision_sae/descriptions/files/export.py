@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vision_sae.descriptions.files.formats import check_format
 from vision_sae.descriptions.protocol import JUDGED_BY, Description, Metric, Negatives
 from vision_sae.descriptions.scores.many import Scored
 from vision_sae.descriptions.store import Unit
-from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing
 
 Row = tuple[str, Mapping[str, Any]]
@@ -89,14 +89,6 @@ def export(path: Path, rows: Iterable[Row]) -> int:
     check_format(path)
     with replacing(path) as temporary:
         return _WRITERS[path.suffix.lower()](temporary, rows)
-
-
-def check_format(path: Path) -> None:
-    """Raise `InvalidInputError` for a file whose suffix names no format."""
-    if path.suffix.lower() not in _WRITERS:
-        raise InvalidInputError(
-            f"{path.name} names no format; end it in {', '.join(_WRITERS)}", field="path"
-        )
 
 
 def scored_rows(parent: str, texts: Mapping[int, str], scored: Scored) -> Iterator[Row]:

@@ -22,11 +22,12 @@ from PIL import Image
 
 from vision_sae.arrays import new_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
+from vision_sae.descriptions.files.milan_layout import IMAGES, MASKS
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.files import publishing
 from vision_sae.pictures.decode import decode_image
 
-IMAGES, MASKS, UNITS = "images.npy", "masks.npy", "units.npy"
+UNITS = "units.npy"
 IDS, ACTIVATIONS = "ids.csv", "activations.csv"
 EXEMPLARS = 15
 """Pictures of a unit, MILAN's k."""
@@ -123,11 +124,6 @@ class MilanLayer:
         if self.ids is not None:
             return self.ids
         return np.arange(len(self.units) * self.exemplars).reshape(-1, self.exemplars)
-
-
-def is_root(path: Path) -> bool:
-    """Whether there is a layer below ``path``: pictures with masks."""
-    return any((images.parent / MASKS).is_file() for images in path.glob(f"*/{IMAGES}"))
 
 
 def layers(root: Path) -> list[str]:
