@@ -89,9 +89,13 @@ def translate(
         served, grid, geometry = use(transport.dictionary, "transports.dictionary")
         source = target = None
         if transport.HasField("source_region"):
-            source = region_mask(transport.source_region, grid, geometry)
+            source = region_mask(
+                transport.source_region, grid, geometry, "transports.source_region"
+            )
         if transport.HasField("target_region"):
-            target = region_mask(transport.target_region, grid, geometry)
+            target = region_mask(
+                transport.target_region, grid, geometry, "transports.target_region"
+            )
         for feature in transport.features:
             served.bundle.check_feature(feature)
             made.features.append((served, feature))
@@ -195,7 +199,8 @@ def _where(
         weights = np.zeros(grid.patches, dtype=np.float32)
         weights[indices] = 1
     else:
-        weights = region_mask(edit.where.region, grid, geometry).astype(np.float32)
+        chosen = region_mask(edit.where.region, grid, geometry, "edits.where.region")
+        weights = chosen.astype(np.float32)
     return torch.from_numpy(weights.reshape(-1)), weights.reshape(shape) > 0, None
 
 

@@ -226,9 +226,7 @@ async def _by_region(
         if name not in pictures:
             pictures[name] = await state.picture(request.region.image.data, served.model)
         picture = pictures[name]
-        mask = region_mask(region, served.bundle.grid, picture.geometry)
-        if not mask.any():
-            raise InvalidInputError("the region selects no patch", field="region.region")
+        mask = region_mask(region, served.bundle.grid, picture.geometry, "region.region")
         shares = await served.model.lane.run(partial(_shares, served, picture, mask))
         hits += [
             _Hit(served, int(i), float(shares[i]), pb.FEATURE_MATCH_ACTIVATION)

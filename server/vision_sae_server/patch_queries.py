@@ -113,9 +113,7 @@ class PatchQueries:
         bundle, model = self._served.bundle, self._served.model
         picture = await self._state.picture(region.image.data, model)
         chosen = region.region if region.HasField("region") else None
-        mask = region_mask(chosen, bundle.grid, picture.geometry)
-        if not mask.any():
-            raise InvalidInputError("the region selects no patch", field="region.region")
+        mask = region_mask(chosen, bundle.grid, picture.geometry, "region.region")
         return picture.pixels, mask
 
     async def _vectors(self, region: pb.ImageRegion) -> NDArray[np.float32]:

@@ -117,7 +117,8 @@ class Targets:
                 )
         patches = None
         if asked.HasField("region"):
-            patches = torch.from_numpy(region_mask(asked.region, served.bundle.grid, geometry))
+            grid, field = served.bundle.grid, "target.feature.region"
+            patches = torch.from_numpy(region_mask(asked.region, grid, geometry, field))
         return targets.feature(
             served.bundle.dictionary,
             site,
@@ -133,7 +134,8 @@ class Targets:
             raise NotServedError(
                 f"{self._model.resource} cannot classify a region", field="target.region"
             )
-        patches = torch.from_numpy(region_mask(asked.region, model.grid, geometry))
+        mask = region_mask(asked.region, model.grid, geometry, "target.region.region")
+        patches = torch.from_numpy(mask)
         return targets.region_class(model, patches, self._class(asked.class_logit))
 
 

@@ -144,8 +144,9 @@ class Probe:
         area = shared.vertical @ firing.mask.astype(np.float32) @ shared.horizontal.T
         if not area.any():
             x0, y0, x1, y1 = evidence.grid.boxes(there)[firing.mask.reshape(-1)].mean(0).tolist()
-            x, y = (x0 + x1) / 2, (y0 + y1) / 2
-            return self.grid.inside((x, y, x, y), here).astype(np.float32)
+            covered = np.zeros(self.grid.patches, dtype=np.float32)
+            covered[self.grid.nearest((x0 + x1) / 2, (y0 + y1) / 2, here)] = 1
+            return covered
         return np.asarray(area.reshape(-1))
 
     def regions(self, evidence: Evidence, firings: Sequence[Firing]) -> NDArray[np.float32]:

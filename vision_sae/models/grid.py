@@ -148,17 +148,23 @@ class PatchGrid:
     ) -> NDArray[np.bool_]:
         """Mask[patches] of the patches half of which, or more, lies in ``box`` (original pixels).
 
-        A box that covers half of none selects the one patch nearest to its centre.
+        A box that covers half of none selects the one that it overlaps most; a box beside the
+        picture, or beside what the model sees of it, selects none.
         """
         boxes = self.boxes(geometry).astype(np.float64)
         low, high = boxes[:, :2], boxes[:, 2:]
         shared = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod(1)
         area = (high - low).prod(1)
         mask = (shared >= area / 2) & (area > 0)
-        if not mask.any():
-            centre = (np.array(box[:2]) + box[2:]) / 2
-            mask[np.argmin(np.square((low + high) / 2 - centre).sum(1))] = True
+        if not mask.any() and (shared > 0).any():
+            mask[shared.argmax()] = True
         return np.asarray(mask, dtype=np.bool_)
+
+    def nearest(self, x: float, y: float, geometry: Geometry) -> int:
+        """The patch whose middle is nearest to a point of the original picture."""
+        boxes = self.boxes(geometry).astype(np.float64)
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return int(np.square(middles - (x, y)).sum(1).argmin())
 
     def to_json(self) -> dict[str, int]:
         """The fields, as bound into manifests."""
