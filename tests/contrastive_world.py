@@ -99,6 +99,9 @@ class PlantedClip:
         vectors = torch.stack([phrase_vector(text, self.embedding_dim) for text in texts])
         return F.normalize(vectors + self._of_texts, dim=1)
 
+    def unread_text(self, text: str) -> str:
+        return ""
+
     def capture(
         self, sites: Sequence[str], *, stop: bool = False
     ) -> AbstractContextManager[dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Tap, capturing
 from vision_sae.models.protocol import ModelOutput, PatchEmbeddings
+from vision_sae.models.reading import unread_by_open_clip
 from vision_sae.models.vit import Dtype, TimmBackbone, VitModel
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -249,6 +250,11 @@ class ClipModel(VitModel):
             rows = order[start : start + TEXT_BATCH]
             found[rows] = self._encode([texts[row] for row in rows])
         return found
+
+    def unread_text(self, text: str) -> str:
+        """See `ContrastiveModel.unread_text`."""
+        with self._tokenizing:
+            return unread_by_open_clip(self._tokenizer, text)
 
     def _encode(self, texts: list[str]) -> Tensor:
         with self._tokenizing:

@@ -127,6 +127,13 @@ class Generator(Protocol):
         """The positions of a site in a picture of this size."""
         ...
 
+    def unread_text(self, text: str) -> str:
+        """The end of a prompt that is too long, which a text encoder never sees; "" else.
+
+        Of several encoders the one that reads least counts.
+        """
+        ...
+
     def start(self, *batch: GenerationSettings) -> Denoising:
         """Begin a generation of a picture for each of ``batch``.
 

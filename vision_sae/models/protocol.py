@@ -112,6 +112,10 @@ class ContrastiveModel(Model, Protocol):
         """Texts -> (T, E) float32 of unit length; no text gives (0, E)."""
         ...
 
+    def unread_text(self, text: str) -> str:
+        """The end of a text that is too long, which its embedding knows nothing of; "" else."""
+        ...
+
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:
         """Images (B, 3, H, W) -> one vector and one weight for each patch of the grid."""
         ...

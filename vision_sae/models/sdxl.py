@@ -30,6 +30,7 @@ from vision_sae.models.grid import PatchGrid
 from vision_sae.models.hooks import Edit, Tap, adding_to_site, capturing, replacing_site
 from vision_sae.models.precision import fastest_dtype
 from vision_sae.models.protocol import Site
+from vision_sae.models.reading import unread_by_pipeline, without_words_in_logs
 from vision_sae.models.vit import Dtype
 
 TURBO_BLOCKS = (
@@ -72,6 +73,8 @@ class SdxlModel:
         self.pipeline.set_progress_bar_config(disable=True)
         self.tokenizing = threading.Lock()
         """Tokenizers keep their padding in themselves: one call at a time."""
+        for library in (type(pipeline).__module__, "transformers.tokenization_utils_base"):
+            without_words_in_logs(library)
         self._blocks: dict[str, nn.Module] = {
             path: module
             for path, module in pipeline.unet.named_modules()
@@ -173,6 +176,13 @@ class SdxlModel:
             with capturing(taps, stop=True) as captured:
                 part(given)
         return list(captured.values())
+
+    def unread_text(self, text: str) -> str:
+        """See `Generator.unread_text`."""
+        parts = self.pipeline.components
+        found = [parts[name] for name in ("tokenizer", "tokenizer_2") if parts.get(name)]
+        with self.tokenizing:
+            return max((unread_by_pipeline(each, text) for each in found), key=len)
 
     def start(self, *batch: GenerationSettings) -> Denoising:
         """Begin a generation of one picture or several; see `Generator.start`."""
