@@ -20,6 +20,7 @@ from vision_sae_server.labelling import metric_names
 from vision_sae_server.replies import Replies
 from vision_sae_server.served import Units
 from vision_sae_server.state import State
+from vision_sae_server.unread import unread_texts
 
 _EDITABLE = ("text", "abstained", "abstention_reason")
 _DEFAULT_SAMPLE = 50
@@ -92,7 +93,10 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
                 seed=request.seed,
                 control_texts=self._other_texts(served, index, text, request.seed),
             )
-            return pb.ScoreDescriptionResponse(scores=map(messages.score, scores))
+            return pb.ScoreDescriptionResponse(
+                scores=map(messages.score, scores),
+                unread_texts=unread_texts(self._state.labelling.unread_text, [("text", text)]),
+            )
 
         return await self._state.describing.run(score)
 

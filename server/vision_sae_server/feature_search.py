@@ -21,6 +21,7 @@ from vision_sae_server.listing import page
 from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served, Units
 from vision_sae_server.state import Picture, State
+from vision_sae_server.unread import unread_texts
 from vision_sae_server.vectors import site_vectors
 
 _DEFAULT_PAGE = 20
@@ -66,13 +67,18 @@ async def search_features(
             hits = await _by_region(state, request, chosen)
         else:
             hits = await state.searching.run(lambda: _by_feature(state, request, chosen))
-    return await state.searching.run(lambda: _answer(request, hits))
+    return await state.searching.run(lambda: _answer(state, request, hits))
 
 
-def _answer(request: pb.SearchFeaturesRequest, hits: Sequence[_Hit]) -> pb.SearchFeaturesResponse:
+def _answer(
+    state: State, request: pb.SearchFeaturesRequest, hits: Sequence[_Hit]
+) -> pb.SearchFeaturesResponse:
     kept = _filtered(hits, request.filter)
     shown, following = page(kept, request.page_size, request.page_token, _DEFAULT_PAGE)
     response = pb.SearchFeaturesResponse(next_page_token=following)
+    if request.HasField("text") and _embeds(state, request):
+        unread = unread_texts(state.labelling.unread_text, [("text", request.text)])
+        response.unread_texts.extend(unread)
     features = {
         (name, feature.index): feature
         for name in {hit.served.resource for hit in shown}
@@ -130,6 +136,11 @@ def _by_text(state: State, request: pb.SearchFeaturesRequest) -> list[_Hit]:
     elif request.match in _MEANINGS:
         hits += _by_meaning(state, request.text, chosen, request.match)
     return hits
+
+
+def _embeds(state: State, request: pb.SearchFeaturesRequest) -> bool:
+    """Whether features are found by what a text means; if not, all of its words are read."""
+    return state.labelling.meanings is not None and request.match != pb.FEATURE_MATCH_LABEL
 
 
 def _by_words(state: State, text: str, chosen: Sequence[Units]) -> list[_Hit]:

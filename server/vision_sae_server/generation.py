@@ -29,11 +29,13 @@ from vision_sae.steering.generation import PICTURE, Generation, Steered
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2, generation_service_pb2_grpc, image_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
+from vision_sae.v1.measure_pb2 import UnreadText
 from vision_sae_server import recipes
 from vision_sae_server.edits import Translated, regions_in_pixels, translate
 from vision_sae_server.encodings import Encoded, encode_response, explained
 from vision_sae_server.served import Served, ServedModel
 from vision_sae_server.state import Picture, State
+from vision_sae_server.unread import unread_texts
 
 _DEFAULT_PREVIEW = 128
 _MOST_EFFECT_TEXTS = 16
@@ -209,12 +211,34 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             )
             result.effect.CopyFrom(_effect(moved, perceived, region))
             result.effect.texts.extend(await self._texts(request, prepared, steered))
+        result.unread_texts.extend(
+            await self._state.describing.run(lambda: self._unread(request, model, prepared))
+        )
         for served in prepared.encode:
             codes = collected.codes(served)
             result.encodings.append(
                 await self._state.searching.run(lambda: _encoding(served, steered, codes))  # noqa: B023
             )
         return result
+
+    def _unread(
+        self, request: pb.GenerateRequest, model: ServedModel, prepared: _Prepared
+    ) -> list[UnreadText]:
+        """The ends of prompts and texts that nothing read."""
+        settings = prepared.settings
+        place = "recipe.settings" if request.HasField("recipe") else "settings"
+        prompts = [
+            (f"{place}.prompt", settings.prompt),
+            (f"{place}.negative_prompt", settings.negative_prompt),
+        ]
+        prompts += [
+            (f"{place}.transports[{i}].source_prompt", transport.source_prompt)
+            for i, transport in enumerate(settings.transports)
+        ]
+        measured = [] if request.omit_twin else request.effect_texts
+        texts = [(f"effect_texts[{i}]", text) for i, text in enumerate(measured)]
+        unread = unread_texts(model.generator.unread_text, prompts)
+        return unread + unread_texts(self._state.labelling.unread_text, texts)
 
     async def _texts(
         self, request: pb.GenerateRequest, prepared: _Prepared, steered: Steered

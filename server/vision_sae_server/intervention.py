@@ -129,8 +129,10 @@ class _Plan:
     async def _change(self, asked: pb.InterventionImage, number: int) -> pb.ImageChange:
         picture = await self._state.picture(asked.image.data, self._model)
         targets = [
-            await self._targets.target(named.target, picture.geometry)
-            for named in self._asked.targets
+            await self._targets.target(
+                named.target, picture.geometry, field=f"plan.targets[{place}].target"
+            )
+            for place, named in enumerate(self._asked.targets)
         ]
         intervention = self._intervention(picture)
         outcome = await self._model.lane.run(lambda: intervention(picture.pixels, targets))
@@ -208,6 +210,7 @@ class _Plan:
                 for index in range(len(self._names))
                 for other in others
             ],
+            unread_texts=self._targets.unread,
         )
 
     def _contrast(

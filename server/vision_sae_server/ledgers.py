@@ -160,7 +160,7 @@ class Attributing:
             ]
 
         scene, places = await self._model.lane.run(seen)
-        response = pb.AttributeResponse()
+        response = pb.AttributeResponse(unread_texts=targets.unread)
         for at in places:
             make = await self._model.lane.run(lambda: self._computed(scene, at, picture))  # noqa: B023
             response.sites.append(await self._state.searching.run(make))

@@ -48,7 +48,10 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
 
         def find() -> pb.SearchPatchesResponse:
             allowed = queries.allowed(request, None)
-            bundle, response = served.bundle, pb.SearchPatchesResponse(dictionary=served.resource)
+            bundle = served.bundle
+            response = pb.SearchPatchesResponse(
+                dictionary=served.resource, unread_texts=queries.unread
+            )
             if query.vector is not None:
                 hits = by_vector(bundle, query.vector, _DEEPEST, allowed)
                 response.space = pb.SEARCH_SPACE_VECTOR

@@ -111,3 +111,31 @@ class ItemError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ItemError: _TypeAlias = ItemError  # noqa: Y015
+
+@_typing.final
+class UnreadText(_message.Message):
+    """The end of a text of the request that the model's text encoder never saw, because the text is
+    longer than the encoder's context. The answer is that to the rest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The path of the field that holds the text, for example `target.text.text`."""
+    unread: _builtins.str
+    """What was cut off. Never empty."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        unread: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreadText: _TypeAlias = UnreadText  # noqa: Y015

@@ -155,7 +155,9 @@ class TextTarget(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text, 1 to 500 characters. What exceeds the model's context length is cut off."""
+    """The text, 1 to 500 characters. What exceeds the model's context length is cut off, and
+    told in the answer.
+    """
     def __init__(
         self,
         *,
