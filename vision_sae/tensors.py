@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _DTYPES: dict[tensor_pb2.DType.ValueType, np.dtype[Any]] = {
     tensor_pb2.D_TYPE_INT64: np.dtype("<i8"),
     tensor_pb2.D_TYPE_BOOL: np.dtype("?"),
 }
+_MOST_CELLS = 2**56
 _ENUMS = {dtype: enum for enum, dtype in _DTYPES.items()}
 
 
@@ -42,6 +44,11 @@ def write(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
     tensor.shape.extend(little.shape)
 
 
+def _cells(shape: Iterable[int]) -> int:
+    """What NumPy counts to see whether a shape can be: axes of 0 as of 1."""
+    return math.prod(size or 1 for size in shape)
+
+
 def _dtype_name(number: int) -> str:
     """The enum's name, or the bare number of a value that a newer contract knows."""
     value = tensor_pb2.DType.DESCRIPTOR.values_by_number.get(number)
@@ -59,9 +66,11 @@ def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
             "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
             field="tensor.dtype",
         )
-    if any(size < 0 for size in tensor.shape):  # two of them would pass the count of bytes
+    # Two negative ones would pass the count of bytes, and so would one that is 0 any others.
+    if any(size < 0 for size in tensor.shape) or _cells(tensor.shape) > _MOST_CELLS:
         raise InvalidInputError(
-            f"a Tensor has the shape {list(tensor.shape)}; sizes cannot be negative",
+            f"a Tensor has the shape {list(tensor.shape)}; sizes are neither negative nor more "
+            "than a computer addresses",
             field="tensor.shape",
         )
     dtype = _DTYPES[tensor.dtype]

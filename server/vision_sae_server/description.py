@@ -152,8 +152,8 @@ def _existing(entry: Entry | None) -> Entry:
 
 
 def _said(text: str, field: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise InvalidInputError("the text is empty, or holds a null character", field=field)
+    if not text.strip():
+        raise InvalidInputError("the text is empty", field=field)
     return text.strip()
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from vision_sae.descriptions.jobs.job import Budget, Failure, Finished, Job, Progress, Target
@@ -32,6 +33,8 @@ _FIELDS = ("state", "dictionary", "model", "describer", "creator")
 _POLL_SECONDS = 0.25
 _PROGRESS_SECONDS = 1.0
 _PAGE = 500
+_MOST_SECONDS = 315_576_000_000
+"""Of a google.protobuf.Duration: 10,000 years."""
 
 
 class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
@@ -72,7 +75,7 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
                 "identity": describer.identity(),
             },
         )
-        seconds = asked.budget.max_duration.ToTimedelta().total_seconds()
+        seconds = _seconds(asked.budget.max_duration)
         job = self._state.jobs.create(
             units,
             target,
@@ -234,6 +237,17 @@ class _News(NamedTuple):
     job: Job
     progress: Progress
     units: list[Finished]
+
+
+def _seconds(duration: Duration) -> float:
+    """A duration of a request in seconds; raises `InvalidInputError` for one that is none."""
+    if not (0 <= duration.seconds <= _MOST_SECONDS and 0 <= duration.nanos < 10**9):
+        raise InvalidInputError(
+            f"a duration has 0 to {_MOST_SECONDS:,} seconds and 0 to 999,999,999 nanos; leave it "
+            "out for no limit",
+            field="label_job.budget.max_duration",
+        )
+    return duration.seconds + duration.nanos / 1e9
 
 
 def _sequence(token: str) -> int:

@@ -136,7 +136,7 @@ class LabelJobBudget(_message.Message):
     MAX_UNITS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     max_units: _builtins.int
-    """Units to label. 0 or absent means no limit."""
+    """Units to label, at most 2,147,483,647. 0 or absent means no limit."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Computing time, over all workers. Absent means no limit."""
