@@ -7,6 +7,8 @@ import json
 import grpc
 import grpc.aio
 
+from vision_sae_client.values import bearer
+
 MAX_RECEIVE_BYTES = 64 * 2**20
 """Largest answer accepted; gRPC's own default of 4 MiB is too small for heat maps and pictures."""
 
@@ -65,4 +67,4 @@ def open_async_channel(
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     """The metadata of each call: the bearer token, where there is one."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+    return (("authorization", bearer(token)),) if token else ()

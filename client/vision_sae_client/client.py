@@ -21,7 +21,8 @@ from vision_sae.v1.catalog_service_pb2 import (
     ListFeaturesResponse,
     ListModelsResponse,
 )
-from vision_sae.v1.description_pb2 import Description, Score, ScoreMetric, ScoreNegatives
+from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
+from vision_sae.v1.description_service_pb2 import ScoreDescriptionResponse
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
@@ -51,7 +52,7 @@ from vision_sae.v1.search_service_pb2 import (
     SearchPatchesResponse,
 )
 from vision_sae.v1.target_pb2 import Target
-from vision_sae_client import requests
+from vision_sae_client import requests, values
 from vision_sae_client.channel import call_metadata, open_channel
 from vision_sae_client.errors import first_dictionary, from_rpc_error
 from vision_sae_client.images import BoxLike, ImageSource
@@ -88,12 +89,14 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call.
+        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call in
+        seconds, ``inf`` is none.
 
-        Without ``credentials`` the connection is not encrypted.
+        Without ``credentials`` the connection is not encrypted. Raises `InvalidInputError` for an
+        address, a token or a timeout that cannot be one.
         """
-        self._address = address
-        self._timeout = timeout
+        self._address = values.address(address)
+        self._timeout = values.deadline(timeout)
         self._metadata = call_metadata(token)
         self._channel = open_channel(address, credentials)
 
@@ -366,7 +369,7 @@ class Client:
         negatives: Sequence[ScoreNegatives.ValueType] = (),
         sample_size: int = 0,
         seed: int = 0,
-    ) -> list[Score]:
+    ) -> ScoreDescriptionResponse:
         """How well any text describes a feature; nothing is stored."""
         call = requests.score_description(
             name,
@@ -376,8 +379,7 @@ class Client:
             sample_size=sample_size,
             seed=seed,
         )
-        answer = self._run(call)
-        return list(answer.scores)
+        return self._run(call)
 
     def update_description(
         self,
@@ -479,11 +481,11 @@ class Client:
             request_serializer=type(call.requests[0]).SerializeToString,
             response_deserializer=call.response.FromString,
         )
-        timeout = max(1, deadlines) * self._timeout
+        timeout = None if self._timeout is None else max(1, deadlines) * self._timeout
         answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
         return self._read(answers, timeout)
 
-    def _read(self, answers: Any, timeout: float) -> Iterator[Any]:
+    def _read(self, answers: Any, timeout: float | None) -> Iterator[Any]:
         """The messages of a stream; whoever stops reading cancels it."""
         try:
             yield from answers

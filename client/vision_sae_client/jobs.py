@@ -9,8 +9,10 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.v1.description_pb2 import ScoreMetric
 from vision_sae.v1.label_job_service_pb2 import FeatureUnits, LabelJob, NeuronUnits
 from vision_sae_client.requests import dictionary_name
+from vision_sae_client.values import seconds, sendable
 
 
+@sendable
 def label_job(
     *,
     dictionary: str | None = None,
@@ -42,5 +44,6 @@ def label_job(
     if max_units:
         job.budget.max_units = max_units
     if max_seconds:
-        job.budget.max_duration.FromTimedelta(timedelta(seconds=max_seconds))
+        limit = timedelta(seconds=seconds(max_seconds, "max_seconds"))
+        job.budget.max_duration.FromTimedelta(limit)
     return job

@@ -29,12 +29,18 @@ from vision_sae.v1.ledger_pb2 import (
     Ledger,
     SiteAttribution,
 )
+from vision_sae.v1.measure_pb2 import UnreadText
 from vision_sae.v1.model_pb2 import Model
 from vision_sae.v1.search_service_pb2 import (
     FeatureMatch,
     SearchFeaturesResponse,
     SearchPatchesResponse,
 )
+
+
+def unread(text: UnreadText) -> str:
+    """Which end of a text the answer does not know, in one line."""
+    return f"the model does not read the end of {text.field}: {text.unread!r}; shorten it"
 
 
 def is_guess(description: Description) -> bool:

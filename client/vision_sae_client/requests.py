@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, SupportsIndex, TypeVar
 
 from google.protobuf.message import Message
 
@@ -32,6 +33,7 @@ from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureM
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import targets
 from vision_sae_client.images import BoxLike, ImageSource, image
+from vision_sae_client.values import sendable
 
 R_co = TypeVar("R_co", bound=Message, covariant=True)
 
@@ -73,24 +75,28 @@ def server_info() -> Call[catalog_pb.GetServerInfoResponse]:
     )
 
 
+@sendable
 def list_models(page_token: str = "") -> Call[catalog_pb.ListModelsResponse]:
     """A page of models."""
     request = catalog_pb.ListModelsRequest(page_token=page_token)
     return _catalog("ListModels", request, catalog_pb.ListModelsResponse)
 
 
+@sendable
 def list_dictionaries(page_token: str = "") -> Call[catalog_pb.ListDictionariesResponse]:
     """A page of dictionaries."""
     request = catalog_pb.ListDictionariesRequest(page_token=page_token)
     return _catalog("ListDictionaries", request, catalog_pb.ListDictionariesResponse)
 
 
+@sendable
 def get_dictionary(name: str) -> Call[catalog_pb.GetDictionaryResponse]:
     """One dictionary."""
     request = catalog_pb.GetDictionaryRequest(name=dictionary_name(name))
     return _catalog("GetDictionary", request, catalog_pb.GetDictionaryResponse)
 
 
+@sendable
 def list_features(
     dictionary: str,
     *,
@@ -112,6 +118,7 @@ def list_features(
     return _catalog("ListFeatures", request, catalog_pb.ListFeaturesResponse)
 
 
+@sendable
 def get_feature(
     name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
 ) -> Call[catalog_pb.GetFeatureResponse]:
@@ -120,6 +127,7 @@ def get_feature(
     return _catalog("GetFeature", request, catalog_pb.GetFeatureResponse)
 
 
+@sendable
 def encode(
     source: ImageSource,
     dictionary: str,
@@ -147,6 +155,7 @@ def encode(
     return _attribution("Encode", request, attribution_pb.EncodeResponse)
 
 
+@sendable
 def attribute(
     source: ImageSource,
     dictionaries: Sequence[str],
@@ -183,11 +192,13 @@ def _baseline(
 ) -> attribution_pb.AttributionBaseline | None:
     if source is None:
         return None
-    if isinstance(source, int):
-        return attribution_pb.AttributionBaseline(reference=source)
+    if isinstance(source, SupportsIndex):
+        reference = ReferenceCode.ValueType(operator.index(source))
+        return attribution_pb.AttributionBaseline(reference=reference)
     return attribution_pb.AttributionBaseline(image=image(source))
 
 
+@sendable
 def intervene(
     sources: Sequence[ImageSource],
     edits: Sequence[Edit],
@@ -224,6 +235,7 @@ def intervene(
     )
 
 
+@sendable
 def search_patches(
     *,
     text: str | None = None,
@@ -257,6 +269,7 @@ def search_patches(
     return Call(method, request, search_pb.SearchPatchesResponse)
 
 
+@sendable
 def search_features(
     *,
     text: str | None = None,
@@ -295,6 +308,7 @@ def search_features(
     return Call(method, request, search_pb.SearchFeaturesResponse)
 
 
+@sendable
 def describe_feature(
     name: str,
     *,
@@ -316,6 +330,7 @@ def describe_feature(
     return _description("DescribeFeature", request, description_pb.DescribeFeatureResponse)
 
 
+@sendable
 def score_description(
     name: str,
     text: str,
@@ -337,6 +352,7 @@ def score_description(
     return _description("ScoreDescription", request, description_pb.ScoreDescriptionResponse)
 
 
+@sendable
 def update_description(
     name: str, text: str | None, *, reason: str = "", etag: str = "", request_id: str = ""
 ) -> Call[description_pb.UpdateDescriptionResponse]:
@@ -354,6 +370,7 @@ def update_description(
     return _description("UpdateDescription", request, description_pb.UpdateDescriptionResponse)
 
 
+@sendable
 def create_label_job(
     job: LabelJob, *, name: str = "", request_id: str = ""
 ) -> Call[jobs_pb.CreateLabelJobResponse]:
@@ -362,12 +379,14 @@ def create_label_job(
     return _jobs("CreateLabelJob", request, jobs_pb.CreateLabelJobResponse)
 
 
+@sendable
 def get_label_job(name: str) -> Call[jobs_pb.GetLabelJobResponse]:
     """One label job."""
     request = jobs_pb.GetLabelJobRequest(name=job_name(name))
     return _jobs("GetLabelJob", request, jobs_pb.GetLabelJobResponse)
 
 
+@sendable
 def list_label_jobs(
     *, filter: str = "", page_token: str = ""
 ) -> Call[jobs_pb.ListLabelJobsResponse]:
@@ -376,12 +395,14 @@ def list_label_jobs(
     return _jobs("ListLabelJobs", request, jobs_pb.ListLabelJobsResponse)
 
 
+@sendable
 def cancel_label_job(name: str) -> Call[jobs_pb.CancelLabelJobResponse]:
     """Stop a label job."""
     request = jobs_pb.CancelLabelJobRequest(name=job_name(name))
     return _jobs("CancelLabelJob", request, jobs_pb.CancelLabelJobResponse)
 
 
+@sendable
 def watch_label_job(
     name: str, *, resume_token: str = "", progress_only: bool = False
 ) -> Call[jobs_pb.WatchLabelJobResponse]:
@@ -392,6 +413,7 @@ def watch_label_job(
     return _jobs("WatchLabelJob", request, jobs_pb.WatchLabelJobResponse)
 
 
+@sendable
 def generate(
     content: GenerationSettings | Recipe,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, ParamSpec, TypeVar
@@ -11,7 +11,9 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
-from vision_sae.errors import VisionSaeError
+from vision_sae.errors import InvalidInputError, VisionSaeError
+from vision_sae.v1.measure_pb2 import UnreadText
+from vision_sae_client import report
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
 
@@ -27,7 +29,9 @@ Address = Annotated[str, typer.Option(help="HOST:PORT of the server.", envvar="V
 Token = Annotated[
     str | None, typer.Option(help="Bearer token.", envvar="VISION_SAE_TOKEN", show_envvar=True)
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds that a call may take.")]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds that a call may take; inf: as long as it does.")
+]
 DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
 ]
@@ -38,12 +42,32 @@ R = TypeVar("R")
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """What goes wrong on purpose becomes one line and exit status 2; the rest keeps its trace."""
+    """What a user can mend becomes a line or two and exit status 2; the rest keeps its trace."""
     try:
         yield
-    except (ClientError, VisionSaeError) as error:
-        typer.secho(f"vision-sae-client: {error}", fg="red", err=True)
+    except BrokenPipeError:  # whoever reads our output has gone
+        raise
+    except (ClientError, VisionSaeError, OSError) as error:
+        typer.secho(f"vision-sae-client: {_said(error)}", fg="red", err=True)
         raise typer.Exit(2) from error
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:  # a file that is read or written
+        return f"{error.filename}: {error.strerror}; give another"
+    return str(error)
+
+
+def _check_words(given: Mapping[str, object]) -> None:
+    """Refuse arguments that are not UTF-8, whose bytes no message can carry."""
+    for name, value in given.items():
+        for word in value if isinstance(value, list) else (value,):
+            if isinstance(word, str) and _broken(word):
+                raise InvalidInputError(f"{name} is not UTF-8; write it anew", field=name)
+
+
+def _broken(word: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -52,6 +76,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with _clear_errors():
+            _check_words(kwargs)
             return function(*args, **kwargs)
 
     return app.command()(run)
@@ -62,6 +87,12 @@ def feature_name(client: Client, feature: str, dictionary: str | None) -> str:
     if not feature.isdecimal():
         return feature
     return f"{client.dictionary(dictionary).name}/features/{feature}"
+
+
+def tell_unread(texts: Iterable[UnreadText]) -> None:
+    """Say which ends of the texts were not read, beside the answer."""
+    for text in texts:
+        typer.secho(report.unread(text), fg="yellow", err=True)
 
 
 def in_json(message: Message) -> str:

@@ -35,6 +35,7 @@ from vision_sae_client.cli.command import (
     Token,
     command,
     in_json,
+    tell_unread,
 )
 from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
 from vision_sae_client.client import Client
@@ -108,6 +109,7 @@ def encode(
             order=_ORDERS[order],
         )
     typer.echo(in_json(answer) if as_json else report.encoding(answer))
+    tell_unread(answer.unread_texts)
     if out is not None:
         written = write_overlays(image, answer.grid, answer.features, out)
         typer.echo(f"{written} overlays in {out}", err=True)
@@ -152,6 +154,7 @@ def attribute(
             special_tokens=special_tokens,
         )
     (site,) = answer.sites
+    tell_unread(answer.unread_texts)
     typer.echo(in_json(site) if as_json else report.attribution(site))
     if faithfulness and not as_json:
         typer.echo("\n" + report.faithfulness(site))
@@ -219,3 +222,4 @@ def intervene(
     typer.echo(
         in_json(answer) if as_json else report.intervention(answer, [i.name for i in images])
     )
+    tell_unread(answer.summary.unread_texts)

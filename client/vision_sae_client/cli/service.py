@@ -40,7 +40,9 @@ def info(
 def web(
     address: Address = DEFAULT_ADDRESS,
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 7860,
+    port: Annotated[
+        int, typer.Option(help="Port of the page; 0 takes a free one.", min=0, max=65535)
+    ] = 7860,
     examples: Annotated[
         Path | None, typer.Option(help="Folder of pictures to offer as examples.")
     ] = None,

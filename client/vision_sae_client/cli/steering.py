@@ -19,6 +19,7 @@ from vision_sae_client.cli.command import (
     Token,
     command,
     in_json,
+    tell_unread,
 )
 from vision_sae_client.cli.edit_options import (
     Ablate,
@@ -55,16 +56,22 @@ def steer(
     box: EditBox = None,
     mask: EditMask = None,
     own_map: OwnMapFlag = False,
-    first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
-    last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
+    first_step: Annotated[
+        int, typer.Option(help="First denoising step to edit.", min=0, max=1000)
+    ] = 0,
+    last_step: Annotated[
+        int | None, typer.Option(help="Last one; default: the end.", min=0, max=1000)
+    ] = None,
     strengths: Annotated[
         str | None, typer.Option(help="0,0.5,1: how strong at each step.", metavar="NUMBERS")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="models/NAME; default: the first that generates.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the noise; default: drawn.", min=0)] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the noise; default: drawn.", min=0, max=2**64 - 1)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0, max=1000)] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: usual.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Make the picture of this recipe.json again.")
@@ -126,6 +133,7 @@ def steer(
                 typer.echo(report.generation_progress(message.progress), err=True)
         written = steering.write(message.result, out)
     typer.echo(in_json(message.result) if as_json else report.generation(message.result))
+    tell_unread(message.result.unread_texts)
     typer.echo(f"written: {', '.join(map(str, written))}", err=True)
 
 
