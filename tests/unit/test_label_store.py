@@ -175,6 +175,25 @@ def test_judges_are_those_of_texts_that_hold(store: LabelStore) -> None:
     assert store.summary(PARENT).confirmed == 1
 
 
+def test_what_a_person_wrote_counts_as_confirmed_though_the_store_does_not_say(
+    store: LabelStore,
+) -> None:
+    """As earlier versions stored edits: without a judge."""
+    edits = [made(12, "a lynx", describer=""), made(13, None, describer="")]
+    store.add(PARENT, edits, identity=IDENTITY, origin="person")
+    store.add(PARENT, [made(14, "a guess")], identity=IDENTITY)
+    current = store.currents(PARENT)
+    assert {i: entry.description.judged_by for i, entry in current.items()} == {
+        12: "person",
+        13: "",
+        14: "",
+    }
+    assert not current[12].description.is_guess
+    assert store.judges(PARENT) == {12: "person"}
+    assert store.outlines(PARENT)[12].judged_by == "person"
+    assert store.summary(PARENT).confirmed == 1
+
+
 def test_a_summary_counts_what_holds(store: LabelStore) -> None:
     assert store.summary(PARENT).described == 0
     store.add(PARENT, [made(1, "cat"), made(2, "dog"), made(3, None)], identity=IDENTITY)
