@@ -58,6 +58,8 @@ class PlantedClip:
     logit_scale = 100.0
     device = torch.device("cpu")
     dtype = torch.float32
+    class_names = ()
+    parameters = 0
 
     def __init__(
         self, things: Sequence[str], *, cells: int = 4, dim: int = 256, gap: float = 1.0
@@ -74,6 +76,9 @@ class PlantedClip:
         self._of_texts = gap * word_vector("the side of texts", dim)
         self.texts_embedded = 0
         """Texts that `embed_texts` has been given so far."""
+
+    def embedding_width(self) -> int:
+        return self.embedding_dim
 
     @property
     def sites(self) -> dict[str, Site]:

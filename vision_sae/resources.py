@@ -6,8 +6,10 @@ import re
 
 
 def model_resource(name: str) -> str:
-    """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``."""
-    return "models/" + re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
+    """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``.
+    It begins with a letter or digit, and has 128 characters at most."""
+    spelled = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lstrip("._-")
+    return "models/" + (spelled[:128] or "model")
 
 
 def site_resource(model: str, site: str) -> str:

@@ -130,3 +130,20 @@ def test_normalisation_is_mean_and_deviation_of_unit_scaled_pixels() -> None:
     image = Image.new("RGB", (4, 4), (255, 0, 51))
     out = Preprocessing(4, 4, mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 1))(image)
     assert out[:, 0, 0].tolist() == pytest.approx([1, -2, 0])
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [
+        (Preprocessing(224, 224), "resize shorter side to 224, crop centre"),
+        (Preprocessing(224, 224, crop_pct=0.875), "resize shorter side to 256, crop centre"),
+        (Preprocessing(32, 64), "resize to cover 64 x 32, crop centre"),
+        (Preprocessing(32, 64, crop_mode="squash"), "stretch to 64 x 32"),
+        (
+            Preprocessing(32, 64, crop_pct=0.5, crop_mode="squash"),
+            "stretch to 128 x 64, crop centre",
+        ),
+    ],
+)
+def test_preprocessing_in_words(preprocessing: Preprocessing, words: str) -> None:
+    assert preprocessing.in_words() == words

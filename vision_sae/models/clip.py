@@ -240,6 +240,10 @@ class ClipModel(VitModel):
         self.logit_scale = float(self._module.logit_scale.exp())
         self.embedding_dim = self._encode([""]).shape[1]
 
+    def embedding_width(self) -> int:
+        """Length E of the embeddings of images and texts."""
+        return self.embedding_dim
+
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, E) float32 of unit length, on the model's device; none gives (0, E)."""
         found = torch.zeros(len(texts), self.embedding_dim, device=self.device)

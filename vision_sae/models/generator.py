@@ -114,6 +114,11 @@ class Generator(Protocol):
     usual_guidance: float
 
     @property
+    def parameters(self) -> int:
+        """Number of parameters, of all its parts."""
+        ...
+
+    @property
     def sites(self) -> dict[str, Site]:
         """Every site by name, in the order in which they are computed."""
         ...

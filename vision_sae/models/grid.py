@@ -109,6 +109,18 @@ class Preprocessing:
         pixels /= np.array(self.std, dtype=np.float32)[:, None, None]
         return torch.from_numpy(pixels)
 
+    def in_words(self) -> str:
+        """How a picture is brought to size: ``resize shorter side to 224, crop centre``."""
+        height, width = (int(side / self.crop_pct) for side in (self.height, self.width))
+        if self.crop_mode == "squash":
+            resized = f"stretch to {width} x {height}"
+        elif height == width:
+            resized = f"resize shorter side to {height}"
+        else:
+            resized = f"resize to cover {width} x {height}"
+        whole = self.crop_mode == "squash" and (height, width) == (self.height, self.width)
+        return resized if whole else f"{resized}, crop centre"
+
     def to_json(self) -> dict[str, Any]:
         """The fields, as bound into manifests."""
         return asdict(self)

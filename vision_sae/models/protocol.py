@@ -53,6 +53,16 @@ class Model(Protocol):
     """The precision matrix products run in; the residual stream stays float32."""
 
     @property
+    def class_names(self) -> Sequence[str]:
+        """What its classes are called, by index; empty where it has none, or nobody says."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        ...
+
+    @property
     def special_tokens(self) -> tuple[str, ...]:
         """What the tokens in front of the patches are: ``cls``, ``register_0``, ..."""
         ...
@@ -78,6 +88,10 @@ class Model(Protocol):
 
     def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
         """Pass a site through ``edit`` during forwards in the body."""
+        ...
+
+    def embedding_width(self) -> int:
+        """Length E of the image embedding."""
         ...
 
     def identity(self) -> dict[str, Any]:

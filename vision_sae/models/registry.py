@@ -20,11 +20,14 @@ generate with.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.classes import timm_class_names
 from vision_sae.models.clip import (
     load_demo_clip,
     load_hf_hub,
@@ -82,7 +85,12 @@ def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     module = timm.create_model(target, pretrained=True)
     config = timm.data.config.resolve_data_config(model=module)
     return VitModel(
-        name, TimmBackbone(module), timm_preprocessing(config), dtype=dtype, device=device
+        name,
+        TimmBackbone(module),
+        timm_preprocessing(config),
+        dtype=dtype,
+        device=device,
+        class_names=timm_class_names(module, released=":" not in target),
     )
 
 
@@ -108,7 +116,14 @@ def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
         ) from error
     preprocessing = torchvision_preprocessing(weights.transforms())
     module = models.get_model(target, weights=weights)
-    return VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
+    return VitModel(
+        name,
+        TorchvisionBackbone(module),
+        preprocessing,
+        dtype=dtype,
+        device=device,
+        class_names=weights.meta["categories"],
+    )
 
 
 def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
@@ -146,6 +161,10 @@ _LOADERS: dict[str, Loader] = {
 }
 
 
+_DIRECTORIES = ("local-dir", "open_clip-dir")
+"""What is always loaded from a path."""
+
+
 def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Model:
     """Load a model by name or path; see the table of this module.
 
@@ -167,6 +186,33 @@ def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Mode
             field="model",
         )
     return _timm(name, name, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=1024)
+def shown_name(name: str) -> str:
+    """A model's name as others may see it: a path of this machine is its last part alone, so that
+    ``sdxl:/data/ours`` is ``sdxl:ours``."""
+    scheme, separator, target = name.partition(":")
+    if not separator or scheme not in _LOADERS:
+        scheme, target = "", name
+    prefix = f"{scheme}:" if scheme else ""
+    if scheme == "timm":  # whose names may have a scheme of their own
+        return prefix + shown_name(target)
+    if scheme == "open_clip":  # NAME/TAG, where TAG may be a file of weights
+        model, slash, target = target.partition("/")
+        prefix += model + slash
+    local = scheme in _DIRECTORIES or (target and _is_path(target, scheme))
+    return prefix + (os.path.basename(os.path.abspath(target)) if local else target)
+
+
+def _is_path(target: str, scheme: str) -> bool:
+    """Whether what is loaded is at a path, rather than of this name in a hub: ``ORG/NAME``."""
+    parts = 1 if scheme == "open_clip" else 2
+    return (
+        target.startswith(("/", ".", "~"))
+        or len(target.split("/")) > parts
+        or Path(target).exists()
+    )
 
 
 def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Generator:

@@ -146,13 +146,23 @@ class SdxlModel:
             "usual": [self.usual_side, self.usual_steps, self.usual_guidance],
         }
 
+    def _parts(self) -> dict[str, nn.Module]:
+        """The networks of the pipeline; the second text encoder is SDXL's alone."""
+        names = ("unet", "vae", "text_encoder", "text_encoder_2")
+        found = {name: getattr(self.pipeline, name, None) for name in names}
+        return {name: module for name, module in found.items() if module}
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters, of all its parts."""
+        return sum(p.numel() for module in self._parts().values() for p in module.parameters())
+
     @cached_property
     def _weights_sha256(self) -> str:
         """Of the weights rounded to bfloat16: the same whatever precision they were loaded in."""
         digest = hashlib.sha256()
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            module = getattr(self.pipeline, part, None)  # the second one is SDXL's alone
-            for name, tensor in sorted(module.state_dict().items() if module else ()):
+        for part, module in self._parts().items():
+            for name, tensor in sorted(module.state_dict().items()):
                 digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
                 rounded = tensor.detach().cpu().to(torch.bfloat16).contiguous()
                 digest.update(rounded.view(torch.int16).numpy().tobytes())

@@ -159,8 +159,10 @@ class VitModel:
         *,
         dtype: Dtype = "auto",
         device: str = "cpu",
+        class_names: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.class_names = tuple(class_names)
         self.backbone = backbone
         self.preprocessing = preprocessing
         self.grid = backbone.grid
@@ -189,6 +191,11 @@ class VitModel:
         """See `Model.special_tokens`."""
         return self.backbone.special_tokens
 
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.backbone.module.parameters())
+
     @property
     def sites(self) -> dict[str, Site]:
         """Every site by name."""
@@ -213,6 +220,16 @@ class VitModel:
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             return self.backbone.forward(images.to(self.device))
+
+    @cached_property
+    def _embedding_width(self) -> int:
+        blank = torch.zeros(1, 3, self.preprocessing.height, self.preprocessing.width)
+        with torch.inference_mode():
+            return self.forward(blank).embedding.shape[1]
+
+    def embedding_width(self) -> int:
+        """Length E of the image embedding; the first time it takes a forward pass."""
+        return self._embedding_width
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """See `VitBackbone.classify`."""
