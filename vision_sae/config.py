@@ -288,6 +288,9 @@ class ServeConfig(Section):
     when absent. The section ``describe`` says how labels are made, but for its ``clip``."""
     neurons: tuple[Path, ...] = ()
     """Evidence of raw neurons of the models served, which jobs may label."""
+    caller_key: str | None = Field(None, pattern=r"^[a-z0-9_.-]+$")
+    """Metadata key in which a proxy that knows its callers names them, such as x-forwarded-user:
+    the authors of edits and the creators of jobs. Only behind such a proxy: anybody can send it."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
 

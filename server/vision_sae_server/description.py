@@ -108,7 +108,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         self, request: pb.UpdateDescriptionRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.UpdateDescriptionResponse:
         """Store what a person wrote."""
-        author = caller(context)
+        author = caller(context, self._state.config.caller_key)
         return await self._updated.once(request, lambda: self._update(request, author))
 
     async def _update(

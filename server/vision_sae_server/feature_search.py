@@ -175,11 +175,11 @@ def _by_feature(
     """By the cosine of decoder directions, within all dictionaries of the feature's site; in others
     its counterpart, where the dictionaries were matched."""
     own, index = state.feature(request.feature)
-    comparable = [each for each in chosen if _same_site(each, own)]
+    comparable = [each for each in chosen if each.place == own.place]
     matched = [
         each
         for each in chosen
-        if not _same_site(each, own) and each.bundle.name in own.bundle.matches
+        if each.place != own.place and each.bundle.name in own.bundle.matches
     ]
     if request.dictionaries and len(comparable) + len(matched) < len(chosen):
         other = next(each for each in chosen if each not in comparable and each not in matched)
@@ -193,7 +193,7 @@ def _by_feature(
     for each in comparable:
         decoder = each.bundle.dictionary.decoder
         cosines = torch.nn.functional.cosine_similarity(decoder, direction[None], dim=1)
-        if each is own:
+        if each.resource == own.resource:
             cosines[index] = -torch.inf
         found = zip(range(len(decoder)), cosines.tolist(), strict=True)
         match = pb.FEATURE_MATCH_DIRECTION
@@ -204,10 +204,6 @@ def _by_feature(
         if nearest >= 0:
             hits.append(_Hit(each, nearest, float(similarity), pb.FEATURE_MATCH_DIRECTION))
     return sorted(hits, key=lambda hit: -hit.score)
-
-
-def _same_site(one: Served, other: Served) -> bool:
-    return one.model is other.model and one.bundle.site == other.bundle.site
 
 
 async def _by_region(

@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from vision_sae.descriptions.jobs.job import Budget, Failure, Finished, Job, Progress, Target
 from vision_sae.descriptions.store import Unit
-from vision_sae.errors import InvalidInputError, NotConfiguredError, NotFoundError
+from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.resources import dictionary_of
 from vision_sae.v1 import description_pb2, label_job_service_pb2_grpc, measure_pb2
 from vision_sae.v1 import label_job_service_pb2 as pb
@@ -46,7 +46,7 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
         self, request: pb.CreateLabelJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CreateLabelJobResponse:
         """Put a job in the queue."""
-        creator = caller(context)
+        creator = caller(context, self._state.config.caller_key)
         made = await self._state.searching.run(lambda: self._create(request, creator))
         self._wake()
         return pb.CreateLabelJobResponse(label_job=made)
@@ -107,12 +107,8 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
 
     def _neuron_sites(self, asked: pb.NeuronUnits) -> list[str]:
         """``models/{model}/sites/{site}`` of the sites that match."""
-        if asked.model not in self._state.models:
-            raise NotFoundError(
-                f"{asked.model} is not served; served are: {', '.join(self._state.models)}",
-                field="label_job.neurons.model",
-            )
-        sites, chosen = self._state.models[asked.model].model.sites, dict[str, None]()
+        served = self._state.model(asked.model, "label_job.neurons.model")
+        sites, chosen = served.model.sites, dict[str, None]()
         for pattern in asked.sites:
             found = [site for site in sites if fnmatch.fnmatchcase(site, pattern)]
             if not found:
@@ -283,10 +279,10 @@ def label_job(job: Job, progress: Progress) -> pb.LabelJob:
         describer=job.target.describer,
         force=job.target.config.get("force", False),
         metrics=[
-            description_pb2.ScoreMetric.Value(f"SCORE_METRIC_{metric.upper()}")
+            messages.enum_value(description_pb2.ScoreMetric, "SCORE_METRIC", metric)
             for metric in job.target.config.get("metrics", ())
         ],
-        state=pb.LabelJobState.Value(f"LABEL_JOB_STATE_{job.state.upper()}"),
+        state=messages.enum_value(pb.LabelJobState, "LABEL_JOB_STATE", job.state),
         progress=pb.LabelJobProgress(
             total=job.total,
             done=job.done,

@@ -177,7 +177,7 @@ class PatchQueries:
 
     def _own(self, feature: str, field: str) -> int:
         served, index = self._state.feature(feature)
-        if served is not self._served:
+        if served.resource != self._served.resource:
             raise InvalidInputError(f"{feature} is not of {self._served.resource}", field=field)
         return index
 

@@ -34,10 +34,13 @@ from vision_sae_server.labelling import Labelling, captions_alone
 from vision_sae_server.lanes import Lane
 from vision_sae_server.served import Served, ServedModel, ServedNeurons, Units
 
+S = TypeVar("S")
 U = TypeVar("U", bound=Units)
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
+_NAMED = 10
+"""Names that a refusal offers at most."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -69,6 +72,11 @@ class State:
     """Set when the server begins to drain: jobs pause, and watchers are sent elsewhere."""
 
     @property
+    def device(self) -> str:
+        """Where models compute: one device, or several with commas between them."""
+        return ", ".join(sorted({str(model.model.device) for model in self.models.values()}))
+
+    @property
     def generates(self) -> bool:
         """Whether one of the models makes pictures of prompts."""
         return any(isinstance(model.model, NoisedPictures) for model in self.models.values())
@@ -81,12 +89,11 @@ class State:
                 "text and label; for this, serve a bundle of the architecture neurons",
                 field="dictionary",
             )
-        if name not in self.dictionaries:
-            raise NotFoundError(
-                f"{name} is not served; served are: {', '.join(self.dictionaries)}",
-                field="dictionary",
-            )
-        return self.dictionaries[name]
+        return _served(self.dictionaries, name, "dictionary")
+
+    def model(self, name: str, field: str) -> ServedModel:
+        """The model of a resource name, which ``field`` of a request holds."""
+        return _served(self.models, name, field)
 
     def feature(self, name: str) -> tuple[Served, int]:
         """(dictionary, index) of a feature's resource name."""
@@ -135,6 +142,17 @@ class State:
         for lane in (self.decoding, *models, self.searching, self.describing):
             lane.close()
         self.labels.close()
+
+
+def _served(everything: Mapping[str, S], name: str, field: str) -> S:
+    """What has this resource name; raises `NotFoundError` with some of the names there are."""
+    if name not in everything:
+        names = sorted(everything)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise NotFoundError(
+            f"{name} is not served; served are: {', '.join(names[:_NAMED])}{more}", field=field
+        )
+    return everything[name]
 
 
 def _indexed(find: Callable[[str], U], name: str) -> tuple[U, int]:
@@ -206,7 +224,15 @@ def load_state(
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)
     _check_matches(dictionaries)
-    models = {model.resource: model for model in loaded.values()}
+    models: dict[str, ServedModel] = {}
+    for name, ready in loaded.items():
+        if other := models.get(ready.resource):
+            raise InvalidInputError(
+                f"the models {other.model.name!r} and {name!r} would both be {ready.resource}; "
+                "serve them apart",
+                field="bundle",
+            )
+        models[ready.resource] = ready
     if labelling is None and config.clip:
         probes = bundles[0].parent / PROBES
         by_name = {name: model.model for name, model in loaded.items()}

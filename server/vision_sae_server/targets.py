@@ -9,6 +9,7 @@ from torch import Tensor
 from vision_sae.attribution import targets
 from vision_sae.attribution.targets import Pooling, Target
 from vision_sae.errors import InvalidInputError, NotServedError
+from vision_sae.models.classes import class_index
 from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import ContrastiveModel, Model
@@ -79,8 +80,10 @@ class Targets:
 
     def _class(self, asked: target_pb2.ClassTarget) -> int:
         if asked.WhichOneof("class") == "label":
-            raise InvalidInputError(
-                f"{self._model.resource} does not name its classes; give the index",
+            return class_index(
+                self._model.model.class_names,
+                asked.label,
+                model=self._model.resource,
                 field="target.class_logit.label",
             )
         return asked.index

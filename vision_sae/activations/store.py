@@ -53,6 +53,11 @@ class ImageRecord(NamedTuple):
         """What makes it independent evidence: its source, or with none itself."""
         return self.source or self.id
 
+    @property
+    def data_set(self) -> str:
+        """The uppermost folder that it lay in; empty in none."""
+        return self.id.rpartition("/")[0].partition("/")[0]
+
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All objects of a JSON-lines file."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ MATCHES = "matches"
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
     *("statistics", "_exemplars", "relations", "patch_index", "descriptions", "thumbnails"),
-    *("text_aligned_index", "deleted", "matches"),
+    *("text_aligned_index", "deleted", "matches", "published_at"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -167,6 +168,11 @@ class Bundle:
         """Hex SHA-256 of the manifest's bytes: the identity of the whole bundle."""
         return sha256_file(self.path / MANIFEST)
 
+    @cached_property
+    def published_at(self) -> datetime:
+        """When it was published, UTC: the time of its manifest, which is written last."""
+        return datetime.fromtimestamp((self.path / MANIFEST).stat().st_mtime, UTC)
+
     @property
     def dictionary_sha256(self) -> str:
         """Hex SHA-256 of what the files of the dictionary hold: the same however the bundle is
@@ -221,8 +227,8 @@ class Bundle:
 
     @cached_property
     def data_sets(self) -> NDArray[np.str_]:
-        """The data set of every image: the uppermost folder it lay in, or "" in none."""
-        return np.array([image.id.rpartition("/")[0].partition("/")[0] for image in self.images])
+        """The data set of every image (images)."""
+        return np.array([image.data_set for image in self.images])
 
     @cached_property
     def descriptions(self) -> dict[int, dict[str, Any]]:

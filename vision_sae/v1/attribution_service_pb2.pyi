@@ -139,7 +139,7 @@ class EncodeRequest(_message.Message):
     max_patches: _builtins.int
     """Most patches to list per feature, 0 to 1,000. Absent means 5."""
     include_codes: _builtins.bool
-    """Send the codes of every patch, too."""
+    """Send the codes of every patch, special tokens left out, too."""
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture. Required."""
@@ -351,8 +351,8 @@ class AttributeRequest(_message.Message):
     method: _ledger_pb2.AttributionMethod.ValueType
     """How. Absent means INTEGRATED_GRADIENTS."""
     nodes: _builtins.int
-    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 1 to 64. 0 or absent means 8.
-    Ignored by other methods.
+    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 2 to 64; 1 is taken for 2. 0 or
+    absent means 8. Ignored by other methods.
     """
     top_k: _builtins.int
     """Most features to send per dictionary, 1 to 1,000; also how many EXACT_ABLATION ablates. 0 or

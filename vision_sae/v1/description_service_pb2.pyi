@@ -51,8 +51,8 @@ class DescribeFeatureRequest(_message.Message):
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """Which scores to measure on a new description, at most 16. Empty means DETECTION_AUC. Those that
-        the server cannot measure answer FAILED_PRECONDITION.
+        """Which scores to measure on a new description, at most 16. Empty means those that the server is
+        set up with. Those that it cannot measure answer FAILED_PRECONDITION.
         """
 
     @_builtins.property

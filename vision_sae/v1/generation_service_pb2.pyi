@@ -367,7 +367,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def effect_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts whose similarity is measured before and after, at most 16. Empty means the labels of the
-        edited features that a judge has confirmed (Description.judged_by).
+        edited features that a judge has confirmed (Description.judged_by), the first 16 of them.
         """
 
     @_builtins.property

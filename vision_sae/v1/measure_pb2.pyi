@@ -30,10 +30,11 @@ class Metric(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What was measured, in lower_snake_case, named as SAEBench names it where it does. Metrics of a
-    dictionary: `explained_variance` (1 is perfect, 0 equals predicting the mean), `l0` (mean
-    number of active features per patch), `frac_alive` (share of features that ever fire),
-    `cossim`, `ce_loss_score`, `mean_max_cosine`. Metrics of a feature: `monosemanticity`,
-    `causal_effect`. Unknown names are to be shown as they are.
+    dictionary, after the data set and a dot: `build.explained_variance` (1 is perfect, 0 equals
+    predicting the mean), `l0` (mean number of active features per patch), `frac_alive` (share of
+    features that ever fire), `cossim`, `ce_loss_score`, `average_max_decoder_cosine_sim`. Of a
+    feature: `monosemanticity` (mean cosine of the pictures that fire it). Of a generation:
+    `changed_share` (share of pixels that differ at all). Unknown names are to be shown as they are.
     """
     value: _builtins.float
     """The value."""
@@ -42,9 +43,11 @@ class Metric(_message.Message):
     upper: _builtins.float
     """Upper end of the 95 % interval. Absent when no interval was computed."""
     control: _builtins.float
-    """The same figure for the random control. Absent when there is none."""
+    """What the figure comes to by chance. Absent when that is not known."""
     count: _builtins.int
-    """Number of samples (patches, images or trials, as the metric says). 0 when not recorded."""
+    """Number of samples it rests on: patches, pictures of a feature, features of a mean over
+    features, pixels, as the metric says. 0 when not recorded.
+    """
     def __init__(
         self,
         *,

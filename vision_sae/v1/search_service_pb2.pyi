@@ -451,7 +451,7 @@ class SearchPatchesResponse(_message.Message):
     DICTIONARY_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last one, and after ServerLimits.max_search_hits."""
     recall_at_10: _builtins.float
     """Share of the exact 10 best that this index finds, as recorded when it was built, with patches
     of other pictures as queries, in [0, 1]. 1 when the answer is exact.
@@ -500,7 +500,9 @@ class SearchFeaturesRequest(_message.Message):
     text: _builtins.str
     """Features about this text, 1 to 500 characters."""
     feature: _builtins.str
-    """Features like this one, `dictionaries/{dictionary}/features/{index}`."""
+    """Features like this one, `dictionaries/{dictionary}/features/{index}`: of the dictionaries of
+    its site by direction; of those that its dictionary was matched with, its counterpart.
+    """
     match: Global___FeatureMatch.ValueType
     """What makes a feature match. Absent means the best of all that apply."""
     filter: _builtins.str

@@ -130,7 +130,9 @@ class ClassTarget(_message.Message):
     index: _builtins.int
     """Its index, from 0."""
     label: _builtins.str
-    """Its name, as in Model.class_names, exactly."""
+    """Its name, as in Model.class_names, exactly. One that no class has, or several, answers
+    INVALID_ARGUMENT with those that are near.
+    """
     def __init__(
         self,
         *,
