@@ -8,7 +8,7 @@ from datetime import timedelta
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1.description_pb2 import ScoreMetric
 from vision_sae.v1.label_job_service_pb2 import FeatureUnits, LabelJob, NeuronUnits
-from vision_sae_client.requests import dictionary_name
+from vision_sae_client.requests import dictionary_name, model_name
 
 
 def label_job(
@@ -37,8 +37,7 @@ def label_job(
         name = dictionary_name(dictionary)
         job.features.CopyFrom(FeatureUnits(dictionary=name, filter=filter, indices=indices))
     if model is not None:
-        name = model if model.startswith("models/") else f"models/{model}"
-        job.neurons.CopyFrom(NeuronUnits(model=name, sites=sites))
+        job.neurons.CopyFrom(NeuronUnits(model=model_name(model), sites=sites))
     if max_units:
         job.budget.max_units = max_units
     if max_seconds:

@@ -32,7 +32,16 @@ from vision_sae.v1.description_pb2 import (
 )
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.image_pb2 import Box, PatchGrid
+from vision_sae.v1.intervention_service_pb2 import (
+    ClassChange,
+    ImageChange,
+    ImageIntervention,
+    InterveneResponse,
+)
+from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import FeatureContribution, Ledger, SiteAttribution
+from vision_sae.v1.measure_pb2 import Metric
+from vision_sae.v1.model_pb2 import Model, Preprocessing
 
 
 def contribution(index: int, value: float, description: Description) -> FeatureContribution:
@@ -89,6 +98,47 @@ def test_labels_that_nobody_confirmed_are_marked_as_guesses() -> None:
     assert said[:2] == ["7: wheel", "  confirmed by: captions"]
     assert said[2].endswith("(9 pictures), judged by other-clip")
     assert "confirmed" not in report.description("7", guess)
+
+
+def test_a_model_is_shown_with_the_names_of_its_classes() -> None:
+    size = Preprocessing(width=224, height=224, resize="resize shorter side to 256, crop centre")
+    shown = Model(
+        name="models/m",
+        source="timm:vit",
+        parameters=5_000_000,
+        preprocessing=size,
+        embedding_width=192,
+        class_names=["tench", "goldfish"],
+    )
+    assert report.model(shown).splitlines() == [
+        "models/m: timm:vit, 5,000,000 parameters, 0 sites",
+        "  pictures of 224 x 224 pixels: resize shorter side to 256, crop centre",
+        "  embeddings of 192 numbers",
+        "  class 0: tench",
+        "  class 1: goldfish",
+    ]
+
+
+def test_a_figure_of_a_feature_stands_beside_chance() -> None:
+    figure = Metric(name="monosemanticity", value=0.5, lower=0.25, upper=0.75, control=0.125)
+    said = report.statistics(Feature(metrics=[figure]))
+    assert "  monosemanticity: 0.500, 95 % within 0.250 to 0.750, by chance 0.125" in said
+
+
+def test_classes_that_lead_are_named() -> None:
+    change = ImageChange(
+        classes=[
+            ClassChange(index=3, label="dog", logit_before=2, logit_after=1),
+            ClassChange(index=5, logit_before=1, logit_after=2),
+        ]
+    )
+    answer = InterveneResponse(images=[ImageIntervention(change=change)])
+    said = report.intervention(answer, ["a.png"])
+    assert "a.png: class 3 (dog) leads before, class 5 after" in said
+
+
+def test_a_job_says_who_created_it() -> None:
+    assert ", for ada" in report.job(LabelJob(name="labelJobs/a", creator="ada"))
 
 
 def test_a_sum_that_does_not_check_is_said_so(site: SiteAttribution) -> None:

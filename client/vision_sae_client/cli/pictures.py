@@ -120,7 +120,9 @@ def attribute(
     dictionary: DictionaryName = None,
     target: Annotated[
         str,
-        typer.Option(help="mean, image:FILE, class:INDEX, text:WORDS, feature:NAME, or 'A vs B'."),
+        typer.Option(
+            help="mean, image:FILE, class:INDEX, class:NAME, text:WORDS, feature:NAME, or 'A vs B'."
+        ),
     ] = "mean",
     method: Annotated[AttributionBy, typer.Option(help="How.")] = AttributionBy.INTEGRATED,
     baseline: Annotated[

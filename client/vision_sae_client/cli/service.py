@@ -23,12 +23,19 @@ from vision_sae_client.client import Client
 @command
 def info(
     address: Address = DEFAULT_ADDRESS,
+    model: Annotated[
+        str | None, typer.Option(help="Show this model, and what its classes are called.")
+    ] = None,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
     """Show what the server is and what it serves."""
     with Client(address, token=token, timeout=timeout) as client:
+        if model is not None:
+            found = client.model(model)
+            typer.echo(in_json(found) if as_json else report.model(found))
+            return
         server = client.server_info()
         if as_json:
             typer.echo(in_json(server))
