@@ -58,6 +58,8 @@ class PlantedClip:
     logit_scale = 100.0
     device = torch.device("cpu")
     dtype = torch.float32
+    class_names = ()
+    parameters = 0
 
     def __init__(
         self, things: Sequence[str], *, cells: int = 4, dim: int = 256, gap: float = 1.0
@@ -74,6 +76,9 @@ class PlantedClip:
         self._of_texts = gap * word_vector("the side of texts", dim)
         self.texts_embedded = 0
         """Texts that `embed_texts` has been given so far."""
+
+    def embedding_width(self) -> int:
+        return self.embedding_dim
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -98,6 +103,9 @@ class PlantedClip:
             return torch.zeros(0, self.embedding_dim)
         vectors = torch.stack([phrase_vector(text, self.embedding_dim) for text in texts])
         return F.normalize(vectors + self._of_texts, dim=1)
+
+    def unread_text(self, text: str) -> str:
+        return ""
 
     def capture(
         self, sites: Sequence[str], *, stop: bool = False

@@ -32,19 +32,29 @@ CAPTIONS = ["a cat", "a dog"] * 20
 PLAIN = DescribeConfig(describer="caption-pmi", metrics=())
 
 
-def zoo(root: Path, *, described: bool = True) -> Bundle:
+def zoo(root: Path, *, described: bool = True, folder: str = "") -> Bundle:
     """40 pictures of 4 patches; feature 0 fires in cats, 1 in dogs, 2 in one picture of a fox."""
     vectors = np.zeros((41, 4, WIDTH))
     for image in range(40):
         vectors[image, image % 4, image % 2] = 1 + image
     vectors[40, 2, 2] = 1
     captions = [*CAPTIONS, "a fox"]
-    store = worlds.write_store(root / "store", [vectors], captions=captions)
+    store = worlds.write_store(root / "store", [vectors], captions=captions, folder=folder)
     worlds.write_dictionary(root / "d", worlds.identity_sae(WIDTH, 2), store)
     build(store, root / "d", root / "zoo", BuildConfig(), progress=False)
     if described:
         describe_bundle(root / "zoo", PLAIN, progress=False)
     return Bundle(root / "zoo")
+
+
+def add(held: Any, *bundles: Bundle) -> None:
+    """Have a server hold further bundles of its first model."""
+    from vision_sae_server.served import Served
+
+    model = next(iter(held.models.values()))
+    for bundle in bundles:
+        served = Served(bundle, model, held.labels, BundleEvidence(bundle))
+        held.dictionaries[served.resource] = served
 
 
 def state(bundle: Bundle, labels: LabelStore, labelling: Any = None, *, model: Any = None) -> Any:

@@ -71,8 +71,10 @@ def write_store(
     grid: PatchGrid = GRID,
     weights_sha256: str = "w" * 64,
     data_sha256: str = "d" * 64,
+    folder: str = "",
 ) -> ActivationStore:
-    """A store whose shards hold these vectors, each array (images, patches, D)."""
+    """A store whose shards hold these vectors, each array (images, patches, D), of pictures in
+    ``folder``."""
     jpeg = io.BytesIO()
     Image.new("RGB", (4, 4)).save(jpeg, "JPEG")
     identity = {
@@ -94,7 +96,8 @@ def write_store(
             np.save(shard / layout.EMBEDDING, np.array([[i, 1] for i in rows], dtype=np.float32))
             write_thumbnails(shard, [jpeg.getvalue()] * len(vectors))
             records = [
-                ImageRecord(f"{i}.png", 16, 16, captions[i], (), sources[i])._asdict() for i in rows
+                ImageRecord(f"{folder}{i}.png", 16, 16, captions[i], (), sources[i])._asdict()
+                for i in rows
             ]
             (shard / layout.IMAGES).write_text("".join(json.dumps(r) + "\n" for r in records))
             (shard / layout.SKIPPED).write_text("")

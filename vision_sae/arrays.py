@@ -6,16 +6,16 @@ disk that is full, writing to it ends the process by SIGBUS, which nothing can c
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from vision_sae.errors import StorageFullError
+from vision_sae.errors import CorruptArtifactError
+from vision_sae.storage import storage_error
 
 Mapped = np.memmap[Any, np.dtype[Any]]
 
@@ -27,13 +27,21 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Mapped:
         _take_room(path)
     except OSError as error:
         path.unlink()
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StorageFullError(
-            f"{path} needs {array.nbytes / 1e6:,.1f} MB, more than the disk has left; free some, "
-            "or write to another disk"
-        ) from error
+        if told := storage_error(error, f"{path} ({array.nbytes / 1e6:,.1f} MB)"):
+            raise told from error
+        raise
     return array
+
+
+def read_array(path: Path, mmap_mode: Literal["r", "c"] | None = "r") -> NDArray[Any]:
+    """A ``.npy`` file, mapped; raises `CorruptArtifactError`, with its name, for one that is
+    missing, cut short or of something else."""
+    try:
+        return np.asarray(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise CorruptArtifactError(
+            f"{path} is missing or damaged ({error}); make the folder that it is in again"
+        ) from error
 
 
 def _take_room(path: Path) -> None:
@@ -49,8 +57,12 @@ def open_growing(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[
     Gives (the array on disk, how many of its rows are complete).
     """
     done = path.with_suffix(".done")
-    if done.is_file() and np.load(path, mmap_mode="r").shape == shape:
-        return np.load(path, mmap_mode="r+"), int(done.read_text())
+    try:
+        rows = int(done.read_text())
+        if read_array(path).shape == shape:
+            return np.load(path, mmap_mode="r+"), rows
+    except (FileNotFoundError, ValueError, CorruptArtifactError):
+        pass  # never begun, or damaged: begun anew
     done.unlink(missing_ok=True)  # rows of an array that is given up
     return new_array(path, shape, dtype), 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,9 +19,19 @@ from vision_sae.errors import InvalidInputError
 
 
 class Section(BaseModel):
-    """A part of the configuration."""
+    """A part of the configuration. Its numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Of things, at least one."""
+_FLOAT32 = 1e30
+"""What float32, in which learners compute, holds with room to spare."""
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=_FLOAT32)]
+"""Of a part of a loss."""
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""Of random numbers: what every library that draws them takes."""
 
 
 class HarvestConfig(Section):
@@ -31,8 +41,9 @@ class HarvestConfig(Section):
     """Name or path of the model; see `vision_sae.models.registry`."""
     sites: tuple[str, ...] = Field(("blocks.10.update",), min_length=1)
     """Sites captured in one pass."""
-    dtype: Literal["float16", "bfloat16"] = "float16"
-    """Precision on disk."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision on disk. Vectors too large or too small for float16 are refused, never stored
+    wrong: bfloat16 holds them with fewer digits, float32 in twice the room."""
     batch_size: int = Field(8, ge=1, le=4096)
     """Images per forward pass. Few fit the caches of a core, each of which has a pass of its own;
     an accelerator wants many."""
@@ -40,7 +51,7 @@ class HarvestConfig(Section):
     """Pictures per shard: the unit of checksums and of resuming."""
     thumbnail: int = Field(160, ge=16, le=1024)
     """Longer side of the pictures kept as evidence, in pixels."""
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     """Use an evenly spaced choice of this many pictures; all when absent."""
     views: int = Field(1, ge=1, le=1000)
     """Pictures made of each: itself, and random crops of it; more data to train on."""
@@ -81,11 +92,11 @@ Architecture = Literal[
 class EndToEndConfig(Section):
     """Further training by what the model does with the reconstruction."""
 
-    steps: int = Field(0, ge=0)
+    steps: int = Field(0, ge=0, le=2**31 - 1)
     """Steps after the training on the store; none by default."""
-    images: int = Field(8, ge=1)
+    images: Count = 8
     """Pictures per step."""
-    error_weight: float = Field(0.1, ge=0)
+    error_weight: Weight = 0.1
     """Weight of the reconstruction error beside the distance of the model's outputs."""
 
 
@@ -99,42 +110,42 @@ class TrainConfig(Section):
     expansion: int = Field(16, ge=1, le=1024)
     """Features per input dimension: F = expansion * D. Neurons, pca, nmf, semi_nmf and kmeans
     have a number of their own, and use nothing of this section but site, k and seed."""
-    k: int = Field(32, ge=1)
+    k: Count = 32
     """Active features per patch; on average in batch_topk, and what the penalty of relu, jumprelu
     and gated is steered to."""
-    steps: int = Field(500, ge=1)
-    batch_size: int = Field(4096, ge=1)
+    steps: Count = 500
+    batch_size: Count = 4096
     """Patches per step."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, le=_FLOAT32)
     warmup: float = Field(0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay: float = Field(0.4, ge=0, le=1)
     """Share of the steps, at the end, over which it falls linearly to 0."""
-    dead_after: int = Field(200_000, ge=1)
+    dead_after: int = Field(200_000, ge=1, le=2**62)
     """A feature is dead when it has not fired for this many patches."""
-    aux_coefficient: float = Field(1 / 32, ge=0)
+    aux_coefficient: Weight = 1 / 32
     """Weight of AuxK's loss."""
-    sparsity: float | None = Field(None, ge=0)
+    sparsity: Weight | None = None
     """Weight of the sparsity penalty of relu, jumprelu and gated; steered to L0 = k when absent."""
     prefixes: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 2, 1)
     """Matryoshka's nested widths, as rising shares of F that end in 1."""
-    archetypes: int = Field(4096, ge=2)
+    archetypes: int = Field(4096, ge=2, le=2**31 - 1)
     """Data points of which archetypal decoder rows are convex combinations."""
-    orthogonality: float = Field(0.0, ge=0)
+    orthogonality: Weight = 0.0
     """Weight of OrtSAE's penalty on decoder rows that resemble each other."""
     ensemble: Literal["none", "bagging", "boosting"] = "none"
     """Several dictionaries as one: trained apart, or each on what those before left over."""
     members: int = Field(1, ge=1, le=64)
     """Dictionaries trained from seeds ``seed``, ``seed + 1``, ..."""
-    agreement: float = Field(0.0, ge=0)
+    agreement: Weight = 0.0
     """Weight of mutual feature regularisation between the members of a bagging."""
     end_to_end: EndToEndConfig = EndToEndConfig()
-    shuffle_mb: int = Field(512, ge=1)
+    shuffle_mb: Count = 512
     """Memory that the shuffling buffer may take."""
-    shuffle_seed: int = 0
+    shuffle_seed: Seed = 0
     """Seed of the order of the patches."""
-    checkpoint_steps: int = Field(100, ge=1)
-    seed: int = 0
+    checkpoint_steps: Count = 100
+    seed: Seed = 0
     """Seed of the initial directions."""
 
     @model_validator(mode="after")
@@ -158,7 +169,7 @@ class BuildConfig(Section):
     """Exemplar masks: patches above this quantile of the feature's non-zero values."""
     recall_floor: float = Field(0.95, ge=0, le=1)
     """A patch index with a lower recall@10 against exact search is not published."""
-    index_shard_rows: int = Field(4_000_000, ge=1)
+    index_shard_rows: Count = 4_000_000
     """Patches in one file of the patch index, which is in memory while it is made."""
 
 
@@ -173,7 +184,7 @@ class NeuronConfig(Section):
     """Images per forward pass."""
     thumbnail: int = Field(160, ge=16, le=1024)
     """Longer side of the pictures kept as evidence, in pixels."""
-    checkpoint_batches: int = Field(64, ge=1)
+    checkpoint_batches: Count = 64
     """Batches between checkpoints."""
 
 
@@ -230,10 +241,10 @@ class VlmConfig(Section):
 class EffectsConfig(Section):
     """Labels by what raising a feature does to a generator's pictures."""
 
-    prompts: int = Field(16, ge=4)
+    prompts: int = Field(16, ge=4, le=2**31 - 1)
     """The most prompts of the bundle's pictures that are generated anew: half of them to choose a
     label by, half to judge it."""
-    amount: float = Field(16.0, gt=0)
+    amount: float = Field(16.0, gt=0, le=_FLOAT32)
     """What is added of a feature, in mean activations of the usual feature."""
 
 
@@ -259,26 +270,30 @@ class DescribeConfig(Section):
     effects: EffectsConfig = EffectsConfig()
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class ServeConfig(Section):
     """Bundles -> gRPC."""
 
     host: str = "127.0.0.1"
+    """Address to bind, of IPv4 or IPv6; only this machine reaches 127.0.0.1 and ::1."""
     port: int = Field(50051, ge=0, le=65535)
     """0 chooses a free port."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Port of the Prometheus endpoint, on the same host; none when absent."""
-    max_image_bytes: int = Field(16 * 2**20, ge=1)
-    max_image_pixels: int = Field(50_000_000, ge=1)
-    max_generated_pixels: int = Field(1024, ge=8)
+    max_image_bytes: Count = 16 * 2**20
+    max_image_pixels: Count = 50_000_000
+    max_generated_pixels: int = Field(1024, ge=8, le=2**31 - 1)
     """Longer side of a generated picture."""
-    max_message_bytes: int = Field(20 * 2**20, ge=1024)
-    max_queue: int = Field(64, ge=1)
+    max_message_bytes: int = Field(20 * 2**20, ge=1024, le=2**31 - 1)
+    max_queue: Count = 64
     """Requests waiting or running before new ones are refused with RESOURCE_EXHAUSTED."""
-    max_queue_bytes: int = Field(256 * 2**20, ge=1)
+    max_queue_bytes: int = Field(256 * 2**20, ge=1, le=2**62)
     """Their bytes together."""
-    max_batch: int = Field(8, ge=1)
+    max_batch: Count = 8
     """Pictures that wait for a model and are encoded together, where that leaves each the same."""
-    max_stream_items: int = Field(8, ge=1)
+    max_stream_items: Count = 8
     """Items of one stream that are worked on at a time."""
     labels: str | None = None
     """Where labels and label jobs are kept: a file, or a URL (postgresql://...). Without, they last
@@ -288,8 +303,13 @@ class ServeConfig(Section):
     when absent. The section ``describe`` says how labels are made, but for its ``clip``."""
     neurons: tuple[Path, ...] = ()
     """Evidence of raw neurons of the models served, which jobs may label."""
+    caller_key: str | None = Field(None, pattern=r"^[a-z0-9_.-]+$")
+    """Metadata key in which a proxy that knows its callers names them, such as x-forwarded-user:
+    the authors of edits and the creators of jobs. Only behind such a proxy: anybody can send it."""
     drain_seconds: float = Field(10.0, ge=0)
     """How long a stopping server lets accepted calls finish."""
+    log_level: LogLevel = "info"
+    """What is logged, from the least to the most severe; callers' words never are."""
 
 
 class Config(BaseSettings):

@@ -8,14 +8,35 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_LONGEST_VALUE = 120
+"""Characters of a value that a message quotes."""
+_LONGEST_MESSAGE = 1200
+"""Characters of a message: half a screen."""
+
+
+def shortened(text: str, most: int = _LONGEST_VALUE) -> str:
+    """A text of ``most`` characters or fewer: of a longer one the middle is left out."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 5]} ... {text[-end:]}"
+
+
+def quoted(value: object) -> str:
+    """A value as messages show it: ``repr``, shortened."""
+    return shortened(repr(value))
+
 
 class VisionSaeError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error this project raises on purpose. A message is never longer than half a
+    screen: of a longer one the middle is left out."""
 
     reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
+        # A file's name may hold half of a surrogate pair, which no terminal or wire takes.
+        sound = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(shortened(sound, _LONGEST_MESSAGE))
         self.field = field
 
 

@@ -9,17 +9,32 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vision_sae.errors import CorruptArtifactError
+from vision_sae.errors import AlreadyExistsError, CorruptArtifactError
+from vision_sae.places import MANIFEST as MANIFEST
+from vision_sae.places import (
+    SYSTEM_FILES,
+    UNFINISHED,
+    check_beside,
+    manifest_of,
+    real,
+    set_aside_of,
+    staging_of,
+    standing,
+)
+from vision_sae.storage import storing
 
-MANIFEST = "manifest.json"
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 def sha256_file(path: Path) -> str:
@@ -56,18 +71,47 @@ def _alive(suffix: str) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it replaces ``path`` atomically."""
+    """Give a temporary path beside ``path``; on success it replaces ``path`` atomically.
+
+    The file has the mode that the umask asks for, whatever the library that writes it chooses.
+    """
     temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if not _alive(left.suffixes[-2]):
             left.unlink(missing_ok=True)
-    try:
-        yield temporary
-        fsync(temporary)
-        os.replace(temporary, path)
-        fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            _give_mode(temporary, mode)
+            fsync(temporary)
+            os.replace(temporary, path)
+            fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """Give a file of ours these permissions; safetensors, for one, writes files that nobody else
+    may read."""
+    if stat.S_IMODE(path.stat().st_mode) != stat.S_IMODE(mode):
+        with suppress(PermissionError):  # shared with a bundle that another user published
+            path.chmod(stat.S_IMODE(mode))
+
+
+def kept(path: Path, read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
+    """What is kept at ``path`` for the next time; written now, and whole or not at all, where it is
+    not there yet or cannot be read: ``read`` raises `CorruptArtifactError` then."""
+    if path.is_file():
+        try:
+            return read(path)
+        except CorruptArtifactError as error:
+            _LOG.warning("%s is made anew: %s", path, error)
+    with replacing(path) as temporary:
+        write(temporary)
+    return read(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,7 +132,8 @@ def read_json(path: Path) -> Any:
 
 def file_table(directory: Path) -> dict[str, dict[str, Any]]:
     """``{relative path: {bytes, sha256}}`` of every file below ``directory`` but the manifest."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    left_out = {MANIFEST, UNFINISHED}
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in left_out)
     return {
         p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
         for p in files
@@ -107,27 +152,57 @@ def verify_files(directory: Path, table: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _staging(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.staging")
+def _delete(directory: Path) -> None:
+    """Delete a publication: the files that its manifest names, then the manifest, then what is left
+    empty. Nothing else is deleted, and what dies half way can go on."""
+    if (manifest := manifest_of(directory)) is not None:
+        for path in directory.rglob("*"):
+            name = path.relative_to(directory).as_posix()
+            if name in manifest["files"] or path.name in {UNFINISHED, *SYSTEM_FILES}:
+                path.unlink(missing_ok=True)
+        for folder in sorted((p for p in directory.rglob("*") if p.is_dir()), reverse=True):
+            folder.rmdir()
+        (directory / MANIFEST).unlink()
+    directory.rmdir()
 
 
-def _set_aside(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.old")
+def _sweep(staging: Path) -> None:
+    """Empty a staging directory of ours, the mark that it is ours last."""
+    for path in staging.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != UNFINISHED:
+            path.unlink()
+    (staging / UNFINISHED).unlink(missing_ok=True)
 
 
-def open_staging(directory: Path, *, resume: bool = False) -> Path:
+def _plan(staging: Path) -> str | None:
+    """What is being made in a staging directory; None where none is."""
+    try:
+        return (staging / UNFINISHED).read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def open_staging(directory: Path, *, plan: str = "") -> Path:
     """The directory in which a publication of ``directory`` is written.
 
-    What a dead writer left there is swept away, or kept with ``resume``.
+    What a dead writer left there is swept away, or kept where it was making just this: ``plan``, a
+    hash of all that it depends on. Raises `AlreadyExistsError` for anything that is not ours.
     """
-    staging, old = _staging(directory), _set_aside(directory)
+    directory = real(directory)
+    staging, old = staging_of(directory), set_aside_of(directory)
+    check_beside(directory)
     if old.exists() and not directory.exists():
         os.rename(old, directory)  # the last writer died between its two renames
-    shutil.rmtree(old, ignore_errors=True)
-    if not resume:
-        shutil.rmtree(staging, ignore_errors=True)
+    elif old.exists():
+        _delete(old)
+    standing(directory)
     staging.mkdir(parents=True, exist_ok=True)
-    for half_written in staging.glob(".*.tmp"):  # `replacing`, when its process was killed
+    if not plan or _plan(staging) != plan:
+        _sweep(staging)
+        (staging / UNFINISHED).write_text(plan)
+    for half_written in staging.rglob(".*.tmp"):  # `replacing`, when its process was killed
         half_written.unlink()
     return staging
 
@@ -135,30 +210,46 @@ def open_staging(directory: Path, *, resume: bool = False) -> Path:
 def publish(directory: Path, manifest: dict[str, Any]) -> None:
     """Publish what stands in the staging directory: flush, manifest last, rename.
 
-    ``manifest`` is completed with the table of ``files``. An earlier publication is moved aside
-    before and deleted after.
+    ``manifest`` is completed with the table of ``files``, which get the mode that the umask asks
+    for. An earlier publication of the same format is moved aside before and deleted after; anything
+    else that stands there raises `AlreadyExistsError`.
     """
-    staging, old = _staging(directory), _set_aside(directory)
+    directory = real(directory)
+    staging, old = staging_of(directory), set_aside_of(directory)
+    mode = (staging / UNFINISHED).stat().st_mode
     for path in staging.rglob("*"):
+        if path.is_file():
+            _give_mode(path, mode)
         fsync(path)
     write_json(staging / MANIFEST, manifest | {"files": file_table(staging)})
+    earlier = standing(directory)
+    if earlier is not None and earlier.get("format") != manifest.get("format"):
+        raise AlreadyExistsError(
+            f"{directory} is a {earlier.get('format')}, not a {manifest.get('format')}; name a new "
+            "folder"
+        )
     fsync(staging)
     if directory.exists():
         os.rename(directory, old)
     os.rename(staging, directory)
+    (directory / UNFINISHED).unlink()
     fsync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        with suppress(OSError):  # what is left of it the next writer deletes
+            _delete(old)
 
 
 @contextmanager
 def publishing(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write a directory and publish it when the body succeeds.
 
-    Yields (staging directory, manifest to fill).
+    Yields (staging directory, manifest to fill). Whether it may go there is asked before any work:
+    `vision_sae.places.check_output`.
     """
     manifest: dict[str, Any] = {}
-    yield open_staging(directory), manifest
-    publish(directory, manifest)
+    with storing(directory):
+        yield open_staging(directory), manifest
+        publish(directory, manifest)
 
 
 def published(directory: Path) -> Path:
@@ -166,7 +257,7 @@ def published(directory: Path) -> Path:
 
     It is ``directory`` itself, or the copy set aside by a writer that died between its renames.
     """
-    old = _set_aside(directory)
+    old = set_aside_of(directory)
     if not (directory / MANIFEST).is_file() and (old / MANIFEST).is_file():
         return old
     return directory

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from vision_sae.errors import InvalidInputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def model_resource(name: str) -> str:
-    """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``."""
-    return "models/" + re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:128]
+    """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``.
+    It begins with a letter or digit, and has 128 characters at most."""
+    spelled = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lstrip("._-")
+    return "models/" + (spelled[:128] or "model")
 
 
 def site_resource(model: str, site: str) -> str:
@@ -27,3 +35,16 @@ def dictionary_of(units: str) -> str:
 def dictionary_resource(name: str) -> str:
     """The resource of a bundle's dictionary: ``dictionaries/{dictionary}``."""
     return f"dictionaries/{name}"
+
+
+def check_names(bundles: Iterable[Path]) -> None:
+    """Refuse bundles whose directories cannot name the dictionaries that are served."""
+    names: set[str] = set()
+    for path in bundles:
+        if not _NAME.fullmatch(path.name) or path.name in names:
+            raise InvalidInputError(
+                f"{path}: the name of the directory, {path.name!r}, names the dictionary: it must "
+                "be unique and of letters, digits, '.', '_' and '-'",
+                field="bundle",
+            )
+        names.add(path.name)

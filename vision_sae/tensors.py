@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _DTYPES: dict[tensor_pb2.DType.ValueType, np.dtype[Any]] = {
     tensor_pb2.D_TYPE_INT64: np.dtype("<i8"),
     tensor_pb2.D_TYPE_BOOL: np.dtype("?"),
 }
+_MOST_CELLS = 2**56
 _ENUMS = {dtype: enum for enum, dtype in _DTYPES.items()}
 
 
@@ -42,27 +44,35 @@ def write(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
     tensor.shape.extend(little.shape)
 
 
+def _cells(shape: Iterable[int]) -> int:
+    """What NumPy counts to see whether a shape can be: axes of 0 as of 1."""
+    return math.prod(size or 1 for size in shape)
+
+
 def _dtype_name(number: int) -> str:
     """The enum's name, or the bare number of a value that a newer contract knows."""
     value = tensor_pb2.DType.DESCRIPTOR.values_by_number.get(number)
     return value.name if value else str(number)
 
 
-def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
+def from_proto(tensor: tensor_pb2.Tensor, *, field: str = "tensor") -> NDArray[Any]:
     """Unpack a tensor; quantised ones (with ``scale`` or ``offset``) come back as float32.
 
-    Raises `InvalidInputError` when the bytes do not fit dtype and shape.
+    Raises `InvalidInputError` when the bytes do not fit dtype and shape, and for NaN or infinity;
+    ``field`` is what the request calls the tensor.
     """
     if tensor.dtype not in _DTYPES:
         raise InvalidInputError(
             f"a Tensor of dtype {_dtype_name(tensor.dtype)} cannot be read; send "
             "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
-            field="tensor.dtype",
+            field=f"{field}.dtype",
         )
-    if any(size < 0 for size in tensor.shape):  # two of them would pass the count of bytes
+    # Two negative ones would pass the count of bytes, and so would one that is 0 any others.
+    if any(size < 0 for size in tensor.shape) or _cells(tensor.shape) > _MOST_CELLS:
         raise InvalidInputError(
-            f"a Tensor has the shape {list(tensor.shape)}; sizes cannot be negative",
-            field="tensor.shape",
+            f"a Tensor has the shape {list(tensor.shape)}; sizes are neither negative nor more "
+            "than a computer addresses",
+            field=f"{field}.shape",
         )
     dtype = _DTYPES[tensor.dtype]
     expected = math.prod(tensor.shape) * dtype.itemsize
@@ -70,10 +80,29 @@ def from_proto(tensor: tensor_pb2.Tensor) -> NDArray[Any]:
         raise InvalidInputError(
             f"a Tensor of shape {list(tensor.shape)} and {dtype} has {expected} bytes, "
             f"not {len(tensor.data)}",
-            field="tensor.data",
+            field=f"{field}.data",
         )
     array = np.frombuffer(tensor.data, dtype=dtype).reshape(tuple(tensor.shape))
     if tensor.HasField("scale") or tensor.HasField("offset"):
         scale = tensor.scale if tensor.HasField("scale") else 1.0
-        return np.asarray(array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset))
-    return np.asarray(array)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+            array = array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset)
+    return _finite(np.asarray(array), field)
+
+
+def read_floats(tensor: tensor_pb2.Tensor, *, field: str) -> NDArray[np.float32]:
+    """`from_proto` as float32; raises `InvalidInputError` for numbers that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        return _finite(from_proto(tensor, field=field).astype(np.float32), field)
+
+
+def _finite(array: NDArray[Any], field: str) -> NDArray[Any]:
+    """``array``, or an error that names the first element that is no number."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise InvalidInputError(
+            f"a Tensor holds {array[place]} at {list(place)}; send finite numbers that float32 can "
+            "hold",
+            field=field,
+        )
+    return array

@@ -7,6 +7,9 @@ import json
 import grpc
 import grpc.aio
 
+from vision_sae.hosts import check_address
+from vision_sae_client.values import bearer
+
 MAX_RECEIVE_BYTES = 64 * 2**20
 """Largest answer accepted; gRPC's own default of 4 MiB is too small for heat maps and pictures."""
 
@@ -48,7 +51,9 @@ OPTIONS = (
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """A channel for the sync client; without credentials it is not encrypted."""
+    """A channel for the sync client; without credentials it is not encrypted. Raises
+    `InvalidInputError` for what is no address."""
+    check_address(address)
     if credentials is None:
         return grpc.insecure_channel(address, options=OPTIONS)
     return grpc.secure_channel(address, credentials, options=OPTIONS)
@@ -57,7 +62,9 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
 def open_async_channel(
     address: str, credentials: grpc.ChannelCredentials | None
 ) -> grpc.aio.Channel:
-    """A channel for the async client; without credentials it is not encrypted."""
+    """A channel for the async client; without credentials it is not encrypted. Raises
+    `InvalidInputError` for what is no address."""
+    check_address(address)
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS)
     return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
@@ -65,4 +72,4 @@ def open_async_channel(
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     """The metadata of each call: the bearer token, where there is one."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+    return (("authorization", bearer(token)),) if token else ()

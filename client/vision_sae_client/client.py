@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
@@ -14,6 +14,8 @@ from vision_sae.v1.attribution_service_pb2 import (
     AttributeResponse,
     EncodeOrder,
     EncodeResponse,
+    Noising,
+    StreamAttributeResponse,
 )
 from vision_sae.v1.catalog_service_pb2 import (
     GetServerInfoResponse,
@@ -21,7 +23,8 @@ from vision_sae.v1.catalog_service_pb2 import (
     ListFeaturesResponse,
     ListModelsResponse,
 )
-from vision_sae.v1.description_pb2 import Description, Score, ScoreMetric, ScoreNegatives
+from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
+from vision_sae.v1.description_service_pb2 import ScoreDescriptionResponse
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
@@ -31,7 +34,13 @@ from vision_sae.v1.generation_service_pb2 import (
     GenerationSettings,
     Recipe,
 )
-from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, ImageFormat
+from vision_sae.v1.image_pb2 import (
+    HEATMAP_FORMAT_UNSPECIFIED,
+    IMAGE_FORMAT_UNSPECIFIED,
+    HeatmapFormat,
+    ImageFormat,
+    Region,
+)
 from vision_sae.v1.intervention_service_pb2 import InterveneResponse
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
@@ -46,16 +55,21 @@ from vision_sae.v1.ledger_pb2 import (
 from vision_sae.v1.model_pb2 import MODEL_KIND_TEXT_TO_IMAGE, Model
 from vision_sae.v1.search_service_pb2 import (
     FEATURE_MATCH_UNSPECIFIED,
+    SEARCH_SPACE_UNSPECIFIED,
+    EditedCodeQuery,
+    ExamplesQuery,
     FeatureMatch,
+    PatchFilter,
     SearchFeaturesResponse,
     SearchPatchesResponse,
+    SearchSpace,
 )
 from vision_sae.v1.target_pb2 import Target
-from vision_sae_client import requests
+from vision_sae_client import requests, values
 from vision_sae_client.channel import call_metadata, open_channel
 from vision_sae_client.errors import first_dictionary, from_rpc_error
 from vision_sae_client.images import BoxLike, ImageSource
-from vision_sae_client.requests import Call, Conversation
+from vision_sae_client.requests import AttributeOptions, Call, Conversation
 
 PICTURES_OF_A_CALL = 64
 """Pictures of an intervention that one deadline is for."""
@@ -88,12 +102,14 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call.
+        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call in
+        seconds, ``inf`` is none.
 
-        Without ``credentials`` the connection is not encrypted.
+        Without ``credentials`` the connection is not encrypted. Raises `InvalidInputError` for an
+        address, a token or a timeout that cannot be one.
         """
-        self._address = address
-        self._timeout = timeout
+        self._address = values.address(address)
+        self._timeout = values.deadline(timeout)
         self._metadata = call_metadata(token)
         self._channel = open_channel(address, credentials)
 
@@ -120,6 +136,11 @@ class Client:
         """All models."""
         return [model for page in self._pages(requests.list_models) for model in page.models]
 
+    def model(self, name: str) -> Model:
+        """One model, ``models/{model}``, with the names of its classes."""
+        answer = self._run(requests.get_model(name))
+        return answer.model
+
     def generator(self) -> str | None:
         """The first text-to-image model, ``models/{model}``; None when the server has none."""
         kinds = {model.name: model.kind for model in self.models()}
@@ -127,9 +148,9 @@ class Client:
             (name for name, kind in kinds.items() if kind == MODEL_KIND_TEXT_TO_IMAGE), None
         )
 
-    def dictionaries(self) -> list[Dictionary]:
-        """All dictionaries, by name."""
-        pages = self._pages(requests.list_dictionaries)
+    def dictionaries(self, *, filter: str = "") -> list[Dictionary]:
+        """All dictionaries, by name, filtered as ``CatalogService.ListDictionaries`` says."""
+        pages = self._pages(lambda token: requests.list_dictionaries(token, filter=filter))
         return [dictionary for page in pages for dictionary in page.dictionaries]
 
     def dictionary(self, name: str | None = None) -> Dictionary:
@@ -146,6 +167,7 @@ class Client:
         filter: str = "",
         order_by: str = "",
         full: bool = False,
+        exemplars: ExemplarOptions | None = None,
         page_size: int = 100,
     ) -> Iterator[Feature]:
         """The features of a dictionary, filtered and ordered; pages are fetched as they are used.
@@ -160,6 +182,7 @@ class Client:
                 filter=filter,
                 order_by=order_by,
                 full=full,
+                exemplars=exemplars,
                 page_size=page_size,
                 page_token=token,
             )
@@ -179,17 +202,21 @@ class Client:
         dictionary: str | None = None,
         *,
         top_k: int = 10,
-        box: BoxLike | None = None,
+        box: BoxLike | Region | None = None,
         order: EncodeOrder.ValueType = ENCODE_ORDER_UNSPECIFIED,
         full: bool = False,
         exemplars: ExemplarOptions | None = None,
         max_patches: int | None = None,
         include_codes: bool = False,
+        min_activation: float = 0.0,
+        heatmap_format: HeatmapFormat.ValueType = HEATMAP_FORMAT_UNSPECIFIED,
+        noising: Noising | None = None,
     ) -> EncodeResponse:
-        """The features that fire in a picture, or in a ``box`` of it, and where.
+        """The features that fire in a picture, or in a ``box`` or mask of it, and where.
 
         By default the most strongly active ones come first. ``ENCODE_ORDER_INFORMATIVE`` puts those
-        first that say most about the picture, which is what a person should see.
+        first that say most about the picture, which is what a person should see. ``noising`` is how
+        the picture enters a generator.
         """
         return self._run(
             requests.encode(
@@ -202,6 +229,9 @@ class Client:
                 exemplars=exemplars,
                 max_patches=max_patches,
                 include_codes=include_codes,
+                min_activation=min_activation,
+                heatmap_format=heatmap_format,
+                noising=noising,
             )
         )
 
@@ -219,6 +249,10 @@ class Client:
         max_patches: int | None = None,
         faithfulness: bool = False,
         special_tokens: bool = False,
+        nodes: int = 0,
+        heatmap_format: HeatmapFormat.ValueType = HEATMAP_FORMAT_UNSPECIFIED,
+        context_images: Sequence[ImageSource] = (),
+        components: int = 0,
     ) -> AttributeResponse:
         """What the features of a picture contribute to a target (see `vision_sae_client.targets`).
 
@@ -239,8 +273,30 @@ class Client:
                 max_patches=max_patches,
                 faithfulness=faithfulness,
                 special_tokens=special_tokens,
+                nodes=nodes,
+                heatmap_format=heatmap_format,
+                context_images=context_images,
+                components=components,
             )
         )
+
+    def stream_attribute(
+        self,
+        images: Sequence[ImageSource],
+        target: Target | None = None,
+        *,
+        dictionaries: Sequence[str] | None = None,
+        **options: Unpack[AttributeOptions],
+    ) -> Iterator[StreamAttributeResponse]:
+        """`attribute` for any number of pictures: an answer for each, in their order.
+
+        ``id`` is the number of the picture, from 0. One that is refused answers with its ``error``,
+        and the others go on. The deadline is for each picture.
+        """
+        call = requests.stream_attribute(
+            images, dictionaries or [self._name(None)], target=target, **options
+        )
+        yield from self._converse(call, len(images))
 
     def intervene(
         self,
@@ -252,6 +308,7 @@ class Client:
         top_classes: int | None = None,
         control_count: int = 0,
         seed: int = 0,
+        include_embeddings: bool = False,
     ) -> InterveneResponse:
         """What a model says of any number of pictures before and after edits (see
         `vision_sae_client.edits`).
@@ -268,6 +325,7 @@ class Client:
             top_classes=top_classes,
             control_count=control_count,
             seed=seed,
+            include_embeddings=include_embeddings,
         )
         answer = InterveneResponse()
         for message in self._converse(call, -(-len(images) // PICTURES_OF_A_CALL)):
@@ -283,13 +341,20 @@ class Client:
         text: str | None = None,
         feature: str | None = None,
         image: ImageSource | None = None,
-        box: BoxLike | None = None,
+        box: BoxLike | Region | None = None,
         dictionary: str | None = None,
         count: int = 20,
         page_token: str = "",
+        edited_code: EditedCodeQuery | None = None,
+        examples: ExamplesQuery | None = None,
+        space: SearchSpace.ValueType = SEARCH_SPACE_UNSPECIFIED,
+        filter: PatchFilter | None = None,
+        collapse_near_duplicates: bool = False,
+        thumbnail_pixels: int = 0,
+        omit_thumbnails: bool = False,
     ) -> SearchPatchesResponse:
         """The patches that show most what a text says, that fire a feature most, or that are most
-        like (a box of) a picture."""
+        like (a box or mask of) a picture, an edited code, or examples."""
         return self._run(
             requests.search_patches(
                 text=text,
@@ -299,6 +364,13 @@ class Client:
                 dictionary=self._name(dictionary) if feature is None else dictionary or "",
                 count=count,
                 page_token=page_token,
+                edited_code=edited_code,
+                examples=examples,
+                space=space,
+                filter=filter,
+                collapse_near_duplicates=collapse_near_duplicates,
+                thumbnail_pixels=thumbnail_pixels,
+                omit_thumbnails=omit_thumbnails,
             )
         )
 
@@ -308,11 +380,12 @@ class Client:
         text: str | None = None,
         feature: str | None = None,
         image: ImageSource | None = None,
-        box: BoxLike | None = None,
+        box: BoxLike | Region | None = None,
         dictionaries: Sequence[str] = (),
         match: FeatureMatch.ValueType = FEATURE_MATCH_UNSPECIFIED,
         filter: str = "",
         full: bool = False,
+        exemplars: ExemplarOptions | None = None,
         count: int = 20,
         page_token: str = "",
     ) -> SearchFeaturesResponse:
@@ -330,6 +403,7 @@ class Client:
                 match=match,
                 filter=filter,
                 full=full,
+                exemplars=exemplars,
                 count=count,
                 page_token=page_token,
             )
@@ -343,6 +417,7 @@ class Client:
         force: bool = False,
         metrics: Sequence[ScoreMetric.ValueType] = (),
         full: bool = False,
+        exemplars: ExemplarOptions | None = None,
         request_id: str = "",
     ) -> Description:
         """The description of a feature; made now where there is none, or with ``force``."""
@@ -352,6 +427,7 @@ class Client:
             force=force,
             metrics=metrics,
             full=full,
+            exemplars=exemplars,
             request_id=request_id,
         )
         answer = self._run(call)
@@ -366,7 +442,7 @@ class Client:
         negatives: Sequence[ScoreNegatives.ValueType] = (),
         sample_size: int = 0,
         seed: int = 0,
-    ) -> list[Score]:
+    ) -> ScoreDescriptionResponse:
         """How well any text describes a feature; nothing is stored."""
         call = requests.score_description(
             name,
@@ -376,8 +452,7 @@ class Client:
             sample_size=sample_size,
             seed=seed,
         )
-        answer = self._run(call)
-        return list(answer.scores)
+        return self._run(call)
 
     def update_description(
         self,
@@ -479,11 +554,11 @@ class Client:
             request_serializer=type(call.requests[0]).SerializeToString,
             response_deserializer=call.response.FromString,
         )
-        timeout = max(1, deadlines) * self._timeout
+        timeout = None if self._timeout is None else max(1, deadlines) * self._timeout
         answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
         return self._read(answers, timeout)
 
-    def _read(self, answers: Any, timeout: float) -> Iterator[Any]:
+    def _read(self, answers: Any, timeout: float | None) -> Iterator[Any]:
         """The messages of a stream; whoever stops reading cancels it."""
         try:
             yield from answers

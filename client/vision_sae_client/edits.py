@@ -28,6 +28,7 @@ from vision_sae.v1.generation_service_pb2 import Transport
 from vision_sae.v1.image_pb2 import Region
 from vision_sae_client.images import BoxLike, ImageSource, opened
 from vision_sae_client.requests import box_message, dictionary_name
+from vision_sae_client.values import sendable
 
 _OPERATIONS: dict[str, EditOperation.ValueType] = {
     "ablate": EDIT_OPERATION_ABLATE,
@@ -52,6 +53,7 @@ class Scope(TypedDict, total=False):
     """So strong at each step; the last one holds for all further ones."""
 
 
+@sendable
 def edit(
     feature: str,
     operation: str,
@@ -83,6 +85,7 @@ def edit(
     return made
 
 
+@sendable
 def transport(
     dictionary: str,
     source_prompt: str,

@@ -38,7 +38,7 @@ class ClientError(Exception):
         self.retry_after = retry_after
 
 
-def from_rpc_error(error: grpc.RpcError, *, address: str, timeout: float) -> ClientError:
+def from_rpc_error(error: grpc.RpcError, *, address: str, timeout: float | None) -> ClientError:
     """Decode what a sync or async call raised, with its ``google.rpc.Status`` details."""
     code: grpc.StatusCode = error.code()
     status: status_pb2.Status | None = rpc_status.from_call(error)
@@ -65,7 +65,7 @@ def _details(status: status_pb2.Status) -> tuple[str, str, float | None]:
     return reason, field, retry_after
 
 
-def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float) -> str:
+def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float | None) -> str:
     """What to do about a status that carries no details of ours."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return (
@@ -73,12 +73,30 @@ def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float
             f"the address of another ({message})"
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{address} did not answer within {timeout:g} s; allow a longer timeout"
+        within = "in time" if timeout is None else f"within {timeout:g} s"
+        return f"{address} did not answer {within}; allow a longer timeout"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _too_much(message, address)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return f"{address} asks for a token, or does not know this one ({message})"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} does not serve this call ({message}); ask it what it serves"
     return message
+
+
+def _too_much(message: str, address: str) -> str:
+    """What to do when gRPC itself ran out of something."""
+    if "larger than max" not in message:
+        return f"{address} has too much to do ({message}); try again in a second"
+    if "CLIENT" in message or "Sent message" in message:
+        return (
+            f"the answer of {address} is larger than a message may be ({message}); ask for less: "
+            "fewer features, patches or hits, no heat maps, smaller thumbnails"
+        )
+    return (
+        f"the request is larger than {address} takes ({message}); send pictures as JPEG or WebP, "
+        "make them smaller, send fewer, or raise the server's max_message_bytes"
+    )
 
 
 def first_dictionary(answer: ListDictionariesResponse, address: str) -> Dictionary:

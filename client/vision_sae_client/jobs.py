@@ -8,9 +8,11 @@ from datetime import timedelta
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1.description_pb2 import ScoreMetric
 from vision_sae.v1.label_job_service_pb2 import FeatureUnits, LabelJob, NeuronUnits
-from vision_sae_client.requests import dictionary_name
+from vision_sae_client.requests import dictionary_name, model_name
+from vision_sae_client.values import seconds, sendable
 
 
+@sendable
 def label_job(
     *,
     dictionary: str | None = None,
@@ -37,10 +39,10 @@ def label_job(
         name = dictionary_name(dictionary)
         job.features.CopyFrom(FeatureUnits(dictionary=name, filter=filter, indices=indices))
     if model is not None:
-        name = model if model.startswith("models/") else f"models/{model}"
-        job.neurons.CopyFrom(NeuronUnits(model=name, sites=sites))
+        job.neurons.CopyFrom(NeuronUnits(model=model_name(model), sites=sites))
     if max_units:
         job.budget.max_units = max_units
     if max_seconds:
-        job.budget.max_duration.FromTimedelta(timedelta(seconds=max_seconds))
+        limit = timedelta(seconds=seconds(max_seconds, "max_seconds"))
+        job.budget.max_duration.FromTimedelta(limit)
     return job

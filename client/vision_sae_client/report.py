@@ -17,7 +17,7 @@ from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.generation_service_pb2 import GenerationProgress, GenerationResult
 from vision_sae.v1.image_pb2 import Box
-from vision_sae.v1.intervention_service_pb2 import InterveneResponse
+from vision_sae.v1.intervention_service_pb2 import ClassChange, InterveneResponse
 from vision_sae.v1.label_job_service_pb2 import (
     LabelJob,
     LabelJobState,
@@ -29,12 +29,18 @@ from vision_sae.v1.ledger_pb2 import (
     Ledger,
     SiteAttribution,
 )
+from vision_sae.v1.measure_pb2 import Metric, UnreadText
 from vision_sae.v1.model_pb2 import Model
 from vision_sae.v1.search_service_pb2 import (
     FeatureMatch,
     SearchFeaturesResponse,
     SearchPatchesResponse,
 )
+
+
+def unread(text: UnreadText) -> str:
+    """Which end of a text the answer does not know, in one line."""
+    return f"the model does not read the end of {text.field}: {text.unread!r}; shorten it"
 
 
 def is_guess(description: Description) -> bool:
@@ -176,12 +182,23 @@ def statistics(feature: Feature) -> str:
         f"  fires on {measured.firing_rate:.2%} of patches, in {measured.image_count} pictures; "
         f"mean {measured.mean:.3f}, max {measured.max:.3f}"
     ]
+    lines += map(_figure, feature.metrics)
     lines += [
         f"  exemplar {exemplar.image} at ({exemplar.row}, {exemplar.col}), "
         f"activation {exemplar.activation:.3f}: {exemplar.caption or '(no caption)'}"
         for exemplar in feature.exemplars
     ]
     return "\n".join(lines)
+
+
+def _figure(metric: Metric) -> str:
+    """One measured figure, how sure it is, and what it comes to by chance."""
+    said = f"  {metric.name.replace('_', ' ')}: {metric.value:.3f}"
+    if metric.HasField("lower") and metric.HasField("upper"):
+        said += f", 95 % within {metric.lower:.3f} to {metric.upper:.3f}"
+    if metric.HasField("control"):
+        said += f", by chance {metric.control:.3f}"
+    return said
 
 
 def patches(answer: SearchPatchesResponse) -> str:
@@ -229,6 +246,8 @@ def job(made: LabelJob) -> str:
         line += f", {progress.rate:.1f} a second"
     if progress.HasField("remaining"):
         line += f", {progress.remaining.ToTimedelta().total_seconds():.0f} s left"
+    if made.creator:
+        line += f", for {made.creator}"
     return line + (f"; {made.error.message}" if made.error.message else "")
 
 
@@ -246,7 +265,7 @@ def server(
 ) -> str:
     """What a server is and what it has."""
     lines = [f"vision_sae {info.version}, API {info.api_version}, on {info.device}"]
-    lines += [f"  {model.name}: {len(model.sites)} sites" for model in models]
+    lines += map(_model, models)
     for dictionary in dictionaries:
         labelled = dictionary.descriptions
         lines.append(
@@ -263,6 +282,24 @@ def server(
     if unserved:
         lines.append(f"  not served here: {', '.join(unserved)}")
     return "\n".join(lines)
+
+
+def _model(model: Model) -> str:
+    line = f"  {model.name}: {model.source}, {model.parameters:,} parameters"
+    return f"{line}, {len(model.sites)} sites"
+
+
+def model(found: Model) -> str:
+    """One model: how it reads a picture, and what its classes are called."""
+    size = found.preprocessing
+    lines = [
+        _model(found).strip(),
+        f"  pictures of {size.width} x {size.height} pixels: {size.resize}",
+        f"  embeddings of {found.embedding_width} numbers",
+    ]
+    names = list(found.class_names)
+    lines += [f"  class {index}: {name}" for index, name in enumerate(names)]
+    return "\n".join(lines if names else [*lines, "  no classes with names"])
 
 
 def _sides(box: Box) -> tuple[float, float, float, float]:
@@ -314,6 +351,12 @@ def intervention(answer: InterveneResponse, names: Sequence[str]) -> str:
             )
     header = ("picture", "target", "before", "after", "change", "control")
     lines = [table(header, rows, frozenset({2, 3, 4, 5})), ""]
+    lines += [
+        f"{name}: {_class(before)} leads before, {_class(after)} after"
+        for name, outcome in zip(names, answer.images, strict=True)
+        if outcome.change.classes
+        for before, after in [_leading(outcome.change.classes)]
+    ]
     for effect in answer.summary.effects:
         line = f"{effect.id}: {effect.mean:+.4f} on average over {effect.count} pictures"
         if effect.group:
@@ -332,6 +375,16 @@ def intervention(answer: InterveneResponse, names: Sequence[str]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _leading(classes: Sequence[ClassChange]) -> tuple[ClassChange, ClassChange]:
+    """The classes that lead before and after."""
+    before = max(classes, key=lambda change: change.logit_before)
+    return before, max(classes, key=lambda change: change.logit_after)
+
+
+def _class(change: ClassChange) -> str:
+    return f"class {change.index}" + (f" ({change.label})" if change.label else "")
+
+
 def generation(result: GenerationResult) -> str:
     """What the edits changed, and how to make the picture again."""
     settings, effect = result.recipe.settings, result.effect
@@ -347,6 +400,7 @@ def generation(result: GenerationResult) -> str:
                 outside = getattr(effect, f"{name}_change_outside")
                 line += f", inside of the region {inside:.4f}, outside {outside:.4f}"
             lines.append(line)
+        lines += [_figure(metric).strip() for metric in effect.metrics]
         lines += [
             f"{text.text!r}: similarity {text.before:.3f} -> {text.after:.3f}"
             for text in effect.texts

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, SupportsIndex, TypedDict, TypeVar, Unpack, cast
 
 from google.protobuf.message import Message
 
@@ -21,7 +22,14 @@ from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import FEATURE_VIEW_BASIC, FEATURE_VIEW_FULL, FeatureView
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
-from vision_sae.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED, Box, ImageFormat, Region
+from vision_sae.v1.image_pb2 import (
+    HEATMAP_FORMAT_UNSPECIFIED,
+    IMAGE_FORMAT_UNSPECIFIED,
+    Box,
+    HeatmapFormat,
+    ImageFormat,
+    Region,
+)
 from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import (
     ATTRIBUTION_METHOD_UNSPECIFIED,
@@ -32,6 +40,7 @@ from vision_sae.v1.search_service_pb2 import FEATURE_MATCH_UNSPECIFIED, FeatureM
 from vision_sae.v1.target_pb2 import Target
 from vision_sae_client import targets
 from vision_sae_client.images import BoxLike, ImageSource, image
+from vision_sae_client.values import sendable
 
 R_co = TypeVar("R_co", bound=Message, covariant=True)
 
@@ -61,6 +70,11 @@ def dictionary_name(name: str) -> str:
     return name if name.startswith("dictionaries/") else f"dictionaries/{name}"
 
 
+def model_name(name: str) -> str:
+    """``models/{model}``, from the whole name or its last part."""
+    return name if name.startswith("models/") else f"models/{name}"
+
+
 def job_name(name: str) -> str:
     """``labelJobs/{label_job}``, from the whole name or its last part."""
     return name if name.startswith("labelJobs/") else f"labelJobs/{name}"
@@ -73,30 +87,44 @@ def server_info() -> Call[catalog_pb.GetServerInfoResponse]:
     )
 
 
+@sendable
 def list_models(page_token: str = "") -> Call[catalog_pb.ListModelsResponse]:
     """A page of models."""
     request = catalog_pb.ListModelsRequest(page_token=page_token)
     return _catalog("ListModels", request, catalog_pb.ListModelsResponse)
 
 
-def list_dictionaries(page_token: str = "") -> Call[catalog_pb.ListDictionariesResponse]:
+@sendable
+def get_model(name: str) -> Call[catalog_pb.GetModelResponse]:
+    """One model, with the names of its classes."""
+    request = catalog_pb.GetModelRequest(name=model_name(name))
+    return _catalog("GetModel", request, catalog_pb.GetModelResponse)
+
+
+@sendable
+def list_dictionaries(
+    page_token: str = "", *, filter: str = ""
+) -> Call[catalog_pb.ListDictionariesResponse]:
     """A page of dictionaries."""
-    request = catalog_pb.ListDictionariesRequest(page_token=page_token)
+    request = catalog_pb.ListDictionariesRequest(page_token=page_token, filter=filter)
     return _catalog("ListDictionaries", request, catalog_pb.ListDictionariesResponse)
 
 
+@sendable
 def get_dictionary(name: str) -> Call[catalog_pb.GetDictionaryResponse]:
     """One dictionary."""
     request = catalog_pb.GetDictionaryRequest(name=dictionary_name(name))
     return _catalog("GetDictionary", request, catalog_pb.GetDictionaryResponse)
 
 
+@sendable
 def list_features(
     dictionary: str,
     *,
     filter: str = "",
     order_by: str = "",
     full: bool = False,
+    exemplars: ExemplarOptions | None = None,
     page_size: int = 100,
     page_token: str = "",
 ) -> Call[catalog_pb.ListFeaturesResponse]:
@@ -106,12 +134,14 @@ def list_features(
         filter=filter,
         order_by=order_by,
         view=_view(full),
+        exemplars=exemplars,
         page_size=page_size,
         page_token=page_token,
     )
     return _catalog("ListFeatures", request, catalog_pb.ListFeaturesResponse)
 
 
+@sendable
 def get_feature(
     name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
 ) -> Call[catalog_pb.GetFeatureResponse]:
@@ -120,17 +150,21 @@ def get_feature(
     return _catalog("GetFeature", request, catalog_pb.GetFeatureResponse)
 
 
+@sendable
 def encode(
     source: ImageSource,
     dictionary: str,
     *,
     top_k: int = 10,
-    box: BoxLike | None = None,
+    box: BoxLike | Region | None = None,
     order: attribution_pb.EncodeOrder.ValueType = attribution_pb.ENCODE_ORDER_UNSPECIFIED,
     full: bool = False,
     exemplars: ExemplarOptions | None = None,
     max_patches: int | None = None,
     include_codes: bool = False,
+    min_activation: float = 0.0,
+    heatmap_format: HeatmapFormat.ValueType = HEATMAP_FORMAT_UNSPECIFIED,
+    noising: attribution_pb.Noising | None = None,
 ) -> Call[attribution_pb.EncodeResponse]:
     """The features that fire in a picture."""
     request = attribution_pb.EncodeRequest(
@@ -143,10 +177,32 @@ def encode(
         exemplars=exemplars,
         max_patches=max_patches,
         include_codes=include_codes,
+        min_activation=min_activation,
+        heatmap_format=heatmap_format,
+        noising=noising,
     )
     return _attribution("Encode", request, attribution_pb.EncodeResponse)
 
 
+class AttributeOptions(TypedDict, total=False):
+    """How an attribution is made; see `AttributeRequest`."""
+
+    method: AttributionMethod.ValueType
+    baseline: ImageSource | ReferenceCode.ValueType | None
+    """What it is measured from: a code, or another picture."""
+    top_k: int
+    full: bool
+    exemplars: ExemplarOptions | None
+    max_patches: int | None
+    faithfulness: bool
+    special_tokens: bool
+    nodes: int
+    heatmap_format: HeatmapFormat.ValueType
+    context_images: Sequence[ImageSource]
+    components: int
+
+
+@sendable
 def attribute(
     source: ImageSource,
     dictionaries: Sequence[str],
@@ -160,6 +216,10 @@ def attribute(
     max_patches: int | None = None,
     faithfulness: bool = False,
     special_tokens: bool = False,
+    nodes: int = 0,
+    heatmap_format: HeatmapFormat.ValueType = HEATMAP_FORMAT_UNSPECIFIED,
+    context_images: Sequence[ImageSource] = (),
+    components: int = 0,
 ) -> Call[attribution_pb.AttributeResponse]:
     """What features contribute to a target; without one, to the mean embedding."""
     request = attribution_pb.AttributeRequest(
@@ -174,8 +234,30 @@ def attribute(
         max_patches=max_patches,
         faithfulness=faithfulness,
         special_tokens=special_tokens,
+        nodes=nodes,
+        heatmap_format=heatmap_format,
+        context_images=[image(each) for each in context_images],
+        components=components,
     )
     return _attribution("Attribute", request, attribution_pb.AttributeResponse)
+
+
+def stream_attribute(
+    sources: Sequence[ImageSource],
+    dictionaries: Sequence[str],
+    *,
+    target: Target | None = None,
+    **options: Unpack[AttributeOptions],
+) -> Conversation[attribution_pb.StreamAttributeResponse]:
+    """`attribute` for any number of pictures, which are numbered from 0."""
+    ask = attribution_pb.StreamAttributeRequest
+    calls = [attribute(source, dictionaries, target=target, **options) for source in sources]
+    asked = [cast(attribution_pb.AttributeRequest, call.request) for call in calls]
+    return Conversation(
+        "/vision_sae.v1.AttributionService/StreamAttribute",
+        [ask(id=str(number), request=request) for number, request in enumerate(asked)],
+        attribution_pb.StreamAttributeResponse,
+    )
 
 
 def _baseline(
@@ -183,11 +265,13 @@ def _baseline(
 ) -> attribution_pb.AttributionBaseline | None:
     if source is None:
         return None
-    if isinstance(source, int):
-        return attribution_pb.AttributionBaseline(reference=source)
+    if isinstance(source, SupportsIndex):
+        reference = ReferenceCode.ValueType(operator.index(source))
+        return attribution_pb.AttributionBaseline(reference=reference)
     return attribution_pb.AttributionBaseline(image=image(source))
 
 
+@sendable
 def intervene(
     sources: Sequence[ImageSource],
     edits: Sequence[Edit],
@@ -197,6 +281,7 @@ def intervene(
     top_classes: int | None = None,
     control_count: int = 0,
     seed: int = 0,
+    include_embeddings: bool = False,
 ) -> Conversation[intervention_pb.StreamInterveneResponse]:
     """Pictures before and after edits; ``measured`` are targets by names of yours."""
     if groups and len(groups) != len(sources):
@@ -209,6 +294,7 @@ def intervene(
         top_classes=top_classes,
         control_count=control_count,
         seed=seed,
+        include_embeddings=include_embeddings,
     )
     pictures = (
         intervention_pb.InterventionImage(
@@ -224,21 +310,32 @@ def intervene(
     )
 
 
+@sendable
 def search_patches(
     *,
     text: str | None = None,
     feature: str | None = None,
     source: ImageSource | None = None,
-    box: BoxLike | None = None,
+    box: BoxLike | Region | None = None,
     dictionary: str = "",
     count: int = 20,
     page_token: str = "",
+    edited_code: search_pb.EditedCodeQuery | None = None,
+    examples: search_pb.ExamplesQuery | None = None,
+    space: search_pb.SearchSpace.ValueType = search_pb.SEARCH_SPACE_UNSPECIFIED,
+    filter: search_pb.PatchFilter | None = None,
+    collapse_near_duplicates: bool = False,
+    thumbnail_pixels: int = 0,
+    omit_thumbnails: bool = False,
 ) -> Call[search_pb.SearchPatchesResponse]:
     """Patches that show what a text says, that fire a feature, or that are like (a part of) a
-    picture."""
-    if sum(asked is not None for asked in (text, feature, source)) != 1:
+    picture, an edited code, or examples."""
+    queries = (text, feature, source, edited_code, examples)
+    if sum(asked is not None for asked in queries) != 1:
         raise InvalidInputError(
-            "give one of a text, a feature or an image to search patches by", field="query"
+            "give one of a text, a feature or an image to search patches by, or an edited code, or "
+            "examples",
+            field="query",
         )
     if box is not None and source is None:
         raise InvalidInputError("a box needs the image it lies in", field="box")
@@ -246,6 +343,13 @@ def search_patches(
         dictionary=dictionary_name(dictionary) if dictionary else "",
         page_size=count,
         page_token=page_token,
+        edited_code=edited_code,
+        examples=examples,
+        space=space,
+        filter=filter,
+        collapse_near_duplicates=collapse_near_duplicates,
+        thumbnail_pixels=thumbnail_pixels,
+        omit_thumbnails=omit_thumbnails,
     )
     if text is not None:
         request.text = text
@@ -257,16 +361,18 @@ def search_patches(
     return Call(method, request, search_pb.SearchPatchesResponse)
 
 
+@sendable
 def search_features(
     *,
     text: str | None = None,
     feature: str | None = None,
     source: ImageSource | None = None,
-    box: BoxLike | None = None,
+    box: BoxLike | Region | None = None,
     dictionaries: Sequence[str] = (),
     match: FeatureMatch.ValueType = FEATURE_MATCH_UNSPECIFIED,
     filter: str = "",
     full: bool = False,
+    exemplars: ExemplarOptions | None = None,
     count: int = 20,
     page_token: str = "",
 ) -> Call[search_pb.SearchFeaturesResponse]:
@@ -282,6 +388,7 @@ def search_features(
         match=match,
         filter=filter,
         view=_view(full),
+        exemplars=exemplars,
         page_size=count,
         page_token=page_token,
     )
@@ -295,6 +402,7 @@ def search_features(
     return Call(method, request, search_pb.SearchFeaturesResponse)
 
 
+@sendable
 def describe_feature(
     name: str,
     *,
@@ -302,6 +410,7 @@ def describe_feature(
     force: bool = False,
     metrics: Sequence[ScoreMetric.ValueType] = (),
     full: bool = False,
+    exemplars: ExemplarOptions | None = None,
     request_id: str = "",
 ) -> Call[description_pb.DescribeFeatureResponse]:
     """The description of a feature."""
@@ -311,11 +420,13 @@ def describe_feature(
         force=force,
         metrics=metrics,
         view=_view(full),
+        exemplars=exemplars,
         request_id=request_id,
     )
     return _description("DescribeFeature", request, description_pb.DescribeFeatureResponse)
 
 
+@sendable
 def score_description(
     name: str,
     text: str,
@@ -337,6 +448,7 @@ def score_description(
     return _description("ScoreDescription", request, description_pb.ScoreDescriptionResponse)
 
 
+@sendable
 def update_description(
     name: str, text: str | None, *, reason: str = "", etag: str = "", request_id: str = ""
 ) -> Call[description_pb.UpdateDescriptionResponse]:
@@ -354,6 +466,7 @@ def update_description(
     return _description("UpdateDescription", request, description_pb.UpdateDescriptionResponse)
 
 
+@sendable
 def create_label_job(
     job: LabelJob, *, name: str = "", request_id: str = ""
 ) -> Call[jobs_pb.CreateLabelJobResponse]:
@@ -362,12 +475,14 @@ def create_label_job(
     return _jobs("CreateLabelJob", request, jobs_pb.CreateLabelJobResponse)
 
 
+@sendable
 def get_label_job(name: str) -> Call[jobs_pb.GetLabelJobResponse]:
     """One label job."""
     request = jobs_pb.GetLabelJobRequest(name=job_name(name))
     return _jobs("GetLabelJob", request, jobs_pb.GetLabelJobResponse)
 
 
+@sendable
 def list_label_jobs(
     *, filter: str = "", page_token: str = ""
 ) -> Call[jobs_pb.ListLabelJobsResponse]:
@@ -376,12 +491,14 @@ def list_label_jobs(
     return _jobs("ListLabelJobs", request, jobs_pb.ListLabelJobsResponse)
 
 
+@sendable
 def cancel_label_job(name: str) -> Call[jobs_pb.CancelLabelJobResponse]:
     """Stop a label job."""
     request = jobs_pb.CancelLabelJobRequest(name=job_name(name))
     return _jobs("CancelLabelJob", request, jobs_pb.CancelLabelJobResponse)
 
 
+@sendable
 def watch_label_job(
     name: str, *, resume_token: str = "", progress_only: bool = False
 ) -> Call[jobs_pb.WatchLabelJobResponse]:
@@ -392,6 +509,7 @@ def watch_label_job(
     return _jobs("WatchLabelJob", request, jobs_pb.WatchLabelJobResponse)
 
 
+@sendable
 def generate(
     content: GenerationSettings | Recipe,
     *,
@@ -447,9 +565,9 @@ def box_message(box: BoxLike) -> Box:
     return Box(x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def _region(box: BoxLike | None) -> Region | None:
-    return None if box is None else Region(box=box_message(box))
+def _region(box: BoxLike | Region | None) -> Region | None:
+    return box if box is None or isinstance(box, Region) else Region(box=box_message(box))
 
 
-def _image_region(source: ImageSource, box: BoxLike | None) -> search_pb.ImageRegion:
+def _image_region(source: ImageSource, box: BoxLike | Region | None) -> search_pb.ImageRegion:
     return search_pb.ImageRegion(image=image(source), region=_region(box))

@@ -10,11 +10,15 @@ from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from PIL import Image
 
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.files import replacing
 from vision_sae.pictures.sheet import contact_sheet
+from vision_sae.places import check_output_folder
 from vision_sae.tensors import from_proto
 from vision_sae.v1.generation_service_pb2 import GenerationResult, Recipe
 from vision_sae.v1.image_pb2 import EncodedImage
 
+FILES = ("picture.*", "twin.*", "beside.png", "recipe.json")
+"""What `write` writes."""
 _GAP = 4
 _SHOWN = 256
 """Longer side of what is shown side by side, when the pictures are smaller."""
@@ -36,9 +40,12 @@ def beside(result: GenerationResult) -> Image.Image:
     return contact_sheet([large], gap=_GAP)
 
 
-def write(result: GenerationResult, directory: Path) -> list[Path]:
-    """Write picture, twin, both side by side, and ``recipe.json``; gives what was written."""
-    directory.mkdir(parents=True, exist_ok=True)
+def write(result: GenerationResult, directory: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write picture, twin, both side by side, and ``recipe.json``; gives what was written.
+
+    Those of an earlier generation are replaced only with ``overwrite``.
+    """
+    check_output_folder(directory, FILES, overwrite=overwrite)
     suffix = {1: "png", 2: "jpg", 3: "webp"}[result.picture.format]
     files = {f"picture.{suffix}": result.picture.data}
     if result.HasField("twin"):
@@ -49,7 +56,8 @@ def write(result: GenerationResult, directory: Path) -> list[Path]:
     recipe = MessageToJson(result.recipe, preserving_proto_field_name=True)
     files["recipe.json"] = f"{recipe}\n".encode()
     for name, data in files.items():
-        (directory / name).write_bytes(data)
+        with replacing(directory / name) as temporary:
+            temporary.write_bytes(data)
     return [directory / name for name in files]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ from vision_sae.v1.target_pb2 import (
 )
 from vision_sae_client.images import BoxLike, ImageSource, parse_box
 from vision_sae_client.images import image as image_message
+from vision_sae_client.values import sendable
+
+_MOST_CLASSES = 2**31 - 1
+"""What the contract can count."""
 
 
 def mean_embedding() -> Target:
@@ -32,19 +37,29 @@ def mean_embedding() -> Target:
     return Target(mean_embedding=MeanEmbeddingTarget())
 
 
+@sendable
 def image(source: ImageSource) -> Target:
     """Similarity to another picture."""
     return Target(image=ImageTarget(image=image_message(source)))
 
 
-def class_logit(which: int | str) -> Target:
+@sendable
+def class_logit(which: SupportsIndex | str) -> Target:
     """The logit of a class, by index or by exact name."""
-    if isinstance(which, int):
-        return Target(class_logit=ClassTarget(index=which))
-    return Target(class_logit=ClassTarget(label=which))
+    if isinstance(which, str):
+        return Target(class_logit=ClassTarget(label=which))
+    index = operator.index(which)  # NumPy's integers, too
+    if not 0 <= index <= _MOST_CLASSES:
+        raise InvalidInputError(
+            f"a class is numbered from 0 to {_MOST_CLASSES}, not {index}; give the number or the "
+            "name of one that the model has",
+            field="target",
+        )
+    return Target(class_logit=ClassTarget(index=index))
 
 
-def region_class(box: BoxLike, which: int | str) -> Target:
+@sendable
+def region_class(box: BoxLike, which: SupportsIndex | str) -> Target:
     """The logit of a class for a part of the picture alone, (x0, y0, x1, y1) in its pixels."""
     x0, y0, x1, y1 = box
     region = Region(box=Box(x0=x0, y0=y0, x1=x1, y1=y1))
@@ -52,22 +67,26 @@ def region_class(box: BoxLike, which: int | str) -> Target:
     return Target(region=RegionTarget(region=region, class_logit=logit))
 
 
+@sendable
 def text(words: str) -> Target:
     """Similarity to a text; needs a model with text."""
     return Target(text=TextTarget(text=words))
 
 
+@sendable
 def contrast(positive: Target, negative: Target) -> Target:
     """One target minus another: why this rather than that."""
     return Target(contrast=ContrastTarget(positive=positive, negative=negative))
 
 
+@sendable
 def feature(name: str, pooling: Pooling.ValueType = POOLING_MEAN) -> Target:
     """The activation of a feature of a later site, ``dictionaries/{dictionary}/features/{index}``,
     pooled over its patches."""
     return Target(feature=FeatureTarget(feature=name, pooling=pooling))
 
 
+@sendable
 def probe(weight: NDArray[np.floating[Any]], bias: float = 0.0) -> Target:
     """A linear head of yours on the image embedding (E)."""
     return Target(probe=ProbeTarget(weight=to_proto(weight), bias=bias))
@@ -79,6 +98,10 @@ def parse(words: str) -> Target:
     with `` vs `` between them."""
     one, versus, other = words.partition(" vs ")
     if versus:
+        if " vs " in other:
+            raise InvalidInputError(
+                f"{words[:80]!r} compares more than two targets; give 'A vs B'", field="target"
+            )
         return contrast(parse(one), parse(other))
     kind, _, value = words.partition(":")
     if words == "mean":
@@ -87,14 +110,14 @@ def parse(words: str) -> Target:
         return image(value)
     if value and kind == "class":
         name, _, box = value.rpartition("@") if "@" in value else (value, "", "")
-        which = int(name) if name.isdecimal() else name
+        which = int(name[:20]) if name.isdecimal() else name
         return region_class(parse_box(box), which) if box else class_logit(which)
     if value and kind == "text":
         return text(value)
     if value and kind == "feature":
         return feature(value)
     raise InvalidInputError(
-        f"{words!r} is no target; give mean, image:FILE, class:INDEX, class:NAME, "
+        f"{words[:80]!r} is no target; give mean, image:FILE, class:INDEX, class:NAME, "
         "class:INDEX@X0,Y0,X1,Y1, text:WORDS, feature:NAME, or 'A vs B'",
         field="target",
     )

@@ -22,6 +22,7 @@ from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served
 from vision_sae_server.state import Picture, State
 from vision_sae_server.streams import in_order, item_error
+from vision_sae_server.unread import unread_texts
 from vision_sae_server.vectors import site_vectors
 
 
@@ -57,8 +58,13 @@ def _encode(asked: Sequence[_Asked]) -> list[Encoded]:
 
 
 def _response(asked: _Asked, encoded: Encoded) -> pb.EncodeResponse:
-    served, picture, request, _, mask = asked
-    return encode_response(served, picture, request, encoded, mask, served.bundle.grid)
+    served, picture, request, noising, mask = asked
+    answer = encode_response(served, picture, request, encoded, mask, served.bundle.grid)
+    model = served.model.model
+    if noising is not None and isinstance(model, NoisedPictures):
+        prompt = [("noising.prompt", noising.prompt)]
+        answer.unread_texts.extend(unread_texts(model.generator.unread_text, prompt))
+    return answer
 
 
 class AttributionServicer(attribution_service_pb2_grpc.AttributionServiceServicer):

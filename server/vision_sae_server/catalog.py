@@ -7,22 +7,25 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 import vision_sae
-from vision_sae.errors import NotFoundError
 from vision_sae.v1 import catalog_service_pb2 as pb
 from vision_sae.v1 import catalog_service_pb2_grpc
 from vision_sae_server import messages
 from vision_sae_server.feature_values import FILTER_FIELDS, ORDER_FIELDS, values_of_all
 from vision_sae_server.listing import matcher, page, sort
+from vision_sae_server.search import DEEPEST
 from vision_sae_server.served import Units
 from vision_sae_server.state import State
 
 _DICTIONARY_FIELDS = ("model", "site", "architecture", "width")
-_LIBRARIES = ("torch", "timm", "faiss-cpu", "faiss-gpu", "grpcio", "pillow")
+_LIBRARIES = (
+    *("torch", "torchvision", "timm", "open_clip_torch", "diffusers", "transformers"),
+    *("numpy", "faiss-cpu", "faiss-gpu", "grpcio", "pillow"),
+)
+_API_VERSION = pb.DESCRIPTOR.package.rpartition(".")[2]
+"""Of the contract: the last part of its package."""
 _MAX_PAGE = 1000
-_MAX_CALL_SECONDS = 600
 
 
 def _versions() -> dict[str, str]:
@@ -48,7 +51,7 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         config = self._state.config
         return pb.GetServerInfoResponse(
             version=vision_sae.__version__,
-            api_version="vision_sae.v1",
+            api_version=_API_VERSION,
             limits=pb.ServerLimits(
                 max_image_bytes=config.max_image_bytes,
                 max_image_pixels=config.max_image_pixels,
@@ -58,13 +61,13 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
                 max_bytes_in_flight=config.max_queue_bytes,
                 max_page_size=_MAX_PAGE,
                 max_stream_items_in_flight=config.max_stream_items,
-                max_call_time=Duration(seconds=_MAX_CALL_SECONDS),
                 max_generated_pixels=config.max_generated_pixels if self._state.generates else 0,
+                max_search_hits=DEEPEST,
             ),
             capabilities=self._capabilities,
             describers=self._state.labelling.describers,
             library_versions=_versions(),
-            device="cpu",
+            device=self._state.device,
         )
 
     async def ListModels(
@@ -81,12 +84,8 @@ class CatalogServicer(catalog_service_pb2_grpc.CatalogServiceServicer):
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetModelResponse:
         """One model."""
-        if request.name not in self._state.models:
-            raise NotFoundError(
-                f"{request.name} is not served; served are: {', '.join(self._state.models)}",
-                field="name",
-            )
-        return pb.GetModelResponse(model=messages.model(self._state.models[request.name]))
+        served = self._state.model(request.name, "name")
+        return pb.GetModelResponse(model=messages.model(served, class_names=True))
 
     async def ListDictionaries(
         self, request: pb.ListDictionariesRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -130,4 +130,5 @@ def contrastive_labelling(
         clip=config.clip,
         meanings=_Meanings(toolbox, labels),
         similarities=_Similarities(toolbox),
+        unread_text=lambda text: toolbox.clip.unread_text(text),
     )

@@ -20,6 +20,7 @@ from vision_sae_server.labelling import metric_names
 from vision_sae_server.replies import Replies
 from vision_sae_server.served import Units
 from vision_sae_server.state import State
+from vision_sae_server.unread import unread_texts
 
 _EDITABLE = ("text", "abstained", "abstention_reason")
 _DEFAULT_SAMPLE = 50
@@ -92,7 +93,10 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
                 seed=request.seed,
                 control_texts=self._other_texts(served, index, text, request.seed),
             )
-            return pb.ScoreDescriptionResponse(scores=map(messages.score, scores))
+            return pb.ScoreDescriptionResponse(
+                scores=map(messages.score, scores),
+                unread_texts=unread_texts(self._state.labelling.unread_text, [("text", text)]),
+            )
 
         return await self._state.describing.run(score)
 
@@ -108,7 +112,7 @@ class DescriptionServicer(description_service_pb2_grpc.DescriptionServiceService
         self, request: pb.UpdateDescriptionRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.UpdateDescriptionResponse:
         """Store what a person wrote."""
-        author = caller(context)
+        author = caller(context, self._state.config.caller_key)
         return await self._updated.once(request, lambda: self._update(request, author))
 
     async def _update(
@@ -148,8 +152,8 @@ def _existing(entry: Entry | None) -> Entry:
 
 
 def _said(text: str, field: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise InvalidInputError("the text is empty, or holds a null character", field=field)
+    if not text.strip():
+        raise InvalidInputError("the text is empty", field=field)
     return text.strip()
 
 

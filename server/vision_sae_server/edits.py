@@ -16,7 +16,7 @@ from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.steering.edits import ALWAYS, FeatureEdit, Half, Operation, When
 from vision_sae.steering.generation import Changes
 from vision_sae.steering.transport import Transport
-from vision_sae.tensors import from_proto
+from vision_sae.tensors import read_floats
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
 from vision_sae_server.regions import region_mask
@@ -89,9 +89,13 @@ def translate(
         served, grid, geometry = use(transport.dictionary, "transports.dictionary")
         source = target = None
         if transport.HasField("source_region"):
-            source = region_mask(transport.source_region, grid, geometry)
+            source = region_mask(
+                transport.source_region, grid, geometry, "transports.source_region"
+            )
         if transport.HasField("target_region"):
-            target = region_mask(transport.target_region, grid, geometry)
+            target = region_mask(
+                transport.target_region, grid, geometry, "transports.target_region"
+            )
         for feature in transport.features:
             served.bundle.check_feature(feature)
             made.features.append((served, feature))
@@ -178,7 +182,7 @@ def _where(
         above = float(np.quantile(values, share)) if share and len(values) else 0.0
         return None, None, above
     if place == "weights":
-        weights = from_proto(edit.where.weights).astype(np.float32)
+        weights = read_floats(edit.where.weights, field="edits.where.weights")
         if weights.shape != shape or not np.all((weights >= 0) & (weights <= 1)):
             raise InvalidInputError(
                 f"weights are from 0 to 1 and of the shape {shape} of the site's grid; these have "
@@ -195,7 +199,8 @@ def _where(
         weights = np.zeros(grid.patches, dtype=np.float32)
         weights[indices] = 1
     else:
-        weights = region_mask(edit.where.region, grid, geometry).astype(np.float32)
+        chosen = region_mask(edit.where.region, grid, geometry, "edits.where.region")
+        weights = chosen.astype(np.float32)
     return torch.from_numpy(weights.reshape(-1)), weights.reshape(shape) > 0, None
 
 

@@ -29,6 +29,8 @@ _CODES: dict[type[VisionSaeError], int] = {
     errors.WorkersEndedError: code_pb2.INTERNAL,
 }
 _RETRY_SECONDS = 1
+_MOST_BYTES = 800
+"""Of a message. It travels three times, and each byte that is not ASCII as three."""
 DOMAIN = "vision_sae"
 
 
@@ -51,9 +53,20 @@ def grpc_code(reason: str) -> int:
     )
 
 
+def told(error: VisionSaeError) -> str:
+    """What a caller is told. Statuses travel in headers, of which 8 KiB are sure to arrive: where
+    an error quotes more, its middle is left out."""
+    message = str(error).encode(errors="replace")
+    if len(message) <= _MOST_BYTES:
+        return message.decode()
+    half = _MOST_BYTES // 2
+    first, last = (part.decode(errors="ignore") for part in (message[:half], message[-half:]))
+    return f"{first} ... {last}"
+
+
 def to_status(error: VisionSaeError) -> Any:
     """``grpc.Status`` with ErrorInfo and, where it helps, BadRequest or RetryInfo."""
-    code = code_of(type(error))
+    code, message = code_of(type(error)), told(error)
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason, domain=DOMAIN, metadata={"field": error.field}
@@ -61,12 +74,12 @@ def to_status(error: VisionSaeError) -> Any:
     ]
     if code == code_pb2.INVALID_ARGUMENT and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error)
+            field=error.field, description=message
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.OverloadedError):
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
-    status = status_pb2.Status(code=code, message=str(error))
+    status = status_pb2.Status(code=code, message=message)
     for detail in details:
         status.details.add().Pack(detail)
     return rpc_status.to_status(status)

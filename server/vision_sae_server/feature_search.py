@@ -21,6 +21,7 @@ from vision_sae_server.listing import page
 from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served, Units
 from vision_sae_server.state import Picture, State
+from vision_sae_server.unread import unread_texts
 from vision_sae_server.vectors import site_vectors
 
 _DEFAULT_PAGE = 20
@@ -66,13 +67,18 @@ async def search_features(
             hits = await _by_region(state, request, chosen)
         else:
             hits = await state.searching.run(lambda: _by_feature(state, request, chosen))
-    return await state.searching.run(lambda: _answer(request, hits))
+    return await state.searching.run(lambda: _answer(state, request, hits))
 
 
-def _answer(request: pb.SearchFeaturesRequest, hits: Sequence[_Hit]) -> pb.SearchFeaturesResponse:
+def _answer(
+    state: State, request: pb.SearchFeaturesRequest, hits: Sequence[_Hit]
+) -> pb.SearchFeaturesResponse:
     kept = _filtered(hits, request.filter)
     shown, following = page(kept, request.page_size, request.page_token, _DEFAULT_PAGE)
     response = pb.SearchFeaturesResponse(next_page_token=following)
+    if request.HasField("text") and _embeds(state, request):
+        unread = unread_texts(state.labelling.unread_text, [("text", request.text)])
+        response.unread_texts.extend(unread)
     features = {
         (name, feature.index): feature
         for name in {hit.served.resource for hit in shown}
@@ -132,6 +138,11 @@ def _by_text(state: State, request: pb.SearchFeaturesRequest) -> list[_Hit]:
     return hits
 
 
+def _embeds(state: State, request: pb.SearchFeaturesRequest) -> bool:
+    """Whether features are found by what a text means; if not, all of its words are read."""
+    return state.labelling.meanings is not None and request.match != pb.FEATURE_MATCH_LABEL
+
+
 def _by_words(state: State, text: str, chosen: Sequence[Units]) -> list[_Hit]:
     served = {each.evidence.name: each for each in chosen}
     return _confirmed_first(
@@ -175,11 +186,11 @@ def _by_feature(
     """By the cosine of decoder directions, within all dictionaries of the feature's site; in others
     its counterpart, where the dictionaries were matched."""
     own, index = state.feature(request.feature)
-    comparable = [each for each in chosen if _same_site(each, own)]
+    comparable = [each for each in chosen if each.place == own.place]
     matched = [
         each
         for each in chosen
-        if not _same_site(each, own) and each.bundle.name in own.bundle.matches
+        if each.place != own.place and each.bundle.name in own.bundle.matches
     ]
     if request.dictionaries and len(comparable) + len(matched) < len(chosen):
         other = next(each for each in chosen if each not in comparable and each not in matched)
@@ -193,7 +204,7 @@ def _by_feature(
     for each in comparable:
         decoder = each.bundle.dictionary.decoder
         cosines = torch.nn.functional.cosine_similarity(decoder, direction[None], dim=1)
-        if each is own:
+        if each.resource == own.resource:
             cosines[index] = -torch.inf
         found = zip(range(len(decoder)), cosines.tolist(), strict=True)
         match = pb.FEATURE_MATCH_DIRECTION
@@ -204,10 +215,6 @@ def _by_feature(
         if nearest >= 0:
             hits.append(_Hit(each, nearest, float(similarity), pb.FEATURE_MATCH_DIRECTION))
     return sorted(hits, key=lambda hit: -hit.score)
-
-
-def _same_site(one: Served, other: Served) -> bool:
-    return one.model is other.model and one.bundle.site == other.bundle.site
 
 
 async def _by_region(
@@ -226,9 +233,7 @@ async def _by_region(
         if name not in pictures:
             pictures[name] = await state.picture(request.region.image.data, served.model)
         picture = pictures[name]
-        mask = region_mask(region, served.bundle.grid, picture.geometry)
-        if not mask.any():
-            raise InvalidInputError("the region selects no patch", field="region.region")
+        mask = region_mask(region, served.bundle.grid, picture.geometry, "region.region")
         shares = await served.model.lane.run(partial(_shares, served, picture, mask))
         hits += [
             _Hit(served, int(i), float(shares[i]), pb.FEATURE_MATCH_ACTIVATION)

@@ -30,6 +30,8 @@ def feature_values(units: Units, index: int, made: Outline | None) -> Values:
     """
     scores: dict[str, float | None] = dict.fromkeys(_SCORES)
     for score in made.scores if made else ():
+        if score.metric not in scores:  # of a later version that shares the store
+            continue
         known = scores[score.metric]
         scores[score.metric] = score.value if known is None else min(known, score.value)
     return {

@@ -7,6 +7,7 @@ together take turns, and one that is cancelled ends with the step it is in.
 from __future__ import annotations
 
 import io
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vision_sae.dictionaries.protocol import Codes
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.models.grid import Geometry
 from vision_sae.pictures.decode import decode_image
@@ -29,12 +30,15 @@ from vision_sae.steering.generation import PICTURE, Generation, Steered
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2, generation_service_pb2_grpc, image_pb2
 from vision_sae.v1 import generation_service_pb2 as pb
+from vision_sae.v1.measure_pb2 import UnreadText
 from vision_sae_server import recipes
 from vision_sae_server.edits import Translated, regions_in_pixels, translate
 from vision_sae_server.encodings import Encoded, encode_response, explained
 from vision_sae_server.served import Served, ServedModel
 from vision_sae_server.state import Picture, State
+from vision_sae_server.unread import unread_texts
 
+_LOG = logging.getLogger("vision_sae_server")
 _DEFAULT_PREVIEW = 128
 _MOST_EFFECT_TEXTS = 16
 _MULTIPLE = 8
@@ -79,6 +83,8 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Progress step by step, and then the picture with everything about it."""
         begun = time.monotonic()
+        if request.request_id:
+            _LOG.info("Generate, request %s", request.request_id)
         repeated = request.WhichOneof("content") == "recipe"
         asked = request.recipe.settings if repeated else request.settings
         model = self._generator(asked.model)
@@ -100,11 +106,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     def _generator(self, name: str) -> ServedModel:
         """The text-to-image model of a resource name."""
-        model = self._state.models.get(name)
-        if model is None:
-            raise NotFoundError(
-                f"{name} is not served; served are: {', '.join(self._state.models)}", field="model"
-            )
+        model = self._state.model(name, "model")
         _ = model.generator  # refuses a model that cannot generate
         return model
 
@@ -208,13 +210,37 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 )
             )
             result.effect.CopyFrom(_effect(moved, perceived, region))
+            changed = effects.changed_share(moved)
+            result.effect.metrics.add(name="changed_share", value=changed, count=moved.size)
             result.effect.texts.extend(await self._texts(request, prepared, steered))
+        result.unread_texts.extend(
+            await self._state.describing.run(lambda: self._unread(request, model, prepared))
+        )
         for served in prepared.encode:
             codes = collected.codes(served)
             result.encodings.append(
                 await self._state.searching.run(lambda: _encoding(served, steered, codes))  # noqa: B023
             )
         return result
+
+    def _unread(
+        self, request: pb.GenerateRequest, model: ServedModel, prepared: _Prepared
+    ) -> list[UnreadText]:
+        """The ends of prompts and texts that nothing read."""
+        settings = prepared.settings
+        place = "recipe.settings" if request.HasField("recipe") else "settings"
+        prompts = [
+            (f"{place}.prompt", settings.prompt),
+            (f"{place}.negative_prompt", settings.negative_prompt),
+        ]
+        prompts += [
+            (f"{place}.transports[{i}].source_prompt", transport.source_prompt)
+            for i, transport in enumerate(settings.transports)
+        ]
+        measured = [] if request.omit_twin else request.effect_texts
+        texts = [(f"effect_texts[{i}]", text) for i, text in enumerate(measured)]
+        unread = unread_texts(model.generator.unread_text, prompts)
+        return unread + unread_texts(self._state.labelling.unread_text, texts)
 
     async def _texts(
         self, request: pb.GenerateRequest, prepared: _Prepared, steered: Steered

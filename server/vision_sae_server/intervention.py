@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -129,8 +129,10 @@ class _Plan:
     async def _change(self, asked: pb.InterventionImage, number: int) -> pb.ImageChange:
         picture = await self._state.picture(asked.image.data, self._model)
         targets = [
-            await self._targets.target(named.target, picture.geometry)
-            for named in self._asked.targets
+            await self._targets.target(
+                named.target, picture.geometry, field=f"plan.targets[{place}].target"
+            )
+            for place, named in enumerate(self._asked.targets)
         ]
         intervention = self._intervention(picture)
         outcome = await self._model.lane.run(lambda: intervention(picture.pixels, targets))
@@ -167,7 +169,9 @@ class _Plan:
         cosine = before @ after / max(np.linalg.norm(before) * np.linalg.norm(after), 1e-12)
         change = pb.ImageChange(
             targets=[self._target_change(i, outcome) for i in range(len(self._names))],
-            classes=_classes(outcome.before, outcome.after, self._top_classes),
+            classes=_classes(
+                outcome.before, outcome.after, self._top_classes, self._model.model.class_names
+            ),
             embedding_similarity=float(cosine),
             relative_change=outcome.relative_change,
         )
@@ -208,6 +212,7 @@ class _Plan:
                 for index in range(len(self._names))
                 for other in others
             ],
+            unread_texts=self._targets.unread,
         )
 
     def _contrast(
@@ -260,7 +265,9 @@ def _flipped(outcome: Outcome) -> bool:
     return before is not None and after is not None and int(before.argmax()) != int(after.argmax())
 
 
-def _classes(before: ModelOutput, after: ModelOutput, count: int) -> list[pb.ClassChange]:
+def _classes(
+    before: ModelOutput, after: ModelOutput, count: int, names: Sequence[str]
+) -> list[pb.ClassChange]:
     """The classes that lead before or after, by probability before."""
     if before.logits is None or after.logits is None or not count:
         return []
@@ -271,6 +278,7 @@ def _classes(before: ModelOutput, after: ModelOutput, count: int) -> list[pb.Cla
     return [
         pb.ClassChange(
             index=int(i),
+            label=names[i] if names else "",
             logit_before=logits[0, i],
             logit_after=logits[1, i],
             probability_before=shares[0, i],

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from vision_sae.descriptions.jobs.job import Failure, Job
 from vision_sae.descriptions.jobs.worker import Pace, run_worker
 from vision_sae.descriptions.protocol import Description
+from vision_sae.models.registry import shown_name
 from vision_sae_server.state import State
 
 _LOG = logging.getLogger("vision_sae_server")
@@ -88,7 +89,8 @@ class JobLane:
             return f"the describer {job.target.describer} was renewed; create another job"
         clip = self._state.labelling.clip
         if (before := job.target.config.get("clip", clip)) != clip:
-            return f"labels were judged by {before or 'nothing'}, here by {clip or 'nothing'}"
+            names = [shown_name(name) if name else "nothing" for name in (before, clip)]
+            return f"labels were judged by {names[0]}, here by {names[1]}"
         made_by = self._state.labelling.describers[job.target.describer].identity()
         if job.target.config.get("identity", made_by) != made_by:
             return "the describer's settings, or the files they name, changed; create another job"

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from vision_sae.descriptions.jobs.job import Budget, Failure, Finished, Job, Progress, Target
 from vision_sae.descriptions.store import Unit
-from vision_sae.errors import InvalidInputError, NotConfiguredError, NotFoundError
+from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.resources import dictionary_of
 from vision_sae.v1 import description_pb2, label_job_service_pb2_grpc, measure_pb2
 from vision_sae.v1 import label_job_service_pb2 as pb
@@ -32,6 +33,8 @@ _FIELDS = ("state", "dictionary", "model", "describer", "creator")
 _POLL_SECONDS = 0.25
 _PROGRESS_SECONDS = 1.0
 _PAGE = 500
+_MOST_SECONDS = 315_576_000_000
+"""Of a google.protobuf.Duration: 10,000 years."""
 
 
 class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
@@ -46,7 +49,7 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
         self, request: pb.CreateLabelJobRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CreateLabelJobResponse:
         """Put a job in the queue."""
-        creator = caller(context)
+        creator = caller(context, self._state.config.caller_key)
         made = await self._state.searching.run(lambda: self._create(request, creator))
         self._wake()
         return pb.CreateLabelJobResponse(label_job=made)
@@ -72,7 +75,7 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
                 "identity": describer.identity(),
             },
         )
-        seconds = asked.budget.max_duration.ToTimedelta().total_seconds()
+        seconds = _seconds(asked.budget.max_duration)
         job = self._state.jobs.create(
             units,
             target,
@@ -107,12 +110,8 @@ class LabelJobServicer(label_job_service_pb2_grpc.LabelJobServiceServicer):
 
     def _neuron_sites(self, asked: pb.NeuronUnits) -> list[str]:
         """``models/{model}/sites/{site}`` of the sites that match."""
-        if asked.model not in self._state.models:
-            raise NotFoundError(
-                f"{asked.model} is not served; served are: {', '.join(self._state.models)}",
-                field="label_job.neurons.model",
-            )
-        sites, chosen = self._state.models[asked.model].model.sites, dict[str, None]()
+        served = self._state.model(asked.model, "label_job.neurons.model")
+        sites, chosen = served.model.sites, dict[str, None]()
         for pattern in asked.sites:
             found = [site for site in sites if fnmatch.fnmatchcase(site, pattern)]
             if not found:
@@ -236,6 +235,17 @@ class _News(NamedTuple):
     units: list[Finished]
 
 
+def _seconds(duration: Duration) -> float:
+    """A duration of a request in seconds; raises `InvalidInputError` for one that is none."""
+    if not (0 <= duration.seconds <= _MOST_SECONDS and 0 <= duration.nanos < 10**9):
+        raise InvalidInputError(
+            f"a duration has 0 to {_MOST_SECONDS:,} seconds and 0 to 999,999,999 nanos; leave it "
+            "out for no limit",
+            field="label_job.budget.max_duration",
+        )
+    return duration.seconds + duration.nanos / 1e9
+
+
 def _sequence(token: str) -> int:
     if token and not (token.isdecimal() and token.isascii()):
         raise InvalidInputError(
@@ -283,10 +293,10 @@ def label_job(job: Job, progress: Progress) -> pb.LabelJob:
         describer=job.target.describer,
         force=job.target.config.get("force", False),
         metrics=[
-            description_pb2.ScoreMetric.Value(f"SCORE_METRIC_{metric.upper()}")
+            messages.enum_value(description_pb2.ScoreMetric, "SCORE_METRIC", metric)
             for metric in job.target.config.get("metrics", ())
         ],
-        state=pb.LabelJobState.Value(f"LABEL_JOB_STATE_{job.state.upper()}"),
+        state=messages.enum_value(pb.LabelJobState, "LABEL_JOB_STATE", job.state),
         progress=pb.LabelJobProgress(
             total=job.total,
             done=job.done,

@@ -5,7 +5,7 @@ All of it is handed to `load_state` by whoever starts the server; nothing here l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -138,6 +138,8 @@ class Labelling:
     """Search by meaning; needs a contrastive model."""
     similarities: Similarities | None = None
     """Of pictures and texts; needs a contrastive model."""
+    unread_text: Callable[[str], str] = field(default=lambda text: "")
+    """The end of a text that the contrastive model does not read; see `ContrastiveModel`."""
 
     def describer(self, name: str) -> tuple[str, Labels]:
         """(name, describer); the default for an empty name."""

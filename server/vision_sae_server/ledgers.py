@@ -14,6 +14,7 @@ from vision_sae.attribution import ledger as books
 from vision_sae.attribution import maps
 from vision_sae.attribution.faithfulness import Faithfulness, faithfulness
 from vision_sae.attribution.ledger import Ledger, Reference, Scene
+from vision_sae.dictionaries.neurons import NeuronBasis
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError, NotConfiguredError
 from vision_sae.models.artifacts import artifacts
@@ -114,9 +115,8 @@ class Attributing:
         if self._method != _NEURONS:
             return served
         for other in self._state.dictionaries.values():
-            same_model = other.model.resource == served.model.resource
-            same = same_model and other.bundle.site == served.bundle.site
-            if same and other.bundle.dictionary.architecture == "neurons":
+            neurons = other.bundle.dictionary.architecture == NeuronBasis.architecture
+            if neurons and other.place == served.place:
                 return other
         raise NotConfiguredError(
             f"this server has no dictionary of the raw neurons of {served.bundle.site}; train one "
@@ -160,7 +160,7 @@ class Attributing:
             ]
 
         scene, places = await self._model.lane.run(seen)
-        response = pb.AttributeResponse()
+        response = pb.AttributeResponse(unread_texts=targets.unread)
         for at in places:
             make = await self._model.lane.run(lambda: self._computed(scene, at, picture))  # noqa: B023
             response.sites.append(await self._state.searching.run(make))

@@ -8,11 +8,13 @@ by itself costs memory of its own, and protobuf has the process give back all th
 from __future__ import annotations
 
 import io
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from cachetools import LRUCache, cached
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ from vision_sae.descriptions.protocol import Negatives, Score
 from vision_sae.descriptions.store import Entry, Unit
 from vision_sae.dictionaries.neurons import NeuronBasis
 from vision_sae.models.grid import Geometry, PatchGrid
-from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.protocol import ContrastiveModel, Model, Site
+from vision_sae.models.registry import shown_name
 from vision_sae.resources import dictionary_of, dictionary_resource, site_resource
 from vision_sae.tensors import to_proto, write
 from vision_sae.v1 import (
@@ -46,22 +50,28 @@ _MOST_CANDIDATES = 10
 _MOST_CHILDREN = 10
 _BASIC_FEATURES = 16_384
 """How many features in the basic view are remembered, about 2 KB each."""
-_SITE_KINDS = {
-    "update": model_pb2.SITE_KIND_UPDATE,
-    "resid": model_pb2.SITE_KIND_RESID,
-    "mlp": model_pb2.SITE_KIND_MLP,
-    "attn": model_pb2.SITE_KIND_ATTN,
-}
-_MODEL_KINDS = {
-    "vit": model_pb2.MODEL_KIND_VIT,
-    "clip": model_pb2.MODEL_KIND_CLIP,
-    "sdxl": model_pb2.MODEL_KIND_TEXT_TO_IMAGE,
-}
+_OF_OUTPUTS = ("kl_div", "cosine_distance", "ce_loss")
+"""How the names of figures begin that compare the model's outputs: `Downstream.metrics`."""
 NEGATIVES: dict[int, Negatives] = {
     description_pb2.SCORE_NEGATIVES_RANDOM: "random",
     description_pb2.SCORE_NEGATIVES_HARD: "hard",
 }
 """The counter-examples of scores, as the library calls them."""
+
+
+def enum_value(enum: Any, prefix: str, word: str) -> Any:
+    """The value of an enum for a word of the library: ``hard`` is ``SCORE_NEGATIVES_HARD``. 0,
+    UNSPECIFIED, for a word that this version of the contract does not have."""
+    found = enum.DESCRIPTOR.values_by_name.get(f"{prefix}_{word.upper()}")
+    return found.number if found else 0
+
+
+def dtype(kind: torch.dtype) -> tensor_pb2.DType.ValueType:
+    """A precision of torch; UNSPECIFIED for one that the contract does not have."""
+    found: tensor_pb2.DType.ValueType = enum_value(
+        tensor_pb2.DType, "D_TYPE", str(kind).removeprefix("torch.")
+    )
+    return found
 
 
 def box(corners: Any) -> image_pb2.Box:
@@ -150,6 +160,7 @@ def indexed_patch(
         activation=activation,
         thumbnail=_thumbnail(evidence.thumbnail(image), thumbnail) if thumbnail else None,
         caption=record.caption,
+        data_set=record.data_set,
         image_width=record.width,
         image_height=record.height,
     )
@@ -192,17 +203,15 @@ def exemplars(
 
 def score(measured: Score) -> description_pb2.Score:
     """One score of one text."""
-    metric = description_pb2.ScoreMetric.Value(f"SCORE_METRIC_{measured.metric.upper()}")
-    kind = measured.negatives.upper() or "UNSPECIFIED"
     return description_pb2.Score(
-        metric=metric,
+        metric=enum_value(description_pb2.ScoreMetric, "SCORE_METRIC", measured.metric),
         value=measured.value,
         lower=measured.lower,
         upper=measured.upper,
         count=measured.n,
         control=measured.control,
-        negatives=description_pb2.ScoreNegatives.Value(f"SCORE_NEGATIVES_{kind}"),
-        judge=measured.judge,
+        negatives=enum_value(description_pb2.ScoreNegatives, "SCORE_NEGATIVES", measured.negatives),
+        judge=shown_name(measured.judge),
     )
 
 
@@ -224,15 +233,13 @@ def description(
         text=made.text,
         abstained=made.text is None,
         abstention_reason=made.abstained,
-        origin=description_pb2.DescriptionOrigin.Value(
-            f"DESCRIPTION_ORIGIN_{entry.origin.upper()}"
-        ),
+        origin=enum_value(description_pb2.DescriptionOrigin, "DESCRIPTION_ORIGIN", entry.origin),
         describer=made.describer,
         describer_version=str(made.describer_version) if made.describer else "",
         scores=map(score, made.scores),
         author=entry.author,
         etag=entry.etag,
-        judged_by="" if made.text is None else made.judged_by,
+        judged_by="" if made.text is None else shown_name(made.judged_by),
     )
     message.create_time.FromDatetime(entry.created)
     if served is not None and options is not None:
@@ -240,16 +247,28 @@ def description(
         side = thumbnail_side(options)
         # Patches of other evidence, of a bundle that stood here before, are not those of this one.
         known = entry.identity == served.evidence.identity
-        message.evidence.extend(
-            indexed_patch(served.evidence, patch, thumbnail=side)
-            for patch in (made.evidence[:count] if known else ())
-        )
+        patches = made.evidence[:count] if known else ()
+        fires = _activations(served, entry.unit.index, patches)
+        for patch, activation in zip(patches, fires, strict=True):
+            shown = indexed_patch(served.evidence, patch, thumbnail=side, activation=activation)
+            shown.quantile = served.quantile(entry.unit.index, activation)
+            message.evidence.append(shown)
         message.candidates.extend(
             description_pb2.Candidate(text=text, value=value)
             for text, value in made.candidates[:_MOST_CANDIDATES]
         )
         message.history.extend(description(served, earlier) for earlier in history)
     return message
+
+
+def _activations(units: Units, index: int, patches: Sequence[int]) -> list[float]:
+    """How strongly a unit fires on each of some patches; 0 where that is not known."""
+    if not patches:
+        return []
+    places = units.evidence.places(index)
+    at = np.isin(places.rows, patches)
+    found = dict(zip(places.rows[at].tolist(), places.values[at].tolist(), strict=True))
+    return [float(found.get(patch, 0.0)) for patch in patches]
 
 
 def _statistics(units: Units, index: int, *, full: bool) -> feature_pb2.FeatureStatistics:
@@ -288,6 +307,7 @@ def features(
         message.exemplars.extend(exemplars(served, index, options))
         if isinstance(served, Served):
             message.related.extend(_related(served, index))
+            message.metrics.extend(_feature_metrics(served, index))
         found.append(message)
     return found
 
@@ -316,6 +336,24 @@ def _basic_feature(served: Units, index: int, entry: Entry | None) -> feature_pb
     if entry is not None:
         message.description.CopyFrom(description(served, entry))
     return message
+
+
+def _feature_metrics(served: Served, index: int) -> list[measure_pb2.Metric]:
+    """What else is measured of a feature, beside what chance gives."""
+    measured = served.monosemanticity(index)
+    if measured is None:
+        return []
+    floor = served.monosemanticity_floor
+    return [
+        measure_pb2.Metric(
+            name="monosemanticity",
+            value=measured.value,
+            lower=measured.lower,
+            upper=measured.upper,
+            control=None if math.isnan(floor) else floor,
+            count=measured.images,
+        )
+    ]
 
 
 def _related(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
@@ -355,7 +393,8 @@ def _said(entry: Entry | None) -> dict[str, str]:
     """The label of a related feature, and who confirmed it."""
     if entry is None or entry.description.text is None:
         return {}
-    return {"label": entry.description.text, "judged_by": entry.description.judged_by}
+    made = entry.description
+    return {"label": made.text or "", "judged_by": shown_name(made.judged_by)}
 
 
 def _matched(served: Served, index: int) -> list[feature_pb2.RelatedFeature]:
@@ -421,58 +460,113 @@ def _of_bundle(served: Served) -> dictionary_pb2.Dictionary:
     size = sum(
         entry["bytes"] for path, entry in manifest["files"].items() if path.startswith("patches/")
     )
-    return dictionary_pb2.Dictionary(
+    message = dictionary_pb2.Dictionary(
         architecture=manifest["dictionary"]["architecture"],
         width=manifest["dictionary"]["width"],
         input_width=manifest["dictionary"]["dim"],
         k=manifest["dictionary"].get("k"),
-        metrics=[
-            measure_pb2.Metric(name=f"{data}.{name}", value=value, count=int(values["rows"]))
-            for data, values in manifest["metrics"].items()
-            for name, value in values.items()
-            if name != "rows"
-        ],
+        metrics=_metrics(manifest),
         patch_index=dictionary_pb2.PatchIndex(
             type=index["type"],
             size=index["rows"],
             recall_at_10=index["recall_at_10"],
-            bytes_per_vector=size / index["rows"],
+            bytes_per_vector=size / max(index["rows"], 1),
             data_sets=sorted(set(served.bundle.data_sets.tolist()) - {""}),
         ),
         manifest_sha256=served.bundle.manifest_sha256,
     )
+    message.create_time.FromDatetime(served.bundle.published_at)
+    return message
 
 
-def model(served: ServedModel) -> model_pb2.Model:
-    """A model with its sites."""
+def _metrics(manifest: Mapping[str, Any]) -> list[measure_pb2.Metric]:
+    """The figures of a dictionary on each data set, beside what chance gives."""
+    return [
+        measure_pb2.Metric(
+            name=f"{data}.{name}",
+            value=value,
+            control=_by_chance(name, values, manifest),
+            count=_count(name, data, manifest),
+        )
+        for data, values in manifest["metrics"].items()
+        for name, value in values.items()
+        if name != "rows"
+    ]
+
+
+def _by_chance(name: str, values: Mapping[str, float], manifest: Mapping[str, Any]) -> float | None:
+    """What a figure comes to by chance; None where that is not known."""
+    if name == "monosemanticity":
+        return values.get("monosemanticity_floor")
+    return manifest["nearest_floor"] if name == "average_max_decoder_cosine_sim" else None
+
+
+def _count(name: str, data: str, manifest: Mapping[str, Any]) -> int:
+    """What a figure rests on: patches, unless it is of features or pictures."""
+    evaluated = manifest.get("evaluations", {}).get(data, {})
+    if name == "average_max_decoder_cosine_sim":
+        return int(manifest["dictionary"]["width"])
+    if name == "monosemanticity":
+        return int(evaluated.get("monosemanticity_features", 0))
+    if name == "monosemanticity_floor":
+        return int(evaluated.get("images", 0))
+    if name.startswith(_OF_OUTPUTS):
+        return int(evaluated.get("downstream_images", 0))
+    return int(manifest["metrics"][data]["rows"])
+
+
+def _kind(model: Model) -> model_pb2.ModelKind.ValueType:
+    """By what a model can do; UNSPECIFIED for one that can do none of what the contract names."""
+    if isinstance(model, NoisedPictures):
+        return model_pb2.MODEL_KIND_TEXT_TO_IMAGE
+    if isinstance(model, ContrastiveModel):
+        return model_pb2.MODEL_KIND_CLIP
+    kind: model_pb2.ModelKind.ValueType = enum_value(model_pb2.ModelKind, "MODEL_KIND", model.kind)
+    return kind
+
+
+def _sites(model: Model) -> list[tuple[Site, PatchGrid]]:
+    """Every site with its grid; those of a generator have grids of their own."""
+    if not isinstance(model, NoisedPictures):
+        return [(site, model.grid) for site in model.sites.values()]
+    generator, side = model.generator, model.generator.usual_side
+    return [(site, generator.grid(site.name, side, side)) for site in generator.sites.values()]
+
+
+def model(served: ServedModel, *, class_names: bool = False) -> model_pb2.Model:
+    """A model with its sites, and the names of its classes where they are asked for."""
     ours = served.model
-    identity, grid, preparation = ours.identity(), ours.grid, ours.preprocessing
+    identity, preparation = ours.identity(), ours.preprocessing
+    name = shown_name(ours.name)
     return model_pb2.Model(
         name=served.resource,
-        display_name=ours.name,
-        kind=_MODEL_KINDS[ours.kind],
-        source=ours.name,
+        display_name=name,
+        kind=_kind(ours),
+        source=name,
         weights_sha256=identity["weights_sha256"],
         sites=[
             model_pb2.Site(
                 name=site_resource(ours.name, site.name),
-                kind=_SITE_KINDS[site.kind],
+                kind=enum_value(model_pb2.SiteKind, "SITE_KIND", site.kind),
                 width=site.dim,
                 rows=grid.rows,
                 cols=grid.cols,
                 special_tokens=ours.special_tokens,
                 order=order,
             )
-            for order, site in enumerate(ours.sites.values())
+            for order, (site, grid) in enumerate(_sites(ours))
         ],
         preprocessing=model_pb2.Preprocessing(
             width=preparation.width,
             height=preparation.height,
-            resize=preparation.crop_mode,
+            resize=preparation.in_words(),
             interpolation=preparation.interpolation,
             mean=preparation.mean,
             std=preparation.std,
         ),
-        dtype=getattr(tensor_pb2, f"D_TYPE_{str(ours.dtype).removeprefix('torch.').upper()}"),
+        dtype=dtype(ours.dtype),
+        parameters=ours.parameters,
+        embedding_width=ours.embedding_width(),
+        class_names=ours.class_names if class_names else (),
         has_text=isinstance(ours, ContrastiveModel),
     )

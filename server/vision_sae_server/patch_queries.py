@@ -15,11 +15,13 @@ from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.protocol import ContrastiveModel, PatchEmbeddings
 from vision_sae.v1 import edit_pb2
 from vision_sae.v1 import search_service_pb2 as pb
+from vision_sae.v1.measure_pb2 import UnreadText
 from vision_sae.vectors import normalised
 from vision_sae_server.edits import feature_edit
 from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served
 from vision_sae_server.state import State
+from vision_sae_server.unread import unread_texts
 from vision_sae_server.vectors import site_vectors
 
 _NEGATIVE_WEIGHT = 0.5
@@ -49,6 +51,8 @@ class PatchQueries:
 
     def __init__(self, state: State, served: Served) -> None:
         self._state, self._served = state, served
+        self.unread: list[UnreadText] = []
+        """The ends of the texts of the request that the model does not read."""
 
     async def query(self, request: pb.SearchPatchesRequest) -> Query:
         """Raises `NotServedError` for a space or a kind of query that is not served."""
@@ -58,7 +62,7 @@ class PatchQueries:
             known = ", ".join(pb.SearchSpace.Name(known) for known in _SPACES[kind or ""])
             raise InvalidInputError(f"a query by {kind} is compared in {known}", field="space")
         if kind == "text":
-            return Query(aligned=await self._text(request.text))
+            return Query(aligned=await self._text(request.text, "text"))
         if kind == "edited_code":
             return Query(code=await self._edited(request.edited_code))
         if kind == "examples":
@@ -89,9 +93,15 @@ class PatchQueries:
         assert isinstance(model, ContrastiveModel)  # no other model's patches are kept there
         return model
 
-    async def _text(self, text: str) -> NDArray[np.float32]:
+    async def _text(self, text: str, field: str) -> NDArray[np.float32]:
         model = self._contrastive()
-        found = await self._served.model.lane.run(lambda: model.embed_texts([text])[0])
+
+        def embed() -> tuple[Tensor, list[UnreadText]]:
+            unread = unread_texts(model.unread_text, [(field, text)])
+            return model.embed_texts([text])[0], unread
+
+        found, unread = await self._served.model.lane.run(embed)
+        self.unread += unread
         return np.asarray(found.float().cpu().numpy())
 
     async def _aligned(self, region: pb.ImageRegion) -> NDArray[np.float32]:
@@ -113,9 +123,7 @@ class PatchQueries:
         bundle, model = self._served.bundle, self._served.model
         picture = await self._state.picture(region.image.data, model)
         chosen = region.region if region.HasField("region") else None
-        mask = region_mask(chosen, bundle.grid, picture.geometry)
-        if not mask.any():
-            raise InvalidInputError("the region selects no patch", field="region.region")
+        mask = region_mask(chosen, bundle.grid, picture.geometry, "region.region")
         return picture.pixels, mask
 
     async def _vectors(self, region: pb.ImageRegion) -> NDArray[np.float32]:
@@ -177,7 +185,7 @@ class PatchQueries:
 
     def _own(self, feature: str, field: str) -> int:
         served, index = self._state.feature(feature)
-        if served is not self._served:
+        if served.resource != self._served.resource:
             raise InvalidInputError(f"{feature} is not of {self._served.resource}", field=field)
         return index
 
@@ -219,7 +227,7 @@ class PatchQueries:
     async def _aligned_example(self, example: pb.SearchExample) -> NDArray[np.float32]:
         match example.WhichOneof("kind"):
             case "text":
-                return await self._text(example.text)
+                return await self._text(example.text, "examples.text")
             case "region":
                 return await self._aligned(example.region)
             case "patch":

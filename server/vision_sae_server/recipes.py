@@ -15,7 +15,7 @@ import vision_sae
 from vision_sae.errors import MismatchError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.v1 import generation_service_pb2 as pb
-from vision_sae.v1 import tensor_pb2
+from vision_sae_server import messages
 from vision_sae_server.served import ServedModel
 from vision_sae_server.state import State
 
@@ -67,7 +67,6 @@ def recipe(state: State, model: ServedModel, settings: pb.GenerationSettings) ->
     identity = model.generator.identity()
     named = {edit.feature.rpartition("/features/")[0] for edit in settings.edits}
     named |= {transport.dictionary for transport in settings.transports}
-    dtype = str(model.generator.dtype).removeprefix("torch.").upper()
     return pb.Recipe(
         settings=settings,
         format_version=_FORMAT_VERSION,
@@ -77,7 +76,7 @@ def recipe(state: State, model: ServedModel, settings: pb.GenerationSettings) ->
             name: state.dictionary(name).bundle.manifest_sha256 for name in sorted(named)
         },
         scheduler=json.dumps(identity["scheduler"], sort_keys=True),
-        dtype=tensor_pb2.DType.Value(f"D_TYPE_{dtype}"),
+        dtype=messages.dtype(model.generator.dtype),
         device=device(model),
         library_versions={"python": platform.python_version()}
         | {library: version(library) for library in _LIBRARIES},

@@ -26,7 +26,7 @@ from vision_sae_server.served import Served
 from vision_sae_server.state import State
 
 _DEFAULT_PAGE = 20
-_DEEPEST = 2000
+DEEPEST = 2000
 """Hits that a query by likeness can be paged through."""
 
 
@@ -48,17 +48,20 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
 
         def find() -> pb.SearchPatchesResponse:
             allowed = queries.allowed(request, None)
-            bundle, response = served.bundle, pb.SearchPatchesResponse(dictionary=served.resource)
+            bundle = served.bundle
+            response = pb.SearchPatchesResponse(
+                dictionary=served.resource, unread_texts=queries.unread
+            )
             if query.vector is not None:
-                hits = by_vector(bundle, query.vector, _DEEPEST, allowed)
+                hits = by_vector(bundle, query.vector, DEEPEST, allowed)
                 response.space = pb.SEARCH_SPACE_VECTOR
                 response.recall_at_10 = float(bundle.manifest["patch_index"]["recall_at_10"])
             elif query.aligned is not None:
-                hits = by_text_aligned(bundle, query.aligned, _DEEPEST, allowed)
+                hits = by_text_aligned(bundle, query.aligned, DEEPEST, allowed)
                 response.space = pb.SEARCH_SPACE_TEXT_ALIGNED
                 response.recall_at_10 = float(bundle.manifest["text_aligned_index"]["recall_at_10"])
             else:
-                hits = by_code(bundle, query.code or {}, _DEEPEST, allowed)
+                hits = by_code(bundle, query.code or {}, DEEPEST, allowed)
                 response.space, response.recall_at_10 = pb.SEARCH_SPACE_CODE, 1.0
             return self._answer(served, request, hits, response, queries.filtered_by(request))
 
@@ -98,7 +101,7 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         """A page of hits, with the activation of the ``feature`` that was asked for or that the
         filter is about."""
         if request.collapse_near_duplicates:
-            hits = collapsed(served.bundle, hits[:_DEEPEST])
+            hits = collapsed(served.bundle, hits[:DEEPEST])
         shown, following = page(hits, request.page_size, request.page_token, _DEFAULT_PAGE)
         options = exemplar_pb2.ExemplarOptions(
             thumbnail_pixels=request.thumbnail_pixels, omit_thumbnails=request.omit_thumbnails

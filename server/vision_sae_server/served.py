@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vision_sae.activations.store import sources_of
 from vision_sae.bundles.bundle import Bundle, Exemplar
 from vision_sae.config import ServeConfig
 from vision_sae.descriptions.evidence.bundle import BundleEvidence
@@ -16,6 +18,7 @@ from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import FeatureNotFoundError, InvalidInputError
+from vision_sae.evaluation.monosemanticity import FeatureMonosemanticity, floor, of_feature
 from vision_sae.models.generator import Generator
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import Model
@@ -39,6 +42,7 @@ class ServedModel:
     ) -> ServedModel:
         """A model with a lane as wide as it and its dictionaries allow; see `sharing`."""
         found = sharing(model, dictionaries, config.max_batch)
+        model.embedding_width()  # now, as it may take a forward pass
         return cls(model, ModelLane(found.side_by_side), found.at_once)
 
     @property
@@ -110,6 +114,12 @@ class Served:
         """``dictionaries/{dictionary}``."""
         return self.evidence.name
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """(hash of the model's weights, site): dictionaries that share it are of the same vectors,
+        whatever name each of their models was loaded by."""
+        return self.bundle.manifest["model"]["weights_sha256"], self.bundle.site
+
     def check(self, index: int) -> None:
         """See `Units`."""
         self.bundle.check_feature(index)
@@ -119,12 +129,34 @@ class Served:
         stats, patches = self.bundle.statistics, len(self.bundle.codes.indptr) - 1
         return {
             "count": int(stats.count[index]),
-            "firing_rate": float(stats.count[index]) / patches,
+            "firing_rate": float(stats.count[index]) / max(patches, 1),
             "mean": float(stats.mean[index]),
             "std": float(stats.std[index]),
             "max": float(stats.max[index]),
             "image_count": int(self.bundle.image_counts[index]),
         }
+
+    def monosemanticity(self, index: int) -> FeatureMonosemanticity | None:
+        """Of a feature, over the pictures of the bundle; None where it is undefined."""
+        kept = self._kept
+        return of_feature(
+            self.evidence.peaks(index)[kept], self.bundle.embeddings[kept], self._sources[kept]
+        )
+
+    @cached_property
+    def monosemanticity_floor(self) -> float:
+        """That of a feature which fires alike on all pictures; NaN where it is undefined."""
+        return floor(self.bundle.embeddings[self._kept])
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64]:
+        """The pictures that were not deleted."""
+        deleted = self.bundle.deleted
+        return np.flatnonzero(np.ones(len(self.bundle.images)) if deleted is None else ~deleted)
+
+    @cached_property
+    def _sources(self) -> NDArray[np.int64]:
+        return sources_of(self.bundle.images)
 
     def exemplars(self, index: int) -> tuple[list[Exemplar], list[Exemplar]]:
         """See `Units`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,18 +26,20 @@ from vision_sae.models.bound import bound
 from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.registry import load_model
-from vision_sae.pictures.decode import decode_image
-from vision_sae.resources import dictionary_of, dictionary_resource
+from vision_sae.pictures.decode import decode_image, guarded
+from vision_sae.resources import check_names, dictionary_of, dictionary_resource
 from vision_sae_server.contrastive import contrastive_labelling
 from vision_sae_server.labelling import Labelling, captions_alone
 from vision_sae_server.lanes import Lane
 from vision_sae_server.served import Served, ServedModel, ServedNeurons, Units
 
+S = TypeVar("S")
 U = TypeVar("U", bound=Units)
 
 _SEARCH_THREADS = 2
 _DECODE_THREADS = 2
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAMED = 10
+"""Names that a refusal offers at most."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class State:
     """Set when the server begins to drain: jobs pause, and watchers are sent elsewhere."""
 
     @property
+    def device(self) -> str:
+        """Where models compute: one device, or several with commas between them."""
+        return ", ".join(sorted({str(model.model.device) for model in self.models.values()}))
+
+    @property
     def generates(self) -> bool:
         """Whether one of the models makes pictures of prompts."""
         return any(isinstance(model.model, NoisedPictures) for model in self.models.values())
@@ -81,12 +87,11 @@ class State:
                 "text and label; for this, serve a bundle of the architecture neurons",
                 field="dictionary",
             )
-        if name not in self.dictionaries:
-            raise NotFoundError(
-                f"{name} is not served; served are: {', '.join(self.dictionaries)}",
-                field="dictionary",
-            )
-        return self.dictionaries[name]
+        return _served(self.dictionaries, name, "dictionary")
+
+    def model(self, name: str, field: str) -> ServedModel:
+        """The model of a resource name, which ``field`` of a request holds."""
+        return _served(self.models, name, field)
 
     def feature(self, name: str) -> tuple[Served, int]:
         """(dictionary, index) of a feature's resource name."""
@@ -125,7 +130,8 @@ class State:
                 max_pixels=self.config.max_image_pixels,
             )
             geometry = model.model.preprocessing.geometry(image.width, image.height)
-            return Picture(model.model.preprocess(image), geometry)
+            with guarded():
+                return Picture(model.model.preprocess(image), geometry)
 
         return await self.decoding.run(decode)
 
@@ -135,6 +141,17 @@ class State:
         for lane in (self.decoding, *models, self.searching, self.describing):
             lane.close()
         self.labels.close()
+
+
+def _served(everything: Mapping[str, S], name: str, field: str) -> S:
+    """What has this resource name; raises `NotFoundError` with some of the names there are."""
+    if name not in everything:
+        names = sorted(everything)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise NotFoundError(
+            f"{name} is not served; served are: {', '.join(names[:_NAMED])}{more}", field=field
+        )
+    return everything[name]
 
 
 def _indexed(find: Callable[[str], U], name: str) -> tuple[U, int]:
@@ -160,17 +177,8 @@ def _check_matches(dictionaries: Mapping[str, Served]) -> None:
 
 def _opened(paths: Sequence[Path]) -> list[Bundle]:
     """The bundles, whose names must be unique."""
-    found: dict[str, Bundle] = {}
-    for path in paths:
-        bundle = Bundle(path)
-        if not _NAME.fullmatch(bundle.name) or bundle.name in found:
-            raise InvalidInputError(
-                f"the directory name {bundle.name!r} names the dictionary: it must be unique and "
-                "of letters, digits, '.', '_' and '-'",
-                field="bundle",
-            )
-        found[bundle.name] = bundle
-    return list(found.values())
+    check_names(paths)
+    return [Bundle(path) for path in paths]
 
 
 def load_state(
@@ -178,15 +186,18 @@ def load_state(
     config: ServeConfig,
     describe: DescribeConfig | None = None,
     labelling: Labelling | None = None,
+    *,
+    step: Callable[[str], object] = lambda _: None,
 ) -> State:
     """Open bundles, load their models, each once, and take over the bundles' descriptions.
 
     Labels are made as ``describe`` says, with the contrastive model of ``config``; without one, and
     without ``labelling``, from captions alone. Raises `MismatchError` when a model that answers to
-    a bundle's name is not the one it was made from.
+    a bundle's name is not the one it was made from. ``step`` is told what begins.
     """
     describe = describe or DescribeConfig()
     labels = LabelStore(config.labels or MEMORY)
+    step(f"reading and checking {', '.join(str(path) for path in bundles)}")
     opened = _opened(bundles)
     by_model: dict[str, list[Bundle]] = {}
     for bundle in opened:
@@ -194,19 +205,30 @@ def load_state(
     loaded: dict[str, ServedModel] = {}
     model_of: dict[str, ServedModel] = {}
     for name, group in by_model.items():
+        step(f"loading the model {name}")
         model = load_model(name)
         as_bound = [bound(model, bundle.manifest["model"]) for bundle in group]
         found = [SiteDictionary(bundle.dictionary, bundle.site) for bundle in group]
+        step(f"trying out how passes of {name} share the cores")
         loaded[name] = ServedModel.ready(model, found, config)
         for bundle, its_model in zip(group, as_bound, strict=True):
             model_of[bundle.name] = replace(loaded[name], model=its_model)
     dictionaries: dict[str, Served] = {}
+    step("taking over the labels")
     for bundle in opened:
         entry = Served(bundle, model_of[bundle.name], labels, BundleEvidence(bundle))
         dictionaries[entry.resource] = entry
         labels.import_bundle(bundle)
     _check_matches(dictionaries)
-    models = {model.resource: model for model in loaded.values()}
+    models: dict[str, ServedModel] = {}
+    for name, ready in loaded.items():
+        if other := models.get(ready.resource):
+            raise InvalidInputError(
+                f"the models {other.model.name!r} and {name!r} would both be {ready.resource}; "
+                "serve them apart",
+                field="bundle",
+            )
+        models[ready.resource] = ready
     if labelling is None and config.clip:
         probes = bundles[0].parent / PROBES
         by_name = {name: model.model for name, model in loaded.items()}

@@ -11,7 +11,7 @@ from google.rpc import code_pb2
 
 from vision_sae.errors import VisionSaeError
 from vision_sae.v1.measure_pb2 import ItemError
-from vision_sae_server.errors import code_of
+from vision_sae_server.errors import code_of, told
 
 _LOG = logging.getLogger("vision_sae_server")
 Asked = TypeVar("Asked")
@@ -57,7 +57,7 @@ def item_error(error: Exception) -> ItemError:
     """Why one item has no answer; what was not foreseen is logged, not told."""
     if isinstance(error, VisionSaeError):
         return ItemError(
-            code=code_of(type(error)), reason=error.reason, message=str(error), field=error.field
+            code=code_of(type(error)), reason=error.reason, message=told(error), field=error.field
         )
     _LOG.error("an item of a stream failed unexpectedly", exc_info=error)
     return ItemError(

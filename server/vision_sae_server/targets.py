@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vision_sae.attribution import targets
 from vision_sae.attribution.targets import Pooling, Target
 from vision_sae.errors import InvalidInputError, NotServedError
+from vision_sae.models.classes import class_index
 from vision_sae.models.grid import Geometry
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.vit import VitModel
-from vision_sae.tensors import from_proto
+from vision_sae.tensors import read_floats
 from vision_sae.v1 import target_pb2
+from vision_sae.v1.measure_pb2 import UnreadText
 from vision_sae_server.regions import region_mask
 from vision_sae_server.served import Served, ServedModel
 from vision_sae_server.state import State
+from vision_sae_server.unread import unread_texts
 
 _POOLINGS: dict[int, Pooling] = {
     target_pb2.POOLING_UNSPECIFIED: "mean",
@@ -44,13 +46,24 @@ class Targets:
         """``first`` is the dictionary whose pictures have the mean embedding."""
         self._state, self._model, self._first = state, model, first
         self._embedded: dict[bytes, Tensor] = {}
+        self._unread: dict[str, UnreadText] = {}
+
+    @property
+    def unread(self) -> list[UnreadText]:
+        """The ends of the texts so far that the model does not read."""
+        return list(self._unread.values())
 
     async def target(
-        self, asked: target_pb2.Target, geometry: Geometry, after: tuple[str, ...] = ()
+        self,
+        asked: target_pb2.Target,
+        geometry: Geometry,
+        after: tuple[str, ...] = (),
+        field: str = "target",
     ) -> Target:
         """The scalar to measure; ``geometry`` is the picture's, for targets with a region.
 
-        A target's feature must be at a site that is computed after those of ``after``.
+        A target's feature must be at a site that is computed after those of ``after``; ``field`` is
+        where the request has it.
         """
         match asked.WhichOneof("kind"):
             case "class_logit":
@@ -59,7 +72,7 @@ class Targets:
                 key = asked.SerializeToString()  # asked for once, whatever the pictures
                 if key not in self._embedded:
                     embed = self._text if kind == "text" else self._image
-                    self._embedded[key] = await embed(asked)
+                    self._embedded[key] = await embed(asked, field)
                 return targets.similarity(self._embedded[key])
             case "mean_embedding":
                 mean = self._first.bundle.embeddings.mean(axis=0)
@@ -69,34 +82,46 @@ class Targets:
             case "region":
                 return self._region(asked.region, geometry)
             case "probe":
-                weight = torch.from_numpy(from_proto(asked.probe.weight).astype(np.float32))
+                weight = torch.from_numpy(
+                    read_floats(asked.probe.weight, field="target.probe.weight")
+                )
                 return targets.probe(weight, asked.probe.bias)
             case _:
+                contrast, beneath = asked.contrast, f"{field}.contrast"
                 return targets.contrast(
-                    await self.target(asked.contrast.positive, geometry, after),
-                    await self.target(asked.contrast.negative, geometry, after),
+                    await self.target(contrast.positive, geometry, after, f"{beneath}.positive"),
+                    await self.target(contrast.negative, geometry, after, f"{beneath}.negative"),
                 )
 
     def _class(self, asked: target_pb2.ClassTarget) -> int:
         if asked.WhichOneof("class") == "label":
-            raise InvalidInputError(
-                f"{self._model.resource} does not name its classes; give the index",
+            return class_index(
+                self._model.model.class_names,
+                asked.label,
+                model=self._model.resource,
                 field="target.class_logit.label",
             )
         return asked.index
 
-    async def _image(self, asked: target_pb2.Target) -> Tensor:
+    async def _image(self, asked: target_pb2.Target, field: str) -> Tensor:
         picture = await self._state.picture(asked.image.image.data, self._model)
         return await self._model.lane.run(lambda: _embedding(self._model.model, picture.pixels))
 
-    async def _text(self, asked: target_pb2.Target) -> Tensor:
-        model = self._model.model
+    async def _text(self, asked: target_pb2.Target, field: str) -> Tensor:
+        model, text = self._model.model, asked.text.text
         if not isinstance(model, ContrastiveModel):
             raise InvalidInputError(
                 f"{self._model.resource} has no texts; choose a class, a picture or a probe",
                 field="target.text",
             )
-        return await self._model.lane.run(lambda: model.embed_texts([asked.text.text])[0])
+
+        def embed() -> tuple[Tensor, list[UnreadText]]:
+            unread = unread_texts(model.unread_text, [(f"{field}.text.text", text)])
+            return model.embed_texts([text])[0], unread
+
+        embedded, unread = await self._model.lane.run(embed)
+        self._unread |= {end.field: end for end in unread}
+        return embedded
 
     def _feature(
         self, asked: target_pb2.FeatureTarget, geometry: Geometry, after: tuple[str, ...]
@@ -117,7 +142,8 @@ class Targets:
                 )
         patches = None
         if asked.HasField("region"):
-            patches = torch.from_numpy(region_mask(asked.region, served.bundle.grid, geometry))
+            grid, field = served.bundle.grid, "target.feature.region"
+            patches = torch.from_numpy(region_mask(asked.region, grid, geometry, field))
         return targets.feature(
             served.bundle.dictionary,
             site,
@@ -133,7 +159,8 @@ class Targets:
             raise NotServedError(
                 f"{self._model.resource} cannot classify a region", field="target.region"
             )
-        patches = torch.from_numpy(region_mask(asked.region, model.grid, geometry))
+        mask = region_mask(asked.region, model.grid, geometry, "target.region.region")
+        patches = torch.from_numpy(mask)
         return targets.region_class(model, patches, self._class(asked.class_logit))
 
 

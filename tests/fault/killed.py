@@ -22,13 +22,15 @@ from vision_sae.activations.harvest import harvest as harvest_pictures
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
 from vision_sae.bundles import patch_index as patch_index_module
-from vision_sae.config import BuildConfig, HarvestConfig, TrainConfig
+from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
+from vision_sae.descriptions import describe as describe_module
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.pictures.folder import image_folder
 
 HARVEST = HarvestConfig(sites=("blocks.1.update",), batch_size=2, shard_images=3, thumbnail=16)
 TRAIN = TrainConfig(expansion=2, k=4, steps=24, batch_size=64, checkpoint_steps=5, dead_after=200)
+DESCRIBE = DescribeConfig(describer="caption-pmi", metrics=())
 BUILD = BuildConfig(exemplars=3, quantile_exemplars=2)
 
 
@@ -43,7 +45,11 @@ def train(root: Path) -> None:
 
 def build(root: Path) -> None:
     store = ActivationStore(root / "store")
-    build_module.build(store, root / "d", root / "bundle", BUILD, progress=False)
+    build_module.build(store, root / "d", root / "bundle", BUILD, progress=False, overwrite=True)
+
+
+def describe(root: Path) -> None:
+    describe_module.describe_bundle(root / "bundle", DESCRIBE, progress=False)
 
 
 STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
@@ -56,6 +62,8 @@ STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
     "build-index": (build, patch_index_module, "write_shard"),
     "build-replace": (build, os, "replace"),
     "build-rename": (build, os, "rename"),
+    "describe-write": (describe, describe_module, "descriptions_file"),
+    "describe-rename": (describe, os, "rename"),
 }
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of harvest, training and build: nothing half done is ever seen."""
+"""SIGKILL in the middle of each stage: nothing half done is ever seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.errors import NotFoundError
 
 pytestmark = pytest.mark.slow
-STAGES = {"harvest": killed.harvest, "train": killed.train, "build": killed.build}
+STAGES = {
+    "harvest": killed.harvest,
+    "train": killed.train,
+    "build": killed.build,
+    "describe": killed.describe,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -118,5 +123,27 @@ def test_killed_first_build_publishes_nothing_and_a_later_one_succeeds(
     with pytest.raises(NotFoundError):
         Bundle(tmp_path / "bundle")
     killed.build(tmp_path)
+    up_to(tmp_path, "describe")
     expected = Bundle(undisturbed / "bundle").manifest
     assert Bundle(tmp_path / "bundle").manifest == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "kept"),
+    # Before the label of the 21st of 64 features is written; and with all of them written, between
+    # the two renames of the bundle with its labels.
+    [("describe-write", 21, 20), ("describe-rename", 2, 64)],
+)
+def test_killed_describe_goes_on_with_the_other_features(
+    undisturbed: Path, tmp_path: Path, stage: str, at: int, kept: int
+) -> None:
+    up_to(tmp_path, "harvest", "train", "build")
+    kill(stage, tmp_path, at)
+    assert Bundle(tmp_path / "bundle").descriptions == {}
+    (journal,) = tmp_path.glob(".bundle.*.descriptions.jsonl")
+    assert len(journal.read_text().splitlines()) == kept
+    killed.describe(tmp_path)
+    expected = Bundle(undisturbed / "bundle").manifest
+    assert Bundle(tmp_path / "bundle").manifest == expected
+    names = {"pictures", "store", "d", "bundle", "probes"}
+    assert {path.name for path in tmp_path.iterdir()} - names == set()

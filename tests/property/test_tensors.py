@@ -11,8 +11,11 @@ from vision_sae.tensors import from_proto, to_proto
 from vision_sae.v1 import tensor_pb2
 
 DTYPES = ("float32", "float16", "float64", "uint8", "int32", "int64", "bool")
+FINITE = {"allow_nan": False, "allow_infinity": False}
 ARRAYS = st.sampled_from(DTYPES).flatmap(
-    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+    lambda dtype: hnp.arrays(
+        dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0), elements=FINITE
+    )
 )
 
 

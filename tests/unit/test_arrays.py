@@ -33,7 +33,7 @@ def test_array_without_room_is_refused_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(StorageFullError, match=r"a\.npy needs 4\.0 MB"):
+    with pytest.raises(StorageFullError, match=r"a\.npy \(4\.0 MB\)"):
         new_array(tmp_path / "a.npy", (1000, 1000), np.float32)
     assert not list(tmp_path.iterdir())
 

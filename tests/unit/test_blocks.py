@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.blocks import (
     BlockEffects,
     Boosted,
@@ -113,3 +114,11 @@ def test_pictures_to_look_at(tiny_generator: SdxlModel, blocks: dict[str, Booste
     assert [len(row) for row in rows] == [3] * 5
     plain = np.asarray(rows[0][0])
     assert all(not np.array_equal(np.asarray(row[0]), plain) for row in rows[1:])
+
+
+def test_a_single_prompt_differs_from_none(
+    tiny_generator: SdxlModel, blocks: dict[str, Boosted]
+) -> None:
+    with pytest.raises(InvalidInputError, match="1 prompts") as caught:
+        evaluate_blocks(tiny_generator, blocks, PROMPTS[:1], progress=False)
+    assert caught.value.field == "prompts"

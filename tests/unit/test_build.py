@@ -181,7 +181,7 @@ def test_open_bundle_stays_as_it_was_when_another_is_published_in_its_place(
         k=3,
     )
     write_dictionary(dictionary, negated, store)
-    build(store, dictionary, bundle.path, CONFIG, progress=False)
+    build(store, dictionary, bundle.path, CONFIG, progress=False, overwrite=True)
     after = (opened.codes.values.tolist(), opened.manifest_sha256, opened.exemplars(1)[0][0].patch)
     assert after == before
     assert torch.equal(opened.dictionary.decoder, torch.eye(DIM))

@@ -66,6 +66,16 @@ def test_the_score_is_the_share_of_trials_won() -> None:
     assert score.lower < score.value < score.upper
 
 
+@pytest.mark.parametrize("others", [{}, {9: [0.9, 0.2, 0.2, 0.2]}])
+def test_without_a_random_feature_there_is_nothing_to_beat(others: dict[int, list[float]]) -> None:
+    told = {i: [[m, 5.0] for m in moved] for i, moved in others.items()}
+    scorer = CausalScorer(
+        Told(told, list(told)), lambda texts: np.ones((len(texts), 2), np.float32)
+    )
+    assert scorer.score(9, "red") is None
+    assert not scorer.beats_random(9, "red")
+
+
 def test_beating_random_is_to_move_further_on_average() -> None:
     assert known(OTHERS | {9: [0.9, 0.2, 0.2, 0.2]}).beats_random(9, "red")
     assert not known(OTHERS | {9: [0.2, 0.2, 0.2, 0.2]}).beats_random(9, "red")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_class
 COMMANDS = (
     *("harvest", "train", "sweep", "import", "export", "build", "evaluate"),
     *("describe", "label", "score", "export-labels", "export-exemplars"),
-    *("audit", "analyse", "edit", "serve", "demo", "dictionaries", "fetch"),
+    *("audit", "analyse", "edit", "serve", "demo", "dictionaries", "fetch", "doctor"),
 )
 
 
@@ -80,7 +84,62 @@ def test_version() -> None:
 def test_harvest_counts_pictures_and_names_those_skipped(world: Path) -> None:
     output = (world / "harvest.txt").read_text()
     assert "12 images, 192 patches" in output
-    assert "skipped bad.png" in output
+    assert "12 pictures read, 1 skipped: 1 broken" in output
+    assert "skipped bad.png: the bytes are not" in output
+
+
+def test_harvest_says_what_captions_and_folders_hold_beside_pictures(
+    world: Path, tmp_path: Path
+) -> None:
+    picture_folder(tmp_path / "p", 2)
+    (tmp_path / "p" / "notes.txt").touch()
+    (tmp_path / "p" / "captions.jsonl").write_text('{"file": "gone.png", "caption": "a cat"}')
+    harvest = ["harvest", tmp_path / "p", tmp_path / "s", "--model", world / "model"]
+    refused = run(*harvest, "--site", "blocks.1.update", "--strict")
+    assert refused.exit_code == 2
+    assert "notes.txt" in refused.output
+    for _ in range(2):  # of a store that is there already, the same is said
+        output = succeed(*harvest, "--site", "blocks.1.update").output
+        assert "2 pictures read, 1 skipped: 1 of another kind" in output
+        assert "match no picture: 1 (line 1: 'gone.png')" in output
+
+
+def test_strict_ends_at_a_broken_picture_and_names_it(world: Path, tmp_path: Path) -> None:
+    pictures = world / "pictures"
+    of_model = ["--model", world / "model", "--site", "blocks.1.update"]
+    steps = ["--config", world / "config.yaml", "--steps", 1]
+    for command in (
+        ["harvest", pictures, tmp_path / "s", *of_model],
+        ["harvest", pictures, world / "store", *of_model],  # made already, without it
+        ["train", world / "store", tmp_path / "d", *steps, "--end-to-end", 1, "--images", pictures],
+        ["evaluate", "dictionary", world / "d", "--store", world / "store", "--images", pictures],
+        ["evaluate", "attribution", world / "bundle", "--images", pictures],
+    ):
+        refused = run(*command, "--strict")
+        assert (refused.exit_code, "bad.png: the bytes" in refused.output) == (2, True)
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_end_to_end_training_skips_a_broken_picture_and_says_so(
+    world: Path, tmp_path: Path
+) -> None:
+    output = succeed(
+        *("train", world / "store", tmp_path / "d", "--config", world / "config.yaml"),
+        *("--steps", 1, "--end-to-end", 1, "--images", world / "pictures"),
+    ).output
+    assert output.count("12 pictures read, 1 skipped: 1 broken") == 2  # before and after
+    assert "skipped bad.png: the bytes are" in output
+
+
+def test_broken_captions_are_one_line_that_names_theirs(world: Path, tmp_path: Path) -> None:
+    picture_folder(tmp_path / "p", 2)
+    row = b'{"file":"0.png","caption":"a cat"}\n'
+    (tmp_path / "p" / "captions.jsonl").write_bytes(row * 30_000 + row.replace(b"cat", b"c\xe9t"))
+    refused = run("harvest", tmp_path / "p", tmp_path / "s", "--model", world / "model")
+    assert refused.exit_code == 2
+    assert "captions.jsonl, line 30001: byte 0xe9 is no text" in refused.output
+    assert len(refused.output) < 400
 
 
 def test_train_prints_the_metrics_of_the_held_out_store(world: Path) -> None:
@@ -151,11 +210,11 @@ def test_option_that_does_not_exist_is_status_2() -> None:
 def test_serve_hands_over_how_labels_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vision_sae_server import app as server
+    from vision_sae_server import start as server
 
     given: list[object] = []
 
-    async def run_(bundles: object, serve: object, describe: object, **_: object) -> None:
+    def run_(bundles: object, serve: object, describe: object, **_: object) -> None:
         given.extend((bundles, serve, describe))
 
     monkeypatch.setattr(server, "run", run_)
@@ -168,3 +227,36 @@ def test_serve_hands_over_how_labels_are_made(
     assert (serve.port, serve.clip) == (0, "demo:clip")
     assert isinstance(describe, DescribeConfig)
     assert (describe.describer, describe.milan.beam) == ("milan", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_serve_tells_its_steps_and_listens_in_both_families(world: Path, host: str) -> None:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host.strip("[]"), 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"this machine cannot bind {host}: {error}")
+    command = [sys.executable, "-m", "vision_sae.cli", "serve", "bundle", "--host", host]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=world,
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        asked = subprocess.run(
+            [sys.executable, "-m", "vision_sae_server.health", address], check=False
+        )
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=60)
+    assert (asked.returncode, server.returncode) == (0, 0)
+    assert address.startswith(f"{host}:")
+    steps = re.findall(r"INFO vision_sae_server: \[ *\d+\.\d s\] (.*)", log)
+    assert [step.split()[0] for step in steps] == [
+        *(address, "metrics", "importing", "reading", "loading", "trying", "taking"),
+        "serving",
+    ]
+    assert "Traceback" not in log

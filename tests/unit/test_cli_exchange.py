@@ -113,7 +113,7 @@ def test_export_comes_back_with_model_and_site(world: Path, tmp_path: Path) -> N
             "sae.safetensors",
         ),
         (("export", "{w}/nowhere", "{t}/out"), "nowhere"),
-        (("export", "{w}/d", "{w}"), "already exists"),
+        (("export", "{w}/d", "{w}/source"), "source holds"),
         (("export", "{w}/d", "{t}/out", "--format", "onnx"), "onnx"),
     ],
     ids=["source", "store", "format", "site", "named-format", "dictionary", "out", "export-format"],

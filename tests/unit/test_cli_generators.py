@@ -64,10 +64,12 @@ def test_one_door_loads_generators_as_models_too(world: Path) -> None:
 
 
 def test_pictures_are_harvested_by_a_generator(world: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for number in range(2):
-        Image.new("RGB", (64, 48), (90 * number, 50, 50)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (64, 48), (90 * number, 50, 50)).save(pictures / f"{number}.png")
     model = f"sdxl:{world / 'model'}"
-    made = run("harvest", tmp_path, tmp_path / "store", "--model", model, "--site", SITE)
+    made = run("harvest", pictures, tmp_path / "store", "--model", model, "--site", SITE)
     assert "2 images, 128 patches" in made
     # Their codes can be had from a dictionary of generated pictures.
     run("build", tmp_path / "store", world / "dictionary", tmp_path / "bundle")

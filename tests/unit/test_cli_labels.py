@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,27 @@ def test_edit_reports_robustness_against_painted_words(world: Path) -> None:
     assert "recovered" in output
 
 
+def test_broken_pictures_are_skipped_and_told_or_end_the_command(
+    world: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world / "pictures", pictures)
+    (pictures / "red" / "05.png").write_bytes((pictures / "red" / "04.png").read_bytes()[:200])
+    using = ["--images", pictures, "--labels", world / "labels.sqlite", "--guesses", "--draws", 1]
+    new = ["--labels", tmp_path / "labels.sqlite", "--work", tmp_path / "work"]
+    new += ["--config", world / "config.yaml"]
+    for command in (
+        ["label", world / "model", "--images", pictures, "--site", "blocks.0.mlp", *new],
+        ["analyse", neurons(world), *using],
+        ["edit", neurons(world), *using, "--remove", "blue"],
+    ):
+        refused = run(*command, "--strict")
+        assert (refused.exit_code, "red/05.png: the image is broken" in refused.output) == (2, True)
+        output = succeed(*command).output
+        assert "40 pictures read, 1 skipped: 1 broken" in output
+        assert "skipped red/05.png: the image is broken or truncated" in output
+
+
 def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.sqlite"
     store = LabelStore(labels)
@@ -144,7 +166,7 @@ def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> No
     assert "1 labels confirmed by an independent judge; " in output
     assert "2 guesses are left out (--guesses uses them)" in output
     assert "(guess)" not in output
-    output = succeed("audit", neurons(world), "red", *options, "--guesses").output
+    output = succeed("audit", neurons(world), "red", *options, "--guesses", "--overwrite").output
     assert "1 labels confirmed by an independent judge, and 2 guesses\n" in output
     assert "0: a red wall (guess)" in output
     found = {each["index"]: each["judged_by"] for each in json.loads(out.read_text())}
@@ -152,6 +174,7 @@ def test_guesses_are_used_only_when_asked_for(world: Path, tmp_path: Path) -> No
 
 
 def test_units_without_labels_are_refused(world: Path) -> None:
+    LabelStore(world / "empty.sqlite").close()
     refused = run("audit", neurons(world), "red", "--labels", world / "empty.sqlite")
     assert refused.exit_code == 2
     assert "no unit" in refused.output

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from vision_sae_client import report
 from vision_sae_client.cli import app
 from vision_sae_client.cli.pictures import write_overlays
+from vision_sae_client.client import Client
+from vision_sae_client.errors import ClientError
 from vision_sae_client.images import parse_box
 
 from tests import serving
@@ -32,7 +35,16 @@ from vision_sae.v1.description_pb2 import (
 )
 from vision_sae.v1.feature_pb2 import Feature
 from vision_sae.v1.image_pb2 import Box, PatchGrid
+from vision_sae.v1.intervention_service_pb2 import (
+    ClassChange,
+    ImageChange,
+    ImageIntervention,
+    InterveneResponse,
+)
+from vision_sae.v1.label_job_service_pb2 import LabelJob
 from vision_sae.v1.ledger_pb2 import FeatureContribution, Ledger, SiteAttribution
+from vision_sae.v1.measure_pb2 import Metric
+from vision_sae.v1.model_pb2 import Model, Preprocessing
 
 
 def contribution(index: int, value: float, description: Description) -> FeatureContribution:
@@ -91,6 +103,47 @@ def test_labels_that_nobody_confirmed_are_marked_as_guesses() -> None:
     assert "confirmed" not in report.description("7", guess)
 
 
+def test_a_model_is_shown_with_the_names_of_its_classes() -> None:
+    size = Preprocessing(width=224, height=224, resize="resize shorter side to 256, crop centre")
+    shown = Model(
+        name="models/m",
+        source="timm:vit",
+        parameters=5_000_000,
+        preprocessing=size,
+        embedding_width=192,
+        class_names=["tench", "goldfish"],
+    )
+    assert report.model(shown).splitlines() == [
+        "models/m: timm:vit, 5,000,000 parameters, 0 sites",
+        "  pictures of 224 x 224 pixels: resize shorter side to 256, crop centre",
+        "  embeddings of 192 numbers",
+        "  class 0: tench",
+        "  class 1: goldfish",
+    ]
+
+
+def test_a_figure_of_a_feature_stands_beside_chance() -> None:
+    figure = Metric(name="monosemanticity", value=0.5, lower=0.25, upper=0.75, control=0.125)
+    said = report.statistics(Feature(metrics=[figure]))
+    assert "  monosemanticity: 0.500, 95 % within 0.250 to 0.750, by chance 0.125" in said
+
+
+def test_classes_that_lead_are_named() -> None:
+    change = ImageChange(
+        classes=[
+            ClassChange(index=3, label="dog", logit_before=2, logit_after=1),
+            ClassChange(index=5, logit_before=1, logit_after=2),
+        ]
+    )
+    answer = InterveneResponse(images=[ImageIntervention(change=change)])
+    said = report.intervention(answer, ["a.png"])
+    assert "a.png: class 3 (dog) leads before, class 5 after" in said
+
+
+def test_a_job_says_who_created_it() -> None:
+    assert ", for ada" in report.job(LabelJob(name="labelJobs/a", creator="ada"))
+
+
 def test_a_sum_that_does_not_check_is_said_so(site: SiteAttribution) -> None:
     site.ledger.total = 0.5
     assert "sum DOES NOT CHECK" in report.attribution(site)
@@ -104,6 +157,34 @@ def test_an_overlay_per_feature_is_written(site: SiteAttribution, tmp_path: Path
     assert written == ["01-feature-7.png", "02-feature-3.png"]
     with Image.open(tmp_path / "out" / written[0]) as overlay:
         assert overlay.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["encode", "good.png"], "good.png: "),
+        (["intervene", "good.png", "good.png", "--add", "dictionaries/a/features/0=1"], ""),
+        (["encode", "cut.png"], "cut.png: "),
+        (["attribute", "good.png", "--target", "image:cut.png"], "cut.png: "),
+        (["intervene", "good.png", "cut.png", "--add", "dictionaries/a/features/0=1"], "cut.png: "),
+    ],
+)
+def test_a_picture_that_the_server_cannot_read_is_named(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise_image(8, 8).save("good.png")
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:60])
+
+    def refuse(*_: object, **__: object) -> None:
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        raise ClientError(code, "the image is broken", reason="INVALID_IMAGE", field="image")
+
+    for call in ("encode", "attribute", "intervene"):
+        monkeypatch.setattr(Client, call, refuse)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert done.stderr == f"vision-sae-client: {named}the image is broken\n"
 
 
 def test_a_missing_server_is_one_line_with_a_hint_and_exit_2() -> None:

@@ -135,3 +135,37 @@ def test_attribute_in_the_terminal_by_several_methods(address: str, pictures: li
     )
     assert done.exit_code == 0, done.output
     assert "deletion" in done.output
+
+
+def test_each_picture_of_a_stream_is_attributed_or_says_why_not(
+    address: str, pictures: list[Path]
+) -> None:
+    with Client(address) as client:
+        asked = [pictures[0], b"no picture", pictures[1]]
+        logit = targets.class_logit(3)
+        first, broken, last = client.stream_attribute(asked, logit, top_k=2)
+        alone = client.attribute(pictures[0], logit, top_k=2)
+    assert [answer.id for answer in (first, broken, last)] == ["0", "1", "2"]
+    assert first.response == alone
+    assert broken.error.reason == "INVALID_IMAGE"
+    assert last.HasField("response")
+
+
+def test_the_command_says_which_class_leads(address: str, pictures: list[Path]) -> None:
+    options = ["--add", "0=2", "--control", 0, "--target", "class:3"]
+    done = run("intervene", pictures[0], *options, address=address)
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if "leads before" in line]
+    assert line.startswith(f"{pictures[0].name}: class ")
+
+
+def test_a_model_is_shown_with_its_classes(address: str) -> None:
+    with Client(address) as client:
+        model = client.model("tiny")
+        assert model == client.model("models/tiny")
+        (listed,) = client.models()
+    assert model == listed  # which has no names of classes
+    done = run("info", "--model", "tiny", address=address)
+    assert done.exit_code == 0, done.output
+    assert f"models/tiny: tiny, {model.parameters:,} parameters, 12 sites" in done.stdout
+    assert "no classes with names" in done.stdout

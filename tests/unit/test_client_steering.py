@@ -219,6 +219,10 @@ def test_the_page_steers_where_the_server_generates(address: str) -> None:
         assert shown is not None
         assert shown.size == (3 * 256 + 8, 256)
         assert "pixel change" in said
+        for seed in (None, -1.0, 1e300, float("nan")):
+            nothing, why = steer.steered(client, found.model, "a star", None, 0.0, seed)
+            assert nothing is None
+            assert "a seed is a whole number" in why
         nothing, why = steer.steered(client, found.model, "a star", f"{UP}/999", 1.0, 1)
         assert nothing is None
         assert "999" in why

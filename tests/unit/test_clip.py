@@ -13,7 +13,7 @@ import timm
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import build_model_with_cfg
 from torch import nn
 from torch.nn.functional import normalize
@@ -375,6 +375,21 @@ def test_vision_towers_without_patches_are_refused(
 ) -> None:
     with pytest.raises(InvalidInputError, match=said):
         load(save(config, tmp_path))
+
+
+def test_a_tokenizer_that_drops_words_at_random_is_refused(tmp_path: Path) -> None:
+    text = TEXT | {"tokenizer_kwargs": {"reduction_mask": "random"}}
+    with pytest.raises(InvalidInputError, match="reduction_mask"):
+        load(save(CONFIGS["clip"] | {"text_cfg": text}, tmp_path))
+
+
+def test_weights_of_the_text_tower_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = save(CONFIGS["clip"], tmp_path) / "open_clip_model.safetensors"
+    weights = load_file(str(path))
+    weights["ln_final.weight"][0] = torch.nan
+    save_file(weights, str(path))
+    with pytest.raises(InvalidInputError, match="embedding of a text is not finite"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

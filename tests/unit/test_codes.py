@@ -50,6 +50,15 @@ def test_activation_beyond_float16_is_refused_and_never_infinite() -> None:
         built(([[0, 1]], [[7e4, 1.0]]))
 
 
+@pytest.mark.parametrize("value", [1e-7, 1e-9])
+def test_activations_that_float16_loses_are_refused(value: float) -> None:
+    with pytest.raises(InvalidInputError, match="too small for float16") as caught:
+        built(([[0, 1]], [[value, 1.7 * value]]))
+    assert caught.value.field == "site"
+    # Faint ones among others of usual size are no loss.
+    assert built(([[0]], [[1.0]]), ([[0]], [[value]])).values[0] == 1
+
+
 def test_no_code_at_all() -> None:
     postings = by_feature(built(([[0], [1]], [[0.0], [0.0]])), width=3)
     assert postings.indptr.tolist() == [0, 0, 0, 0]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +15,13 @@ from tests.worlds import noise_image, tiny_model
 from vision_sae.activations import decoding
 from vision_sae.activations.decoding import (
     Decoded,
-    Refused,
     batches_ahead,
     decode,
     decode_batches,
 )
+from vision_sae.errors import ImageTooLargeError, InvalidImageError
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Skipped
 
 
 def picture(folder: Path, width: int, height: int) -> Picture:
@@ -40,8 +44,7 @@ def test_pixels_are_those_of_the_model_at_full_resolution(tmp_path: Path) -> Non
 
 def test_file_that_is_gone_is_refused_with_the_reason(tmp_path: Path) -> None:
     found = decode(Picture("b.png", tmp_path / "b.png"), tiny_model(), 16)
-    assert isinstance(found, Refused)
-    assert (found.id, "No such file" in found.error) == ("b.png", True)
+    assert found == Skipped("b.png", "No such file or directory", "unreadable")
 
 
 BATCHES: Any = [["a", "b"], ["c"], ["d", "e"]]
@@ -82,3 +85,24 @@ def test_threads_decode_beside_the_model_unless_it_needs_their_cores(
 ) -> None:
     model: Any = SimpleNamespace(device=torch.device(device))
     assert batches_ahead(model) == ahead
+
+
+@pytest.mark.parametrize("error", [KeyError(274), OverflowError("too far"), MemoryError()])
+def test_whatever_is_thrown_while_an_upload_is_shrunk_is_a_refusal(error: Exception) -> None:
+    from vision_sae_server.state import State
+
+    async def run(work: Callable[[], Any]) -> Any:
+        return work()
+
+    def fail(_image: object) -> None:
+        raise error
+
+    limits = SimpleNamespace(max_image_bytes=10**6, max_image_pixels=10**6)
+    state: Any = SimpleNamespace(config=limits, decoding=SimpleNamespace(run=run))
+    model: Any = SimpleNamespace(
+        model=SimpleNamespace(preprocess=fail, preprocessing=tiny_model().preprocessing)
+    )
+    png = io.BytesIO()
+    noise_image(8, 8).save(png, "PNG")
+    with pytest.raises((InvalidImageError, ImageTooLargeError)):
+        asyncio.run(State.picture(state, png.getvalue(), model))

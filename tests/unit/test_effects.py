@@ -57,6 +57,14 @@ def test_it_abstains_when_other_prompts_do_not_confirm_the_word() -> None:
     assert made.scores[0].value == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
 
 
+def test_it_abstains_where_no_other_feature_fires() -> None:
+    lonely = Told({4: [[0.5, 0, 0]] * 2}, [4])
+    scorer = CausalScorer(lonely, lambda texts: DIRECTIONS[: len(texts)])
+    (made,) = EffectsDescriber(WORDS, DIRECTIONS, lonely, scorer).describe(evidence(), [4])
+    assert made.text is None
+    assert "no other feature fires" in made.abstained
+
+
 def test_it_abstains_from_a_silent_unit() -> None:
     silent = evidence_of(np.zeros((6, 2, 2), dtype=np.int64), [[4]], things=THINGS)
     (made,) = describer([0.5, 0.0, 0.0], [0.5, 0.0, 0.0]).describe(silent, [0])

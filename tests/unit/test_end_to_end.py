@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.worlds import tiny_model
+from tests.worlds import random_sae, tiny_model
 from vision_sae.config import EndToEndConfig, TrainConfig
 from vision_sae.dictionaries.training import end_to_end
 from vision_sae.dictionaries.training.end_to_end import end_to_end_step, train_end_to_end
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.dictionaries.training.sparse_cpu import CpuKernels
+from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.downstream import output_distance
 from vision_sae.models.hooks import at_patches
 from vision_sae.models.vit import VitModel
@@ -134,3 +135,21 @@ def test_killed_training_resumes_to_the_same_bits(
     )
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         assert torch.equal(getattr(resumed, name), getattr(undisturbed, name))
+
+
+def test_without_pictures_there_is_nothing_to_train_on(
+    model: VitModel, scaling: InputScaling
+) -> None:
+    with pytest.raises(InvalidInputError, match="no pictures") as caught:
+        train_end_to_end(model, SITE, [], random_sae(32, 128, 4), scaling, CONFIG, progress=False)
+    assert caught.value.field == "images"
+
+
+def test_training_that_diverges_names_the_step(
+    model: VitModel, pictures: list[Tensor], scaling: InputScaling
+) -> None:
+    config = CONFIG.model_copy(update={"learning_rate": 1e19})
+    start = random_sae(32, 128, 4)
+    with pytest.raises(InvalidInputError, match=r"diverged by step \d+") as caught:
+        train_end_to_end(model, SITE, pictures, start, scaling, config, progress=False)
+    assert caught.value.field == "learning_rate"

@@ -31,6 +31,7 @@ from vision_sae.evaluation.report import evaluate, open_dictionary
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import image_folder
+from vision_sae.pictures.reading import Reading
 
 DIM, K = 6, 3
 BUILD = BuildConfig(exemplars=3, quantile_exemplars=2)
@@ -245,6 +246,8 @@ def test_command_prints_and_publishes_every_figure(world: Path) -> None:
     assert "matching_floor" in result.output
     assert "not held out" in result.output
     assert Bundle(world / "bundle").manifest["evaluations"]["all"]["downstream_images"] == 6
+    assert "6 pictures read, 1 skipped: 1 broken" in result.output
+    assert "skipped bad.png: the bytes are not" in result.output
 
 
 def test_downstream_figures_are_of_all_pictures_and_the_stores_mean(
@@ -252,8 +255,10 @@ def test_downstream_figures_are_of_all_pictures_and_the_stores_mean(
 ) -> None:
     monkeypatch.setattr(report, "_MODEL_BATCH", 4)
     store, pictures = ActivationStore(world / "store"), image_folder(world / "pictures")
-    found = evaluate(world / "d", store, pictures, progress=False).downstream
+    reading = Reading()
+    found = evaluate(world / "d", store, pictures, reading=reading, progress=False).downstream
     assert found is not None
+    assert reading.summary() == "6 pictures read, 1 skipped: 1 broken"
     dictionary, manifest, _ = open_dictionary(world / "d")
     model = load_bound_model(manifest["model"])
     pixels = [model.preprocess(p.load())[None] for p in pictures if p.id != "bad.png"]
@@ -261,6 +266,12 @@ def test_downstream_figures_are_of_all_pictures_and_the_stores_mean(
     expected = downstream(model, SITE, dictionary, pixels, mean=mean)
     assert found.images == 6
     assert found.metrics() == pytest.approx(expected.metrics(), rel=0.02)
+
+
+def test_broken_pictures_are_refused_by_name_when_nobody_is_to_be_told(world: Path) -> None:
+    store, pictures = ActivationStore(world / "store"), image_folder(world / "pictures")
+    with pytest.raises(InvalidInputError, match=r"1 broken \(bad\.png: the bytes are not"):
+        evaluate(world / "d", store, pictures, progress=False)
 
 
 def test_command_runs_the_model_only_on_pictures(world: Path) -> None:

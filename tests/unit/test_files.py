@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from vision_sae.errors import CorruptArtifactError
+from vision_sae.errors import AlreadyExistsError, CorruptArtifactError
 from vision_sae.files import (
     MANIFEST,
     file_table,
+    kept,
     open_staging,
     publish,
     published,
@@ -22,6 +26,7 @@ from vision_sae.files import (
     verify_files,
     write_json,
 )
+from vision_sae.places import UNFINISHED
 
 
 def put(directory: Path, text: str) -> None:
@@ -105,21 +110,121 @@ def test_published_is_the_directory_itself_when_nothing_went_wrong(tmp_path: Pat
 
 def test_staging_of_a_dead_writer_is_swept_away(tmp_path: Path) -> None:
     (open_staging(tmp_path / "out") / "stale").write_text("x")
-    assert names(open_staging(tmp_path / "out")) == set()
+    assert names(open_staging(tmp_path / "out")) == {UNFINISHED}
 
 
-def test_staging_is_kept_for_resuming(tmp_path: Path) -> None:
-    (open_staging(tmp_path / "out") / "done").write_text("x")
-    assert names(open_staging(tmp_path / "out", resume=True)) == {"done"}
+def test_staging_is_kept_for_whoever_makes_the_same(tmp_path: Path) -> None:
+    (open_staging(tmp_path / "out", plan="one") / "done").write_text("x")
+    assert names(open_staging(tmp_path / "out", plan="one")) == {"done", UNFINISHED}
+    assert names(open_staging(tmp_path / "out", plan="two")) == {UNFINISHED}
 
 
 def test_resuming_does_not_publish_a_half_written_manifest(tmp_path: Path) -> None:
-    staging = open_staging(tmp_path / "out")
+    staging = open_staging(tmp_path / "out", plan="one")
     (staging / f".{MANIFEST}.4242.tmp").write_text("{")  # killed while writing the manifest
     (staging / "done").write_text("x")
-    open_staging(tmp_path / "out", resume=True)
+    open_staging(tmp_path / "out", plan="one")
     publish(tmp_path / "out", {})
     assert names(tmp_path / "out") == {"done", MANIFEST}
+
+
+@pytest.mark.parametrize("beside", [".out.staging", ".out.old"])
+def test_what_is_somebodys_beside_a_publication_is_in_the_way(tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).mkdir()
+    (tmp_path / beside / "notes.txt").write_text("mine")
+    with pytest.raises(AlreadyExistsError, match=rf"{beside} holds notes\.txt"):
+        put(tmp_path / "out", "one")
+    assert names(tmp_path) == {beside}
+    assert (tmp_path / beside / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt"])
+def test_file_that_somebody_put_into_a_publication_keeps_it_in_place(
+    tmp_path: Path, name: str
+) -> None:
+    put(tmp_path / "out", "one")
+    path = tmp_path / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(AlreadyExistsError, match=f"holds {name}"):
+        put(tmp_path / "out", "two")
+    assert path.read_text() == "mine"
+    assert (tmp_path / "out" / "data.txt").read_text() == "one"
+
+
+def test_file_that_somebody_adds_while_a_publication_is_written_is_not_lost(tmp_path: Path) -> None:
+    put(tmp_path / "out", "one")
+    staging = open_staging(tmp_path / "out")
+    (staging / "data.txt").write_text("two")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(AlreadyExistsError, match=r"notes\.txt"):
+        publish(tmp_path / "out", {})
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_publication_of_another_format_is_not_replaced(tmp_path: Path) -> None:
+    with publishing(tmp_path / "out") as (_, manifest):
+        manifest["format"] = "a"
+    with (
+        pytest.raises(AlreadyExistsError, match="is a a, not a b"),
+        publishing(tmp_path / "out") as (
+            _,
+            other,
+        ),
+    ):
+        other["format"] = "b"
+    assert read_json(tmp_path / "out" / MANIFEST)["format"] == "a"
+
+
+def test_half_deleted_publication_is_deleted_by_the_next_writer(tmp_path: Path) -> None:
+    put(tmp_path / "out", "one")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / ".out.old" / "data.txt").unlink()  # killed while it deleted
+    put(tmp_path / "out", "two")
+    assert names(tmp_path) == {"out"}
+
+
+def test_link_to_a_place_is_that_place(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for text in ("one", "two"):
+        put(tmp_path / "out", text)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "out" / "data.txt").read_text() == "two"
+    assert names(tmp_path / "disk") == {"out"}
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)]
+)
+def test_published_files_have_the_mode_of_the_umask(
+    tmp_path: Path, umask: int, file: int, folder: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with publishing(tmp_path / "out") as (staging, _):
+            (staging / "sub").mkdir()
+            save_file({"a": np.zeros(1)}, staging / "sub" / "weights.safetensors")  # it writes 0600
+        with replacing(tmp_path / "f") as temporary:
+            save_file({"a": np.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "f", *(tmp_path / "out").rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (folder if path.is_dir() else file), path
+
+
+def test_kept_file_is_made_anew_when_it_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "new" / "kept.json"
+
+    def get(value: int) -> int:
+        return int(kept(path, read_json, lambda p: write_json(p, value)))
+
+    assert (get(1), get(2)) == (1, 1)
+    path.write_text("{")
+    assert get(3) == 3
+    assert str(path) in caplog.text
 
 
 def test_file_table_lists_nested_files_with_forward_slashes(tmp_path: Path) -> None:

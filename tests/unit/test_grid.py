@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -109,9 +111,30 @@ def test_inside_selects_patches_half_of_which_is_covered() -> None:
     assert grid.inside((0, 0, 12.8, 4.8), geometry).tolist() == [True, False, False, False]
 
 
-def test_box_that_covers_no_half_selects_the_nearest_patch() -> None:
+def test_box_that_covers_no_half_selects_the_patch_that_it_overlaps_most() -> None:
     grid, geometry = PatchGrid(2, 2, 1, 8, 8), Preprocessing(16, 16).geometry(16, 16)
     assert grid.inside((14, 14, 15, 15), geometry).tolist() == [False, False, False, True]
+    # 1 x 3 pixels of the left upper patch, 2 x 3 of the right upper one; its centre is in the left.
+    assert grid.inside((7, 0, 10, 3), geometry).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (50, 50, 60, 60),  # beside the picture
+        (-9, 0, 0, 16),  # ends where it begins
+        (0, 0, 3, 8),  # in what the crop cuts off: of 40 x 8 pixels the model sees columns 16 to 24
+        (math.nan, 0, 16, 16),
+    ],
+)
+def test_box_beside_what_the_model_sees_selects_no_patch(box: tuple[float, ...]) -> None:
+    grid, geometry = PatchGrid(2, 2, 1, 8, 8), Preprocessing(16, 16).geometry(40, 8)
+    assert not grid.inside(box, geometry).any()  # type: ignore[arg-type]
+
+
+def test_nearest_is_by_the_middles_of_the_patches() -> None:
+    grid, geometry = PatchGrid(2, 2, 1, 8, 8), Preprocessing(16, 16).geometry(16, 16)
+    assert [grid.nearest(*point, geometry) for point in ((7, 9), (500, -3))] == [2, 1]
 
 
 def test_preprocessing_round_trips_through_json() -> None:
@@ -130,3 +153,20 @@ def test_normalisation_is_mean_and_deviation_of_unit_scaled_pixels() -> None:
     image = Image.new("RGB", (4, 4), (255, 0, 51))
     out = Preprocessing(4, 4, mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 1))(image)
     assert out[:, 0, 0].tolist() == pytest.approx([1, -2, 0])
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [
+        (Preprocessing(224, 224), "resize shorter side to 224, crop centre"),
+        (Preprocessing(224, 224, crop_pct=0.875), "resize shorter side to 256, crop centre"),
+        (Preprocessing(32, 64), "resize to cover 64 x 32, crop centre"),
+        (Preprocessing(32, 64, crop_mode="squash"), "stretch to 64 x 32"),
+        (
+            Preprocessing(32, 64, crop_pct=0.5, crop_mode="squash"),
+            "stretch to 128 x 64, crop centre",
+        ),
+    ],
+)
+def test_preprocessing_in_words(preprocessing: Preprocessing, words: str) -> None:
+    assert preprocessing.in_words() == words

@@ -18,6 +18,7 @@ from vision_sae.config import HarvestConfig
 from vision_sae.errors import ImageTooLargeError, InvalidInputError, NotFoundError
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import image_folder
+from vision_sae.pictures.reading import Reading
 
 SITES = ("blocks.1.update", "blocks.0.mlp")
 CONFIG = HarvestConfig(sites=SITES, batch_size=2, shard_images=3, thumbnail=16)
@@ -29,10 +30,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(
-    folder: Path, store: Path, model: VitModel | None = None, **options: Any
+    folder: Path,
+    store: Path,
+    model: VitModel | None = None,
+    *,
+    overwrite: bool = False,
+    **options: Any,
 ) -> ActivationStore:
-    config = CONFIG.model_copy(update=options)
-    return harvest(model or tiny_model(), image_folder(folder), store, config, progress=False)
+    return harvest(
+        model or tiny_model(),
+        image_folder(folder),
+        store,
+        CONFIG.model_copy(update=options),
+        progress=False,
+        overwrite=overwrite,
+    )
 
 
 @contextmanager
@@ -185,8 +197,23 @@ def test_bad_files_are_counted_and_never_fatal(folder: Path, tmp_path: Path) -> 
 def test_bad_files_are_listed_with_the_reason(folder: Path, tmp_path: Path) -> None:
     spoil(folder)
     skipped = run(folder, tmp_path / "store").skipped
-    assert [row["id"] for row in skipped] == ["001.png", "003.png", "004.png", "005.png"]
-    assert "empty" in skipped[1]["error"]
+    assert [one.id for one in skipped] == ["001.png", "003.png", "004.png", "005.png"]
+    assert "empty" in skipped[1].error
+
+
+def test_views_of_a_picture_count_once(folder: Path, tmp_path: Path) -> None:
+    spoil(folder)
+    reading, config = Reading(), HarvestConfig(sites=SITES, batch_size=2, shard_images=3, views=2)
+    store = harvest(
+        tiny_model(),
+        image_folder(folder),
+        tmp_path / "store",
+        config,
+        reading=reading,
+        progress=False,
+    )
+    assert (store.manifest["images"], len(store.skipped)) == (6, 8)
+    assert reading.summary() == "3 pictures read, 4 skipped: 4 broken"
 
 
 def test_shard_without_a_good_file_holds_no_vectors(folder: Path, tmp_path: Path) -> None:
@@ -216,7 +243,8 @@ def test_picture_that_the_model_refuses_is_skipped_too(
         return preprocess(image)
 
     monkeypatch.setattr(model, "preprocess", refuse)
-    assert [row["error"] for row in run(folder, tmp_path / "store", model).skipped] == ["a sliver"]
+    skipped = run(folder, tmp_path / "store", model).skipped
+    assert [(one.error, one.reason) for one in skipped] == [("a sliver", "too large")]
 
 
 def test_all_files_bad_is_an_error_that_quotes_the_first(tmp_path: Path) -> None:
@@ -276,14 +304,14 @@ def test_changed_picture_starts_afresh(folder: Path, tmp_path: Path) -> None:
     noise_image(40, 34, seed=99).save(folder / "000.png")
     model = tiny_model()
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model)
+        run(folder, tmp_path / "store", model, overwrite=True)
     assert sum(batches) == 7
 
 
 def test_changed_caption_starts_afresh(folder: Path, tmp_path: Path) -> None:
     for caption in ("a cat", "a dog"):
         (folder / "captions.jsonl").write_text(f'{{"file": "003.png", "caption": "{caption}"}}')
-        store = run(folder, tmp_path / "store")
+        store = run(folder, tmp_path / "store", overwrite=True)
     assert store.images[3].caption == "a dog"
 
 
@@ -294,7 +322,7 @@ def test_changed_configuration_starts_afresh(
     run(folder, tmp_path / "store")
     model = tiny_model()
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model, **change)
+        run(folder, tmp_path / "store", model, overwrite=True, **change)
     assert sum(batches) == 7
 
 
@@ -303,7 +331,7 @@ def test_changed_weights_start_afresh(folder: Path, tmp_path: Path) -> None:
     model = tiny_model()
     model.backbone.module.norm.bias[0] += 1
     with counting(model) as batches:
-        run(folder, tmp_path / "store", model)
+        run(folder, tmp_path / "store", model, overwrite=True)
     assert sum(batches) == 7
 
 

@@ -19,7 +19,7 @@ from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.relu import ReluSae
 from vision_sae.dictionaries.sae import Sae
 from vision_sae.dictionaries.topk import TopKSae
-from vision_sae.errors import CorruptArtifactError, InvalidInputError
+from vision_sae.errors import AlreadyExistsError, CorruptArtifactError, InvalidInputError
 
 PRE = (W.x - W.b_dec) @ W.W_enc + W.b_enc
 PRE_RAW = W.x @ W.W_enc + W.b_enc
@@ -218,7 +218,7 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
 
 def test_export_never_replaces_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(InvalidInputError, match="already exists"):
+    with pytest.raises(AlreadyExistsError, match=r"holds mine\.txt"):
         export_sae(SAES[0], tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

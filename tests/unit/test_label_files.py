@@ -155,7 +155,12 @@ def test_evidence_changes_its_identity_with_its_files(tmp_path: Path) -> None:
         ("masks.npy", np.zeros((2, 2, 1, SIZE, SIZE)), r"not \(2, 3, 1, 28, 28\)"),
         ("units.npy", np.array([4]), "each of the 2 units"),
         ("units.npy", np.array([4, 4]), "each of the 2 units"),
-        ("units.npy", np.array([-1, 4]), "each of the 2 units"),
+        ("units.npy", np.array([-1, 4]), "units from -1 to 4"),
+        ("units.npy", np.array([0, 10**12]), "units from 0 to 1000000000000"),
+        ("units.npy", np.array([3.0, 5.0]), "holds float64, not integers"),
+        ("units.npy", np.array(["3", "5"]), "holds <U1, not integers"),
+        ("units.npy", np.array([3, None], dtype=object), "no NumPy array"),
+        ("masks.npy", np.full((2, 3, 1, SIZE, SIZE), "x"), "holds <U1, not numbers"),
     ],
 )
 def test_arrays_of_wrong_shapes_are_refused(
@@ -365,6 +370,10 @@ def test_table_from_a_spreadsheet_with_a_text_left_out(tmp_path: Path) -> None:
         ("layer,unit,description\n1,x,dog\n", "line 2"),
         ("layer,unit,description\n1,0,dog\n1,-1,cat\n", "line 3"),
         ("layer,unit,description\n1,0\n", "line 2"),
+        ("layer,description,unit\n1,x\n", "line 2: .* 2 fields for 3 columns"),
+        (f"layer,unit,description\n1,{'9' * 5000},dog\n", "line 2"),
+        ('layer,unit,description\n1,0,dog\n1,1,"cat\n1,2,x\n', "line 3: a quote is never closed"),
+        ("layer,unit,unit,description\n1,0,1,dog\n", "2 column 'unit'"),
         ("layer,unit,description\n1,0,dog\n1,0,cat\n", "line 3: unit 0 of layer 1 has a text"),
         ("", "no column 'layer'"),
     ],
@@ -382,8 +391,8 @@ def test_tables_that_cannot_be_read_are_refused_by_line(
 def test_missing_and_binary_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no .*d.csv"):
         read_annotations(tmp_path / "d.csv")
-    (tmp_path / "d.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(InvalidInputError, match="not CSV"):
+    (tmp_path / "d.csv").write_bytes(b"layer,unit,description\n\x81")
+    with pytest.raises(InvalidInputError, match=r"d\.csv, line 2: byte 0x81"):
         read_annotations(tmp_path / "d.csv")
 
 
@@ -483,7 +492,7 @@ def test_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        export(path, rows())
+        export(path, rows(), overwrite=True)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

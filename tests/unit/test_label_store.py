@@ -175,6 +175,25 @@ def test_judges_are_those_of_texts_that_hold(store: LabelStore) -> None:
     assert store.summary(PARENT).confirmed == 1
 
 
+def test_what_a_person_wrote_counts_as_confirmed_though_the_store_does_not_say(
+    store: LabelStore,
+) -> None:
+    """As earlier versions stored edits: without a judge."""
+    edits = [made(12, "a lynx", describer=""), made(13, None, describer="")]
+    store.add(PARENT, edits, identity=IDENTITY, origin="person")
+    store.add(PARENT, [made(14, "a guess")], identity=IDENTITY)
+    current = store.currents(PARENT)
+    assert {i: entry.description.judged_by for i, entry in current.items()} == {
+        12: "person",
+        13: "",
+        14: "",
+    }
+    assert not current[12].description.is_guess
+    assert store.judges(PARENT) == {12: "person"}
+    assert store.outlines(PARENT)[12].judged_by == "person"
+    assert store.summary(PARENT).confirmed == 1
+
+
 def test_a_summary_counts_what_holds(store: LabelStore) -> None:
     assert store.summary(PARENT).described == 0
     store.add(PARENT, [made(1, "cat"), made(2, "dog"), made(3, None)], identity=IDENTITY)
@@ -304,7 +323,14 @@ def test_labels_of_another_dictionary_of_that_name_become_history(
     weights = {"w_enc": 2 * torch.eye(2), "w_dec": torch.eye(2)}
     other = TopKSae(k=2, b_enc=torch.zeros(2), b_dec=torch.zeros(2), **weights)
     worlds.write_dictionary(tmp_path / "other", other, features)
-    rebuilt = build(features, tmp_path / "other", tmp_path / "zoo", BuildConfig(), progress=False)
+    rebuilt = build(
+        features,
+        tmp_path / "other",
+        tmp_path / "zoo",
+        BuildConfig(),
+        progress=False,
+        overwrite=True,
+    )
     assert store.import_bundle(rebuilt) == 0
     assert store.currents("dictionaries/zoo") == {}
     assert store.texts("dictionaries/zoo") == {}
@@ -330,8 +356,11 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
 def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.sqlite") as connection:
         connection.execute("CREATE TABLE shopping (item TEXT)")
+    before = (tmp_path / "other.sqlite").read_bytes()
     with pytest.raises(CorruptArtifactError, match="something else"):
         LabelStore(tmp_path / "other.sqlite")
+    assert (tmp_path / "other.sqlite").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["other.sqlite"]
     (tmp_path / "words.txt").write_text("no database at all, but long enough to be one" * 100)
     with pytest.raises(CorruptArtifactError, match=r"words\.txt is not a database of labels"):
         LabelStore(tmp_path / "words.txt")

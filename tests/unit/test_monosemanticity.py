@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.monosemanticity import (
+    FeatureMonosemanticity,
     MonosemanticityAccumulator,
+    floor,
     max_pooled,
     monosemanticity,
+    of_feature,
 )
 
 # Images 0 and 2 look the same, 1 is unlike them, 3 is half-way: 45 degrees from all.
@@ -103,3 +107,49 @@ def test_max_pooling_by_hand() -> None:
         torch.tensor([[1.0, 2.0], [4.0, 0.0], [3.0, 0.0], [0.0, 0.0]]),
     )
     assert max_pooled(codes, 2, 3).tolist() == [[4, 0, 2], [0, 3, 0]]
+
+
+class TestOfOneFeature:
+    """The same figure for one feature, with an interval."""
+
+    def found(
+        self, *activations: float, sources: tuple[int, ...] = (0, 1, 2, 3)
+    ) -> FeatureMonosemanticity | None:
+        return of_feature(np.array(activations), E.numpy(), np.array(sources))
+
+    def test_is_that_of_all_features(self) -> None:
+        for activations in ((2, 1, 2, 0), (3, 1, 2, 1), (1, 2, 3, 4)):
+            one = self.found(*activations)
+            assert one is not None
+            assert one.value == pytest.approx(of(*activations))
+
+    def test_the_interval_leaves_out_one_source_at_a_time(self) -> None:
+        # Weights 1 on images 0, 1, 2 of three sources: 1/3 in all. Without 0 or without 2 the pair
+        # left has nothing in common (0), without 1 it is the same (1). Mean 1/3, squares 4/9 + 2/9,
+        # error sqrt(2/3 * 6/9) = 2/3: beyond both ends of the scale.
+        assert self.found(1, 1, 1, 0) == (
+            pytest.approx(1 / 3),
+            pytest.approx(1 / 3 - 1.96 * 2 / 3),
+            1,
+            3,
+        )
+
+    def test_pictures_of_one_source_are_left_out_together(self) -> None:
+        # Two sources: too few for an interval.
+        assert self.found(1, 1, 1, 0, sources=(0, 0, 1, 2)) == (pytest.approx(1 / 3), None, None, 3)
+
+    def test_is_undefined_without_a_pair(self) -> None:
+        assert self.found(1, 0, 0, 0) is None
+        assert self.found(2, 2, 2, 2) is None
+        assert of_feature(np.zeros(0), np.zeros((0, 2)), np.zeros(0, dtype=np.int64)) is None
+
+    def test_is_undefined_where_a_picture_has_no_direction(self) -> None:
+        assert of_feature(np.array([1.0, 2, 0]), np.zeros((3, 2)), np.arange(3)) is None
+
+
+def test_the_floor_of_arrays_is_that_of_all_features() -> None:
+    found = MonosemanticityAccumulator(1, 2)
+    found.add(torch.ones(4, 1), E)
+    assert floor(E.numpy()) == pytest.approx(found.floor())
+    assert math.isnan(floor(E.numpy()[:1]))
+    assert math.isnan(floor(np.zeros((3, 2))))

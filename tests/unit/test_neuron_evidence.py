@@ -15,6 +15,7 @@ from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundE
 from vision_sae.files import write_json
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
+from vision_sae.pictures.reading import Reading
 
 CONFIG = NeuronConfig(sites=("blocks.0.mlp", "blocks.2.mlp"), batch_size=4, checkpoint_batches=1)
 
@@ -49,6 +50,21 @@ def test_peaks_and_maps_are_those_of_the_model(
         strongest.map.ravel(), values[strongest.image, :, 5].clip(0), atol=1e-3
     )
     np.testing.assert_allclose(evidence.embeddings, embedding.numpy(), atol=1e-4)
+
+
+def test_files_that_cannot_be_read_are_listed_and_told(
+    model: VitModel, pictures: list[Picture], tmp_path: Path
+) -> None:
+    pictures[3].path.write_bytes(b"")
+    for _ in range(2):  # made, and found again
+        reading = Reading()
+        found = collect_neurons(
+            model, pictures, tmp_path / "n", CONFIG, reading=reading, progress=False
+        )
+        assert [(one.id, one.reason) for one in found.skipped] == [(pictures[3].id, "broken")]
+        assert reading.summary() == "9 pictures read, 1 skipped: 1 broken"
+    with pytest.raises(InvalidInputError, match=rf"{pictures[3].id}: the image is empty"):
+        collect_neurons(model, pictures, tmp_path / "m", CONFIG, reading=Reading(strict=True))
 
 
 def test_names_pictures_and_thumbnails(

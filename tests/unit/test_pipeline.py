@@ -58,7 +58,7 @@ def test_finished_training_is_kept(
 def test_other_configuration_trains_again(store: ActivationStore, tmp_path: Path) -> None:
     train_dictionary(store, tmp_path / "d", CONFIG, {}, progress=False)
     changed = CONFIG.model_copy(update={"seed": 1})
-    train_dictionary(store, tmp_path / "d", changed, {}, progress=False)
+    train_dictionary(store, tmp_path / "d", changed, {}, progress=False, overwrite=True)
     assert load_dictionary(tmp_path / "d")[1]["training"]["seed"] == 1
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import protovalidate
 import pytest
 import timm
 import torch
@@ -12,7 +13,14 @@ from torchvision import models
 
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.grid import Preprocessing
-from vision_sae.models.registry import load_model, timm_preprocessing
+from vision_sae.models.registry import (
+    load_generator,
+    load_model,
+    shown_name,
+    timm_preprocessing,
+)
+from vision_sae.resources import model_resource
+from vision_sae.v1.catalog_service_pb2 import GetModelRequest
 
 SIZES = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
 
@@ -57,11 +65,12 @@ def test_plain_names_reach_timm_with_pretrained_weights(
 
     def record(name: str, **options: Any) -> nn.Module:
         asked.append((name, options))
-        return create(name, pretrained=False, **SIZES)
+        return create(name, pretrained=False, **SIZES | {"img_size": 224, "num_classes": 1000})
 
     monkeypatch.setattr(timm, "create_model", record)
     load_model(f"{prefix}vit_tiny_patch16_224", dtype="float32")
-    assert asked == [("vit_tiny_patch16_224", {"pretrained": True})]
+    # First without weights: its architecture may be unfit.
+    assert asked == [("vit_tiny_patch16_224", {"pretrained": loaded}) for loaded in (False, True)]
 
 
 def test_torchvision_names_reach_torchvision_with_default_weights(
@@ -101,3 +110,61 @@ def test_unsupported_crop_mode_is_refused() -> None:
     config = {"crop_mode": "border", "input_size": (3, 32, 32)}
     with pytest.raises(InvalidInputError, match="border"):
         timm_preprocessing(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("demo:clip", "demo:clip"),
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
+        ("timm:hf_hub:org/vit", "timm:hf_hub:org/vit"),
+        ("hf-hub:org/clip", "hf-hub:org/clip"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+        ("sdxl:stabilityai/sdxl-turbo", "sdxl:stabilityai/sdxl-turbo"),
+        ("captions", "captions"),
+        ("", ""),
+        ("/data/ada/a:b/vit", "vit"),
+        ("../models/vit/", "vit"),
+        ("local-dir:models/vit", "local-dir:vit"),
+        ("timm:local-dir:/data/ada/vit", "timm:local-dir:vit"),
+        ("open_clip-dir:/data/ada/clip", "open_clip-dir:clip"),
+        ("open_clip:ViT-B-32//data/ada/weights.pt", "open_clip:ViT-B-32/weights.pt"),
+        ("sdxl:/data/ada/turbo", "sdxl:turbo"),
+        ("sdxl:data/ada/turbo", "sdxl:turbo"),
+    ],
+)
+def test_a_name_that_is_shown_holds_no_path(name: str, shown: str) -> None:
+    assert shown_name(name) == shown
+
+
+def test_a_folder_that_looks_like_a_name_of_a_hub_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ada-private" / "turbo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert shown_name("sdxl:ada-private/turbo") == "sdxl:turbo"
+
+
+@pytest.mark.parametrize(
+    ("name", "resource"),
+    [
+        ("demo:clip", "models/demo-clip"),
+        ("./models/vit", "models/models-vit"),
+        ("../vit", "models/vit"),
+        ("_/x", "models/x"),
+        ("é", "models/model"),
+        ("a" * 200, "models/" + "a" * 128),
+    ],
+)
+def test_a_resource_name_is_one_that_the_contract_takes(name: str, resource: str) -> None:
+    assert model_resource(name) == resource
+    request = GetModelRequest(name=resource)
+    protovalidate.validate(request)
+
+
+@pytest.mark.parametrize("load", [load_model, load_generator])
+@pytest.mark.parametrize("name", ["x" * 300, "sdxl:" + "a/" * 3000, "local-dir:" + "é" * 200])
+def test_a_name_that_no_file_can_have_is_not_found(load: Any, name: str) -> None:
+    with pytest.raises(NotFoundError, match="letters") as caught:
+        load(name)
+    assert len(str(caught.value)) < 200

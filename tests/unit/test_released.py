@@ -653,7 +653,7 @@ def test_bundle_is_current_until_another_release(
     assert is_current(path, store, NAME, CONFIG)
     assert is_current(path, store, shipped, CONFIG)
     assert not is_current(path, store, trained, CONFIG)
-    release(shipped, trained, NAME, NOTES)  # the same weights, without labels
+    release(shipped, trained, NAME, NOTES, overwrite=True)  # the same weights, without labels
     add_to_index(elsewhere / INDEX, Entry.of(shipped, f"tiny/{SITE}"))
     assert not is_current(path, store, NAME, CONFIG)
     by_hand = write_dictionary(tmp_path / "rounded", rounded_by_hand(sae()), store)

@@ -217,8 +217,9 @@ def test_chances_of_ratings_and_cells_are_those_of_the_population(quiz: Path) ->
 
 
 def test_a_quiz_is_the_same_for_the_same_seed(bundle: Bundle, quiz: Path, tmp_path: Path) -> None:
-    write_quiz(bundle, tmp_path, sample(bundle, 100), ratings=RATINGS)
-    assert (tmp_path / "quiz.json").read_bytes() == (quiz / "quiz.json").read_bytes()
+    again = tmp_path / "again"
+    write_quiz(bundle, again, sample(bundle, 100), ratings=RATINGS)
+    assert (again / "quiz.json").read_bytes() == (quiz / "quiz.json").read_bytes()
 
 
 def test_right_answers_add_up(bundle: Bundle, quiz: Path, tmp_path: Path) -> None:
@@ -302,13 +303,22 @@ def test_answers_belong_to_a_bundle(bundle: Bundle, quiz: Path, tmp_path: Path) 
         take_answers(quiz, "another", [answers_file(tmp_path / "a.json", quiz, {})])
 
 
+def test_a_new_quiz_replaces_another_only_when_asked_to(bundle: Bundle, quiz: Path) -> None:
+    before = (quiz / "quiz.json").read_bytes()
+    with pytest.raises(AlreadyExistsError, match="--overwrite"):
+        write_quiz(bundle, quiz, sample(bundle, 1), ratings=2)
+    assert (quiz / "quiz.json").read_bytes() == before
+    write_quiz(bundle, quiz, sample(bundle, 1), ratings=2, overwrite=True)
+    assert (quiz / "quiz.json").read_bytes() != before
+
+
 def test_a_new_quiz_does_not_replace_one_that_was_answered(
     bundle: Bundle, quiz: Path, tmp_path: Path
 ) -> None:
     take_answers(quiz, identity(bundle), [answers_file(tmp_path / "a.json", quiz, {"q00001": 0})])
     write_quiz(bundle, quiz, sample(bundle, 100), ratings=RATINGS)
     with pytest.raises(AlreadyExistsError, match="1 people's answers"):
-        write_quiz(bundle, quiz, sample(bundle, 1), ratings=2)
+        write_quiz(bundle, quiz, sample(bundle, 1), ratings=2, overwrite=True)
 
 
 def test_a_caption_makes_a_label_likely_word_by_word() -> None:

@@ -6,18 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import diffusers
+import diffusers as untyped
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.worlds import noise_image
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
+from vision_sae.models.pipeline_parity import check_pipeline
 from vision_sae.models.registry import load_generator
 from vision_sae.models.sdxl import TURBO_BLOCKS, SdxlModel
 
+diffusers: Any = untyped
 SITE = f"{TURBO_BLOCKS[0]}.update"
 PROMPT = "a small red star"
 
@@ -100,6 +103,109 @@ def test_a_pipeline_with_one_text_encoder(
     while run.step < run.steps:
         run.advance()
     assert same(run.pictures()[0], by_its_own_call(one_encoder, guidance))
+
+
+def with_part(pipeline: Any, **parts: Any) -> SdxlModel:
+    return SdxlModel("other", type(pipeline)(**pipeline.components | parts), dtype="float32")
+
+
+SCHEDULERS = [
+    ("DDIMScheduler", {"clip_sample": True}),
+    ("EulerDiscreteScheduler", {"prediction_type": "v_prediction", "timestep_spacing": "leading"}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {}),
+    ("LCMScheduler", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("EDMEulerScheduler", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), SCHEDULERS)
+def test_what_takes_its_pipelines_steps_is_accepted_and_left_as_it_was(
+    tiny_pipeline: Any, kind: str, options: dict[str, Any]
+) -> None:
+    scheduler = getattr(diffusers, kind).from_config(tiny_pipeline.scheduler.config, **options)
+    model = with_part(tiny_pipeline, scheduler=scheduler)
+    state = torch.get_rng_state()
+    check_pipeline(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "forward" not in vars(model.pipeline.unet)
+    (found,) = pictures(model, seed=7, steps=3, guidance_scale=3.0)
+    assert same(found, by_its_own_call(model.pipeline, 3.0))
+
+
+def test_steps_that_the_scheduler_cannot_take_are_refused(tiny_pipeline: Any) -> None:
+    scheduler = diffusers.PNDMScheduler.from_config(tiny_pipeline.scheduler.config)
+    model = with_part(tiny_pipeline, scheduler=scheduler)  # it begins with four of another kind
+    with pytest.raises(InvalidInputError, match="3 steps.*PNDMScheduler") as caught:
+        model.start(GenerationSettings(PROMPT, steps=3))
+    assert caught.value.field == "steps"
+
+
+def test_a_scheduler_that_no_pipeline_of_this_kind_runs_is_refused(tiny_pipeline: Any) -> None:
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InvalidInputError, match="with FlowMatchEulerDiscreteScheduler, is not"):
+        check_pipeline(with_part(tiny_pipeline, scheduler=flow))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"time_cond_proj_dim": 16}, "told the guidance"),
+        ({"in_channels": 9}, "own call fails"),
+        ({"class_embed_type": "timestep"}, "class_labels"),
+        ({"out_channels": 12}, "a step fails"),
+        ({"sample_size": (32, 48)}, "sample_size"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "attention blocks .* Attention"),
+    ],
+)
+def test_a_unet_that_is_asked_otherwise_is_refused(
+    tiny_pipeline: Any, change: dict[str, Any], reason: str
+) -> None:
+    unet = type(tiny_pipeline.unet).from_config(tiny_pipeline.unet.config, **change)
+    with pytest.raises(InvalidInputError, match=reason):
+        check_pipeline(with_part(tiny_pipeline, unet=unet))
+
+
+def test_steps_that_are_not_the_pipelines_are_refused(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_pipeline), "guidance_scale", 5.0)
+    with pytest.raises(InvalidInputError, match="in step 1 its pipeline tells the U-Net another l"):
+        check_pipeline(with_part(tiny_pipeline))
+
+
+def test_latents_with_a_mean_and_a_spread_are_decoded_as_the_pipeline_does(
+    tiny_pipeline: Any,
+) -> None:
+    unet = tiny_pipeline.unet
+    torch.manual_seed(0)
+    changed = {"in_channels": 4, "out_channels": 4}
+    latents = {
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latents_mean": (0.1, -0.2, 0.3, 0.4),
+        "latents_std": (1.0, 2.0, 3.0, 4.0),
+        "scaling_factor": 0.5,
+    }
+    model = with_part(
+        tiny_pipeline,
+        unet=type(unet).from_config(unet.config, **changed),
+        vae=diffusers.AutoencoderKL(**latents),
+    )
+    check_pipeline(model)
+    (made,) = pictures(model, seed=7, steps=3, guidance_scale=3.0)
+    assert same(made, by_its_own_call(model.pipeline, 3.0))
+    run = model.start(GenerationSettings(image=noise_image(64, 64)))
+    encoded = run._latents_of(run.batch[0])
+    pixels = model.pipeline.image_processor.preprocess(run.batch[0].image)
+    with torch.inference_mode():
+        mean = model.pipeline.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(encoded[:, 1], (mean[:, 1] + 0.2) / 2.0 * 0.5)
 
 
 def test_other_pipelines_are_refused_by_name(tiny_pipeline: Any, tmp_path: Path) -> None:

@@ -44,10 +44,6 @@ PICTURE, OTHER = png(), png(7)
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The zoo, the raw neurons of its site, and a dictionary of a later one."""
-    from vision_sae_server.served import Served
-
-    from vision_sae.descriptions.evidence.bundle import BundleEvidence
-
     root = tmp_path_factory.mktemp("attribution")
     labels = LabelStore("sqlite://")
     made = serving.state(serving.zoo(root), labels)
@@ -60,11 +56,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Any:
     sae = worlds.identity_sae(serving.WIDTH, 4)
     worlds.write_dictionary(root / "l", sae, later, site="blocks.2.update")
     build(later, root / "l", root / "later", BuildConfig(recall_floor=0), progress=False)
-    model = next(iter(made.models.values()))
-    for name in ("neurons", "later"):
-        bundle = Bundle(root / name)
-        served = Served(bundle, model, labels, BundleEvidence(bundle))
-        made.dictionaries[served.resource] = served
+    serving.add(made, Bundle(root / "neurons"), Bundle(root / "later"))
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.labels import made
 from tests.serving import DICTIONARY, refusal
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import CaptionPmiConfig
+from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.protocol import Description, Score
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.errors import InvalidInputError
@@ -125,6 +127,36 @@ def service(channel: grpc.Channel) -> description_grpc.DescriptionServiceStub:
 @pytest.fixture
 def catalog(channel: grpc.Channel) -> catalog_grpc.CatalogServiceStub:
     return catalog_grpc.CatalogServiceStub(channel)
+
+
+@pytest.mark.parametrize(("key", "author"), [("x-user", "ada"), (None, "")])
+def test_a_proxy_names_who_writes_where_it_is_believed(
+    bundle: Bundle,
+    labels: LabelStore,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    author: str,
+) -> None:
+    monkeypatch.setattr(app, "_LAME_DUCK_SECONDS", 0)
+    held = serving.state(bundle, labels)
+    held = replace(held, config=held.config.model_copy(update={"caller_key": key}))
+    request = pb.UpdateDescriptionRequest(
+        description=description_pb2.Description(name=f"{CAT}/description", text="a lynx")
+    )
+    with serving.serving(held) as channel:
+        stub = description_grpc.DescriptionServiceStub(channel)
+        written = stub.UpdateDescription(request, metadata=(("x-user", "ada"),)).description
+    assert (written.author, written.judged_by) == (author, "person")
+
+
+def test_evidence_has_what_fires_there(service: Any, bundle: Bundle, labels: LabelStore) -> None:
+    # Feature 0 fires in picture 4 with 5, at patch 0; in picture 1 it is silent.
+    told = made(0, "cat", evidence=(4 * 4, 1 * 4))
+    labels.add(DICTIONARY, [told], identity=BundleEvidence(bundle).identity)
+    answer = describe(service, view=FEATURE_VIEW_FULL)
+    strongest, silent = answer.description.evidence
+    assert (strongest.activation, strongest.quantile) == (5, pytest.approx(3 / 20))
+    assert (silent.activation, silent.quantile) == (0, 0)
 
 
 def describe(service: Any, feature: str = CAT, **rest: Any) -> pb.DescribeFeatureResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -141,6 +142,37 @@ def test_how_a_picture_moves_toward_texts(
         assert text.before == pytest.approx(pixels(found.twin).mean() * len(text.text), rel=1e-5)
         assert text.after == pytest.approx(pixels(found.picture).mean() * len(text.text), rel=1e-5)
     assert [text.text for text in labelled] == ["three", "seven"]
+
+
+def test_the_share_of_pixels_that_changed(service: Any) -> None:
+    found = result(service, edit())
+    moved = np.abs(pixels(found.picture) - pixels(found.twin)).mean(2)
+    (metric,) = found.effect.metrics
+    assert (metric.name, metric.count) == ("changed_share", moved.size)
+    assert metric.value == pytest.approx((moved > 0).mean())
+    (metric,) = result(service).effect.metrics  # no edit: the twin, bit for bit
+    assert metric.value == 0
+
+
+def test_a_request_id_is_in_the_log(service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "vision_sae_server")
+    name = str(uuid.uuid4())
+    result(service, request_id=name)
+    assert f"Generate, request {name}" in caplog.messages
+
+
+def test_a_model_has_the_sites_of_all_its_grids(two_level_generator: SdxlModel) -> None:
+    from vision_sae_server import messages
+    from vision_sae_server.served import ServedModel
+
+    from vision_sae.models.noised import NoisedPictures
+
+    held = ServedModel(NoisedPictures(two_level_generator), None, 1)  # type: ignore[arg-type]
+    sites = messages.model(held).sites
+    names = [site.name.rpartition("/")[2] for site in sites]
+    assert names == list(two_level_generator.sites)
+    assert {(site.rows, site.cols) for site in sites} == {(8, 8), (16, 16)}
+    assert messages.model(held).parameters == two_level_generator.parameters > 0
 
 
 def test_a_region_divides_the_figures(service: Any) -> None:

@@ -117,6 +117,17 @@ def test_targets_and_classes_before_and_after(service: Any, model: VitModel) -> 
     assert change.relative_change > 0
 
 
+def test_classes_have_their_names(service: Any, model: VitModel) -> None:
+    model.class_names = ("ant", "bee", "cat", "dog", "elk")
+    try:
+        classes = intervene(service).images[0].change.classes
+    finally:
+        model.class_names = ()
+    assert {c.index: c.label for c in classes} == dict(
+        enumerate(["ant", "bee", "cat", "dog", "elk"])
+    )
+
+
 def test_values_are_in_mean_activations_unless_raw(service: Any) -> None:
     usual = edit()
     usual.unit, usual.value = edit_pb2.EDIT_UNIT_MEAN_ACTIVATION, 2.0

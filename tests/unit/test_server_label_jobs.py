@@ -281,6 +281,8 @@ def test_the_same_request_makes_one_job(service: Any) -> None:
     request_id = str(uuid.uuid4())
     first = create(service, features(), request_id=request_id)
     assert create(service, features(), request_id=request_id).name == first.name
+    other = refused(lambda: create(service, features(indices=[1]), request_id=request_id))
+    assert other == (INVALID, "INVALID_INPUT", "request_id")
     found = refused(lambda: create(service, features(), label_job_id=first.name.split("/")[1]))
     assert found == (grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS", "label_job_id")
 

@@ -31,6 +31,13 @@ def test_unspecified_dtype_is_refused() -> None:
         from_proto(tensor_pb2.Tensor(shape=[1], data=b"\0"))
 
 
+@pytest.mark.parametrize("shape", [[-1, -1], [0, 2**62], [0, 2**31, 2**31], [0, -(2**63)]])
+def test_a_shape_that_cannot_be_is_refused(shape: list[int]) -> None:
+    with pytest.raises(InvalidInputError, match="neither negative nor more") as refused:
+        from_proto(tensor_pb2.Tensor(dtype=tensor_pb2.D_TYPE_UINT8, shape=shape))
+    assert refused.value.field == "tensor.shape"
+
+
 def test_dtype_of_a_newer_contract_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="99"):
         from_proto(tensor_pb2.Tensor(dtype=99, shape=[1], data=b"\0"))  # type: ignore[arg-type]

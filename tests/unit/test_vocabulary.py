@@ -11,7 +11,7 @@ from tests.contrastive_world import PlantedClip
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.describers.vocabulary import Vocabulary, embed_vocabulary
-from vision_sae.errors import InvalidInputError
+from vision_sae.errors import InvalidInputError, NotFoundError
 
 
 def images(*captions: str, tags: tuple[str, ...] = (), sources: str = "") -> list[ImageRecord]:
@@ -48,7 +48,7 @@ def test_file_without_words_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"none\.txt"):
+    with pytest.raises(NotFoundError, match=r"none\.txt"):
         Vocabulary.read(tmp_path / "none.txt")
 
 

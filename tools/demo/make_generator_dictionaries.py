@@ -111,7 +111,9 @@ def make_block(
 ) -> None:
     """Make the dictionary of one block, its descriptions, and their figures."""
     training = training.model_copy(update={"site": site})
-    measured = train_dictionary(store, folder / "dictionary", training, {"heldout": held})
+    measured = train_dictionary(
+        store, folder / "dictionary", training, {"heldout": held}, overwrite=True
+    )
     dictionary, _ = load_dictionary(folder / "dictionary")
     evidence, counted = evidence_of(store, site, dictionary)
     frequent = most_frequent(counted.count)

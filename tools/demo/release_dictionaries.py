@@ -43,7 +43,15 @@ def release_demo_dictionary(
     folder = folder or registry.PACKAGED
     rows = _rows(labels, dictionary) if labels else []
     path = name.partition(":")[2]
-    release(folder / path, dictionary, name, notes, labels=rows, evaluation=evaluation)
+    release(
+        folder / path,
+        dictionary,
+        name,
+        notes,
+        labels=rows,
+        evaluation=evaluation,
+        overwrite=True,
+    )
     entry = Entry.of(folder / path, path)
     add_to_index(folder / INDEX, entry)
     return entry

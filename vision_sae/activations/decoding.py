@@ -6,16 +6,15 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 from torch import Tensor
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Skipped, attempt
 
 
 class Decoded(NamedTuple):
@@ -28,15 +27,7 @@ class Decoded(NamedTuple):
     """A small JPEG."""
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A file that could not be read, and why."""
-
-    id: str
-    error: str
-
-
-Outcome: TypeAlias = Decoded | Refused
+Outcome: TypeAlias = Decoded | Skipped
 
 
 def _thumbnail(image: Image.Image, side: int) -> bytes:
@@ -50,15 +41,13 @@ def _thumbnail(image: Image.Image, side: int) -> bytes:
 
 def decode(picture: Picture, model: Model, side: int) -> Outcome:
     """Decode one file for ``model``, with a thumbnail of ``side`` pixels."""
-    try:
-        image = picture.load()
-        pixels = model.preprocess(image)
-    except (InvalidInputError, OSError) as error:
-        return Refused(picture.id, str(error))
-    record = ImageRecord(
-        picture.id, image.width, image.height, picture.caption, picture.tags, picture.source
-    )
-    return Decoded(record, pixels, _thumbnail(image, side))
+
+    def ready(image: Image.Image) -> Decoded:
+        said = picture.caption, picture.tags, picture.source
+        record = ImageRecord(picture.id, image.width, image.height, *said)
+        return Decoded(record, model.preprocess(image), _thumbnail(image, side))
+
+    return attempt(picture, ready)
 
 
 def decode_batches(

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from vision_sae.activations import store as layout
 from vision_sae.activations.making import Making, Report, make_store, plan_of
-from vision_sae.activations.shards import Shard, rounded
+from vision_sae.activations.shards import Shard, check_finite, rounded
 from vision_sae.activations.store import ActivationStore, ImageRecord
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.noised import NoisedPictures
+from vision_sae.texts import read_lines
 
 
 class Prompted(NamedTuple):
@@ -39,12 +40,13 @@ class Prompted(NamedTuple):
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line; empty lines are passed over.
 
-    Raises `NotFoundError` without such a file and `InvalidInputError` when it holds none.
+    Raises `NotFoundError` without such a file and `InvalidInputError` when it holds none, or with
+    the line that is no text.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} is not a text file of prompts", field="prompts")
-    lines = path.read_text("utf-8-sig").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+    lines = read_lines(path, "prompts")
+    prompts = [line.text.strip() for line in lines if line.text.strip()]
     if not prompts:
         raise InvalidInputError(f"{path} holds no prompt; write one a line", field="prompts")
     return prompts
@@ -83,10 +85,13 @@ def _compute(
         for site, steps in vectors.items():
             steps.append(captured[site][-len(batch) :].cpu())
     pictures = run.pictures()
+    names = [f"{item.id}/step-{step}" for item in batch for step in range(run.steps)]
     for site in config.sites:
         every = torch.stack(vectors[site], dim=1).flatten(0, 1)
-        shard.arrays[f"{site}.npy"].append(rounded(site, every, config.dtype))
+        low = rounded(site, every, config.dtype, pictures=names)
+        shard.arrays[f"{site}.npy"].append(low)
     deepest = torch.stack(vectors[generator.deepest], dim=1).flatten(0, 1)
+    check_finite("the embedding", deepest, names)
     shard.arrays[layout.EMBEDDING].append(deepest.float().mean(1).numpy())
     for item, picture in zip(batch, pictures, strict=True):
         shard.records += [
@@ -105,11 +110,12 @@ def harvest_generations(
     config: HarvestConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> ActivationStore:
     """Generate ``config.seeds`` pictures of each prompt and publish what happened at its sites.
 
     The sites must share one grid. A store that already holds exactly this is returned as it is,
-    and an interrupted run goes on.
+    and an interrupted run goes on; another store is replaced only with ``overwrite``.
     """
     if config.views > 1:
         raise InvalidInputError(
@@ -133,4 +139,4 @@ def harvest_generations(
     pictures = prompted(prompts[: config.limit], config.seeds)
     plan = plan_of(model, config, _data_sha256(pictures, generator))
     making = Making(plan, pictures, config.shard_images, "img", collect)
-    return make_store(making, directory, progress=progress)
+    return make_store(making, directory, progress=progress, overwrite=overwrite)

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 import vision_sae
 from vision_sae.activations import store as layout
-from vision_sae.activations.shards import Shard, write_shard
+from vision_sae.activations.shards import Shard, is_whole, write_shard
 from vision_sae.activations.store import ActivationStore, read_jsonl
+from vision_sae.arrays import read_array
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError
-from vision_sae.files import MANIFEST, open_staging, publish, read_json, sha256_json, write_json
+from vision_sae.files import open_staging, publish, sha256_json
 from vision_sae.models.protocol import ContrastiveModel, Model
+from vision_sae.places import check_output, check_replaceable
+from vision_sae.storage import storing
 
 Item = TypeVar("Item")
 Report = Callable[[int], object]
@@ -72,26 +74,35 @@ def plan_of(model: Model, config: HarvestConfig, data_sha256: str) -> dict[str, 
     }
 
 
-def make_store(making: Making[Item], directory: Path, *, progress: bool) -> ActivationStore:
+def make_store(
+    making: Making[Item], directory: Path, *, progress: bool, overwrite: bool = False
+) -> ActivationStore:
     """Make the shards that are missing and publish the store at ``directory``.
 
-    A store that already holds exactly this is returned as it is.
+    A store that already holds exactly this is returned as it is; another one is replaced only with
+    ``overwrite``, and anything else is an `AlreadyExistsError`.
     """
-    plan, items = making.plan, making.items
-    if (directory / MANIFEST).is_file():
-        found = read_json(directory / MANIFEST)
-        if all(found.get(key) == value for key, value in json.loads(json.dumps(plan)).items()):
-            return ActivationStore(directory)
-    staging = open_staging(directory, resume=_same_plan(directory, plan))
-    write_json(_plan_path(directory), sha256_json(plan))
-    shards = staging / layout.SHARDS
-    shards.mkdir(exist_ok=True)
+    plan = making.plan
+    found = check_output(directory, layout.FORMAT, field="store")
+    if found and all(found.get(k) == v for k, v in json.loads(json.dumps(plan)).items()):
+        return ActivationStore(directory)
+    check_replaceable(directory, found, overwrite=overwrite, field="store")
+    with storing(directory):
+        staging = open_staging(directory, plan=sha256_json(plan))
+        names = _make_shards(making, staging / layout.SHARDS, progress=progress)
+        _seal(staging, directory, plan, names)
+    return ActivationStore(directory)
 
+
+def _make_shards(making: Making[Item], shards: Path, *, progress: bool) -> list[str]:
+    """Make the shards that are missing or damaged; gives the names of all."""
+    items = making.items
+    shards.mkdir(exist_ok=True)
     groups = {
         f"{index:05d}": items[start : start + making.per_shard]
         for index, start in enumerate(range(0, len(items), making.per_shard))
     }
-    todo = {name: group for name, group in groups.items() if not (shards / name).is_dir()}
+    todo = {name: group for name, group in groups.items() if not is_whole(shards / name)}
     done = len(items) - sum(map(len, todo.values()))
     with (
         tqdm(
@@ -107,20 +118,7 @@ def make_store(making: Making[Item], directory: Path, *, progress: bool) -> Acti
             written = writer.submit(write_shard, shards, name, shard)
         if written:
             written.result()
-    _seal(staging, directory, plan, list(groups))
-    _plan_path(directory).unlink()
-    return ActivationStore(directory)
-
-
-def _plan_path(directory: Path) -> Path:
-    """Where an unfinished harvest notes what it is making."""
-    return directory.with_name(f".{directory.name}.plan.json")
-
-
-def _same_plan(directory: Path, plan: dict[str, Any]) -> bool:
-    """Whether an interrupted run with this very plan left shards to go on from."""
-    path = _plan_path(directory)
-    return path.is_file() and read_json(path) == sha256_json(plan)
+    return list(groups)
 
 
 def _seal(staging: Path, directory: Path, plan: dict[str, Any], shard_names: list[str]) -> None:
@@ -137,13 +135,12 @@ def _seal(staging: Path, directory: Path, plan: dict[str, Any], shard_names: lis
     images = sum(shard["images"] for shard in shards)
     if images == 0:
         raise InvalidInputError(
-            f"none of the {len(skipped)} pictures could be read; the first: {skipped[0]['error']}",
+            f"none of the {len(skipped)} pictures could be read; the first, {skipped[0]['id']}: "
+            f"{skipped[0]['error']}",
             field="images",
         )
     kept = [shard for shard in shards if shard["images"]]
-    dim = np.load(
-        staging / layout.SHARDS / str(kept[0]["name"]) / layout.EMBEDDING, mmap_mode="r"
-    ).shape[1]
+    dim = read_array(staging / layout.SHARDS / str(kept[0]["name"]) / layout.EMBEDDING).shape[1]
     publish(
         directory,
         plan

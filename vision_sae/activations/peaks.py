@@ -50,7 +50,8 @@ class PeakCollector:
 
         Raises `InvalidInputError` for values that float16 cannot hold.
         """
-        low = torch.from_numpy(rounded(site, vectors, "float16"))
+        remedy = "peaks are kept in float16; choose a site of other size"
+        low = torch.from_numpy(rounded(site, vectors, "float16", remedy=remedy))
         highest = low.amax(1)
         self.peaks[self.seen : self.seen + len(low)] = highest
         for picture, peaks in zip(low, highest, strict=True):

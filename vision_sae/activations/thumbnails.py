@@ -8,6 +8,9 @@ from typing import overload
 
 import numpy as np
 
+from vision_sae.arrays import read_array
+from vision_sae.errors import CorruptArtifactError
+
 THUMBNAILS = "thumbnails.bin"
 THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 
@@ -25,8 +28,17 @@ class Thumbnails(Sequence[bytes]):
     """The JPEGs in row order, mapped: a picture is read when it is asked for."""
 
     def __init__(self, directory: Path) -> None:
-        self._offsets = np.load(directory / THUMBNAIL_OFFSETS)
-        self._data = np.memmap(directory / THUMBNAILS, dtype=np.uint8, mode="r")
+        self._offsets = read_array(directory / THUMBNAIL_OFFSETS)
+        try:
+            self._data = np.memmap(directory / THUMBNAILS, dtype=np.uint8, mode="r")
+            whole = len(self._data) == self._offsets[-1]
+        except (OSError, ValueError):  # no file, or an empty one
+            whole = False
+        if not whole:
+            raise CorruptArtifactError(
+                f"{directory / THUMBNAILS} does not hold the pictures that {THUMBNAIL_OFFSETS} "
+                "names; make the folder again"
+            )
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

@@ -312,6 +312,8 @@ def exact_ablation(scene: Scene, found: SiteDictionary, features: Sequence[int])
     after = scene.values_at(found.site, torch.stack([*without, update - error]))
     effects = (scene.value - after).tolist()
     for feature, fires, effect in zip(features, firing, effects, strict=False):
+        if not fires.any():  # its effect is 0, whatever rounding says
+            continue
         per_feature[feature] = effect
         values += effect * (fires / fires.sum().clamp_min(1e-12)).double()
     of_error = effects[-1]

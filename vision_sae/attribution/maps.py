@@ -58,12 +58,14 @@ class Component(NamedTuple):
 
 def deep_feature_factorisation(vectors: Tensor, components: int) -> list[Component]:
     """Non-negative factors of ``relu(A)`` of several pictures (N, P, D), those with most weight
-    first (Collins et al. 2018, arXiv:1806.10206)."""
+    first (Collins et al. 2018, arXiv:1806.10206); none of no pictures."""
     from sklearn.decomposition import NMF
 
     count, patches, _ = vectors.shape
     positive = vectors.relu().flatten(0, 1).double().numpy()
     components = min(components, *positive.shape)
+    if components < 1:
+        return []
     factors = NMF(components, init="nndsvda", max_iter=_NMF_ITERATIONS, random_state=0)
     strengths = factors.fit_transform(positive)
     directions = factors.components_

@@ -70,9 +70,20 @@ def similarity(embedding: Tensor) -> Target:
     )
 
 
+def _some(patches: Tensor) -> None:
+    """Raise `InvalidInputError` for a mask of patches (P) without any: nothing can be pooled."""
+    if not patches.any():
+        raise InvalidInputError(
+            "the target's region selects no patch; choose a larger one, or none for the whole "
+            "picture",
+            field="target.region",
+        )
+
+
 def region_class(model: VitModel, patches: Tensor, index: int) -> Target:
     """The logit of a class if the classifier saw the mean of some patches (mask (P)) behind the
     last block; raises `InvalidInputError` for a model without that class."""
+    _some(patches)
     last = [site for site in model.sites if site.endswith(".resid")][-1]
     special = model.grid.special
 
@@ -126,6 +137,8 @@ def feature(
     and zero elsewhere: which features fire is held fixed. Raises `NotServedError` for a dictionary
     without an encoder direction.
     """
+    if patches is not None:
+        _some(patches)
     slope = dictionary.slope(index)
     if slope is None:
         raise NotServedError(

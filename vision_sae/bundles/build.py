@@ -45,6 +45,7 @@ from vision_sae.dictionaries.weights import WEIGHTS
 from vision_sae.errors import MismatchError, VisionSaeError
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid
+from vision_sae.places import check_output, check_replaceable
 from vision_sae.vectors import normalised
 
 _BATCH = 1024
@@ -80,7 +81,8 @@ def _encode(
     *,
     progress: bool,
 ) -> tuple[SparseRows, MetricsAccumulator, NDArray[np.float64]]:
-    """The one pass: codes of every patch, the metrics, and each image's explained variance.
+    """The one pass: codes of every patch, the metrics, and the explained variance of each image
+    that has any.
 
     Every patch is added to ``index`` too.
     """
@@ -103,7 +105,8 @@ def _encode(
             index.add(normalised(vectors.numpy(), mean.numpy()))
             bar.update(len(vectors))
     error, variance = squares.reshape(2, -1, store.grid.patches).sum(2)
-    explained = 1 - error / variance.clamp_min(1e-12)
+    varies = variance > 0  # of a picture all patches of which are the mean, nothing is explained
+    explained = 1 - error[varies] / variance[varies]
     return builder.by_patch(), metrics, explained.numpy()
 
 
@@ -215,19 +218,28 @@ def build(
     config: BuildConfig,
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Bundle:
     """Encode every patch of ``store`` once and publish a `Bundle` at ``directory``.
 
     ``source`` is a dictionary's directory, or the name of a released one, whose descriptions the
-    bundle then carries.
+    bundle then carries. A bundle that was made from just these is returned as it is; another one
+    is replaced only with ``overwrite``.
 
     Raises `MismatchError` when store and dictionary do not belong together and
     `RecallTooLowError` when the patch index misses its floor; nothing is published then.
     """
+    there = check_output(
+        directory, layout.FORMAT, inputs=[store.path, locate(source)], field="bundle"
+    )
+    if not overwrite and is_current(directory, store, source, config):
+        return Bundle(directory)
+    check_replaceable(directory, there, overwrite=overwrite, field="bundle")
     found = load_dictionary(source)
     dictionary, trained = found.dictionary, found.manifest
     check_match(store, trained)
     site = trained["site"]
+    store.check_varies(site)
     with publishing(directory) as (staging, manifest):
         (staging / layout.DICTIONARY).mkdir()
         described = dictionary.save(staging / layout.DICTIONARY)

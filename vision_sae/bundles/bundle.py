@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 
 from vision_sae.activations.store import ImageRecord, read_images, read_jsonl
 from vision_sae.activations.thumbnails import Thumbnails
+from vision_sae.artifacts import BUNDLE
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import SparseRows
 from vision_sae.bundles.exemplars import Exemplars
@@ -25,25 +27,22 @@ from vision_sae.bundles.statistics import Statistics
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.errors import (
-    CorruptArtifactError,
     FeatureNotFoundError,
     MismatchError,
-    NotFoundError,
 )
 from vision_sae.files import (
     MANIFEST,
     open_staging,
     publish,
     published,
-    read_json,
     sha256_file,
     sha256_json,
     verify_files,
 )
 from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
+from vision_sae.storage import storing
 
-FORMAT = "vision_sae.bundle"
-VERSION = 2
+FORMAT, VERSION = BUNDLE.format, BUNDLE.version
 
 DICTIONARY = "dictionary"
 IMAGES = "images.jsonl"
@@ -63,7 +62,7 @@ MATCHES = "matches"
 _PARTS = (
     *("manifest_sha256", "dictionary", "images", "embeddings", "site_mean", "codes", "postings"),
     *("statistics", "_exemplars", "relations", "patch_index", "descriptions", "thumbnails"),
-    *("text_aligned_index", "deleted", "matches"),
+    *("text_aligned_index", "deleted", "matches", "published_at"),
 )
 """The properties of `Bundle` that read a file."""
 
@@ -88,18 +87,8 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = published(path)
-        if not (self.path / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{path} is not a published bundle; run `vision-sae build`", field="bundle"
-            )
         self.name = path.name
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(
-                f"{path} has format {self.manifest.get('format')} version "
-                f"{self.manifest.get('version')}, this program reads {FORMAT} version {VERSION}; "
-                "build it again"
-            )
+        self.manifest = BUNDLE.manifest(path)
         verify_files(self.path, self.manifest["files"])
         self.site: str = self.manifest["site"]
         self.grid = PatchGrid(**self.manifest["model"]["grid"])
@@ -167,6 +156,11 @@ class Bundle:
         """Hex SHA-256 of the manifest's bytes: the identity of the whole bundle."""
         return sha256_file(self.path / MANIFEST)
 
+    @cached_property
+    def published_at(self) -> datetime:
+        """When it was published, UTC: the time of its manifest, which is written last."""
+        return datetime.fromtimestamp((self.path / MANIFEST).stat().st_mtime, UTC)
+
     @property
     def dictionary_sha256(self) -> str:
         """Hex SHA-256 of what the files of the dictionary hold: the same however the bundle is
@@ -221,8 +215,8 @@ class Bundle:
 
     @cached_property
     def data_sets(self) -> NDArray[np.str_]:
-        """The data set of every image: the uppermost folder it lay in, or "" in none."""
-        return np.array([image.id.rpartition("/")[0].partition("/")[0] for image in self.images])
+        """The data set of every image (images)."""
+        return np.array([image.data_set for image in self.images])
 
     @cached_property
     def descriptions(self) -> dict[int, dict[str, Any]]:
@@ -301,21 +295,22 @@ def republish(
     `MismatchError`, and changes nothing, when another bundle has been published at ``path`` since
     ``bundle`` was opened.
     """
-    staging = open_staging(path)
-    source = published(path)  # a bundle that a dead writer had set aside is back in its place
-    if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
-        raise MismatchError(
-            f"{path} was published anew while this was at work; run it again", field="bundle"
-        )
-    if write is not None:
-        write(staging)
-    for name, data in (files or {}).items():
-        (staging / name).write_bytes(data)
-    for name in bundle.manifest["files"]:
-        if not (staging / name).exists():
-            (staging / name).parent.mkdir(exist_ok=True)
-            _share(source / name, staging / name)
-    publish(path, bundle.manifest | manifest)
+    with storing(path):
+        staging = open_staging(path)
+        source = published(path)  # a bundle that a dead writer had set aside is back in its place
+        if sha256_file(source / MANIFEST) != bundle.manifest_sha256:
+            raise MismatchError(
+                f"{path} was published anew while this was at work; run it again", field="bundle"
+            )
+        if write is not None:
+            write(staging)
+        for name, data in (files or {}).items():
+            (staging / name).write_bytes(data)
+        for name in bundle.manifest["files"]:
+            if not (staging / name).exists():
+                (staging / name).parent.mkdir(exist_ok=True)
+                _share(source / name, staging / name)
+        publish(path, bundle.manifest | manifest)
     return Bundle(path)
 
 

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.errors import InvalidInputError
+from vision_sae.models.precision import MOST_LOST
 
 
 class SparseRows(NamedTuple):
@@ -55,18 +56,29 @@ class CodesBuilder:
         self._counts = _Growing(np.uint32)
         self._indices = _Growing(np.uint32)
         self._values = _Growing(np.float16)
+        self._squares = self._lost = 0.0
 
     def add(self, codes: Codes) -> None:
         """Append a batch; zero activations are dropped, also those that float16 rounds to zero.
 
-        Raises `InvalidInputError` for activations that float16 cannot hold.
+        Raises `InvalidInputError` for activations that float16 cannot hold, and when it has lost
+        more than `MOST_LOST` of all so far.
         """
+        exact = codes.values.numpy().astype(np.float64)
         with np.errstate(over="ignore"):
-            values = codes.values.numpy().astype(np.float16)
+            values = exact.astype(np.float16)
         if not np.isfinite(values).all():
             raise InvalidInputError(
                 f"an activation of {float(codes.values.max()):.6g} is beyond the range of float16; "
                 "build from a site with smaller vectors",
+                field="site",
+            )
+        self._squares += float(np.square(exact).sum())
+        self._lost += float(np.square(values - exact).sum())
+        if self._lost > MOST_LOST**2 * self._squares:
+            raise InvalidInputError(
+                f"activations are too small for float16 (largest {exact.max():.3g}), which would "
+                f"lose more than {MOST_LOST:g} of them; build from a site with larger vectors",
                 field="site",
             )
         active = values > 0

@@ -28,8 +28,10 @@ class Statistics(NamedTuple):
 
     @property
     def usual_mean(self) -> float:
-        """The mean non-zero activation of the usual feature: the median over those that fire."""
-        return float(np.median(self.mean[self.count > 0]))
+        """The mean non-zero activation of the usual feature: the median over those that fire, 0
+        where none does."""
+        fires = self.count > 0
+        return float(np.median(self.mean[fires])) if fires.any() else 0.0
 
 
 def statistics(postings: SparseRows) -> Statistics:

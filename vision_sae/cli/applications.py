@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import command
+from vision_sae.cli.command import Overwrite, check_report, command
+from vision_sae.cli.pictures import Strict, tell
 
 LabelledUnits = Annotated[
     Path, typer.Argument(help="Bundle, or folder of neurons that `label` made.", metavar="UNITS")
@@ -24,6 +25,15 @@ Guesses = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")]
 _TEMPLATE = "a picture of {}"
+
+
+def _check(units: Path, labels: str | None) -> None:
+    """Refuse units and a label store that are not there."""
+    from vision_sae.cli.checks import check_labels, check_units
+
+    check_units(units)
+    if labels:
+        check_labels(labels)
 
 
 def _labelled(units: Path, labels: str | None, guesses: bool) -> Any:
@@ -74,10 +84,14 @@ def audit(
     labels: OfStore = None,
     guesses: Guesses = False,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Which units have a label that speaks of this, and what do they fire on?"""
+    _check(units, labels)
+
     from vision_sae.descriptions.applications.audit import audit as run
 
+    check_report(out, [units], overwrite=overwrite)
     found = _labelled(units, labels, guesses)
     findings = [
         finding
@@ -100,18 +114,29 @@ def analyse(
     guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units per kind.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
+    strict: Strict = False,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Which kinds of unit does the model need? Switches each off, against random units."""
+    from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
+
+    _check(units, labels)
+    check_report(out, [units, images], overwrite=overwrite)
+    reading = Reading(strict)
+    folder = image_folder(images, reading)
+
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.analysis import analyse as run
     from vision_sae.evaluation.class_folders import class_names, classified
-    from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
+    pictures = choose(folder, limit)
     names = class_names(pictures)
-    train, test = (classified(found.model, half, names) for half in (pictures[::2], pictures[1::2]))
+    halves = pictures[::2], pictures[1::2]
+    train, test = (classified(found.model, half, names, reading) for half in halves)
+    tell(reading)
     made = run(found.model, _task(found.model, train), test, found.unit_set, draws=draws)
     typer.echo(f"accuracy {made.accuracy:.3f} on {made.pictures} pictures")
     for effect in made.effects:
@@ -134,25 +159,37 @@ def edit(
     guesses: Guesses = False,
     draws: Annotated[int, typer.Option(help="Random groups of units.", min=1)] = 3,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.")] = 0,
+    strict: Strict = False,
+    seed: Annotated[int, typer.Option(help="Of the painted-on words and the groups.", min=0)] = 0,
     out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Remove units by label, and test against words painted onto the pictures."""
+    from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
+
+    _check(units, labels)
+    check_report(out, [units, images], overwrite=overwrite)
+    reading = Reading(strict)
+    folder = image_folder(images, reading)
+
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.applications.editing import TEXT_WORDS, units_that_say
     from vision_sae.descriptions.applications.editing import edit as run
     from vision_sae.evaluation.class_folders import class_names, classified, painted_over
-    from vision_sae.pictures.folder import image_folder
 
     found = _labelled(units, labels, guesses)
-    pictures = choose(image_folder(images), limit)
+    pictures = choose(folder, limit)
     chosen = units_that_say(found.unit_set.units, remove or TEXT_WORDS)
     names, test = class_names(pictures), pictures[1::2]
+    train, plain = (classified(found.model, p, names, reading) for p in (pictures[::2], test))
+    painted = painted_over(found.model, test, names, seed, reading)
+    tell(reading)
     made = run(
         found.model,
-        _task(found.model, classified(found.model, pictures[::2], names)),
-        classified(found.model, test, names),
-        painted_over(found.model, test, names, seed),
+        _task(found.model, train),
+        plain,
+        painted,
         found.unit_set,
         chosen,
         draws=draws,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -11,7 +11,11 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 import vision_sae
+from vision_sae.arguments import check_words
 from vision_sae.errors import VisionSaeError
+from vision_sae.exits import REFUSED, interruptible
+from vision_sae.places import check_output_file
+from vision_sae.storage import storage_error
 
 app = typer.Typer(
     help="Find, explain and steer what the insides of a vision model mean.",
@@ -25,6 +29,9 @@ app.add_typer(evaluations, name="evaluate")
 Configuration = Annotated[
     Path | None, typer.Option("--config", help="YAML file; flags and environment override it.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run of this command made.")
+]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -36,7 +43,23 @@ def _clear_errors() -> Iterator[None]:
         yield
     except VisionSaeError as error:
         typer.secho(f"vision-sae: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+        raise typer.Exit(REFUSED) from error
+    except OSError as error:
+        if not (told := storage_error(error)) and error.filename is None:
+            raise
+        typer.secho(f"vision-sae: {told or _plain(error)}", fg="red", err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def _plain(error: OSError) -> str:
+    """What the system refused, of which file: ``data/x: Is a directory``."""
+    return f"{error.filename}: {error.strerror}"
+
+
+def check_report(out: Path | None, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse, before any work, a file that a command's report may not be written to."""
+    if out is not None:
+        check_output_file(out, inputs=inputs, overwrite=overwrite)
 
 
 def command(
@@ -48,7 +71,8 @@ def command(
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with _clear_errors():
+            with interruptible("vision-sae"), _clear_errors():
+                check_words(kwargs)
                 return function(*args, **kwargs)
 
         return group.command(name)(run)

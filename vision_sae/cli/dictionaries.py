@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, command
+from vision_sae.cli.pictures import Strict, tell
+from vision_sae.errors import NotFoundError
+from vision_sae.places import check_output
 
 
 @command()
@@ -23,7 +26,7 @@ def harvest(
     site: Annotated[
         list[str] | None, typer.Option(help="Site to capture; may be repeated.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or bfloat16 on disk.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32 on disk.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many pictures, or prompts.")
@@ -36,15 +39,18 @@ def harvest(
         bool | None,
         typer.Option("--text-aligned", help="Let patches be found by text; contrastive models."),
     ] = None,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
     after a stop."""
-    from vision_sae.activations.generations import harvest_generations, read_prompts
-    from vision_sae.activations.harvest import harvest as run
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.models.registry import load_generator, load_model
+    from vision_sae.models.names import check_sites
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
     settings = load_config(
         config,
@@ -59,17 +65,31 @@ def harvest(
             "text_aligned": text_aligned,
         },
     ).harvest
-    if source.is_dir():
-        made = run(load_model(settings.model), image_folder(source), store, settings)
+    check_sites(settings.sites)
+    checks.check_exists(source, "folder of pictures, or file of prompts,", field="source")
+    check_output(store, STORE.format, inputs=[source], field="store")
+    reading = Reading(strict)
+    pictures = image_folder(source, reading) if source.is_dir() else None
+    if pictures is None:
+        _check_drawn(source, settings.model)
+    checks.check_models(settings.model)
+
+    from vision_sae.activations.generations import harvest_generations, read_prompts
+    from vision_sae.activations.harvest import harvest as run
+    from vision_sae.models.registry import load_generator, load_model
+
+    if pictures is not None:
+        found = load_model(settings.model)
+        made = run(found, pictures, store, settings, reading=reading, overwrite=overwrite)
     else:
-        prompts = read_prompts(source)
-        made = harvest_generations(load_generator(settings.model), prompts, store, settings)
+        prompts, generator = read_prompts(source), load_generator(settings.model)
+        made = harvest_generations(generator, prompts, store, settings, overwrite=overwrite)
     typer.echo(
         f"{store}: {made.manifest['images']} images, {made.rows} patches, "
         f"sites {', '.join(made.sites)}"
     )
-    for row in made.skipped:
-        typer.secho(f"skipped {row['id']}: {row['error']}", fg="yellow", err=True)
+    if source.is_dir():
+        tell(reading)
 
 
 @command()
@@ -95,13 +115,16 @@ def train(
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for end-to-end training.")
     ] = None,
+    strict: Strict = False,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Train a sparse autoencoder, or fit another dictionary. Resumes after a stop."""
-    from vision_sae.activations.store import ActivationStore
+    from vision_sae.artifacts import DICTIONARY, STORE
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.dictionaries.pipeline import splice, train_dictionary
+    from vision_sae.pictures.reading import Reading
 
     settings = load_config(
         config,
@@ -118,11 +141,42 @@ def train(
             "seed": seed,
         },
     ).train
+    checks.check_training(store, dictionary, [settings])
+    if heldout:
+        STORE.manifest(heldout)
+    inputs = [path for path in (store, heldout, images) if path]
+    check_output(dictionary, DICTIONARY.format, inputs=inputs, field="dictionary")
+    if images:
+        checks.check_folder(images, "a folder of pictures", field="images")
+        checks.check_models(STORE.manifest(store)["model"]["name"])
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.dictionaries.pipeline import splice, train_dictionary
+
     opened = ActivationStore(store)
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    spliced = splice(opened, images) if images else None
-    metrics = train_dictionary(opened, dictionary, settings, evaluation, spliced=spliced)
+    reading = Reading(strict)
+    spliced = splice(opened, images, reading) if images else None
+    if images:
+        typer.echo(reading.summary())  # before the hours that training takes
+    metrics = train_dictionary(
+        opened, dictionary, settings, evaluation, spliced=spliced, overwrite=overwrite
+    )
     _show_metrics(metrics)
+    if images:
+        tell(reading)
+
+
+def _check_drawn(source: Path, model: str) -> None:
+    """Refuse prompts, which ``source`` then holds, for a model that draws nothing."""
+    from vision_sae.models.names import check_generator
+
+    try:
+        check_generator(model)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{source} is no folder of pictures, so it is read as prompts; {error}", field="source"
+        ) from error
 
 
 def _show_metrics(metrics: dict[str, dict[str, float]]) -> None:
@@ -146,14 +200,15 @@ def sweep(
     k: Annotated[list[int] | None, typer.Option("--k", help="Active features per patch.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Random seed.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each.")] = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Train every combination of the given settings on one pass over the data."""
     from itertools import product
 
-    from vision_sae.activations.store import ActivationStore
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli import checks
     from vision_sae.config import load_config
-    from vision_sae.dictionaries.pipeline import sweep as run
 
     base = load_config(config).train
     settings = {}
@@ -166,8 +221,16 @@ def sweep(
         flags = dict(zip(("architecture", "expansion", "k", "seed"), choice, strict=True))
         name = "{architecture}-x{expansion}-k{k}-seed{seed}".format(**flags)
         settings[name] = load_config(config, train={"site": site, "steps": steps, **flags}).train
+    checks.check_training(store, out, settings.values())
+    if heldout:
+        STORE.manifest(heldout)
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.dictionaries.pipeline import sweep as run
+
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    for name, metrics in run(ActivationStore(store), out, settings, evaluation).items():
+    made = run(ActivationStore(store), out, settings, evaluation, overwrite=overwrite)
+    for name, metrics in made.items():
         typer.echo(out / name)
         _show_metrics(metrics)
 
@@ -185,8 +248,15 @@ def import_dictionary(
         list[str] | None,
         typer.Option(help="Unknown setting of SOURCE that changes nothing it computes; repeat."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Publish a dictionary that another library trained, and measure it on a store."""
+    from vision_sae.artifacts import STORE, site_of
+    from vision_sae.cli.checks import check_exists
+
+    check_exists(source, "checkpoint", field="source")
+    site_of(STORE.manifest(store)["sites"], site)
+
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
@@ -197,6 +267,7 @@ def import_dictionary(
         site=site,
         format=format,
         ignored=ignore_setting or (),
+        overwrite=overwrite,
     )
     shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
     typer.echo(
@@ -215,9 +286,14 @@ def export(
     dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
     out: Annotated[Path, typer.Argument(help="New directory to write.")],
     format: Annotated[str, typer.Option(help="Format of another library.")] = "saelens",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a dictionary in the format of another library."""
+    from vision_sae.cli.checks import check_dictionary
+
+    check_dictionary(dictionary)
+
     from vision_sae.dictionaries.interop.exchange import export_dictionary
 
-    export_dictionary(dictionary, out, format)
+    export_dictionary(dictionary, out, format, overwrite=overwrite)
     typer.echo(f"{out}: {format}")

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import command, evaluations
+from vision_sae.cli.command import Overwrite, check_report, command, evaluations
+from vision_sae.cli.pictures import Strict, tell
+from vision_sae.places import check_output_folder
 
 Bundles = Annotated[list[Path], typer.Argument(help="Bundles of one text-to-image model.")]
 Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")]
@@ -31,19 +33,32 @@ def evaluate_dictionary(
     against: Annotated[
         Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    from vision_sae.artifacts import STORE
+    from vision_sae.cli.checks import check_measured
+    from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
+
+    for path in (dictionary, *([against] if against else [])):
+        check_measured(path)
+    STORE.manifest(store)
+    reading = Reading(strict)
+    pictures = [picture for folder in images or [] for picture in image_folder(folder, reading)]
+
     from vision_sae.activations.harvest import choose
     from vision_sae.activations.store import ActivationStore
     from vision_sae.evaluation.report import evaluate as run
     from vision_sae.evaluation.report import lines, match_published
-    from vision_sae.pictures.folder import image_folder
 
-    pictures = [picture for folder in images or [] for picture in image_folder(folder)]
     matching = match_published(dictionary, against) if against else None
-    found = run(dictionary, ActivationStore(store), choose(pictures, limit), name=name)
+    chosen = choose(pictures, limit)
+    found = run(dictionary, ActivationStore(store), chosen, name=name, reading=reading)
     for line in lines(found, matching):
         typer.echo(line)
+    if images:
+        tell(reading)
 
 
 @command("labels", evaluations)
@@ -60,8 +75,7 @@ def evaluate_labels(
 ) -> None:
     """How much do labels say what people said of the same units? BERTScore, layer by layer."""
     from vision_sae.descriptions.files.annotations import read_annotations
-    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
-    from vision_sae.errors import InvalidInputError
+    from vision_sae.errors import InvalidInputError, shortened
 
     ours, theirs = read_annotations(labels), read_annotations(annotations)
     common = [layer for layer in ours if layer in theirs]
@@ -69,6 +83,14 @@ def evaluate_labels(
         raise InvalidInputError(
             f"{labels} and {annotations} have no layer in common", field="annotations"
         )
+
+    for path, table in ((labels, ours), (annotations, theirs)):
+        if others := sorted(table.keys() - common):
+            text = f"{path}: {len(others)} layers have no counterpart: {shortened(str(others))}"
+            typer.secho(text, fg="yellow", err=True)
+
+    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
+
     encode = text_encoder(encoder)
     for layer in common:
         found = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
@@ -90,16 +112,28 @@ def evaluate_attribution(
         int, typer.Option(help="Composed scenes to see where it points; 0: none.", min=0)
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
-    from vision_sae.evaluation.attribution import attribution_report
+    from vision_sae.cli.checks import check_bundles
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
+    from vision_sae.pictures.reading import Reading
 
-    pictures = [picture for folder in images for picture in image_folder(folder)]
-    report = attribution_report(bundle, pictures, limit=limit, tested=tested, scenes=scenes)
+    check_bundles([bundle])
+    check_report(out, [bundle, *images], overwrite=overwrite)
+    reading = Reading(strict)
+    pictures = [picture for folder in images for picture in image_folder(folder, reading)]
+
+    from vision_sae.evaluation.attribution import attribution_report
+
+    report = attribution_report(
+        bundle, pictures, limit=limit, tested=tested, scenes=scenes, reading=reading
+    )
     for line in report.lines():
         typer.echo(line)
+    tell(reading)
     if out is not None:
         write_json(out, report.to_json())
 
@@ -114,14 +148,27 @@ def evaluate_blocks(
     out: Annotated[Path, typer.Option(help="Directory for the table and the picture.")] = Path(
         "blocks"
     ),
+    overwrite: Overwrite = False,
 ) -> None:
     """Which block does what? Switches each off and boosts its features, against random ones."""
-    from vision_sae.evaluation.generators import block_report
+    from vision_sae.cli.checks import check_bundles, check_exists
+
+    check_bundles(bundles)
+    check_exists(prompts, "file of prompts", field="prompts")
+
+    from vision_sae.evaluation.generators import BLOCK_FILES, block_report
     from vision_sae.steering.bundles import opened
 
+    check_output_folder(out, BLOCK_FILES, inputs=[*bundles, prompts], overwrite=overwrite)
     generator, found = opened(bundles)
     report = block_report(
-        generator, found, _settings(prompts, pictures), out, features=features, amount=amount
+        generator,
+        found,
+        _settings(prompts, pictures),
+        out,
+        features=features,
+        amount=amount,
+        overwrite=overwrite,
     )
     typer.echo(report)
 
@@ -138,6 +185,13 @@ def evaluate_causal(
     clip: Annotated[str, typer.Option(help="Contrastive model that judges.")] = "demo:clip",
 ) -> None:
     """Does raising a feature move pictures toward its label? A further score of each label."""
+    from vision_sae.cli.checks import check_bundles, check_exists
+    from vision_sae.models.names import check_contrastive
+
+    check_bundles([bundle])
+    check_exists(prompts, "file of prompts", field="prompts")
+    check_contrastive(clip)
+
     from vision_sae.evaluation.generators import causal_scores
     from vision_sae.models.registry import load_model
     from vision_sae.steering.bundles import opened
@@ -159,14 +213,20 @@ def evaluate_causal(
 def evaluate_edits(
     bundles: Bundles,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
+    from vision_sae.cli.checks import check_bundles
+
+    check_bundles(bundles)
+
     from vision_sae.evaluation.edit_cases import evaluate_edits as run
     from vision_sae.evaluation.edit_cases import lines, read_cases, to_json
     from vision_sae.evaluation.scene_attributes import train_classifier
     from vision_sae.files import write_json
     from vision_sae.steering.bundles import opened
 
+    check_report(out, bundles, overwrite=overwrite)
     generator, found = opened(bundles)
     dictionaries = {f.bundle.name: f.dictionary for f in found}
     made = run(generator, dictionaries, read_cases(), train_classifier())

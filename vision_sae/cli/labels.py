@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vision_sae.cli.command import Configuration, command
+from vision_sae.cli.command import Configuration, Overwrite, command
+from vision_sae.cli.pictures import Strict, tell
+
+if TYPE_CHECKING:
+    from vision_sae.pictures.reading import Reading
 
 Describer = Annotated[
     str | None,
@@ -33,11 +37,19 @@ def describe(
     config: Configuration = None,
 ) -> None:
     """Label every feature of a bundle, or abstain, with the evidence and scores."""
-    from vision_sae.activations.store import ActivationStore
+    from vision_sae.artifacts import BUNDLE, STORE
+    from vision_sae.cli.checks import check_describing
     from vision_sae.config import load_config
-    from vision_sae.descriptions.describe import describe_bundle
 
     settings = load_config(config, describe={"describer": describer, "clip": clip}).describe
+    BUNDLE.manifest(bundle)
+    if probe_from:
+        STORE.manifest(probe_from)
+    check_describing(settings)
+
+    from vision_sae.activations.store import ActivationStore
+    from vision_sae.descriptions.describe import describe_bundle
+
     store = ActivationStore(probe_from) if probe_from else None
     made = describe_bundle(bundle, settings, store=store)
     summary: dict[str, Any] = made.manifest["describe"]
@@ -65,27 +77,36 @@ def label(
     ] = Path("runs/labelling"),
     workers: Annotated[int, typer.Option(help="Processes at work.", min=1)] = 1,
     max_units: Annotated[
-        int | None, typer.Option(help="End when so many units are labelled.", min=1)
+        int | None, typer.Option(help="End when so many units are labelled.", min=1, max=2**62)
     ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(help="End after so much computing, over all workers.", min=0)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=1)] = None,
+    strict: Strict = False,
     describer: Describer = None,
     clip: Clip = None,
+    overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
     """Label every feature of a bundle, or every neuron of a model, in one job. Resumes."""
+    from vision_sae.cli.checks import check_describing
     from vision_sae.config import load_config
-    from vision_sae.descriptions.batch import label_all
-    from vision_sae.descriptions.jobs.job import Budget
+    from vision_sae.pictures.reading import Reading
 
     settings = load_config(
         config,
         neurons={"sites": tuple(site) if site else None},
         describe={"describer": describer, "clip": clip},
     )
-    folder = _evidence(units, images, work, limit, settings)
+    check_describing(settings.describe)
+    reading = Reading(strict)
+    pictures = _pictures(units, images, settings, reading)
+
+    from vision_sae.descriptions.batch import label_all
+    from vision_sae.descriptions.jobs.job import Budget
+
+    folder = _evidence(units, pictures, work, limit, settings, reading, overwrite=overwrite)
     job = label_all(
         labels,
         folder,
@@ -101,27 +122,53 @@ def label(
     typer.echo(f"evidence: {folder.path}")
 
 
-def _evidence(units: str, images: Path | None, work: Path, limit: int | None, settings: Any) -> Any:
+def _pictures(units: str, images: Path | None, settings: Any, reading: Reading) -> list[Any] | None:
+    """The pictures in which a model's neurons are looked at; None where ``units`` names a folder of
+    evidence."""
+    from vision_sae.cli import checks
+    from vision_sae.errors import InvalidInputError
+    from vision_sae.models.names import check_sites
+    from vision_sae.pictures.folder import image_folder
+
+    if checks.is_published(Path(units)):
+        checks.check_units(Path(units))
+        return None
+    if images is None:
+        raise InvalidInputError(
+            f"{units!r} is neither a bundle nor a folder of exemplars in MILAN's layout; to label "
+            "the neurons of a model of that name, name a folder of pictures with --images",
+            field="images",
+        )
+    check_sites(settings.neurons.sites, field="sites")
+    checks.check_models(units, field="units")
+    return image_folder(images, reading)
+
+
+def _evidence(
+    units: str,
+    pictures: list[Any] | None,
+    work: Path,
+    limit: int | None,
+    settings: Any,
+    reading: Reading,
+    *,
+    overwrite: bool,
+) -> Any:
     """Where the evidence of a bundle lies, or of a model's neurons, which is collected first."""
     from vision_sae.activations.harvest import choose
     from vision_sae.descriptions.batch import EvidenceFolder
     from vision_sae.descriptions.evidence.neurons import collect_neurons
-    from vision_sae.errors import InvalidInputError
     from vision_sae.files import sha256_json
     from vision_sae.models.registry import load_model
-    from vision_sae.pictures.folder import image_folder
     from vision_sae.resources import model_resource
 
-    if EvidenceFolder.published(Path(units)):
+    if pictures is None:
         return EvidenceFolder.at(Path(units), settings.describe.clip)
-    if images is None:
-        raise InvalidInputError(
-            f"{units} is neither a bundle nor a folder of exemplars in MILAN's layout; to label "
-            "the neurons of a model of that name, name a folder of pictures with --images",
-            field="images",
-        )
     sites = sha256_json(settings.neurons.sites)[:8]
     place = work / f"{model_resource(units).removeprefix('models/')}-{sites}"
-    pictures = choose(image_folder(images), limit)
-    collect_neurons(load_model(units), pictures, place, settings.neurons)
+    chosen = choose(pictures, limit)
+    collect_neurons(
+        load_model(units), chosen, place, settings.neurons, reading=reading, overwrite=overwrite
+    )
+    tell(reading)
     return EvidenceFolder.at(place)

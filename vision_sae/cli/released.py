@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vision_sae.cli.command import command
+from vision_sae.cli.command import Overwrite, command
 
 
 @command()
@@ -58,11 +58,12 @@ def fetch(
     to: Annotated[
         Path | None, typer.Option(help="Directory of the copy to make; in the cache when absent.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Copy or download a released dictionary, so that it can be loaded by its name."""
     from vision_sae.dictionaries.released.fetching import fetch as run
     from vision_sae.dictionaries.released.registry import shipped
 
-    place = run(name, index=index, to=to)
+    place = run(name, index=index, to=to, overwrite=overwrite)
     ships = " ships with the package" if to is None and name in shipped() else ""
     typer.echo(f"{name}{ships}: {place}")

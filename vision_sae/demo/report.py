@@ -11,9 +11,15 @@ from typing import Any
 
 from vision_sae.demo.montage import Row, montage
 from vision_sae.pictures.folder import Picture
+from vision_sae.places import check_output_folder
 from vision_sae.tensors import from_proto
 from vision_sae.v1 import attribution_service_pb2, description_pb2, dictionary_pb2, image_pb2
 
+FILES = (
+    *("answer.json", "answer.png", "index.html", "picture.*"),
+    *("*-feature-*.png", "*-exemplar-*.jpg", "clip", "steered"),
+)
+"""What a folder of the demo's answers may hold."""
 _EXEMPLARS = 6
 _MONTAGE_ROWS = 5
 _AUC = description_pb2.SCORE_METRIC_DETECTION_AUC
@@ -132,9 +138,11 @@ def write_report(
     dictionary: dictionary_pb2.Dictionary,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Write everything into ``out``; returns what ``answer.json`` holds."""
+    """Write everything into ``out``, over an earlier answer of the demo; returns what
+    ``answer.json`` holds."""
     from vision_sae_client.overlay import open_picture, overlay, png
 
+    check_output_folder(out, FILES, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
     data = answer_json(picture, answer, dictionary, seconds)
     shutil.copyfile(picture.path, out / f"picture{picture.path.suffix}")

@@ -23,7 +23,7 @@ from vision_sae.bundles.bundle import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
 from vision_sae.demo import generations
 from vision_sae.demo.both import harvest_both
-from vision_sae.demo.report import label, write_report
+from vision_sae.demo.report import FILES, label, write_report
 from vision_sae.descriptions.again import JUDGED_AGAIN, judge_again
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
@@ -31,6 +31,7 @@ from vision_sae.models.clip import ClipModel
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
+from vision_sae.places import check_output_folder
 from vision_sae.resources import dictionary_resource, model_resource
 from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE, EncodeResponse
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
@@ -46,6 +47,8 @@ RELEASED = (f"{VIT}/{SITE}", f"{CLIP}/{SITE}")
 package. `vision_sae.load_dictionary` has those of the earlier sites too."""
 WORK = Path("runs/demo")
 """Where everything is kept, as the command has it."""
+_KEPT = ("vit", "clip", "generator", "my-dictionary", "demo-*", "probes", ".*")
+"""What the folder of stores, dictionaries and bundles may hold; older ones of it are replaced."""
 _HELDOUT_IMAGES = 80
 _TRAINING = TrainConfig(site=MODELS[VIT], steps=200, expansion=2, k=16)
 """Of the dictionary that is trained before one's eyes: small, to be there in a minute."""
@@ -109,9 +112,10 @@ def harvest_pictures(work: Path, stages: Stages) -> Harvested:
         assert isinstance(vit, VitModel)
         assert isinstance(clip, ClipModel)
         places = (work / "vit" / "store", work / "clip" / "store")
-        seen, by_clip = harvest_both(vit, clip, pictures, places, (of_vit, of_clip))
+        seen, by_clip = harvest_both(vit, clip, pictures, places, (of_vit, of_clip), overwrite=True)
         heldout = of_vit.model_copy(update={"limit": _HELDOUT_IMAGES})
-        held = harvest(vit, image_folder(CORPUS / "heldout"), work / "vit" / "heldout", heldout)
+        place = work / "vit" / "heldout"
+        held = harvest(vit, image_folder(CORPUS / "heldout"), place, heldout, overwrite=True)
     return Harvested(seen, by_clip, held)
 
 
@@ -120,7 +124,9 @@ def train_one(found: Harvested, work: Path, stages: Stages, config: Config) -> B
     path, dictionary = work / "my-dictionary", work / "vit" / "dictionary"
     width = _TRAINING.expansion * found.vit.sites[MODELS[VIT]]
     with stages.stage("train", f"a TopK SAE of {VIT} at {_TRAINING.site}, {width} features"):
-        metrics = train_dictionary(found.vit, dictionary, _TRAINING, {"heldout": found.heldout})
+        metrics = train_dictionary(
+            found.vit, dictionary, _TRAINING, {"heldout": found.heldout}, overwrite=True
+        )
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
     with stages.stage("build", "its codes, statistics, exemplars and patch index"):
         bundle = _current(path, found.vit, dictionary, config)
@@ -160,7 +166,7 @@ def _current(path: Path, store: ActivationStore, dictionary: Path | str, config:
     """The bundle that is there, if it was made from just these, or a new one."""
     if is_current(path, store, dictionary, config.build):
         return Bundle(path)
-    return build(store, dictionary, path, config.build)
+    return build(store, dictionary, path, config.build, overwrite=True)
 
 
 @contextmanager
@@ -217,7 +223,7 @@ def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
             edits=[edit(name, "add", generations.shown_value(bundle, feature))],
         )
         *_, last = client.generate(settings)
-        steering.write(last.result, out)
+        steering.write(last.result, out, overwrite=True)
     print(f"{report.generation(last.result)}\nwritten: {out / 'beside.png'}")
 
 
@@ -225,6 +231,8 @@ def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
     """Run all stages, write ``out``; without ``once`` keep the server and the page up."""
     from vision_sae.config import load_config
 
+    check_output_folder(work, _KEPT, overwrite=True, field="work")
+    check_output_folder(out, FILES, inputs=[work], overwrite=True)
     stages, config = Stages(), load_config()
     found = harvest_pictures(work, stages)
     mine = train_one(found, work, stages, config)

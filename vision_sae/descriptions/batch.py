@@ -19,6 +19,7 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.files import milan
 from vision_sae.descriptions.files.milan_evidence import read_evidence
+from vision_sae.descriptions.files.milan_layout import is_root
 from vision_sae.descriptions.jobs.job import Budget, Job, Target
 from vision_sae.descriptions.jobs.queue import LabelJobs
 from vision_sae.descriptions.jobs.worker import Label, run_worker
@@ -44,21 +45,17 @@ class EvidenceFolder:
     clip: str = ""
     """Model by which MILAN's pictures are told apart: their files say nothing of another."""
 
-    @staticmethod
-    def published(path: Path) -> bool:
-        """Whether anything is published there."""
-        return (published(path) / MANIFEST).is_file() or milan.is_root(path)
-
     @classmethod
     def at(cls, path: Path, clip: str = DescribeConfig().clip) -> EvidenceFolder:
         """What is published there; raises `NotFoundError` when it is no evidence."""
-        if milan.is_root(path):
+        if is_root(path):
             return cls("milan", path, clip)
         kinds: dict[str, Literal["bundle", "neurons"]] = {
             bundle.FORMAT: "bundle",
             neurons.FORMAT: "neurons",
         }
-        found = read_json(published(path) / MANIFEST)["format"] if cls.published(path) else ""
+        manifest = published(path) / MANIFEST
+        found = read_json(manifest)["format"] if manifest.is_file() else ""
         if found not in kinds:
             raise NotFoundError(
                 f"{path} is neither a bundle, nor evidence of neurons, nor a folder of exemplars "

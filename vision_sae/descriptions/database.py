@@ -9,10 +9,11 @@ become visible in their order: whoever has seen number 7 has seen everything bef
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vision_sae.errors import (
     InvalidInputError,
     MismatchError,
     MissingDependencyError,
+    StorageFullError,
 )
 
 FORMAT = "vision_sae.labels"
@@ -150,6 +152,7 @@ class Database:
         another version.
         """
         self.clock = clock
+        _refuse_others(_url(where))
         self.engine = _engine(where)
         self.in_memory = _in_memory(self.engine.url)
         self._only = threading.RLock() if self.in_memory else None
@@ -161,10 +164,6 @@ class Database:
                 f"cannot open the labels at {_shown(self.engine.url)}: {error.orig}",
                 field="labels",
             ) from error
-        except DatabaseError as error:
-            raise CorruptArtifactError(
-                f"{_shown(self.engine.url)} is not a database of labels: {error.orig}"
-            ) from error
 
     @property
     def dialect(self) -> str:
@@ -174,16 +173,47 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
-        with self._only or nullcontext(), self.engine.connect() as connection, connection.begin():
+        with (
+            self._told_errors(),
+            self._only or nullcontext(),
+            self.engine.connect() as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is the only writing one; all of it happens, or nothing."""
-        with self._only or nullcontext(), self.engine.connect() as plain:
+        with self._told_errors(), self._only or nullcontext(), self.engine.connect() as plain:
             connection = plain.execution_options(vision_sae_writes=True)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def _told_errors(self) -> Iterator[None]:
+        """What a damaged file or a full disk makes of a transaction, in words of ours."""
+        where = _shown(self.engine.url)
+        try:
+            yield
+        except DatabaseError as error:
+            code = getattr(error.orig, "sqlite_errorname", "")
+            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise CorruptArtifactError(
+                    f"{where} is not a database of labels, or damaged ({error.orig}); name another "
+                    "file, or put a copy of it in its place"
+                ) from error
+            if code == "SQLITE_FULL" or code.startswith("SQLITE_IOERR"):
+                raise StorageFullError(
+                    f"{where} cannot be written ({error.orig}); free some room on its disk, and "
+                    "run it again"
+                ) from error
+            if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+                raise InvalidInputError(
+                    f"cannot open the labels at {where}: {error.orig}; name another place, or have "
+                    "its permissions changed",
+                    field="labels",
+                ) from error
+            raise
 
     def close(self) -> None:
         """Close all connections."""
@@ -210,6 +240,23 @@ def _url(where: str | Path) -> URL:
     if url.drivername == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     return url
+
+
+def _refuse_others(url: URL) -> None:
+    """Refuse a SQLite file of something else before it is opened to be written: that alone would
+    change it."""
+    if url.get_backend_name() != "sqlite" or not Path(url.database or "").is_file():
+        return
+    address = f"{Path(str(url.database)).resolve().as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error:  # told when it is opened
+        return
+    if found and about.name not in found:
+        raise CorruptArtifactError(
+            f"{_shown(url)} is a database of something else, not of labels; name another file"
+        )
 
 
 def _engine(where: str | Path) -> Engine:

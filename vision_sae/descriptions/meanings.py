@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vision_sae.arrays import read_array
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.probe import Probe
-from vision_sae.files import replacing, sha256_json
+from vision_sae.files import kept, sha256_json
 from vision_sae.vectors import normalised
 
 _REGIONS = 8
@@ -23,12 +24,12 @@ def meanings(evidence: Evidence, probe: Probe, directory: Path) -> NDArray[np.fl
     They are computed on first use and kept in ``directory``.
     """
     identity = sha256_json([evidence.identity, probe.identity, _REGIONS])
-    path = directory / f"meanings-{identity}.npy"
-    if not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
             np.save(file, _compute(evidence, probe), allow_pickle=False)
-    return np.asarray(np.load(path))
+
+    return kept(directory / f"meanings-{identity}.npy", read_array, write)
 
 
 def _compute(evidence: Evidence, probe: Probe) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vision_sae.activations.store import ALIGNED, ALIGNED_WEIGHTS, EMBEDDING, ActivationStore
-from vision_sae.arrays import new_array
+from vision_sae.arrays import new_array, read_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, MismatchError, NotFoundError
 from vision_sae.files import (
@@ -37,6 +37,7 @@ from vision_sae.models.grid import Geometry, PatchGrid, Preprocessing
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.models.similarity import embed_in_pieces
 from vision_sae.pictures.decode import decode_image
+from vision_sae.places import check_output
 from vision_sae.threads import side_by_side
 from vision_sae.vectors import normalised
 
@@ -104,13 +105,13 @@ class Probe:
         self.identity = sha256_file(self.path / MANIFEST)
         self.grid = PatchGrid(**self.manifest["model"]["grid"])
         self.preprocessing = Preprocessing(**self.manifest["model"]["preprocessing"])
-        self.embeddings: NDArray[np.float32] = np.load(self.path / EMBEDDINGS, mmap_mode="r")
+        self.embeddings: NDArray[np.float32] = read_array(self.path / EMBEDDINGS)
         """Pictures (N, E), of unit length."""
-        self.patches: NDArray[np.float16] = np.load(self.path / PATCHES, mmap_mode="r")
+        self.patches: NDArray[np.float16] = read_array(self.path / PATCHES)
         """Their patches (N, P, E), not normalised."""
-        self.weights: NDArray[np.float16] = np.load(self.path / WEIGHTS, mmap_mode="r")
+        self.weights: NDArray[np.float16] = read_array(self.path / WEIGHTS)
         """What each patch contributes to a region (N, P)."""
-        self.windows: NDArray[np.float16] = np.load(self.path / WINDOWS, mmap_mode="r")
+        self.windows: NDArray[np.float16] = read_array(self.path / WINDOWS)
         """Places all over the pictures (N, R, E); see `windows_of`."""
 
     def verify(self) -> None:
@@ -144,8 +145,9 @@ class Probe:
         area = shared.vertical @ firing.mask.astype(np.float32) @ shared.horizontal.T
         if not area.any():
             x0, y0, x1, y1 = evidence.grid.boxes(there)[firing.mask.reshape(-1)].mean(0).tolist()
-            x, y = (x0 + x1) / 2, (y0 + y1) / 2
-            return self.grid.inside((x, y, x, y), here).astype(np.float32)
+            covered = np.zeros(self.grid.patches, dtype=np.float32)
+            covered[self.grid.nearest((x0 + x1) / 2, (y0 + y1) / 2, here)] = 1
+            return covered
         return np.asarray(area.reshape(-1))
 
     def regions(self, evidence: Evidence, firings: Sequence[Firing]) -> NDArray[np.float32]:
@@ -215,8 +217,9 @@ def _kept(store: ActivationStore) -> Iterator[_Seen]:
     """What a store kept of what the model saw, shard by shard."""
     shards = zip(store.shards, store.arrays(ALIGNED), store.arrays(ALIGNED_WEIGHTS), strict=True)
     for shard, patches, weights in shards:
-        wholes = np.load(shard / EMBEDDING)
-        yield _Seen(wholes, patches.float().numpy(), weights.float().numpy())
+        wholes = read_array(shard / EMBEDDING)
+        vectors = store.checked(ALIGNED, patches).numpy()
+        yield _Seen(wholes, vectors, store.checked(ALIGNED_WEIGHTS, weights).numpy())
 
 
 def _write(staging: Path, parts: Iterator[_Seen], model: ContrastiveModel, count: int) -> None:
@@ -288,6 +291,7 @@ def _found_or_made(
             pass  # of something else, or of another version: made anew below
         else:
             return probe
+    check_output(directory, FORMAT, field="probe")
     count = len(evidence.images)
     if store:
         _check_store(store, model, evidence)

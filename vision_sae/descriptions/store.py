@@ -47,8 +47,13 @@ _HELD = sa.select(units.c.number, units.c.current).where(
     units.c.current.is_not(None),
 )
 """Which versions hold, of some ``numbers`` of a ``parent``: asked for in every answer."""
-_JUDGE = sa.func.coalesce(descriptions.c.details[JUDGED_BY].as_string(), "")
-"""The judge who confirmed a description; empty where none did."""
+_JUDGE = sa.func.coalesce(
+    descriptions.c.details[JUDGED_BY].as_string(),
+    sa.case((sa.and_(descriptions.c.origin == PERSON, descriptions.c.text.is_not(None)), PERSON)),
+    "",
+)
+"""The judge who confirmed a description; empty where none did. Whoever wrote a text has confirmed
+it, which stores of earlier versions do not say."""
 _KEPT = 4096
 """Entries kept ready: a version never changes, and its number is given once."""
 
@@ -525,9 +530,11 @@ def _select() -> sa.Select[Any]:
 
 
 def _entry(row: RowMapping) -> Entry:
+    by_person = row["origin"] == PERSON and row["text"] is not None
+    details = ({JUDGED_BY: PERSON} if by_person else {}) | row["details"]
     return Entry(
         unit=Unit(row["parent"], row["number"]),
-        description=description_from_json({"feature": row["number"], **row}),
+        description=description_from_json({"feature": row["number"], **row, "details": details}),
         origin=row["origin"],
         author=row["author"],
         identity=row["identity"],

@@ -7,15 +7,14 @@ from typing import Any
 
 import vision_sae
 from vision_sae.activations.store import ActivationStore
+from vision_sae.artifacts import DICTIONARY
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.metrics import Metrics
 from vision_sae.dictionaries.protocol import Dictionary
-from vision_sae.errors import CorruptArtifactError, NotFoundError
-from vision_sae.files import MANIFEST, published, publishing, read_json, verify_files
+from vision_sae.files import published, publishing, verify_files
 
-FORMAT = "vision_sae.dictionary"
-VERSION = 1
+FORMAT, VERSION = DICTIONARY.format, DICTIONARY.version
 
 
 def provenance(
@@ -54,16 +53,7 @@ def save_dictionary(
 
 def read_dictionary_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a published dictionary; raises when there is none."""
-    place = published(directory)
-    if not (place / MANIFEST).is_file():
-        raise NotFoundError(
-            f"{directory} is not a finished dictionary; run `vision-sae train` (again: it resumes)",
-            field="dictionary",
-        )
-    manifest: dict[str, Any] = read_json(place / MANIFEST)
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
-    return manifest
+    return DICTIONARY.manifest(directory)
 
 
 def load_dictionary(directory: Path) -> tuple[Dictionary, dict[str, Any]]:

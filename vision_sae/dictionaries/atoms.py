@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.kernels import bag
 from vision_sae.dictionaries.protocol import Codes, join, to_codes
-from vision_sae.dictionaries.weights import WEIGHTS, read_tensors
+from vision_sae.dictionaries.weights import WEIGHTS, read_tensors, write_tensors
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 
 _ENCODE_ROWS = 4096
@@ -89,8 +88,8 @@ class Atoms:
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write W_dec (F, D), b_dec (D) and the further tensors."""
-        weights = {"W_dec": self.w_dec, "b_dec": self.b_dec} | self.tensors()
-        save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS)
+        weights = {"W_dec": self.w_dec, "b_dec": self.b_dec}
+        write_tensors(directory, weights | self.tensors())
         return {
             "architecture": self.architecture,
             "dim": self.dim,

@@ -16,6 +16,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sample import SAMPLE_ROWS
 from vision_sae.dictionaries.semi_nmf import SemiNmf
 from vision_sae.errors import InvalidInputError
+from vision_sae.memory import check_available
 
 FACTORISATIONS = ("neurons", "pca", "nmf", "semi_nmf", "kmeans")
 _BATCH = 4096
@@ -61,6 +62,7 @@ def factorise(
     the store; ``nmf``, ``semi_nmf`` and ``kmeans`` to a random sample of ``rows``, which bounds
     the memory.
 
+    Of vectors that are all equal, ``pca``, ``semi_nmf`` and ``kmeans`` give their mean as the bias.
     Raises `InvalidInputError` for what cannot be fitted, and says the way out.
     """
     if architecture not in FACTORISATIONS:
@@ -71,6 +73,7 @@ def factorise(
     site = store.site(site)
     dim = store.sites[site]
     features = dim if width is None else width
+    check_available(features * dim * 4, f"a dictionary of {features} features", field="width")
     with tqdm(total=store.rows, desc=architecture, unit="patch", disable=not progress) as bar:
 
         def count(vectors: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 
 def bag(indices: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-    """``out[n] = sum_j values[n, j] * rows[indices[n, j]]``, shape (N, D)."""
+    """``out[n] = sum_j values[n, j] * rows[indices[n, j]]``, shape (N, D); zeros where k is 0."""
+    if not indices.numel():  # torch refuses bags that are all empty
+        return rows.new_zeros(len(indices), rows.shape[1])
     return F.embedding_bag(indices, rows, per_sample_weights=values, mode="sum")
 
 
@@ -28,7 +30,7 @@ def sampled_dot(indices: Tensor, a: Tensor, rows: Tensor) -> Tensor:
     ``indices`` ascend in each row, as compressed sparse rows demand.
     """
     n, k = indices.shape
-    row_starts = torch.arange(0, n * k + 1, k, device=indices.device)
+    row_starts = torch.arange(n + 1, device=indices.device) * k  # k is 0 where nothing fires
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "CSR support is in beta state"
         pattern = torch.sparse_csr_tensor(
@@ -58,7 +60,7 @@ def transpose(indices: Tensor, width: int) -> Transposed:
     flat = indices.reshape(-1)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=width)
-    return Transposed(order, order // indices.shape[1], counts.cumsum(0) - counts)
+    return Transposed(order, order // max(indices.shape[1], 1), counts.cumsum(0) - counts)
 
 
 def transposed_bag(transposed: Transposed, values: Tensor, a: Tensor) -> Tensor:

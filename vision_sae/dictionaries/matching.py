@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Mean similarity of the pairs."""
+        """Mean similarity of the pairs; NaN of none."""
         return float(self.similarities.double().mean())
 
 
@@ -87,13 +87,14 @@ def nearest(similarities: Similarities, *, block: int = _BLOCK) -> Pairs:
     Several may share one. The mean of cosines is the mean maximum cosine similarity (MMCS, Sharkey
     et al. 2022). Memory is bounded by ``block`` x F'.
     """
-    found = [
-        torch.max(similarities.of(features).float(), dim=1)
-        for features in torch.arange(similarities.width).split(block)
-    ]
-    values = torch.cat([best.values for best in found])
+    values = torch.full((similarities.width,), -torch.inf)
+    indices = torch.zeros(similarities.width, dtype=torch.int64)
+    for features in torch.arange(similarities.width).split(block):
+        alike = similarities.of(features).float()
+        if alike.numel():  # the second may have no features
+            values[features], indices[features] = alike.max(1)
     left = torch.isfinite(values).nonzero()[:, 0]
-    return Pairs(left, torch.cat([best.indices for best in found])[left], values[left])
+    return Pairs(left, indices[left], values[left])
 
 
 def match(a: Tensor, b: Tensor, *, seed: int = 0) -> Matching:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vision_sae.dictionaries.atoms import Atoms, strongest
 from vision_sae.dictionaries.protocol import Codes, to_dense
+from vision_sae.errors import InvalidInputError
 
 
 class NeuronBasis(Atoms):
@@ -29,7 +30,13 @@ class NeuronBasis(Atoms):
 
         ``signed`` adds the features of negative values; ``k`` keeps the k largest of a row.
         """
-        dim = next(iter(batches)).shape[1]
+        first = next(iter(batches), None)
+        if first is None:
+            raise InvalidInputError(
+                "there are no site vectors to tell their length by; harvest some pictures",
+                field="store",
+            )
+        dim = first.shape[1]
         positive = torch.eye(dim)
         w_dec = torch.cat([positive, -positive]) if signed else positive
         return cls(w_dec=w_dec, b_dec=torch.zeros(dim), k=k)

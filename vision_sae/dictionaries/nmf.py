@@ -18,8 +18,8 @@ from vision_sae.errors import InvalidInputError
 def _non_negative(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches, as long as nothing in them is negative."""
     for batch in batches:
-        least = float(batch.min())
-        if least < 0:
+        if (batch < 0).any():
+            least = float(batch.min())
             raise InvalidInputError(
                 f"the site vectors hold negative values ({least:.4g}), which NMF cannot factorise; "
                 "choose semi_nmf, or a site behind a ReLU",
@@ -44,7 +44,8 @@ class Nmf(NonNegativeAtoms):
         seed: int = 0,
     ) -> Self:
         """scikit-learn's MiniBatchNMF of a sample of ``rows`` rows of batches (N, D), read in one
-        pass. ``k`` limits the features of a row.
+        pass. ``k`` limits the features of a row. Of vectors that are all zero it has features that
+        never fire.
 
         Raises `InvalidInputError` when any value of any batch is negative.
         """
@@ -56,6 +57,9 @@ class Nmf(NonNegativeAtoms):
         if width < 1:
             raise InvalidInputError(f"{width} features asked for; at least 1", field="width")
         vectors = sample(_non_negative(batches), rows, seed=seed)
+        if not vectors.any():  # scikit-learn would divide zero by zero until its iterations end
+            nothing = torch.zeros(width, vectors.shape[1])
+            return cls(w_dec=nothing, b_dec=nothing.sum(0), k=k)
         model = MiniBatchNMF(width, max_iter=1000, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what is there is good to use

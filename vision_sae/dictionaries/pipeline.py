@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.artifact import (
+    FORMAT,
     load_dictionary,
     provenance,
     read_dictionary_manifest,
@@ -27,9 +28,11 @@ from vision_sae.dictionaries.training.distributed import Group, join_group
 from vision_sae.dictionaries.training.end_to_end import train_end_to_end
 from vision_sae.dictionaries.training.loop import train, train_together
 from vision_sae.dictionaries.training.scaling import input_scaling
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidInputError
 from vision_sae.files import sha256_json
 from vision_sae.models.protocol import Model
+from vision_sae.pictures.reading import Reading
+from vision_sae.places import check_collection, check_output, check_replaceable
 
 _EVALUATION_ROWS = 4096
 
@@ -42,16 +45,19 @@ class Spliced(NamedTuple):
     """(3, H, W) each."""
 
 
-def splice(store: ActivationStore, images: Path) -> Spliced:
+def splice(store: ActivationStore, images: Path, reading: Reading | None = None) -> Spliced:
     """The model of ``store`` and the pictures below ``images``, ready for end-to-end training.
 
+    Files that cannot be read are left out and told to ``reading``; without one they are refused.
     Raises `MismatchError` when the model that answers to the store's name has other weights.
     """
     from vision_sae.models.bound import load_bound_model
     from vision_sae.pictures.folder import image_folder
 
+    account = Reading(strict=True) if reading is None else reading
+    found = image_folder(images, reading)
     model = load_bound_model(store.manifest["model"])
-    return Spliced(model, [model.preprocess(p.load()) for p in image_folder(images)])
+    return Spliced(model, account.all(found, model.preprocess))
 
 
 def _boost(
@@ -115,13 +121,31 @@ def make_dictionary(
     )
 
 
-def _published(directory: Path, belongs_to: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the dictionary that is there, if it has just this provenance."""
-    try:
-        found = read_dictionary_manifest(directory)
-    except NotFoundError:
-        return None
-    return found if all(found.get(k) == v for k, v in belongs_to.items()) else None
+def _published(
+    directory: Path, belongs_to: Mapping[str, Any], inputs: Sequence[Path], overwrite: bool
+) -> dict[str, Any] | None:
+    """The manifest of the dictionary that is there, if it has just this provenance.
+
+    Raises `AlreadyExistsError` for another one, unless ``overwrite`` lets it be replaced, and for
+    anything else that is there.
+    """
+    found = check_output(directory, FORMAT, inputs=inputs, field="dictionary")
+    if found is not None and all(found.get(k) == v for k, v in belongs_to.items()):
+        return found
+    check_replaceable(directory, found, overwrite=overwrite, field="dictionary")
+    return None
+
+
+def _inputs(store: ActivationStore, evaluation: Mapping[str, ActivationStore]) -> list[Path]:
+    return [store.path, *(held.path for held in evaluation.values())]
+
+
+def _discard(checkpoints: Path) -> None:
+    """Delete the checkpoints of a training that is done, and their folder."""
+    for path in checkpoints.glob("*.safetensors"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody's file is in it
+        checkpoints.rmdir()
 
 
 def _measured(
@@ -141,11 +165,13 @@ def train_dictionary(
     *,
     spliced: Spliced | None = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Train on ``store``, measure on every store of ``evaluation``, publish at ``directory``.
 
     Returns the metrics by name. A dictionary that is already there with the same provenance is
-    kept, and measured again only if the stores of ``evaluation`` are others. The checkpoints of an
+    kept, and measured again only if the stores of ``evaluation`` are others; one of another
+    provenance is replaced only with ``overwrite``. The checkpoints of an
     interrupted run lie beside ``directory`` under a name that holds the hash of its provenance, so
     that another configuration never resumes from them. Under torchrun every process trains and the
     first one publishes.
@@ -154,9 +180,11 @@ def train_dictionary(
     site = store.site(config.site)
     belongs_to = provenance(store, site, config)
     measured_on = {name: held.manifest["data_sha256"] for name, held in evaluation.items()}
-    found = _published(directory, belongs_to)
+    found = _published(directory, belongs_to, _inputs(store, evaluation), overwrite)
     group.wait()  # until all have looked: the first to finish publishes
     if found is None or found.get("measured_on") != measured_on:
+        for held in evaluation.values():
+            held.check_varies(site)
         directory.parent.mkdir(parents=True, exist_ok=True)
         run = sha256_json(belongs_to)[:12]
         checkpoints = directory.with_name(f".{directory.name}.{run}.checkpoints")
@@ -169,7 +197,7 @@ def train_dictionary(
             dictionary, _ = load_dictionary(directory)
         _publish(group, directory, dictionary, belongs_to, measured_on, evaluation, site)
         if group.leads:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            _discard(checkpoints)
         group.wait()
     saved: dict[str, dict[str, Any]] = read_dictionary_manifest(directory)["metrics"]
     return saved
@@ -197,18 +225,27 @@ def sweep(
     evaluation: Mapping[str, ActivationStore],
     *,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Train a dictionary for each of ``configs`` on ONE pass, and publish ``directory/name``.
 
     Returns {name: metrics}. Each comes out as it would alone with `train_dictionary`, up to
-    rounding.
-    Those that are there already with the same provenance are kept.
+    rounding. Those that are there already with the same provenance are kept; others of these names
+    are replaced only with ``overwrite``.
     """
     group = join_group()
     site = store.site(next(iter(configs.values())).site)
     belonging = {name: provenance(store, site, config) for name, config in configs.items()}
-    todo = [n for n in configs if _published(directory / n, belonging[n]) is None]
+    inputs = _inputs(store, evaluation)
+    check_collection(directory, FORMAT, inputs=inputs)
+    todo = [
+        name
+        for name in configs
+        if _published(directory / name, belonging[name], inputs, overwrite) is None
+    ]
     if todo:
+        for held in evaluation.values():
+            held.check_varies(site)
         run = sha256_json([belonging[name] for name in todo])[:12]
         checkpoint = directory / f".sweep.{run}.checkpoint.safetensors"
         directory.mkdir(parents=True, exist_ok=True)

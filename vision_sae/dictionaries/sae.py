@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.kernels import bag
 from vision_sae.dictionaries.protocol import Codes, join
-from vision_sae.dictionaries.weights import WEIGHTS, read_tensors
+from vision_sae.dictionaries.weights import WEIGHTS, read_tensors, write_tensors
 from vision_sae.errors import CorruptArtifactError
 
 _ENCODE_ROWS = 4096
@@ -89,8 +88,7 @@ class Sae:
             "W_dec": self.w_dec,
             "b_dec": self.b_dec,
         }
-        stored = {name: t.contiguous() for name, t in (weights | self.tensors()).items()}
-        save_file(stored, directory / WEIGHTS)
+        write_tensors(directory, weights | self.tensors())
         return {
             "architecture": self.architecture,
             "dim": self.dim,

@@ -88,7 +88,7 @@ def _settled(
     state = next(states)
     for _ in range(iterations):
         before, state = state.objective, next(states)
-        if before - state.objective < tolerance * before:
+        if before - state.objective <= tolerance * before:  # 0 when there is no error left
             break
     return state
 

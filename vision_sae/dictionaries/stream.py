@@ -41,6 +41,7 @@ class ShuffledRows:
                 "harvest more pictures or lower --batch-size",
                 field="batch_size",
             )
+        self._store, self._site = store, site
         self._arrays = [array.flatten(0, 1) for array in store.arrays(site)]
         self._batch_size = batch_size
         self._seed = seed
@@ -50,7 +51,7 @@ class ShuffledRows:
             for shard, array in enumerate(self._arrays)
             for start in range(0, len(array), block)
         ]
-        row_bytes = self._arrays[0].shape[1] * 2
+        row_bytes = self._arrays[0].shape[1] * self._arrays[0].element_size()
         # Two buffers live at a time: the one in use and the one being filled.
         self._buffer_rows = max(shuffle_mb * 2**20 // (2 * row_bytes), batch_size + block)
 
@@ -100,5 +101,5 @@ class ShuffledRows:
                 order = torch.randperm(len(rows), generator=generator)
                 for chosen in order.split(self._batch_size)[skip:]:
                     if len(chosen) == self._batch_size:
-                        yield rows[chosen].float()
+                        yield self._store.checked(self._site, rows[chosen])
                 _, seed, skip = following

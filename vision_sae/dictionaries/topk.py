@@ -9,6 +9,7 @@ from torch import Tensor
 from vision_sae.dictionaries.kernels import top_k
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.dictionaries.sae import Sae
+from vision_sae.errors import InvalidInputError
 
 
 class TopKSae(Sae):
@@ -21,8 +22,13 @@ class TopKSae(Sae):
     architecture = "topk"
 
     def __init__(self, *, k: int, **weights: Tensor) -> None:
-        """Take the weights of `Sae`, and k."""
+        """Take the weights of `Sae`, and k: from 1 to F."""
         super().__init__(**weights)
+        if not 1 <= k <= self.width:
+            raise InvalidInputError(
+                f"k is {k}; a code of {self.width} features has 1 to {self.width} that fire",
+                field="k",
+            )
         self.k = k
 
     def settings(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.models.registry import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Reading
 
 _ABLATED = 12
 _NOISE = 0.05
@@ -143,10 +144,13 @@ def attribution_report(
     limit: int,
     tested: int,
     scenes: int = 0,
+    reading: Reading | None = None,
     progress: bool = True,
 ) -> AttributionReport:
     """`evaluate_attribution` of a published bundle, in float32; with ``scenes`` also `pointing` on
     so many.
+
+    Files that cannot be read are left out and told to ``reading``; without one they are refused.
 
     Raises `InvalidInputError` for a bundle whose model is no ViT or CLIP.
     """
@@ -157,9 +161,12 @@ def attribution_report(
         raise InvalidInputError(
             f"{path} is of {identity['name']}, which is no ViT or CLIP", field="bundle"
         )
-    chosen = choose(pictures, limit)
-    images = [model.preprocess(picture.load()) for picture in chosen]
-    wanted = targets_of(model, [picture.caption for picture in chosen])
+    account = Reading(strict=True) if reading is None else reading
+    chosen = list(account.each(choose(pictures, limit), model.preprocess))
+    if not chosen:
+        raise InvalidInputError("none of the pictures could be read", field="images")
+    images = [pixels for _, pixels in chosen]
+    wanted = targets_of(model, [picture.caption for picture, _ in chosen])
     found = SiteDictionary(bundle.dictionary, bundle.site)
     report = evaluate_attribution(model, found, images, wanted, tested=tested, progress=progress)
     if not scenes:

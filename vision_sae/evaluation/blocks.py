@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import (
     Change,
     GenerationSettings,
@@ -153,7 +154,16 @@ def evaluate_blocks(
     *,
     progress: bool = True,
 ) -> list[BlockEffects]:
-    """Measure the blocks of these sites over ``prompts``; see the module."""
+    """Measure the blocks of these sites over ``prompts``; see the module.
+
+    Raises `InvalidInputError` for fewer than two prompts: changes are measured in differences
+    between prompts.
+    """
+    if len(prompts) < 2:
+        raise InvalidInputError(
+            f"{len(prompts)} prompts do not differ from each other; give two or more",
+            field="prompts",
+        )
     pictures = _Pictures(model, prompts)
     return [
         _evaluate(model, site, boosted, pictures)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_sae.errors import InvalidInputError
+from vision_sae.errors import InvalidInputError, shortened
 from vision_sae.evaluation.painted_words import paint_word, wrong_classes
 from vision_sae.evaluation.tasks import Classified
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Reading
+
+_Change: TypeAlias = Callable[[int, Image.Image], Image.Image]
+"""Takes the number of a picture and its pixels, gives others."""
 
 
 def class_of(picture: Picture) -> str:
@@ -22,12 +27,19 @@ def class_of(picture: Picture) -> str:
 
 
 def class_names(pictures: Sequence[Picture]) -> list[str]:
-    """The classes of all pictures, in order; raises `InvalidInputError` for fewer than two."""
+    """The classes of all pictures, in order; raises `InvalidInputError` for fewer than two, and for
+    pictures that are of none."""
     names = sorted({class_of(picture) for picture in pictures})
     if len(names) < 2:
         raise InvalidInputError(
             "the pictures are of fewer than two classes; put those of each class into a folder of "
             "its own, named as the class",
+            field="images",
+        )
+    if stray := [picture.id for picture in pictures if not class_of(picture)]:
+        raise InvalidInputError(
+            f"{len(stray)} pictures lie in the folder of no class: {shortened(str(stray))}; move "
+            "them into one, or away",
             field="images",
         )
     return names
@@ -37,15 +49,39 @@ def classified(
     model: Model,
     pictures: Sequence[Picture],
     names: Sequence[str],
-    change: Callable[[int, Image.Image], Image.Image] = lambda _number, image: image,
+    reading: Reading | None = None,
 ) -> Classified:
     """Decode pictures for ``model``; their classes are their folders, ``dog/1.jpg`` a dog.
 
-    ``names`` are the `class_names` of these and of any others that they are used with; ``change``
-    takes the number and the pixels of each.
+    ``names`` are the `class_names` of these and of any others that they are used with. Files that
+    cannot be read are left out and told to ``reading``; without one they are refused.
     """
-    pixels = [model.preprocess(change(i, p.load())) for i, p in enumerate(pictures)]
-    return Classified(torch.stack(pixels), torch.tensor(_numbers(pictures, names)), names)
+    return _ready(model, pictures, names, reading, lambda _number, image: image)[0]
+
+
+def _ready(
+    model: Model,
+    pictures: Sequence[Picture],
+    names: Sequence[str],
+    reading: Reading | None,
+    change: _Change,
+) -> tuple[Classified, list[int]]:
+    """(pictures that were changed and made ready, the number of each among ``pictures``)."""
+    account = Reading(strict=True) if reading is None else reading
+
+    def prepared(number: int, image: Image.Image) -> Tensor:
+        return model.preprocess(change(number, image))
+
+    found = [
+        (number, picture, pixels)
+        for number, each in enumerate(pictures)
+        for picture, pixels in account.each([each], partial(prepared, number))
+    ]
+    if not found:
+        raise InvalidInputError(f"none of {len(pictures)} pictures could be read", field="images")
+    numbers, kept, pixels = zip(*found, strict=True)
+    made = Classified(torch.stack(pixels), torch.tensor(_numbers(kept, names)), names)
+    return made, list(numbers)
 
 
 class PaintedOver(NamedTuple):
@@ -57,14 +93,22 @@ class PaintedOver(NamedTuple):
 
 
 def painted_over(
-    model: Model, pictures: Sequence[Picture], names: Sequence[str], seed: int
+    model: Model,
+    pictures: Sequence[Picture],
+    names: Sequence[str],
+    seed: int,
+    reading: Reading | None = None,
 ) -> PaintedOver:
     """`classified`, with the name of a wrong class painted on every picture."""
     wrong = wrong_classes(_numbers(pictures, names), len(names), seed)
-    made = classified(
-        model, pictures, names, lambda i, image: paint_word(image, names[wrong[i]], seed + i)
+    made, numbers = _ready(
+        model,
+        pictures,
+        names,
+        reading,
+        lambda number, image: paint_word(image, names[wrong[number]], seed + number),
     )
-    return PaintedOver(made, torch.tensor(wrong))
+    return PaintedOver(made, torch.tensor(wrong)[numbers])
 
 
 def _numbers(pictures: Sequence[Picture], names: Sequence[str]) -> list[int]:

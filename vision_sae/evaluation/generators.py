@@ -10,25 +10,38 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vision_sae.bundles.bundle import add_descriptions
+from vision_sae.bundles.bundle import FORMAT, add_descriptions
 from vision_sae.descriptions.protocol import JUDGED_BY, Score
 from vision_sae.descriptions.scores.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.blocks import BlockEffects, Boosted, Roles, evaluate_blocks, examples
-from vision_sae.files import write_json
+from vision_sae.files import replacing, write_json
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.pictures.sheet import contact_sheet
+from vision_sae.places import check_output, check_output_folder
 from vision_sae.steering.bundles import SteeringBundle
 from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.movements import RANDOMS
 
+BLOCK_FILES = ("blocks.json", "blocks.png")
+"""What `block_report` writes."""
 _SHOWN = 8
 """Prompts in the picture of the blocks."""
 
 
 def boosted(found: Sequence[SteeringBundle], features: int, amount: float) -> dict[str, Boosted]:
-    """{site: which of its features are boosted, and by how much}"""
+    """{site: which of its features are boosted, and by how much}
+
+    Raises `InvalidInputError` for a bundle in which no feature fires.
+    """
+    for each in found:
+        if not len(each.alive):
+            raise InvalidInputError(
+                f"no feature of {each.bundle.name} fires in its pictures, so there is none to "
+                "boost; name another bundle",
+                field="bundle",
+            )
     return {
         f.bundle.site: Boosted(f.dictionary.dictionary, f.spread(features), amount * f.usual_mean)
         for f in found
@@ -44,17 +57,22 @@ def block_report(
     features: int,
     amount: float,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Measure the blocks; write ``blocks.json`` and ``blocks.png``; gives the table in words.
+
+    Earlier ones are replaced only with ``overwrite``.
 
     The picture has a row of plain generations, and for each block one with the block off and one
     with a feature of it boosted.
     """
+    check_output_folder(out, BLOCK_FILES, overwrite=overwrite)
     blocks = boosted(found, features, amount)
     effects = evaluate_blocks(model, blocks, prompts, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "blocks.json", [effect.to_json() for effect in effects])
-    contact_sheet(examples(model, blocks, prompts[:_SHOWN])).save(out / "blocks.png")
+    table_file, picture_file = (out / name for name in BLOCK_FILES)
+    write_json(table_file, [effect.to_json() for effect in effects])
+    with replacing(picture_file) as temporary:
+        contact_sheet(examples(model, blocks, prompts[:_SHOWN])).save(temporary, "PNG")
     return "\n".join(table(effects))
 
 
@@ -119,6 +137,7 @@ def causal_scores(
     """
     if not isinstance(contrastive, ContrastiveModel):
         raise InvalidInputError(f"{contrastive.name} has no texts", field="clip")
+    check_output(path, FORMAT, field="bundle")
     rows = found.bundle.descriptions.values()
     labelled = best_labelled(rows, limit)
     if not labelled:
@@ -136,6 +155,11 @@ def causal_scores(
         if score is not None:
             measured[feature] = score
         beating += scorer.beats_random(feature, text)
+    if not measured:
+        raise InvalidInputError(
+            f"no other feature of {path} fires that those with labels could be compared with",
+            field="bundle",
+        )
     add_descriptions(found.bundle, path, [_with_score(row, measured) for row in rows], {})
     values = [score.value for score in measured.values()]
     confirmed = sum(is_confirmed(found.bundle.descriptions[feature]) for feature, _ in labelled)

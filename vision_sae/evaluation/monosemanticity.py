@@ -12,12 +12,31 @@ memory does not depend on them.
 
 from __future__ import annotations
 
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.errors import InvalidInputError
+
+_DEVIATES = 1.96
+"""Standard errors to either side of a 95 % interval."""
+
+
+class FeatureMonosemanticity(NamedTuple):
+    """MonoSemanticity of one feature."""
+
+    value: float
+    lower: float | None
+    """Lower end of its 95 % interval, by the jackknife over sources; None for less than three."""
+    upper: float | None
+    images: int
+    """Pictures that it rests on: those that fire the feature more than the weakest does."""
 
 
 def max_pooled(codes: Codes, patches: int, width: int) -> Tensor:
@@ -48,6 +67,8 @@ class MonosemanticityAccumulator:
 
         Raises `InvalidInputError` for an embedding without direction.
         """
+        if not len(activations):
+            return
         a, e = activations.double(), embeddings.double()
         norm = e.norm(dim=1)
         if not (norm > 0).all() or not torch.isfinite(norm).all():
@@ -86,8 +107,22 @@ class MonosemanticityAccumulator:
 
     def floor(self) -> float:
         """What a feature scores that fires alike on all images: the mean cosine of two images."""
-        n = self._images
-        return float((self._embedding.square().sum() - n) / (n * (n - 1))) if n > 1 else torch.nan
+        return _mean_cosine(float(self._embedding.square().sum()), self._images)
+
+
+def _mean_cosine(square: float, n: int) -> float:
+    """The mean cosine of two of ``n`` unit vectors whose sum has this ``square``; NaN for one."""
+    return (square - n) / (n * (n - 1)) if n > 1 else math.nan
+
+
+def floor(embeddings: NDArray[np.floating]) -> float:
+    """What a feature scores that fires alike on all images (N, E): the mean cosine of two of them;
+    NaN for less than two, or where one has no direction."""
+    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    if not np.all(np.isfinite(norms) & (norms > 0)):
+        return math.nan
+    total = (embeddings / norms[:, None]).sum(0)
+    return _mean_cosine(float(total @ total), len(embeddings))
 
 
 def monosemanticity(activations: Tensor, embeddings: Tensor) -> Tensor:
@@ -95,3 +130,43 @@ def monosemanticity(activations: Tensor, embeddings: Tensor) -> Tensor:
     found = MonosemanticityAccumulator(activations.shape[1], embeddings.shape[1])
     found.add(activations, embeddings)
     return found.result()
+
+
+def of_feature(
+    activations: NDArray[np.floating], embeddings: NDArray[np.floating], sources: NDArray[np.int64]
+) -> FeatureMonosemanticity | None:
+    """MonoSemanticity of one feature with its interval, from its max-pooled activations (N), the
+    embeddings (N, E), of any norm, and the sources (N) of the images.
+
+    None where it is undefined: it is above its smallest on less than two images, or one of these
+    has an embedding without direction.
+    """
+    a = activations.astype(np.float64)
+    a -= a.min(initial=np.inf)  # of no image: nothing
+    above = np.flatnonzero(a)
+    if len(above) < 2:
+        return None
+    a = a[above] / a.max()
+    e = embeddings[above].astype(np.float64)
+    norms = np.linalg.norm(e, axis=1, keepdims=True)
+    if not np.all(np.isfinite(norms) & (norms > 0)):
+        return None
+    weighted = a[:, None] * e / norms
+    names, group = np.unique(sources[above], return_inverse=True)
+    # Of each source: sum of a, of a^2, and of a e. Leaving one out takes its share from the whole.
+    total, square = (np.bincount(group, values, len(names)) for values in (a, a**2))
+    vector = np.zeros((len(names), e.shape[1]))
+    np.add.at(vector, group, weighted)
+    every = vector.sum(0)
+
+    def ratio(t: NDArray[np.float64], s: NDArray[np.float64], v: NDArray[np.float64]) -> Any:
+        return ((v**2).sum(-1) - s) / (t**2 - s)
+
+    value = float(np.clip(ratio(total.sum(), square.sum(), every), -1, 1))
+    left = total.sum() - total
+    if len(names) < 3 or np.any(left**2 <= square.sum() - square):
+        return FeatureMonosemanticity(value, None, None, len(above))
+    others = ratio(left, square.sum() - square, every - vector)
+    error = np.sqrt((len(names) - 1) / len(names) * ((others - others.mean()) ** 2).sum())
+    ends = np.clip([value - _DEVIATES * error, value + _DEVIATES * error], -1, 1)
+    return FeatureMonosemanticity(value, float(ends[0]), float(ends[1]), len(above))

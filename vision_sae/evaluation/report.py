@@ -34,6 +34,8 @@ from vision_sae.files import MANIFEST, published, read_json
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
+from vision_sae.pictures.reading import Reading
+from vision_sae.places import check_output
 
 _ROWS = 4096
 """Patches encoded at a time."""
@@ -81,14 +83,14 @@ def open_dictionary(path: Path) -> tuple[Dictionary, dict[str, Any], Bundle | No
     return *load_dictionary(path), None
 
 
-def _pixels(model: Model, pictures: Sequence[Picture], *, progress: bool) -> Iterator[Tensor]:
+def _pixels(
+    model: Model, pictures: Sequence[Picture], reading: Reading, *, progress: bool
+) -> Iterator[Tensor]:
     """The pictures as batches of model input; files that cannot be read are left out."""
     ready: list[Tensor] = []
-    for picture in tqdm(pictures, desc="downstream", unit="img", disable=not progress):
-        try:
-            ready.append(model.preprocess(picture.load()))
-        except (InvalidInputError, OSError):
-            continue
+    shown = tqdm(pictures, desc="downstream", unit="img", disable=not progress)
+    for _, pixels in reading.each(shown, model.preprocess):
+        ready.append(pixels)
         if len(ready) == _MODEL_BATCH:
             yield torch.stack(ready)
             ready = []
@@ -110,7 +112,7 @@ def _measure(
     ):
         for array in store.arrays(site):
             for images in array.split(max(1, _ROWS // patches)):
-                vectors = images.flatten(0, 1).float()
+                vectors = store.checked(site, images.flatten(0, 1))
                 codes = dictionary.encode(vectors)
                 metrics.add(vectors, dictionary.decode(codes), codes)
                 last = first + len(images)
@@ -126,9 +128,12 @@ def evaluate(
     pictures: Sequence[Picture] = (),
     *,
     name: str = "heldout",
+    reading: Reading | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure the dictionary or bundle at ``path`` on ``store`` and, downstream, on ``pictures``.
+
+    Files that cannot be read are left out and told to ``reading``; without one they are refused.
 
     A bundle is published anew with the figures under ``metrics[name]`` and ``evaluations[name]``
     of its manifest. Raises `MismatchError` when the store, or the model that answers to the
@@ -140,7 +145,10 @@ def evaluate(
             "the name `build` is taken by what `vision-sae build` measured; choose another",
             field="name",
         )
+    account = Reading(strict=True) if reading is None else reading
     dictionary, manifest, bundle = open_dictionary(path)
+    if bundle:
+        check_output(path, layout.FORMAT, field="dictionary")
     check_match(store, manifest)
     model = load_bound_model(manifest["model"]) if pictures else None
     metrics, similar = _measure(dictionary, store, manifest["site"], progress=progress)
@@ -155,7 +163,7 @@ def evaluate(
             model,
             manifest["site"],
             dictionary,
-            _pixels(model, pictures, progress=progress),
+            _pixels(model, pictures, account, progress=progress),
             mean=metrics.mean,
         )
         if model

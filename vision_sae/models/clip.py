@@ -26,7 +26,10 @@ from torch import Tensor, nn
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Tap, capturing
+from vision_sae.models.parity import check_architecture, check_parity, check_texts
 from vision_sae.models.protocol import ModelOutput, PatchEmbeddings
+from vision_sae.models.reading import unread_by_open_clip
+from vision_sae.models.sources import check_weights, loading, read_config
 from vision_sae.models.vit import Dtype, TimmBackbone, VitModel
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -114,7 +117,7 @@ class TimmTower:
     def __init__(self, visual: nn.Module) -> None:
         self._visual = cast(Any, visual)
         self._trunk = self._visual.trunk
-        self._backbone = TimmBackbone(self._trunk)
+        self._backbone = TimmBackbone(self._trunk, self._visual.image_size)
         self.grid, self.dim = self._backbone.grid, self._backbone.dim
         self.special_tokens = self._backbone.special_tokens
 
@@ -206,8 +209,8 @@ def _tower(module: nn.Module) -> VisionTower:
     if hasattr(getattr(visual, "transformer", None), "resblocks"):
         return OpenClipTower(visual)
     raise InvalidInputError(
-        f"{type(module).__name__} has a {type(visual).__name__} as its vision tower, which has no "
-        "transformer blocks; choose a model with a ViT, such as ViT-B-32",
+        f"the vision tower is a {type(visual).__name__}, which has no transformer blocks; choose a "
+        "model with a ViT, such as ViT-B-32",
         field="model",
     )
 
@@ -240,6 +243,10 @@ class ClipModel(VitModel):
         self.logit_scale = float(self._module.logit_scale.exp())
         self.embedding_dim = self._encode([""]).shape[1]
 
+    def embedding_width(self) -> int:
+        """Length E of the embeddings of images and texts."""
+        return self.embedding_dim
+
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, E) float32 of unit length, on the model's device; none gives (0, E)."""
         found = torch.zeros(len(texts), self.embedding_dim, device=self.device)
@@ -249,6 +256,11 @@ class ClipModel(VitModel):
             rows = order[start : start + TEXT_BATCH]
             found[rows] = self._encode([texts[row] for row in rows])
         return found
+
+    def unread_text(self, text: str) -> str:
+        """See `ContrastiveModel.unread_text`."""
+        with self._tokenizing:
+            return unread_by_open_clip(self._tokenizer, text)
 
     def _encode(self, texts: list[str]) -> Tensor:
         with self._tokenizing:
@@ -268,8 +280,7 @@ class ClipModel(VitModel):
 
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:
         """Images (B, 3, H, W) -> one vector and one weight a patch; see `VisionTower`."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with self.autocast():
             return self._tower.embed_patches(images.to(self.device))
 
 
@@ -323,25 +334,23 @@ def load_open_clip(target: str, name: str, *, dtype: Dtype, device: str) -> Clip
 
 def load_open_clip_dir(target: str, name: str, *, dtype: Dtype, device: str) -> ClipModel:
     """A model from a directory as open_clip's ``local-dir:`` reads it."""
-    folder = Path(target)
-    weights = [path for kind in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{kind}")]
-    if not (folder / "open_clip_config.json").is_file() or not weights:
+    config = Path(target) / "open_clip_config.json"
+    if not config.is_file():
         raise NotFoundError(
             f"{target} holds no open_clip_config.json with weights beside it; save the model with "
             "open_clip.push_to_hf_hub.save_for_hf",
             field="model",
         )
-    return _load(f"local-dir:{target}", name, dtype=dtype, device=device)
+    read_config(config)
+    check_weights(config.parent)
+    return _load(f"local-dir:{target}", name, config=config, dtype=dtype, device=device)
 
 
 def load_hf_hub(target: str, name: str, *, dtype: Dtype, device: str) -> ClipModel:
     """A model of the hub with an open_clip config; needs the network or a filled cache."""
-    try:
-        return _load(f"hf-hub:{target}", name, dtype=dtype, device=device)
-    except (OSError, RuntimeError) as error:
-        raise NotFoundError(
-            f"{name} could not be loaded as an open_clip model of the hub: {error}", field="model"
-        ) from error
+    if not target:
+        raise NotFoundError("hf-hub: names no model; use hf-hub:ORG/NAME", field="model")
+    return _load(f"hf-hub:{target}", name, dtype=dtype, device=device)
 
 
 def load_demo_clip(name: str, *, dtype: Dtype, device: str) -> ClipModel:
@@ -353,18 +362,48 @@ def load_demo_clip(name: str, *, dtype: Dtype, device: str) -> ClipModel:
     return _wrap(module, clip_weights.tokenizer(), name, dtype=dtype, device=device)
 
 
+class _VisionAlone(nn.Module):
+    """An open_clip model of which only the vision tower is there."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.visual(images)
+        return embedding
+
+
+def _planned(model: str, name: str) -> VitModel:
+    """The vision tower of open_clip's ``model`` without weights."""
+    import open_clip
+    from open_clip.model import _build_vision_tower
+
+    config = open_clip.get_model_config(model)
+    with torch.device("meta"):
+        gelu = config.get("quick_gelu", False)
+        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], gelu)
+    backbone = OpenClipBackbone(_VisionAlone(visual))
+    size = Preprocessing(*visual.image_size)
+    return VitModel(name, backbone, size, dtype="float32", device="meta")
+
+
 def _load(
     model: str,
     name: str,
     *,
     pretrained: str | None = None,
     quick_gelu: bool = False,
+    config: Path | None = None,
     dtype: Dtype,
     device: str,
 ) -> ClipModel:
     import open_clip
 
-    with _quiet():
+    with loading(name, config=config), _quiet():
+        planned = _planned(model, name)
+    check_architecture(planned)
+    with loading(name, config=config), _quiet():
         module = open_clip.create_model(
             model,
             pretrained=pretrained,
@@ -378,8 +417,22 @@ def _load(
 def _wrap(
     module: nn.Module, tokenizer: Tokenizer, name: str, *, dtype: Dtype, device: str
 ) -> ClipModel:
-    preprocessing = open_clip_preprocessing(cast(Any, module).visual.preprocess_cfg)
-    return ClipModel(name, module, tokenizer, preprocessing, dtype=dtype, device=device)
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    clip = cast(Any, module)
+    config = clip.visual.preprocess_cfg
+    preprocessing = open_clip_preprocessing(config)
+    if getattr(tokenizer, "reduction_fn", None):
+        raise InvalidInputError(
+            f"the tokenizer of {name} leaves out words of a long text at random (reduction_mask): "
+            "its embedding is another each time; take that out of the configuration",
+            field="model",
+        )
+    model = ClipModel(name, module, tokenizer, preprocessing, dtype=dtype, device=device)
+    transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    check_parity(model, clip.encode_image, transform)
+    check_texts(model, lambda texts: clip.encode_text(tokenizer(texts).to(model.device)))
+    return model
 
 
 @contextmanager
@@ -387,7 +440,7 @@ def _quiet() -> Iterator[None]:
     """Without what open_clip reports to the root logger while it builds a model."""
     root = logging.getLogger()
     before = root.level
-    root.setLevel(logging.ERROR)
+    root.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -114,6 +114,11 @@ class Generator(Protocol):
     usual_guidance: float
 
     @property
+    def parameters(self) -> int:
+        """Number of parameters, of all its parts."""
+        ...
+
+    @property
     def sites(self) -> dict[str, Site]:
         """Every site by name, in the order in which they are computed."""
         ...
@@ -125,6 +130,13 @@ class Generator(Protocol):
 
     def grid(self, site: str, height: int, width: int) -> PatchGrid:
         """The positions of a site in a picture of this size."""
+        ...
+
+    def unread_text(self, text: str) -> str:
+        """The end of a prompt that is too long, which a text encoder never sees; "" else.
+
+        Of several encoders the one that reads least counts.
+        """
         ...
 
     def start(self, *batch: GenerationSettings) -> Denoising:

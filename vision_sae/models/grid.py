@@ -109,6 +109,18 @@ class Preprocessing:
         pixels /= np.array(self.std, dtype=np.float32)[:, None, None]
         return torch.from_numpy(pixels)
 
+    def in_words(self) -> str:
+        """How a picture is brought to size: ``resize shorter side to 224, crop centre``."""
+        height, width = (int(side / self.crop_pct) for side in (self.height, self.width))
+        if self.crop_mode == "squash":
+            resized = f"stretch to {width} x {height}"
+        elif height == width:
+            resized = f"resize shorter side to {height}"
+        else:
+            resized = f"resize to cover {width} x {height}"
+        whole = self.crop_mode == "squash" and (height, width) == (self.height, self.width)
+        return resized if whole else f"{resized}, crop centre"
+
     def to_json(self) -> dict[str, Any]:
         """The fields, as bound into manifests."""
         return asdict(self)
@@ -148,17 +160,23 @@ class PatchGrid:
     ) -> NDArray[np.bool_]:
         """Mask[patches] of the patches half of which, or more, lies in ``box`` (original pixels).
 
-        A box that covers half of none selects the one patch nearest to its centre.
+        A box that covers half of none selects the one that it overlaps most; a box beside the
+        picture, or beside what the model sees of it, selects none.
         """
         boxes = self.boxes(geometry).astype(np.float64)
         low, high = boxes[:, :2], boxes[:, 2:]
         shared = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod(1)
         area = (high - low).prod(1)
         mask = (shared >= area / 2) & (area > 0)
-        if not mask.any():
-            centre = (np.array(box[:2]) + box[2:]) / 2
-            mask[np.argmin(np.square((low + high) / 2 - centre).sum(1))] = True
+        if not mask.any() and (shared > 0).any():
+            mask[shared.argmax()] = True
         return np.asarray(mask, dtype=np.bool_)
+
+    def nearest(self, x: float, y: float, geometry: Geometry) -> int:
+        """The patch whose middle is nearest to a point of the original picture."""
+        boxes = self.boxes(geometry).astype(np.float64)
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return int(np.square(middles - (x, y)).sum(1).argmin())
 
     def to_json(self) -> dict[str, int]:
         """The fields, as bound into manifests."""

@@ -41,6 +41,8 @@ class NoisedPictures:
     """See `vision_sae.models.protocol.Model`; the embedding of a picture is the mean of the
     `Generator.deepest` site over its positions."""
 
+    class_names: tuple[str, ...] = ()
+
     def __init__(
         self, generator: Generator, grid: PatchGrid | None = None, noising: Noising = HALF_WAY
     ) -> None:
@@ -52,6 +54,15 @@ class NoisedPictures:
         self.preprocessing = Preprocessing(
             side, side, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         )
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the generator."""
+        return self.generator.parameters
+
+    def embedding_width(self) -> int:
+        """Length D of the vectors of the `Generator.deepest` site."""
+        return self.generator.sites[self.generator.deepest].dim
 
     @property
     def special_tokens(self) -> tuple[str, ...]:

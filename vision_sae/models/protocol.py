@@ -14,10 +14,6 @@ from torch import Tensor
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Edit
 
-SITE_KINDS = ("update", "resid", "mlp", "attn")
-"""``update``: block output minus block input; ``resid``: block output; ``mlp``: MLP neurons after
-the non-linearity; ``attn``: attention output."""
-
 
 @dataclass(frozen=True)
 class Site:
@@ -53,6 +49,16 @@ class Model(Protocol):
     """The precision matrix products run in; the residual stream stays float32."""
 
     @property
+    def class_names(self) -> Sequence[str]:
+        """What its classes are called, by index; empty where it has none, or nobody says."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        ...
+
+    @property
     def special_tokens(self) -> tuple[str, ...]:
         """What the tokens in front of the patches are: ``cls``, ``register_0``, ..."""
         ...
@@ -78,6 +84,10 @@ class Model(Protocol):
 
     def replace(self, site: str, edit: Edit) -> AbstractContextManager[None]:
         """Pass a site through ``edit`` during forwards in the body."""
+        ...
+
+    def embedding_width(self) -> int:
+        """Length E of the image embedding."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -110,6 +120,10 @@ class ContrastiveModel(Model, Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (T, E) float32 of unit length; no text gives (0, E)."""
+        ...
+
+    def unread_text(self, text: str) -> str:
+        """The end of a text that is too long, which its embedding knows nothing of; "" else."""
         ...
 
     def embed_patches(self, images: Tensor) -> PatchEmbeddings:

@@ -20,11 +20,18 @@ generate with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode
+
 from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.models.classes import timm_class_names
 from vision_sae.models.clip import (
     load_demo_clip,
     load_hf_hub,
@@ -33,10 +40,13 @@ from vision_sae.models.clip import (
 )
 from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Preprocessing
+from vision_sae.models.parity import check_architecture, check_parity
 from vision_sae.models.protocol import Model
+from vision_sae.models.sources import check_weights, loading, read_config
 from vision_sae.models.vit import Dtype, TimmBackbone, TorchvisionBackbone, VitModel
 
 Loader = Callable[..., Model]
+_LONGEST_NAME, _LONGEST_PATH = 255, 1000
 
 
 def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
@@ -46,7 +56,17 @@ def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
             f"crop_mode {config['crop_mode']!r} is not supported; use center or squash",
             field="model",
         )
-    _, height, width = config["input_size"]
+    if config["interpolation"] not in {mode.value for mode in InterpolationMode}:
+        raise InvalidInputError(
+            f"{config['interpolation']!r} interpolation is not supported; use bicubic or bilinear",
+            field="model",
+        )
+    channels, height, width = config["input_size"]
+    if channels != 3:
+        raise InvalidInputError(
+            f"the model takes pictures of {channels} channels; choose one of 3 (in_chans)",
+            field="model",
+        )
     return Preprocessing(
         height=height,
         width=width,
@@ -71,44 +91,120 @@ def torchvision_preprocessing(recipe: Any) -> Preprocessing:
     )
 
 
-def _timm(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
+def _timm_data() -> Any:
+    """timm's module about preprocessing, which has no types."""
+    from timm import data
+
+    return data
+
+
+def _timm_vit(
+    name: str,
+    module: nn.Module,
+    *,
+    dtype: Dtype,
+    device: str,
+    class_names: Sequence[str] = (),
+) -> VitModel:
+    """A module of timm behind the protocol, with the preprocessing that timm says it has."""
+    preprocessing = timm_preprocessing(_timm_data().resolve_data_config(model=module))
+    backbone = TimmBackbone(module, (preprocessing.height, preprocessing.width))
+    return VitModel(
+        name, backbone, preprocessing, dtype=dtype, device=device, class_names=class_names
+    )
+
+
+def _timm(
+    target: str, name: str, *, dtype: Dtype, device: str, config: Path | None = None
+) -> Model:
     import timm
 
-    if ":" not in target and not timm.is_model(target):
+    if config is None:
+        _check_timm_name(target)
+    with loading(name, config=config):
+        with torch.device("meta"):
+            unfilled = timm.create_model(target, pretrained=False)
+        planned = _timm_vit(name, unfilled, dtype="float32", device="meta")
+    check_architecture(planned)
+    with loading(name, config=config):
+        module: Any = timm.create_model(target, pretrained=True)
+    trained = module.pretrained_cfg.get("num_classes", module.num_classes)
+    if module.num_classes not in (0, trained):
+        raise InvalidInputError(
+            f"{name} is configured for {module.num_classes} classes, its weights are of {trained}: "
+            "its classifier would be random; make num_classes the same",
+            field="model",
+        )
+    names = timm_class_names(module, released=":" not in target)
+    model = _timm_vit(name, module, dtype=dtype, device=device, class_names=names)
+    data = _timm_data()
+    check_parity(model, module, data.create_transform(**data.resolve_data_config(model=module)))
+    return model
+
+
+def _check_timm_name(target: str) -> None:
+    """Raise `NotFoundError` unless timm knows the architecture, and weights of it, or a hub may."""
+    import timm
+
+    if target.startswith("hf-hub:") and target != "hf-hub:":
+        return
+    if not timm.is_model(target):
         raise NotFoundError(
             f"timm has no model {target!r}; `timm.list_models('*vit*')` lists those it has",
             field="model",
         )
-    module = timm.create_model(target, pretrained=True)
-    config = timm.data.config.resolve_data_config(model=module)
-    return VitModel(
-        name, TimmBackbone(module), timm_preprocessing(config), dtype=dtype, device=device
-    )
+    if not timm.models.is_model_pretrained(target):
+        known = timm.list_pretrained(f"{target.partition('.')[0]}.*")
+        raise NotFoundError(
+            f"timm has no pretrained weights {target!r}; it has {', '.join(known[:8]) or 'none'}",
+            field="model",
+        )
 
 
 def _local_dir(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
-    if not (Path(target) / "config.json").is_file():
+    import timm
+
+    config = Path(target) / "config.json"
+    if not config.is_file():
         raise NotFoundError(
             f"{target} holds no config.json; save the model with timm's save_for_hf layout "
             "(config.json and model.safetensors)",
             field="model",
         )
-    return _timm(f"local-dir:{target}", name, dtype=dtype, device=device)
+    architecture = read_config(config).get("architecture")
+    if not timm.is_model(str(architecture)):
+        raise InvalidInputError(
+            f"{config} names the architecture {architecture!r}, which timm does not have",
+            field="model",
+        )
+    check_weights(config.parent)
+    return _timm(f"local-dir:{target}", name, dtype=dtype, device=device, config=config)
 
 
 def _torchvision(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     from torchvision import models
 
-    try:
-        weights = models.get_model_weights(target).DEFAULT
-    except ValueError as error:
-        known = ", ".join(models.list_models(include="vit_*"))
+    known = models.list_models(include="vit_*")
+    if target not in known:
         raise NotFoundError(
-            f"torchvision has no model {target!r}; choose one of {known}", field="model"
-        ) from error
-    preprocessing = torchvision_preprocessing(weights.transforms())
-    module = models.get_model(target, weights=weights)
-    return VitModel(name, TorchvisionBackbone(module), preprocessing, dtype=dtype, device=device)
+            f"torchvision has no vision transformer {target!r}; choose one of {', '.join(known)}",
+            field="model",
+        )
+    weights = models.get_model_weights(target).DEFAULT
+    transform = weights.transforms()
+    with loading(name):
+        module = models.get_model(target, weights=weights)
+    preprocessing = torchvision_preprocessing(transform)
+    model = VitModel(
+        name,
+        TorchvisionBackbone(module),
+        preprocessing,
+        dtype=dtype,
+        device=device,
+        class_names=weights.meta["categories"],
+    )
+    check_parity(model, module, transform)
+    return model
 
 
 def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
@@ -125,7 +221,9 @@ def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
         )
     module = weights.dinov2_small()
     preprocessing = Preprocessing(height=224, width=224)
-    return VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+    model = VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
+    check_parity(model, module)
+    return model
 
 
 def _sdxl(_target: str, name: str, *, dtype: Dtype, device: str) -> Model:
@@ -146,12 +244,26 @@ _LOADERS: dict[str, Loader] = {
 }
 
 
+def _check_length(name: str) -> None:
+    """Raise `NotFoundError` for a name that is longer than one of a file can be."""
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+        raise NotFoundError(
+            f"no model answers to a name of {len(name)} letters, {name[:40]!r} ...", field="model"
+        )
+
+
+_DIRECTORIES = ("local-dir", "open_clip-dir")
+"""What is always loaded from a path."""
+
+
 def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Model:
     """Load a model by name or path; see the table of this module.
 
     ``dtype`` "auto" measures which precision is fastest on this machine. Raises `NotFoundError`
     when nothing answers to the name.
     """
+    _check_length(name)
     scheme, separator, target = name.partition(":")
     if separator and scheme in _LOADERS:
         return _LOADERS[scheme](target, name, dtype=dtype, device=device)
@@ -169,6 +281,33 @@ def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Mode
     return _timm(name, name, dtype=dtype, device=device)
 
 
+@lru_cache(maxsize=1024)
+def shown_name(name: str) -> str:
+    """A model's name as others may see it: a path of this machine is its last part alone, so that
+    ``sdxl:/data/ours`` is ``sdxl:ours``."""
+    scheme, separator, target = name.partition(":")
+    if not separator or scheme not in _LOADERS:
+        scheme, target = "", name
+    prefix = f"{scheme}:" if scheme else ""
+    if scheme == "timm":  # whose names may have a scheme of their own
+        return prefix + shown_name(target)
+    if scheme == "open_clip":  # NAME/TAG, where TAG may be a file of weights
+        model, slash, target = target.partition("/")
+        prefix += model + slash
+    local = scheme in _DIRECTORIES or (target and _is_path(target, scheme))
+    return prefix + (os.path.basename(os.path.abspath(target)) if local else target)
+
+
+def _is_path(target: str, scheme: str) -> bool:
+    """Whether what is loaded is at a path, rather than of this name in a hub: ``ORG/NAME``."""
+    parts = 1 if scheme == "open_clip" else 2
+    return (
+        target.startswith(("/", ".", "~"))
+        or len(target.split("/")) > parts
+        or Path(target).exists()
+    )
+
+
 def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Generator:
     """Load a text-to-image model by name or path; see the table of this module.
 
@@ -177,6 +316,7 @@ def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> 
     from vision_sae.demo.generator import FOLDER
     from vision_sae.models.sdxl import load_sdxl
 
+    _check_length(name)
     scheme, _, target = name.partition(":")
     if name == "demo:generator":
         return load_sdxl(str(FOLDER), name, dtype=dtype, device=device)

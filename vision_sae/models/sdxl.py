@@ -24,12 +24,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, check_batch
 from vision_sae.models.grid import PatchGrid
 from vision_sae.models.hooks import Edit, Tap, adding_to_site, capturing, replacing_site
+from vision_sae.models.pipeline_parity import check_pipeline
 from vision_sae.models.precision import fastest_dtype
 from vision_sae.models.protocol import Site
+from vision_sae.models.reading import unread_by_pipeline, without_words_in_logs
+from vision_sae.models.sources import check_weights, loading, numbers_in, read_config, said
 from vision_sae.models.vit import Dtype
 
 TURBO_BLOCKS = (
@@ -47,6 +50,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
 }
 """What pipelines of each class are loaded with: none may look at pictures, or change them."""
+_NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that may be missing in a folder: nothing here runs them."""
 _NOT_SCHEDULE = ("_use_default_values", "_diffusers_version")
 """Of a scheduler's configuration: where it came from."""
 
@@ -72,15 +77,20 @@ class SdxlModel:
         self.pipeline.set_progress_bar_config(disable=True)
         self.tokenizing = threading.Lock()
         """Tokenizers keep their padding in themselves: one call at a time."""
-        self._blocks: dict[str, nn.Module] = {
-            path: module
-            for path, module in pipeline.unet.named_modules()
-            if ".attentions." in path and path.rpartition(".")[0].endswith("attentions")
-        }
+        for library in (type(pipeline).__module__, "transformers.tokenization_utils_base"):
+            without_words_in_logs(library)
+        self._blocks = _attention_blocks(name, pipeline.unet)
         scheduler = pipeline.scheduler.config
         turbo = scheduler.get("timestep_spacing") == "trailing"
         self.usual_steps, self.usual_guidance = (4, 0.0) if turbo else _usual(pipeline)
-        self.usual_side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        side = pipeline.unet.config.sample_size
+        if not isinstance(side, int):
+            raise InvalidInputError(
+                f"the sample_size of {name}'s U-Net is {side}; supported is one number, for the "
+                "square pictures that it usually makes",
+                field="model",
+            )
+        self.usual_side = side * pipeline.vae_scale_factor
 
     @cached_property
     def sites(self) -> dict[str, Site]:
@@ -146,13 +156,23 @@ class SdxlModel:
             "usual": [self.usual_side, self.usual_steps, self.usual_guidance],
         }
 
+    def _parts(self) -> dict[str, nn.Module]:
+        """The networks of the pipeline; the second text encoder is SDXL's alone."""
+        names = ("unet", "vae", "text_encoder", "text_encoder_2")
+        found = {name: getattr(self.pipeline, name, None) for name in names}
+        return {name: module for name, module in found.items() if module}
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters, of all its parts."""
+        return sum(p.numel() for module in self._parts().values() for p in module.parameters())
+
     @cached_property
     def _weights_sha256(self) -> str:
         """Of the weights rounded to bfloat16: the same whatever precision they were loaded in."""
         digest = hashlib.sha256()
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            module = getattr(self.pipeline, part, None)  # the second one is SDXL's alone
-            for name, tensor in sorted(module.state_dict().items() if module else ()):
+        for part, module in self._parts().items():
+            for name, tensor in sorted(module.state_dict().items()):
                 digest.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
                 rounded = tensor.detach().cpu().to(torch.bfloat16).contiguous()
                 digest.update(rounded.view(torch.int16).numpy().tobytes())
@@ -174,9 +194,35 @@ class SdxlModel:
                 part(given)
         return list(captured.values())
 
+    def unread_text(self, text: str) -> str:
+        """See `Generator.unread_text`."""
+        parts = self.pipeline.components
+        found = [parts[name] for name in ("tokenizer", "tokenizer_2") if parts.get(name)]
+        with self.tokenizing:
+            return max((unread_by_pipeline(each, text) for each in found), key=len)
+
     def start(self, *batch: GenerationSettings) -> Denoising:
         """Begin a generation of one picture or several; see `Generator.start`."""
         return Denoising(self, batch)
+
+
+def _attention_blocks(name: str, unet: nn.Module) -> dict[str, nn.Module]:
+    """The blocks whose updates are sites, by their path."""
+    found = {
+        path: module
+        for path, module in unet.named_modules()
+        if ".attentions." in path and path.rpartition(".")[0].endswith("attentions")
+    }
+    other = [
+        type(module).__name__ for module in found.values() if not hasattr(module, "in_channels")
+    ]
+    if other or not found:
+        raise InvalidInputError(
+            f"the attention blocks of {name}'s U-Net are {other[0] if other else 'missing'}; "
+            "supported are those of Stable Diffusion 1, 2 and XL",
+            field="model",
+        )
+    return found
 
 
 class Denoising:
@@ -202,7 +248,7 @@ class Denoising:
             self.noise_sha256 = tuple(map(_sha256, self.latents))
             self._clean = self.latents
         self._extra = pipeline.prepare_extra_step_kwargs(self._noise, 0.0)
-        if hasattr(self._scheduler, "set_begin_index"):
+        if settings.image is not None and hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(self._first_index)
 
     @staticmethod
@@ -222,7 +268,14 @@ class Denoising:
 
     def _times(self) -> Tensor:
         settings, scheduler = self.batch[0], self._scheduler
-        scheduler.set_timesteps(settings.steps, device=self._model.device)
+        try:
+            scheduler.set_timesteps(settings.steps, device=self._model.device)
+        except (ValueError, IndexError) as error:
+            raise InvalidInputError(
+                f"{settings.steps} steps are none that {type(scheduler).__name__} can take "
+                f"({said(error)}); ask for more or fewer",
+                field="steps",
+            ) from error
         self._first_index = (settings.steps - settings.steps_run) * scheduler.order
         times: Tensor = scheduler.timesteps[self._first_index :]
         if not len(times):
@@ -301,7 +354,10 @@ class Denoising:
         encoded = pipeline.vae.encode(pixels.to(self._model.device))
         # A tiny autoencoder gives latents, others their distribution.
         mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        scaled: Tensor = mean * pipeline.vae.config.scaling_factor
+        config = pipeline.vae.config
+        if (spread := _spread_of(config, mean)) is not None:
+            mean = (mean - spread[0]) / spread[1]
+        scaled: Tensor = mean * config.scaling_factor
         return scaled
 
     def advance(self) -> None:
@@ -336,12 +392,25 @@ class Denoising:
 
     def _decoded(self, latents: Tensor) -> list[Image.Image]:
         pipeline = self._model.pipeline
+        config = pipeline.vae.config
         with torch.inference_mode():
-            decoded = pipeline.vae.decode(
-                latents / pipeline.vae.config.scaling_factor, return_dict=False
-            )[0]
+            if (spread := _spread_of(config, latents)) is None:
+                latents = latents / config.scaling_factor
+            else:
+                latents = latents * spread[1] / config.scaling_factor + spread[0]
+            decoded = pipeline.vae.decode(latents, return_dict=False)[0]
         made: list[Image.Image] = pipeline.image_processor.postprocess(decoded, output_type="pil")
         return made
+
+
+def _spread_of(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and spread (1, C, 1, 1) of each channel of the latents, where the configuration of the
+    autoencoder says them."""
+    mean, spread = vae.get("latents_mean"), vae.get("latents_std")
+    if mean is None or spread is None:
+        return None
+    first, second = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, spread))
+    return first, second
 
 
 def _usual(pipeline: Any) -> tuple[int, float]:
@@ -357,16 +426,18 @@ def _quiet_diffusers() -> Iterator[None]:
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    logging: Any = ours
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    bars = [each for each in (logging, theirs) if each.is_progress_bar_enabled()]
+    libraries: tuple[Any, Any] = (ours, theirs)
+    before = [each.get_verbosity() for each in libraries]
+    bars = [each for each in libraries if each.is_progress_bar_enabled()]
+    for each in libraries:
+        each.set_verbosity_error()
     for each in bars:
         each.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for each, verbosity in zip(libraries, before, strict=True):
+            each.set_verbosity(verbosity)
         for each in bars:
             each.enable_progress_bar()
 
@@ -379,18 +450,53 @@ def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "c
     """A pipeline of the hub, or the directory that ``save_pretrained`` wrote."""
     import diffusers
 
-    if Path(target).is_dir() and not (Path(target) / "model_index.json").is_file():
-        raise NotFoundError(
-            f"{target} holds no model_index.json; name a folder that a diffusers pipeline's "
-            "save_pretrained wrote",
-            field="model",
-        )
+    folder = Path(target)
+    index = folder / "model_index.json" if folder.is_dir() else None
+    if index is not None:
+        _check_parts(index)
     pipelines: Any = diffusers
-    with _quiet_diffusers():
+    with loading(name, config=index), _quiet_diffusers():
         kind = pipelines.DiffusionPipeline.load_config(target)["_class_name"]
         if kind not in _OPTIONS:
             raise InvalidInputError(
                 f"{target} is a {kind}; supported are {' and '.join(_OPTIONS)}", field="model"
             )
-        pipeline = getattr(pipelines, kind).from_pretrained(target, **_OPTIONS[kind])
-    return SdxlModel(name, pipeline, dtype=dtype, device=device)
+        options = _OPTIONS[kind] | {"use_safetensors": True}
+        pipeline = getattr(pipelines, kind).from_pretrained(target, **options)
+        if index is not None:
+            _check_whole(folder, pipeline)
+        model = SdxlModel(name, pipeline, dtype=dtype, device=device)
+    check_pipeline(model)
+    return model
+
+
+def _check_parts(index: Path) -> None:
+    """Raise unless the folder of a pipeline's ``index`` has every part, with whole weights."""
+    if not index.is_file():
+        raise NotFoundError(
+            f"{index.parent} holds no model_index.json; name a folder that a diffusers pipeline's "
+            "save_pretrained wrote",
+            field="model",
+        )
+    for name, kind in read_config(index).items():
+        part = index.parent / name
+        if name in _NOT_NEEDED or not isinstance(kind, list) or kind[0] is None:
+            continue
+        if not part.is_dir():
+            raise NotFoundError(f"{index} names {name}, but {part} is missing", field="model")
+        if (part / "config.json").is_file():  # else it is a scheduler or a tokenizer
+            read_config(part / "config.json")
+            check_weights(part)
+
+
+def _check_whole(folder: Path, pipeline: Any) -> None:
+    """Raise if a part's files hold fewer numbers than it has: libraries make up the others."""
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module):
+            needed = sum(parameter.numel() for parameter in module.parameters())
+            if numbers_in(folder / name) < needed:
+                raise CorruptArtifactError(
+                    f"the weights in {folder / name} lack some of the {needed} numbers that its "
+                    "config.json asks for; copy them anew",
+                    field="model",
+                )

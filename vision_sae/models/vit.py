@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from PIL import Image
+from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from vision_sae.errors import InvalidInputError, NotFoundError
@@ -45,9 +46,12 @@ class VitBackbone(Protocol):
 
 
 class TimmBackbone:
-    """Any timm model with ``blocks``: CLS, registers, none; square or not."""
+    """Any timm model with ``blocks``: CLS, registers, none; square or not.
 
-    def __init__(self, module: nn.Module) -> None:
+    ``size`` is the height and width of its input, where that is not the one it was built for.
+    """
+
+    def __init__(self, module: nn.Module, size: tuple[int, int] | None = None) -> None:
         blocks = getattr(module, "blocks", None)
         patch_embed: Any = getattr(module, "patch_embed", None)
         sequential = blocks is not None and all(
@@ -61,12 +65,36 @@ class TimmBackbone:
                 "vit, deit, eva or beit",
                 field="model",
             )
-        self.module = module
-        rows, cols = patch_embed.grid_size
-        patch_h, patch_w = patch_embed.patch_size
+        self.module = module.eval()  # training drops patches
+        dynamic = size is not None and getattr(module, "dynamic_img_size", False)
+        rows, cols = patch_embed.dynamic_feat_size(size) if dynamic else patch_embed.grid_size
+        # Behind a ResNet, the patches of its maps are many times as large in the picture.
+        patch_h, patch_w = patch_embed.feat_ratio(as_scalar=False)
         self.special_tokens = _prefix_of(module)
         self.grid = PatchGrid(rows, cols, len(self.special_tokens), patch_h, patch_w)
         self.dim = int(cast(int, module.embed_dim))
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Refuse a model whose first block is not given all tokens of the grid in a row: whose
+        class token joins later, as CaiT's, or that keeps maps, as SAM's."""
+        grid, module = self.grid, self.module
+        size = (grid.rows * grid.patch_height, grid.cols * grid.patch_width)
+        # On the device `meta` only shapes are computed.
+        images = torch.empty(1, 3, *size, device="meta")
+        named = (*module.named_parameters(), *module.named_buffers())
+        weights = {name: tensor.to("meta") for name, tensor in named}
+        first = {"tokens": Tap(self.blocks()[0][0], "input")}
+        with torch.inference_mode(), capturing(first, stop=True) as captured:
+            torch.func.functional_call(module, weights, (images,))
+        expected, found = (1, grid.special + grid.patches, self.dim), captured["tokens"].shape
+        if tuple(found) != expected:
+            raise InvalidInputError(
+                f"{type(module).__name__} is not a plain vision transformer: its first block is "
+                f"given {tuple(found)} where its patches and special tokens are {expected}; choose "
+                "a timm vit, deit, eva or beit",
+                field="model",
+            )
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """See `VitBackbone.blocks`."""
@@ -93,8 +121,13 @@ class TimmBackbone:
         if not heads:
             return None
         tokens = module.norm(tokens)
-        pool = getattr(module, "attn_pool", None)
-        pooled = module.fc_norm(tokens.mean(1) if pool is None else pool(tokens))
+        pool, how = getattr(module, "attn_pool", None), module.global_pool
+        if pool is None:
+            how = "avg" if how == "token" else how
+            pooled = global_pool_nlc(tokens, pool_type=how, num_prefix_tokens=0)
+        else:
+            pooled = pool(tokens)
+        pooled = module.fc_norm(pooled)
         return torch.stack([head(pooled).float() for head in heads]).mean(0)
 
 
@@ -159,8 +192,10 @@ class VitModel:
         *,
         dtype: Dtype = "auto",
         device: str = "cpu",
+        class_names: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.class_names = tuple(class_names)
         self.backbone = backbone
         self.preprocessing = preprocessing
         self.grid = backbone.grid
@@ -189,6 +224,11 @@ class VitModel:
         """See `Model.special_tokens`."""
         return self.backbone.special_tokens
 
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.backbone.module.parameters())
+
     @property
     def sites(self) -> dict[str, Site]:
         """Every site by name."""
@@ -208,16 +248,29 @@ class VitModel:
         """RGB picture -> model input (3, H, W), float32."""
         return self.preprocessing(image)
 
+    def autocast(self) -> torch.autocast:
+        """The context in which matrix products run in ``dtype``."""
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=half)
+
     def forward(self, images: Tensor) -> ModelOutput:
         """Images (B, 3, H, W) -> `ModelOutput`."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with self.autocast():
             return self.backbone.forward(images.to(self.device))
+
+    @cached_property
+    def _embedding_width(self) -> int:
+        blank = torch.zeros(1, 3, self.preprocessing.height, self.preprocessing.width)
+        with torch.inference_mode():
+            return self.forward(blank).embedding.shape[1]
+
+    def embedding_width(self) -> int:
+        """Length E of the image embedding; the first time it takes a forward pass."""
+        return self._embedding_width
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """See `VitBackbone.classify`."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with self.autocast():
             return self.backbone.classify(tokens)
 
     def capture(

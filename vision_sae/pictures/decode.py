@@ -1,24 +1,75 @@
 """Bytes that claim to be a picture -> RGB, within limits, or a clear refusal.
 
 Written rules: JPEG, PNG and WebP only; the header is read and judged before any pixel is decoded;
-EXIF orientation is applied; the first frame of an animation is taken; alpha is composited on
-white; 16-bit greyscale is scaled to 8 bits; CMYK and palettes are converted; truncated data is
-refused.
+EXIF orientation is applied; the first frame of an animation is taken; alpha and transparent values
+of any depth are composited on white; 16-bit greyscale is scaled to 8 bits; CMYK and palettes are
+converted; texts and colour profiles are not read, however large; truncated data is refused.
+
+This is the only door: whatever a decoder throws at the bytes becomes `InvalidImageError` here.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vision_sae.errors import ImageTooLargeError, InvalidImageError
+from vision_sae.errors import ImageTooLargeError, InvalidImageError, VisionSaeError, shortened
+from vision_sae.pictures.png import transparent, without_notes
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture of each EXIF orientation upright; any other value turns nothing."""
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Whatever is thrown while a picture is opened, turned, converted or shrunk becomes
+    `InvalidImageError`, or `ImageTooLargeError` where memory ends.
+
+    A broken file makes Pillow, struct and zlib raise nearly anything, so there is no list.
+    """
+    try:
+        yield
+    except VisionSaeError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageTooLargeError(
+            f"the image needs too much memory ({_said(error)}); send a smaller one", field="image"
+        ) from error
+    except Exception as error:
+        raise InvalidImageError(
+            f"the image is broken or truncated ({_said(error)}); send the whole file",
+            field="image",
+        ) from error
+
+
+def _said(error: BaseException) -> str:
+    return shortened(" ".join(str(error).split())) or "its decoder stopped"
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow's warnings must not pass for refusals, nor fill the log: our limits stand below."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def decode_image(
@@ -27,7 +78,7 @@ def decode_image(
     """Decode a picture to RGB.
 
     Raises `InvalidImageError` for anything that is not a whole JPEG, PNG or WebP, and
-    `ImageTooLargeError` above ``max_bytes`` or ``max_pixels`` (before decoding).
+    `ImageTooLargeError` above ``max_bytes`` or ``max_pixels`` (before decoding); nothing else.
     """
     if not data:
         raise InvalidImageError(
@@ -39,18 +90,14 @@ def decode_image(
             "send a smaller or more compressed one",
             field="image",
         )
-    with warnings.catch_warnings():
-        # Our own pixel limit stands below; Pillow's warning must not pass for a refusal.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with guarded(), _without_warnings():
+        data = without_notes(data)
         image = _open(data, max_pixels)
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)  # parses EXIF, which may be broken too
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise InvalidImageError(
-                f"the image is broken or truncated ({error}); send the whole file", field="image"
-            ) from error
-    return _to_rgb(upright)
+        image.load()
+        rgb = _to_rgb(image, data)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -62,12 +109,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             "the bytes are not a JPEG, PNG or WebP picture; convert the file to one of these",
             field="image",
         ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{error}; send a smaller picture", field="image") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidImageError(
-            f"the header of the image is broken ({error}); send the whole file", field="image"
-        ) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLargeError(
@@ -78,12 +119,20 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greyscale; convert("RGB") would clip at 255
-        grey = np.asarray(image).astype(np.uint32) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """A loaded picture on white, without its notes; ``data`` is its file."""
+    clear = transparent(image, data)
+    if clear is None and image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    if clear is not None:
+        image.info.pop("transparency")  # `convert` would compare it its own way
+    if image.mode.startswith("I"):  # 16-bit greyscale; convert("RGB") would clip at 255
+        grey = np.asarray(image).astype(np.uint32) // 257
+        rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    if clear is not None:
+        rgb.paste((255, 255, 255), mask=Image.fromarray(clear))
+    return rgb

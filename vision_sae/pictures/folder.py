@@ -1,30 +1,34 @@
-"""A folder of pictures, with captions from a sidecar where there is one.
-
-The sidecar is ``captions.jsonl`` (objects with ``file``, ``caption`` and optionally a list of
-``tags`` and a ``source``) or ``captions.csv`` (columns ``file`` and ``caption``) in the folder
-itself; ``file`` is relative to the folder.
-"""
+"""A folder of pictures, with captions from a sidecar where there is one (`pictures.captions`)."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import (
+    ImageTooLargeError,
+    InvalidImageError,
+    InvalidInputError,
+    NotFoundError,
+)
 from vision_sae.files import sha256_file
-from vision_sae.pictures.decode import decode_image
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-CAPTIONS_JSONL = "captions.jsonl"
-CAPTIONS_CSV = "captions.csv"
+from vision_sae.pictures.captions import (
+    CAPTIONS_CSV,
+    CAPTIONS_JSONL,
+    Said,
+    captions_of,
+    read_sidecar,
+)
+from vision_sae.pictures.decode import MAX_BYTES, decode_image
+from vision_sae.pictures.reading import Reading
+from vision_sae.pictures.tree import picture_files
 
 
 @dataclass(frozen=True)
@@ -41,56 +45,51 @@ class Picture:
     """What it was cut from, for example a photograph with several crops; empty: from nothing that
     another picture was. Pictures of one source are not independent evidence."""
 
-    def load(self) -> Image.Image:
-        """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``."""
+    def decode(self) -> Image.Image:
+        """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``, which do not
+        name the file."""
+        size = self.path.stat().st_size
+        if size > MAX_BYTES:  # before the bytes are read
+            raise ImageTooLargeError(f"the file has {size} bytes, the limit is {MAX_BYTES}")
         return decode_image(self.path.read_bytes())
 
-
-def _entry(row: dict[str, Any]) -> tuple[str, tuple[str, tuple[str, ...], str]]:
-    """(file, (caption, tags, source)) of one row of a sidecar; raises for what is not text."""
-    file, caption = row["file"], row["caption"]
-    tags, source = row.get("tags", []), row.get("source", "")
-    texts = (file, caption, source, *tags)
-    if not isinstance(tags, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"not text: {row}")
-    return file, (caption, tuple(tags), source)
-
-
-def _captions(folder: Path) -> dict[str, tuple[str, tuple[str, ...], str]]:
-    """{file: (caption, tags, source)}"""
-    jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
-    try:
-        if jsonl.is_file():
-            text = jsonl.read_text(encoding="utf-8-sig")
-            return dict(_entry(json.loads(line)) for line in text.splitlines() if line.strip())
-        if table.is_file():  # "-sig": spreadsheets begin their UTF-8 with a byte order mark
-            with table.open(newline="", encoding="utf-8-sig") as file:
-                rows = csv.DictReader(file)
-                return dict(_entry({k: row[k] for k in ("file", "caption")}) for row in rows)
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InvalidInputError(
-            f"the captions beside {folder} cannot be read ({error!r}); every line needs "
-            "`file` and `caption`",
-            field="images",
-        ) from error
-    return {}
+    def load(self) -> Image.Image:
+        """Read and decode the file to RGB; raises `InvalidInputError` that names it."""
+        try:
+            return self.decode()
+        except InvalidInputError as error:
+            raise type(error)(f"{self.path}: {error}", field=error.field) from error
+        except OSError as error:
+            raise InvalidImageError(
+                f"{self.path} cannot be read ({error.strerror})", field="images"
+            ) from error
 
 
-def image_folder(folder: Path) -> list[Picture]:
+def image_folder(folder: Path, reading: Reading | None = None) -> list[Picture]:
     """Every picture below ``folder``, sorted by id. Files are not opened yet.
 
-    Raises `NotFoundError` when there is none.
+    What is left out, and what captions do not match, goes to ``reading``; without one it is warned
+    of. Raises `NotFoundError` when there is no picture, and `InvalidInputError` for captions that
+    cannot be read.
     """
     if not folder.is_dir():
         raise NotFoundError(
             f"{folder} is not a directory; give a folder of pictures", field="images"
         )
-    captions = _captions(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    account = Reading() if reading is None else reading
+    files, left_out = picture_files(folder, besides=(CAPTIONS_JSONL, CAPTIONS_CSV))
+    account.leave_out(left_out)
     if not files:
-        raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file", field="images")
+        told = "".join(f"; {line}" for line in account.details()[:3])
+        raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file{told}", field="images")
     ids = [path.relative_to(folder).as_posix() for path in files]
-    return [Picture(id, path, *captions.get(id, ())) for id, path in zip(ids, files, strict=True)]
+    sidecar = read_sidecar(folder)
+    said, remarks = captions_of(sidecar, ids)
+    account.remark(sidecar.remarks + remarks)
+    if reading is None:
+        for line in account.details():
+            warnings.warn(f"{folder}: {line}", stacklevel=2)
+    return [Picture(id, path, *said.get(id, Said())) for id, path in zip(ids, files, strict=True)]
 
 
 def data_sha256(pictures: Sequence[Picture]) -> str:

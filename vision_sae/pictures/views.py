@@ -25,9 +25,9 @@ _ASPECT = (3 / 4, 4 / 3)
 class View(Picture):
     """A crop of a picture: ``id`` is the picture's with ``#number`` behind it, and the seed."""
 
-    def load(self) -> Image.Image:
+    def decode(self) -> Image.Image:
         """Read the file, and crop and perhaps mirror it: always the same for the same id."""
-        image = super().load()
+        image = super().decode()
         random = np.random.default_rng(list(self.id.encode()))
         area = random.uniform(*_AREA)
         stretch = np.exp(random.uniform(*np.log(_ASPECT)) / 2)

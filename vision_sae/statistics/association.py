@@ -29,6 +29,8 @@ RESAMPLES = 1000
 """Resamples that an interval is made of."""
 
 _COVERAGE = (0.025, 0.975)
+_UNKNOWN = (float("nan"), float("nan"))
+"""The interval of what is undefined."""
 _CONSTANT = 1e-12
 """A variance below this share of the mean square is rounding: the numbers are constant."""
 _ELEMENTS = 2**20
@@ -97,6 +99,8 @@ def auprc(activation: Numbers, truth: Numbers, weights: Numbers | None = None) -
     and one that fits every picture reaches 1: read the figure against that rate. NaN when the label
     fits no picture. Source: Oikarinen et al. 2025.
     """
+    if not len(activation):
+        return float("nan")
     w, true = _weights(weights, len(activation)), _is_true(truth)
     order = np.argsort(-np.asarray(activation), kind="stable")
     ranked = np.asarray(activation)[order]
@@ -220,6 +224,8 @@ def bootstrap_by_source(
     Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; clusters as in Davison and
     Hinkley 1997, section 3.8.
     """
+    if not len(sources):
+        return _UNKNOWN
     of_picture, weights = _of_sources(sources)
     drawn = _draws(int(of_picture.max()) + 1, resamples, seed)
     return _percentiles(np.array([statistic(weights * counts[of_picture]) for counts in drawn.T]))
@@ -237,6 +243,8 @@ def correlation_interval(
     A correlation is made of five sums. A source whose pictures are all silent and false adds to
     none, so the cost is that of the sources that have something to say.
     """
+    if not len(sources):
+        return _UNKNOWN
     a, t = (np.asarray(x, dtype=np.float64) for x in (activation, truth))
     of_picture, weights = _of_sources(sources)
     count = int(of_picture.max()) + 1
@@ -309,6 +317,8 @@ def auprc_interval(
 
     Silent pictures are tied for the last place: only their true weight is needed, by source.
     """
+    if not len(sources):
+        return _UNKNOWN
     a, true = np.asarray(activation), _is_true(truth)
     of_picture, weights = _of_sources(sources)
     count = int(of_picture.max()) + 1

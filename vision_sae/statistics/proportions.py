@@ -19,11 +19,13 @@ class Estimate(NamedTuple):
 
 def wilson(right: float, answers: int) -> Estimate:
     """The share ``right / answers`` with its score interval, which holds for few answers and for
-    shares near 0 and 1. ``answers`` is > 0; ``right`` may be fractional where several people's
-    answers to one question are averaged.
+    shares near 0 and 1: of no answers, anything from 0 to 1. ``right`` may be fractional where
+    several people's answers to one question are averaged.
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
+    if not answers:
+        return Estimate(math.nan, 0.0, 1.0)
     share, spread = right / answers, _Z**2 / answers
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)

@@ -264,8 +264,10 @@ def share_that_holds(
 
 
 def median(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The median of labels' figures, with an interval from resamples of the labels."""
+    """The median of labels' figures, with an interval from resamples of the labels; NaN of none."""
     rows = np.asarray(values, dtype=np.float64)
+    if not len(rows):
+        return Estimate(float("nan"), float("nan"), float("nan"))
     chosen = np.random.default_rng(seed).integers(0, len(rows), (_RESAMPLES, len(rows)))
     return _summary(np.median(rows[chosen], axis=1), float(np.median(rows)))
 

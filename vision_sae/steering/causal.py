@@ -36,7 +36,10 @@ class CausalScorer:
         return self._movements.of(feature) @ direction, self._movements.others(feature) @ direction
 
     def score(self, feature: int, text: str, *, seed: int = 0) -> Score | None:
-        """The share of trials that the feature wins, chance .5, with an interval over prompts."""
+        """The share of trials that the feature wins, chance .5, with an interval over prompts; None
+        where there is no random feature to win against."""
+        if not self._movements.compares(feature):
+            return None
         ours, others = self._effects(feature, text)
         wins = (ours > others).mean(0) + 0.5 * (ours == others).mean(0)
 
@@ -47,6 +50,9 @@ class CausalScorer:
         return None if made is None else replace(made, judge=STEERING)
 
     def beats_random(self, feature: int, text: str) -> bool:
-        """Whether its mean movement exceeds the 95th percentile of those of random features."""
+        """Whether its mean movement exceeds the 95th percentile of those of random features; not
+        where there are none."""
+        if not self._movements.compares(feature):
+            return False
         ours, others = self._effects(feature, text)
         return bool(ours.mean() > np.quantile(others.mean(1), _PERCENTILE))

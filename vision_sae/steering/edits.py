@@ -79,6 +79,8 @@ def check_features(edits: Sequence[FeatureEdit], dictionaries: Mapping[str, Dict
 
 def added(edits: Sequence[FeatureEdit], dictionary: Dictionary, step: int, patches: int) -> Tensor:
     """What edits that do not look at the site add to it (P, D); all of one dictionary."""
+    if not edits:
+        return torch.zeros(patches, dictionary.dim)
     rows = dictionary.decoder[[edit.feature for edit in edits]]
     scales = torch.stack([_scale(edit, step, patches) for edit in edits], dim=1)
     return scales @ rows
@@ -91,8 +93,10 @@ def _scale(edit: FeatureEdit, step: int, patches: int) -> Tensor:
 
 def activations(codes: Codes, features: Sequence[int]) -> Tensor:
     """What codes (N, k) say of some features (N, len(features)), 0 where they do not fire."""
-    columns = [(codes.values * (codes.indices == feature)).sum(1) for feature in features]
-    return torch.stack(columns, dim=1)
+    made = codes.values.new_zeros(len(codes.values), len(features))
+    for column, feature in enumerate(features):
+        made[:, column] = (codes.values * (codes.indices == feature)).sum(1)
+    return made
 
 
 def changed(

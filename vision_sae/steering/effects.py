@@ -69,6 +69,11 @@ def change(map_: NDArray[np.float32], region: NDArray[np.bool_] | None) -> Chang
     return Change(float(map_.mean()), mean(region), mean(~region))
 
 
+def changed_share(map_: NDArray[np.float32]) -> float:
+    """The share of a map (H, W) of change that is not 0: of the pixels that changed at all."""
+    return float(np.mean(map_ > 0))
+
+
 def union(regions: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
     """Where any of the regions is; None when one of them is everywhere, or there is none."""
     known = [region for region in regions if region is not None]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vision_sae.attribution.targets import Target, measured
 from vision_sae.dictionaries.protocol import SiteDictionary
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.protocol import Model, ModelOutput
 from vision_sae.steering.edits import FeatureEdit, changed, check_features
 
@@ -85,6 +86,12 @@ class Intervention:
             features = list(dict.fromkeys(edit.feature for edit in edits))
             allowed = np.asarray(alive.get(name, np.arange(len(rows))))
             others = np.setdiff1d(allowed, features)
+            if not len(others):
+                raise InvalidInputError(
+                    f"no feature of {name} is left to be moved as a control, beside those that are "
+                    "edited; ask for no controls",
+                    field="control_count",
+                )
             chosen = random.choice(others, len(features), replace=len(features) > len(others))
             drawn[name] = {
                 feature: rows[other] * (rows[feature].norm() / rows[other].norm().clamp_min(1e-12))
@@ -125,7 +132,7 @@ class Intervention:
             for stand_ins in self._controls:
                 with self._applied(stand_ins, []):
                     controls.append(measured(self.model, batch, targets)[1])
-        change, vectors = np.array(moved).sum(0)
+        change, vectors = np.reshape(moved, (-1, 2)).sum(0)  # of no site: 0
         return Outcome(
             plain.output,
             edited.output,

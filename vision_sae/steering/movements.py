@@ -61,8 +61,12 @@ class Movements:
         direction = self._amount * torch.nn.functional.normalize(row, dim=0)
         return self._embedded(raising(self._model, self._found.site, direction)) - self._plain
 
+    def compares(self, feature: int) -> bool:
+        """Whether there is a random feature beside this one: else it is compared with nothing."""
+        return any(other != feature for other in self._randoms)
+
     def others(self, feature: int) -> NDArray[np.float32]:
-        """The same under the random features but this one (R, P, E)."""
+        """The same under the random features but this one (R, P, E), of which there must be one."""
         return np.stack([self.of(other) for other in self._randoms if other != feature])
 
     def _embedded(self, change: Change) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Codes, Dictionary
+from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.steering.edits import ALWAYS, When, activations
 
@@ -38,6 +39,17 @@ class Transport:
     strength: float = 1.0
     """How far codes move from the target's (0) to the source's (1)."""
     when: When = ALWAYS
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidInputError` for a region without a patch: it has no mean to carry."""
+        for name in ("source", "target"):
+            patches = getattr(self, f"{name}_patches")
+            if patches is not None and not patches.any():
+                raise InvalidInputError(
+                    f"the {name} region selects no patch; choose a larger one, or none for the "
+                    "whole picture",
+                    field=f"{name}_region",
+                )
 
 
 def carried(

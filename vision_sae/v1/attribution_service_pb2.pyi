@@ -139,7 +139,7 @@ class EncodeRequest(_message.Message):
     max_patches: _builtins.int
     """Most patches to list per feature, 0 to 1,000. Absent means 5."""
     include_codes: _builtins.bool
-    """Send the codes of every patch, too."""
+    """Send the codes of every patch, special tokens left out, too."""
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture. Required."""
@@ -250,6 +250,7 @@ class EncodeResponse(_message.Message):
     ACTIVE_COUNT_FIELD_NUMBER: _builtins.int
     CODES_FIELD_NUMBER: _builtins.int
     UNUSUAL_PICTURE_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     dictionary: _builtins.str
     """The dictionary, `dictionaries/{dictionary}`."""
     explained_variance: _builtins.float
@@ -277,6 +278,12 @@ class EncodeResponse(_message.Message):
     def codes(self) -> _tensor_pb2.SparseCodes:
         """The codes of every patch. Absent unless asked for."""
 
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
+
     def __init__(
         self,
         *,
@@ -288,10 +295,11 @@ class EncodeResponse(_message.Message):
         active_count: _builtins.int = ...,
         codes: _tensor_pb2.SparseCodes | None = ...,
         unusual_picture: _builtins.bool = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_count", b"active_count", "codes", b"codes", "dictionary", b"dictionary", "explained_variance", b"explained_variance", "features", b"features", "grid", b"grid", "l0", b"l0", "unusual_picture", b"unusual_picture"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_count", b"active_count", "codes", b"codes", "dictionary", b"dictionary", "explained_variance", b"explained_variance", "features", b"features", "grid", b"grid", "l0", b"l0", "unread_texts", b"unread_texts", "unusual_picture", b"unusual_picture"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,8 +359,8 @@ class AttributeRequest(_message.Message):
     method: _ledger_pb2.AttributionMethod.ValueType
     """How. Absent means INTEGRATED_GRADIENTS."""
     nodes: _builtins.int
-    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 1 to 64. 0 or absent means 8.
-    Ignored by other methods.
+    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 2 to 64; 1 is taken for 2. 0 or
+    absent means 8. Ignored by other methods.
     """
     top_k: _builtins.int
     """Most features to send per dictionary, 1 to 1,000; also how many EXACT_ABLATION ablates. 0 or
@@ -437,18 +445,26 @@ class AttributeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SITES_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.SiteAttribution]:
         """One attribution per dictionary, in the order of the request."""
+
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
 
     def __init__(
         self,
         *,
         sites: _abc.Iterable[_ledger_pb2.SiteAttribution] | None = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sites", b"sites", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

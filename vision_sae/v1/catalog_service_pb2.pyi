@@ -21,6 +21,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -58,6 +63,7 @@ class ServerLimits(_message.Message):
     MAX_STREAM_ITEMS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MAX_CALL_TIME_FIELD_NUMBER: _builtins.int
     MAX_GENERATED_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_SEARCH_HITS_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
     """Bytes of one encoded picture."""
     max_image_pixels: _builtins.int
@@ -76,9 +82,13 @@ class ServerLimits(_message.Message):
     """Items of one stream that the server works on at a time."""
     max_generated_pixels: _builtins.int
     """Longer side of a generated picture in pixels. 0 when nothing can be generated."""
+    max_search_hits: _builtins.int
+    """Hits that can be paged through when patches are searched by likeness, or with near-duplicates
+    collapsed: what comes after them is not told.
+    """
     @_builtins.property
     def max_call_time(self) -> _duration_pb2.Duration:
-        """Longest a call may take; the deadline used when the caller sets none."""
+        """Longest a call may take. Unset: this server ends no call by itself, the caller's deadline does."""
 
     def __init__(
         self,
@@ -93,10 +103,11 @@ class ServerLimits(_message.Message):
         max_stream_items_in_flight: _builtins.int = ...,
         max_call_time: _duration_pb2.Duration | None = ...,
         max_generated_pixels: _builtins.int = ...,
+        max_search_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_call_time", b"max_call_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes_in_flight", b"max_bytes_in_flight", "max_call_time", b"max_call_time", "max_generated_pixels", b"max_generated_pixels", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_page_size", b"max_page_size", "max_queued_calls", b"max_queued_calls", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_items_in_flight", b"max_stream_items_in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes_in_flight", b"max_bytes_in_flight", "max_call_time", b"max_call_time", "max_generated_pixels", b"max_generated_pixels", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_page_size", b"max_page_size", "max_queued_calls", b"max_queued_calls", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_search_hits", b"max_search_hits", "max_stream_items_in_flight", b"max_stream_items_in_flight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,10 +130,16 @@ class Capability(_message.Message):
     """Name of the rpc, `SearchPatches`."""
     served: _builtins.bool
     """False when a call would answer UNIMPLEMENTED."""
-    scope: _builtins.str
-    """The scope a token needs: `read`, `generate` or `admin`. Empty when the server asks for no
-    token.
-    """
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def scope(self) -> _builtins.str:
+        """Always empty: this server asks for no token. A proxy in front of it may."""
+
+    @scope.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def scope(self, value: _builtins.str) -> None:
+        """Always empty: this server asks for no token. A proxy in front of it may."""
+
     note: _builtins.str
     """What of the rpc is not served yet, in words. Empty when all of it is."""
     def __init__(
@@ -180,7 +197,7 @@ class GetServerInfoResponse(_message.Message):
     api_version: _builtins.str
     """Version of the contract: always `v1` in this package."""
     device: _builtins.str
-    """Where models compute: `cpu`, `cuda:0`, ..."""
+    """Where models compute: `cpu`, `cuda:0`, ...; of several devices all, with commas between them."""
     @_builtins.property
     def limits(self) -> Global___ServerLimits:
         """What it accepts."""
@@ -195,7 +212,9 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def library_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Versions of the libraries that decide numbers, by name: `torch`, `faiss`, `pillow`, ..."""
+        """Versions of the libraries that decide numbers, by distribution: `torch`, `faiss-cpu`,
+        `pillow`, ...
+        """
 
     def __init__(
         self,
@@ -334,7 +353,9 @@ class ListDictionariesRequest(_message.Message):
     page.
     """
     filter: _builtins.str
-    """Grammar of the service. Fields: `model`, `site`, `architecture`, `width`. Empty means all."""
+    """Grammar of the service. Fields: `model` and `site` (resource names, as in Dictionary),
+    `architecture`, `width`. Empty means all.
+    """
     def __init__(
         self,
         *,
@@ -362,7 +383,7 @@ class ListDictionariesResponse(_message.Message):
     """Token of the next page. Empty on the last one."""
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedCompositeFieldContainer[_dictionary_pb2.Dictionary]:
-        """The dictionaries, by name."""
+        """The dictionaries, in that order."""
 
     def __init__(
         self,

@@ -108,7 +108,7 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListDictionaries(self, request, context):
-        """All dictionaries, by name, in pages.
+        """All dictionaries, by name, raw neurons served from evidence last, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class CatalogServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]
     """One model, with its sites and class names. NOT_FOUND when it is not served."""
     ListDictionaries: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDictionariesRequest, _catalog_service_pb2.ListDictionariesResponse]
-    """All dictionaries, by name, in pages."""
+    """All dictionaries, by name, raw neurons served from evidence last, in pages."""
     GetDictionary: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetDictionaryRequest, _catalog_service_pb2.GetDictionaryResponse]
     """One dictionary, with its metrics and index. NOT_FOUND when it is not served."""
     ListFeatures: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListFeaturesRequest, _catalog_service_pb2.ListFeaturesResponse]
@@ -72,7 +72,7 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model, with its sites and class names. NOT_FOUND when it is not served."""
     ListDictionaries: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDictionariesRequest, _catalog_service_pb2.ListDictionariesResponse]  # type: ignore[assignment]
-    """All dictionaries, by name, in pages."""
+    """All dictionaries, by name, raw neurons served from evidence last, in pages."""
     GetDictionary: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetDictionaryRequest, _catalog_service_pb2.GetDictionaryResponse]  # type: ignore[assignment]
     """One dictionary, with its metrics and index. NOT_FOUND when it is not served."""
     ListFeatures: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListFeaturesRequest, _catalog_service_pb2.ListFeaturesResponse]  # type: ignore[assignment]
@@ -119,7 +119,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_service_pb2.ListDictionariesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.ListDictionariesResponse, _abc.Awaitable[_catalog_service_pb2.ListDictionariesResponse]]:
-        """All dictionaries, by name, in pages."""
+        """All dictionaries, by name, raw neurons served from evidence last, in pages."""
 
     @_abc_1.abstractmethod
     def GetDictionary(

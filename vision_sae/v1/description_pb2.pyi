@@ -292,7 +292,9 @@ class Description(_message.Message):
     only.
     """
     author: _builtins.str
-    """The person who wrote it, as the server knows them. Empty for describers. Output only."""
+    """The person who wrote it: the name on the caller's certificate, or that which a proxy gives them.
+    Empty where neither is known, and for describers. Output only.
+    """
     etag: _builtins.str
     """Changes with every new version. Send it back with UpdateDescription to be refused (ABORTED)
     when somebody else wrote in between; leave it empty to overwrite.

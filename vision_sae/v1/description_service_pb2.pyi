@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from vision_sae.v1 import description_pb2 as _description_pb2
 from vision_sae.v1 import exemplar_pb2 as _exemplar_pb2
 from vision_sae.v1 import feature_pb2 as _feature_pb2
+from vision_sae.v1 import measure_pb2 as _measure_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -51,8 +52,8 @@ class DescribeFeatureRequest(_message.Message):
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """Which scores to measure on a new description, at most 16. Empty means DETECTION_AUC. Those that
-        the server cannot measure answer FAILED_PRECONDITION.
+        """Which scores to measure on a new description, at most 16. Empty means those that the server is
+        set up with. Those that it cannot measure answer FAILED_PRECONDITION.
         """
 
     @_builtins.property
@@ -163,18 +164,26 @@ class ScoreDescriptionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORES_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[_description_pb2.Score]:
         """The scores, in the order of the request: by metric, then by negatives."""
+
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
 
     def __init__(
         self,
         *,
         scores: _abc.Iterable[_description_pb2.Score] | None = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

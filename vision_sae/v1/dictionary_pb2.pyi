@@ -147,7 +147,9 @@ class Dictionary(_message.Message):
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:
-        """What was measured on held-out pictures."""
+        """What was measured, `{data set}.{metric}`: on the pictures of the bundle under `build`, on those
+        that it was evaluated on under their name.
+        """
 
     @_builtins.property
     def patch_index(self) -> Global___PatchIndex:
@@ -159,7 +161,7 @@ class Dictionary(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the bundle was published."""
+        """When the bundle was published: the time of its manifest. Absent without a bundle."""
 
     def __init__(
         self,

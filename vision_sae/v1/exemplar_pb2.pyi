@@ -43,7 +43,9 @@ class Exemplar(_message.Message):
     col: _builtins.int
     """Column of the patch in the picture's grid, from 0."""
     activation: _builtins.float
-    """The activation there, > 0, in the units of the site."""
+    """The activation there, in the units of the site. 0 where it is not known, as for a patch that
+    the caller searches by.
+    """
     quantile: _builtins.float
     """The share of the feature's non-zero activations that are at most this one, in [0, 1]. 1 is the
     strongest. Of raw neurons served from evidence: of their peaks, one a picture.
@@ -51,7 +53,7 @@ class Exemplar(_message.Message):
     caption: _builtins.str
     """The picture's caption. Empty when it has none."""
     data_set: _builtins.str
-    """The data set the picture comes from."""
+    """The data set the picture comes from: the uppermost folder it lay in. Empty in none."""
     image_width: _builtins.int
     """Width of the original picture in pixels."""
     image_height: _builtins.int
@@ -108,7 +110,9 @@ class ExemplarOptions(_message.Message):
     MASKS_FIELD_NUMBER: _builtins.int
     ACROSS_QUANTILES_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """Exemplars per feature, 0 to 100. Absent means 9; 0 sends none."""
+    """Exemplars per feature, 0 to 100; fewer where the bundle keeps fewer. Absent means 9; 0 sends
+    none.
+    """
     thumbnail_pixels: _builtins.int
     """Longer side of the thumbnails in pixels, 16 to 512. 0 or absent means 128. Bundles hold
     pictures of a limited size; a thumbnail is never enlarged.

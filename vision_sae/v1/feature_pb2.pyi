@@ -282,13 +282,15 @@ class Feature(_message.Message):
 
     @_builtins.property
     def related(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelatedFeature]:
-        """Features related to it, by relation and then by similarity, strongest first. Only in
-        FEATURE_VIEW_FULL.
+        """Features related to it, by relation and then by similarity, strongest first; the nearest of each
+        relation, 10 children at most. Only in FEATURE_VIEW_FULL.
         """
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:
-        """Other figures measured for it. Only in FEATURE_VIEW_FULL."""
+        """Other figures measured for it over the bundle's pictures. Only in FEATURE_VIEW_FULL; empty for
+        raw neurons served from evidence, and where undefined.
+        """
 
     def __init__(
         self,

@@ -367,7 +367,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def effect_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts whose similarity is measured before and after, at most 16. Empty means the labels of the
-        edited features that a judge has confirmed (Description.judged_by).
+        edited features that a judge has confirmed (Description.judged_by), the first 16 of them.
         """
 
     @_builtins.property
@@ -554,6 +554,7 @@ class GenerationResult(_message.Message):
     RECIPE_FIELD_NUMBER: _builtins.int
     ENCODINGS_FIELD_NUMBER: _builtins.int
     REPRODUCED_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     reproduced: _builtins.bool
     """When a recipe was repeated: whether the bits are the same. Absent otherwise."""
     @_builtins.property
@@ -582,6 +583,12 @@ class GenerationResult(_message.Message):
     def encodings(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_service_pb2.EncodeResponse]:
         """The features that fired, one per dictionary asked for."""
 
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
+
     def __init__(
         self,
         *,
@@ -592,10 +599,11 @@ class GenerationResult(_message.Message):
         recipe: Global___Recipe | None = ...,
         encodings: _abc.Iterable[_attribution_service_pb2.EncodeResponse] | None = ...,
         reproduced: _builtins.bool | None = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reproduced", b"_reproduced", "difference_map", b"difference_map", "effect", b"effect", "picture", b"picture", "recipe", b"recipe", "reproduced", b"reproduced", "twin", b"twin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reproduced", b"_reproduced", "difference_map", b"difference_map", "effect", b"effect", "encodings", b"encodings", "picture", b"picture", "recipe", b"recipe", "reproduced", b"reproduced", "twin", b"twin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reproduced", b"_reproduced", "difference_map", b"difference_map", "effect", b"effect", "encodings", b"encodings", "picture", b"picture", "recipe", b"recipe", "reproduced", b"reproduced", "twin", b"twin", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reproduced: _TypeAlias = _typing.Literal["reproduced"]  # noqa: Y015
     _WhichOneofArgType__reproduced: _TypeAlias = _typing.Literal["_reproduced", b"_reproduced"]  # noqa: Y015

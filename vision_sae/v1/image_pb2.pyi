@@ -185,7 +185,8 @@ Global___Box: _TypeAlias = Box  # noqa: Y015
 @_typing.final
 class Region(_message.Message):
     """A part of a picture. A patch belongs to a region when at least half of the patch lies in it; if
-    none does, the patch with the largest overlap is taken.
+    none does, the patch with the largest overlap is taken. A region that overlaps none, because it
+    is empty, beside the picture, or in what the model's crop cuts off, is INVALID_ARGUMENT.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -199,7 +200,8 @@ class Region(_message.Message):
     @_builtins.property
     def mask(self) -> _tensor_pb2.Tensor:
         """A mask over the whole picture, stretched to its size: BOOL, or UINT8 where 128 and above is
-        inside. Shape (rows, cols), any size up to the picture's own.
+        inside; when no value exceeds 1, 1 is inside. Shape (rows, cols), any size up to the
+        picture's own, or larger in the picture's proportions.
         """
 
     def __init__(

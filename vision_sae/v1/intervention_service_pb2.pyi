@@ -478,6 +478,7 @@ class InterventionSummary(_message.Message):
     SUCCEEDED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CONTRASTS_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.int
     """Pictures that succeeded."""
     failed: _builtins.int
@@ -490,6 +491,12 @@ class InterventionSummary(_message.Message):
     def contrasts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupContrast]:
         """The first group compared with each other one, for each target. Empty with one group."""
 
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
+
     def __init__(
         self,
         *,
@@ -497,10 +504,11 @@ class InterventionSummary(_message.Message):
         succeeded: _builtins.int = ...,
         failed: _builtins.int = ...,
         contrasts: _abc.Iterable[Global___GroupContrast] | None = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contrasts", b"contrasts", "effects", b"effects", "failed", b"failed", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contrasts", b"contrasts", "effects", b"effects", "failed", b"failed", "succeeded", b"succeeded", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -136,7 +136,7 @@ class LabelJobBudget(_message.Message):
     MAX_UNITS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     max_units: _builtins.int
-    """Units to label. 0 or absent means no limit."""
+    """Units to label, at most 2,147,483,647. 0 or absent means no limit."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Computing time, over all workers. Absent means no limit."""
@@ -243,7 +243,9 @@ class LabelJob(_message.Message):
     state: Global___LabelJobState.ValueType
     """Where it is in its life. Output only."""
     creator: _builtins.str
-    """Who created it, as the server knows them. Output only."""
+    """Who created it: the name on the caller's certificate, or that which a proxy gives them. Empty
+    where neither is known. Output only.
+    """
     @_builtins.property
     def features(self) -> Global___FeatureUnits:
         """Features of a dictionary."""
@@ -254,7 +256,7 @@ class LabelJob(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """What to measure on each label, at most 16. Empty means DETECTION_AUC."""
+        """What to measure on each label, at most 16. Empty means what the server is set up with."""
 
     @_builtins.property
     def budget(self) -> Global___LabelJobBudget:
@@ -327,8 +329,8 @@ class CreateLabelJobRequest(_message.Message):
     when it is taken. Empty means one chosen by the server.
     """
     request_id: _builtins.str
-    """A UUID made by the caller: a repeated call with the same one gets the first one's job. Empty
-    means no such protection.
+    """A UUID made by the caller: a repeated call with the same one gets the first one's job; one that
+    asks for another job answers INVALID_ARGUMENT. Empty means no such protection.
     """
     @_builtins.property
     def label_job(self) -> Global___LabelJob:

@@ -30,10 +30,11 @@ class Metric(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What was measured, in lower_snake_case, named as SAEBench names it where it does. Metrics of a
-    dictionary: `explained_variance` (1 is perfect, 0 equals predicting the mean), `l0` (mean
-    number of active features per patch), `frac_alive` (share of features that ever fire),
-    `cossim`, `ce_loss_score`, `mean_max_cosine`. Metrics of a feature: `monosemanticity`,
-    `causal_effect`. Unknown names are to be shown as they are.
+    dictionary, after the data set and a dot: `build.explained_variance` (1 is perfect, 0 equals
+    predicting the mean), `l0` (mean number of active features per patch), `frac_alive` (share of
+    features that ever fire), `cossim`, `ce_loss_score`, `average_max_decoder_cosine_sim`. Of a
+    feature: `monosemanticity` (mean cosine of the pictures that fire it). Of a generation:
+    `changed_share` (share of pixels that differ at all). Unknown names are to be shown as they are.
     """
     value: _builtins.float
     """The value."""
@@ -42,9 +43,11 @@ class Metric(_message.Message):
     upper: _builtins.float
     """Upper end of the 95 % interval. Absent when no interval was computed."""
     control: _builtins.float
-    """The same figure for the random control. Absent when there is none."""
+    """What the figure comes to by chance. Absent when that is not known."""
     count: _builtins.int
-    """Number of samples (patches, images or trials, as the metric says). 0 when not recorded."""
+    """Number of samples it rests on: patches, pictures of a feature, features of a mean over
+    features, pixels, as the metric says. 0 when not recorded.
+    """
     def __init__(
         self,
         *,
@@ -111,3 +114,31 @@ class ItemError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ItemError: _TypeAlias = ItemError  # noqa: Y015
+
+@_typing.final
+class UnreadText(_message.Message):
+    """The end of a text of the request that the model's text encoder never saw, because the text is
+    longer than the encoder's context. The answer is that to the rest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The path of the field that holds the text, for example `target.text.text`."""
+    unread: _builtins.str
+    """What was cut off. Never empty."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        unread: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "unread", b"unread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreadText: _TypeAlias = UnreadText  # noqa: Y015

@@ -201,9 +201,9 @@ class Model(_message.Message):
     display_name: _builtins.str
     """A name for people."""
     kind: Global___ModelKind.ValueType
-    """What sort of network it is."""
+    """What sort of network it is. UNSPECIFIED for one of another sort than those above."""
     source: _builtins.str
-    """The name it was opened with: a hub name, or `demo:...`. Local paths are not shown."""
+    """The name it was opened with: a hub name, or `demo:...`. Of a local path its last part alone."""
     weights_sha256: _builtins.str
     """SHA-256 of the weights, 64 lower-case hexadecimal digits."""
     dtype: _tensor_pb2.DType.ValueType

@@ -12,6 +12,7 @@ from vision_sae.v1 import edit_pb2 as _edit_pb2
 from vision_sae.v1 import exemplar_pb2 as _exemplar_pb2
 from vision_sae.v1 import feature_pb2 as _feature_pb2
 from vision_sae.v1 import image_pb2 as _image_pb2
+from vision_sae.v1 import measure_pb2 as _measure_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -450,8 +451,9 @@ class SearchPatchesResponse(_message.Message):
     RECALL_AT_10_FIELD_NUMBER: _builtins.int
     DICTIONARY_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last one, and after ServerLimits.max_search_hits."""
     recall_at_10: _builtins.float
     """Share of the exact 10 best that this index finds, as recorded when it was built, with patches
     of other pictures as queries, in [0, 1]. 1 when the answer is exact.
@@ -464,6 +466,12 @@ class SearchPatchesResponse(_message.Message):
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchHit]:
         """The patches, best first."""
 
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
+
     def __init__(
         self,
         *,
@@ -472,10 +480,11 @@ class SearchPatchesResponse(_message.Message):
         recall_at_10: _builtins.float = ...,
         dictionary: _builtins.str = ...,
         space: Global___SearchSpace.ValueType = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dictionary", b"dictionary", "hits", b"hits", "next_page_token", b"next_page_token", "recall_at_10", b"recall_at_10", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dictionary", b"dictionary", "hits", b"hits", "next_page_token", b"next_page_token", "recall_at_10", b"recall_at_10", "space", b"space", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -500,7 +509,9 @@ class SearchFeaturesRequest(_message.Message):
     text: _builtins.str
     """Features about this text, 1 to 500 characters."""
     feature: _builtins.str
-    """Features like this one, `dictionaries/{dictionary}/features/{index}`."""
+    """Features like this one, `dictionaries/{dictionary}/features/{index}`: of the dictionaries of
+    its site by direction; of those that its dictionary was matched with, its counterpart.
+    """
     match: Global___FeatureMatch.ValueType
     """What makes a feature match. Absent means the best of all that apply."""
     filter: _builtins.str
@@ -594,21 +605,29 @@ class SearchFeaturesResponse(_message.Message):
 
     HITS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty on the last one."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureHit]:
         """The features, best first."""
 
+    @_builtins.property
+    def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
+        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
+        all of them.
+        """
+
     def __init__(
         self,
         *,
         hits: _abc.Iterable[Global___FeatureHit] | None = ...,
         next_page_token: _builtins.str = ...,
+        unread_texts: _abc.Iterable[_measure_pb2.UnreadText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "next_page_token", b"next_page_token", "unread_texts", b"unread_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -130,7 +130,9 @@ class ClassTarget(_message.Message):
     index: _builtins.int
     """Its index, from 0."""
     label: _builtins.str
-    """Its name, as in Model.class_names, exactly."""
+    """Its name, as in Model.class_names, exactly. One that no class has, or several, answers
+    INVALID_ARGUMENT with those that are near.
+    """
     def __init__(
         self,
         *,
@@ -155,7 +157,9 @@ class TextTarget(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text, 1 to 500 characters. What exceeds the model's context length is cut off."""
+    """The text, 1 to 500 characters. What exceeds the model's context length is cut off, and
+    told in the answer.
+    """
     def __init__(
         self,
         *,

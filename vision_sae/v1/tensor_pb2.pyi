@@ -136,9 +136,7 @@ class SparseCodes(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
-    """The number of rows: special tokens first, in the order of PatchGrid.special_tokens, then
-    grid rows * cols patches row by row.
-    """
+    """The number of rows: grid rows * cols patches, row by row. Special tokens are left out."""
     columns: _builtins.int
     """The number of columns: the width of the dictionary."""
     @_builtins.property

@@ -20,6 +20,7 @@ from vision_sae_client.cli.command import (
     command,
     feature_name,
     in_json,
+    tell_unread,
 )
 from vision_sae_client.client import Client
 from vision_sae_client.images import parse_box
@@ -53,7 +54,9 @@ def describe(
     with Client(address, token=token, timeout=timeout) as client:
         name = feature_name(client, feature, dictionary)
         if score is not None:
-            made = Description(text=score, scores=client.score_description(name, score))
+            answer = client.score_description(name, score)
+            made = Description(text=score, scores=answer.scores)
+            tell_unread(answer.unread_texts)
         elif text is not None or abstain is not None:
             made = client.update_description(name, text, reason=abstain or "")
         else:
@@ -108,8 +111,10 @@ def search(
                 count=count,
             )
             typer.echo(in_json(found) if as_json else report.features(found))
+            tell_unread(found.unread_texts)
             return
         answer = client.search_patches(
             text=text, feature=named, image=image, box=corners, dictionary=dictionary, count=count
         )
     typer.echo(in_json(answer) if as_json else report.patches(answer))
+    tell_unread(answer.unread_texts)

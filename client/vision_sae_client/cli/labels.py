@@ -40,7 +40,9 @@ def label(
     ] = None,
     describer: Annotated[str, typer.Option(help="Describer; default: the server's.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Label those anew that have one.")] = False,
-    max_units: Annotated[int, typer.Option(help="Units to label; 0: all.", min=0)] = 0,
+    max_units: Annotated[
+        int, typer.Option(help="Units to label; 0: all.", min=0, max=2**31 - 1)
+    ] = 0,
     max_seconds: Annotated[
         float, typer.Option(help="Seconds of computing; 0: no limit.", min=0)
     ] = 0.0,

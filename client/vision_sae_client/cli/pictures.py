@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from vision_sae import tensors
+from vision_sae.files import replacing
+from vision_sae.places import check_output_folder
 from vision_sae.v1.attribution_service_pb2 import (
     ENCODE_ORDER_INFORMATIVE,
     ENCODE_ORDER_MAX_ACTIVATION,
@@ -31,10 +33,12 @@ from vision_sae_client.cli.command import (
     Address,
     AsJson,
     DictionaryName,
+    Overwrite,
     Timeout,
     Token,
     command,
     in_json,
+    tell_unread,
 )
 from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
 from vision_sae_client.client import Client
@@ -74,6 +78,8 @@ _ORDERS = {
     Order.TOTAL: ENCODE_ORDER_TOTAL_ACTIVATION,
     Order.RELATIVE: ENCODE_ORDER_RELATIVE_ACTIVATION,
 }
+OVERLAYS = ("*-feature-*.png",)
+"""What `write_overlays` writes."""
 OverlayFolder = Annotated[
     Path | None, typer.Option("--out", help="Directory for a heat-map PNG per feature.")
 ]
@@ -94,11 +100,14 @@ def encode(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
     out: OverlayFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
     """Show which features fire in a picture, what they mean, and who confirmed that."""
+    if out is not None:
+        check_output_folder(out, OVERLAYS, inputs=[image], overwrite=overwrite)
     with Client(address, token=token, timeout=timeout) as client:
         answer = client.encode(
             image,
@@ -108,8 +117,9 @@ def encode(
             order=_ORDERS[order],
         )
     typer.echo(in_json(answer) if as_json else report.encoding(answer))
+    tell_unread(answer.unread_texts)
     if out is not None:
-        written = write_overlays(image, answer.grid, answer.features, out)
+        written = write_overlays(image, answer.grid, answer.features, out, overwrite=overwrite)
         typer.echo(f"{written} overlays in {out}", err=True)
 
 
@@ -120,7 +130,9 @@ def attribute(
     dictionary: DictionaryName = None,
     target: Annotated[
         str,
-        typer.Option(help="mean, image:FILE, class:INDEX, text:WORDS, feature:NAME, or 'A vs B'."),
+        typer.Option(
+            help="mean, image:FILE, class:INDEX, class:NAME, text:WORDS, feature:NAME, or 'A vs B'."
+        ),
     ] = "mean",
     method: Annotated[AttributionBy, typer.Option(help="How.")] = AttributionBy.INTEGRATED,
     baseline: Annotated[
@@ -135,11 +147,15 @@ def attribute(
     ] = False,
     top_k: Annotated[int, typer.Option(help="Features to show.", min=1, max=1000)] = 10,
     out: OverlayFolder = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     token: Token = None,
     timeout: Timeout = 60.0,
 ) -> None:
     """Show what the features of a picture contribute to a target, with the check of the sum."""
+    if out is not None:
+        inputs = [path for path in (image, baseline) if path is not None]
+        check_output_folder(out, OVERLAYS, inputs=inputs, overwrite=overwrite)
     with Client(address, token=token, timeout=timeout) as client:
         answer = client.attribute(
             image,
@@ -152,11 +168,12 @@ def attribute(
             special_tokens=special_tokens,
         )
     (site,) = answer.sites
+    tell_unread(answer.unread_texts)
     typer.echo(in_json(site) if as_json else report.attribution(site))
     if faithfulness and not as_json:
         typer.echo("\n" + report.faithfulness(site))
     if out is not None:
-        written = write_overlays(image, site.grid, site.features, out)
+        written = write_overlays(image, site.grid, site.features, out, overwrite=overwrite)
         typer.echo(f"{written} overlays in {out}", err=True)
 
 
@@ -165,14 +182,21 @@ def write_overlays(
     grid: PatchGrid,
     features: Sequence[FeatureActivation | FeatureContribution],
     directory: Path,
+    *,
+    overwrite: bool = False,
 ) -> int:
-    """Write ``01-feature-INDEX.png``, ... into a directory; gives how many."""
+    """Write ``01-feature-INDEX.png``, ... into a directory; gives how many.
+
+    Those of an earlier answer are replaced only with ``overwrite``.
+    """
+    check_output_folder(directory, OVERLAYS, overwrite=overwrite)
     directory.mkdir(parents=True, exist_ok=True)
     picture = overlay.open_picture(image)
     for rank, item in enumerate(features, start=1):
         drawn = overlay.overlay(picture, tensors.from_proto(item.heatmap), grid, item.patches)
         path = directory / f"{rank:02d}-feature-{item.feature.index}.png"
-        path.write_bytes(overlay.png(drawn))
+        with replacing(path) as temporary:
+            temporary.write_bytes(overlay.png(drawn))
     return len(features)
 
 
@@ -219,3 +243,4 @@ def intervene(
     typer.echo(
         in_json(answer) if as_json else report.intervention(answer, [i.name for i in images])
     )
+    tell_unread(answer.summary.unread_texts)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vision_sae.errors import InvalidInputError
+from vision_sae.places import check_output_folder
 from vision_sae.v1.generation_service_pb2 import GenerationSettings, Recipe
 from vision_sae_client import report, steering
 from vision_sae_client.cli.command import (
@@ -15,10 +16,12 @@ from vision_sae_client.cli.command import (
     Address,
     AsJson,
     DictionaryName,
+    Overwrite,
     Timeout,
     Token,
     command,
     in_json,
+    tell_unread,
 )
 from vision_sae_client.cli.edit_options import (
     Ablate,
@@ -55,16 +58,22 @@ def steer(
     box: EditBox = None,
     mask: EditMask = None,
     own_map: OwnMapFlag = False,
-    first_step: Annotated[int, typer.Option(help="First denoising step to edit.", min=0)] = 0,
-    last_step: Annotated[int | None, typer.Option(help="Last one; default: the end.")] = None,
+    first_step: Annotated[
+        int, typer.Option(help="First denoising step to edit.", min=0, max=1000)
+    ] = 0,
+    last_step: Annotated[
+        int | None, typer.Option(help="Last one; default: the end.", min=0, max=1000)
+    ] = None,
     strengths: Annotated[
         str | None, typer.Option(help="0,0.5,1: how strong at each step.", metavar="NUMBERS")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="models/NAME; default: the first that generates.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the noise; default: drawn.", min=0)] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the noise; default: drawn.", min=0, max=2**64 - 1)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps; 0: as usual.", min=0, max=1000)] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: usual.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Make the picture of this recipe.json again.")
@@ -73,6 +82,7 @@ def steer(
         bool, typer.Option("--allow-drift", help="Even where something is not as it was.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Directory for pictures and recipe.")] = Path("steered"),
+    overwrite: Overwrite = False,
     address: Address = DEFAULT_ADDRESS,
     dictionary: DictionaryName = None,
     as_json: AsJson = False,
@@ -80,6 +90,8 @@ def steer(
     timeout: Timeout = 600.0,
 ) -> None:
     """Make a picture with features turned up or down, and its twin without."""
+    inputs = [path for path in (recipe, mask) if path is not None]
+    check_output_folder(out, steering.FILES, inputs=inputs, overwrite=overwrite)
     asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
     if recipe is not None and (
         prompt or carry or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
@@ -124,8 +136,9 @@ def steer(
         for message in client.generate(content, allow_drift=allow_drift):
             if message.HasField("progress"):
                 typer.echo(report.generation_progress(message.progress), err=True)
-        written = steering.write(message.result, out)
+        written = steering.write(message.result, out, overwrite=overwrite)
     typer.echo(in_json(message.result) if as_json else report.generation(message.result))
+    tell_unread(message.result.unread_texts)
     typer.echo(f"written: {', '.join(map(str, written))}", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from PIL import Image
@@ -9,6 +10,8 @@ from PIL import Image
 from vision_sae import tensors
 from vision_sae.v1.attribution_service_pb2 import EncodeResponse, FeatureActivation
 from vision_sae.v1.description_pb2 import Description
+from vision_sae.v1.measure_pb2 import UnreadText
+from vision_sae_client import report
 from vision_sae_client.colours import FEATURES
 from vision_sae_client.overlay import winners
 from vision_sae_client.report import is_guess
@@ -28,6 +31,11 @@ _GUESS = (
 def failure(message: str) -> str:
     """What went wrong and what to do."""
     return f'<div class="vs-failure" role="alert">{escape(message)}</div>'
+
+
+def unread(texts: Iterable[UnreadText]) -> str:
+    """Which ends of the texts were not read."""
+    return "".join(f'<p class="vs-warning">{escape(report.unread(text))}</p>' for text in texts)
 
 
 def summary(picture: Image.Image, answer: EncodeResponse) -> str:

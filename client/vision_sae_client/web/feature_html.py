@@ -10,7 +10,7 @@ from vision_sae import tensors
 from vision_sae.v1.attribution_service_pb2 import FeatureActivation
 from vision_sae.v1.description_pb2 import Description, ScoreMetric
 from vision_sae.v1.exemplar_pb2 import Exemplar
-from vision_sae.v1.feature_pb2 import FeatureStatistics
+from vision_sae.v1.feature_pb2 import Feature, FeatureStatistics
 from vision_sae.v1.image_pb2 import PatchGrid
 from vision_sae_client.overlay import overlay
 from vision_sae_client.report import is_guess
@@ -32,8 +32,8 @@ def detail(picture: Image.Image, grid: PatchGrid, item: FeatureActivation) -> st
     <figcaption>Bright is strong; the boxes are its {len(item.patches)} strongest places, up to
     {item.max_activation:.2f}.</figcaption>
   </figure>
-  <p class="vs-note">{_statistics(feature.statistics)} {_trust(feature.description)}
-  {_scores(feature.description)}</p>
+  <p class="vs-note">{_statistics(feature.statistics)} {_alike(feature)}
+  {_trust(feature.description)} {_scores(feature.description)}</p>
   <h3>Pictures that fire it most</h3>
   <div class="vs-exemplars">{exemplars}</div>
 </section>
@@ -53,6 +53,17 @@ def _statistics(statistics: FeatureStatistics) -> str:
         f"Elsewhere it fires on {statistics.firing_rate:.2%} of places, in "
         f"{statistics.image_count:,} pictures; the strongest was {statistics.max:.2f}."
     )
+
+
+def _alike(feature: Feature) -> str:
+    """How much the pictures that fire it look alike, where that was measured."""
+    for metric in feature.metrics:
+        if metric.name == "monosemanticity" and metric.HasField("control"):
+            return (
+                f"The pictures that fire it are alike by {metric.value:.2f}, any two pictures by "
+                f"{metric.control:.2f}."
+            )
+    return ""
 
 
 def _trust(description: Description) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gradio as gr
 from PIL import Image
 
-from vision_sae.errors import VisionSaeError
+from vision_sae.errors import InvalidInputError, VisionSaeError
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
 from vision_sae_client import report, steering
 from vision_sae_client.client import Client
@@ -81,22 +81,30 @@ def add_panel(client: Client, what: Steerable) -> None:
             said = gr.HTML("", elem_id="vs-steered")
 
     def steer(
-        prompt: str, feature: str | None, value: float, seed: float
+        prompt: str, feature: str | None, value: float, seed: float | None
     ) -> tuple[Image.Image | None, str]:
-        return steered(client, what.model, prompt, feature, value, int(seed))
+        return steered(client, what.model, prompt, feature, value, seed)
 
     button.click(steer, [prompt, feature, value, seed], [shown, said], api_visibility="private")
 
 
 def steered(
-    client: Client, model: str, prompt: str, feature: str | None, value: float, seed: int
+    client: Client, model: str, prompt: str, feature: str | None, value: float, seed: float | None
 ) -> tuple[Image.Image | None, str]:
     """(twin, picture and difference side by side, what changed); or (None, what went wrong)."""
-    edits = [edit(feature, "add", value)] if feature else []
-    settings = GenerationSettings(model=model, prompt=prompt, seed=seed, edits=edits)
     try:
+        edits = [edit(feature, "add", value)] if feature else []
+        number = _seed(seed)
+        settings = GenerationSettings(model=model, prompt=prompt, seed=number, edits=edits)
         *_, last = client.generate(settings)
     except (ClientError, VisionSaeError) as error:
         return None, answer_html.failure(str(error))
     lines = report.generation(last.result).splitlines()
-    return steering.beside(last.result), "<br>".join(map(escape, lines))
+    said = "<br>".join(map(escape, lines)) + answer_html.unread(last.result.unread_texts)
+    return steering.beside(last.result), said
+
+
+def _seed(given: float | None) -> int:
+    if given is None or not 0 <= given < 2**64:
+        raise InvalidInputError("a seed is a whole number from 0 to 2^64 - 1", field="seed")
+    return int(given)

@@ -70,6 +70,9 @@ class EffectsDescriber:
     def _describe(self, evidence: Evidence, unit: int) -> Description:
         if not evidence.peaks(unit).any():
             return Description(unit, None, "it fires in no picture", self.name, self.version)
+        if not self._movements.compares(unit):
+            reason = "no other feature fires that it could be compared with"
+            return Description(unit, None, reason, self.name, self.version)
         distinct = self._distinctness(unit)
         best = np.argsort(-distinct, kind="stable")[:_CANDIDATES]
         text = self._words[best[0]]

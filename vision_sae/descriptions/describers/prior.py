@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.descriptions.describers.wpmi import TEMPERATURE
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, spaced, split, spread
 from vision_sae.descriptions.probe import Probe
-from vision_sae.files import replacing, sha256_json
+from vision_sae.dictionaries.weights import read_tensor_file
+from vision_sae.files import kept, sha256_json
 
 _UNITS = 512
 """Units whose regions are taken, evenly spaced over those that fire."""
@@ -127,13 +128,12 @@ def load_prior(
     chosen = [_UNITS, _REGIONS_PER_UNIT, _FEWEST_REGIONS, TEMPERATURE]
     identity = sha256_json([evidence.identity, probe.identity, vocabulary, chosen])
     path = directory / f"prior-{identity}.safetensors"
-    if not path.is_file():
-        firings = _sample(evidence)
-        if not firings:
-            return None
-        regions = torch.from_numpy(probe.regions(evidence, firings))
+    if not path.is_file() and not _sample(evidence):
+        return None
+
+    def write(path: Path) -> None:
+        regions = torch.from_numpy(probe.regions(evidence, _sample(evidence)))
         made = _estimate(identity, regions, words)
-        directory.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file({name: getattr(made, name).contiguous() for name in _TENSORS}, temporary)
-    return Prior(identity, **load_file(path))
+        save_file({name: getattr(made, name).contiguous() for name in _TENSORS}, path)
+
+    return Prior(identity, **kept(path, read_tensor_file, write))

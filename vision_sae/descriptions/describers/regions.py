@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing
+from vision_sae.pictures.decode import decode_image
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels, half open."""
@@ -16,8 +15,7 @@ Box = tuple[int, int, int, int]
 
 def thumbnail(evidence: Evidence, image: int) -> Image.Image:
     """The thumbnail of a picture, RGB."""
-    with Image.open(io.BytesIO(evidence.thumbnail(image))) as file:
-        return file.convert("RGB")
+    return decode_image(evidence.thumbnail(image))
 
 
 def region(evidence: Evidence, firing: Firing, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import ipaddress
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from vision_sae.errors import (
     RemoteServerAwayError,
     RemoteServerError,
 )
+from vision_sae.hosts import is_loopback
 
 API_KEY_VARIABLE = "VISION_SAE_VLM_API_KEY"
 _PROMPT = (
@@ -176,17 +176,10 @@ def _refuse_unsafe(url: str) -> None:
             "describe.vlm.url must be an http or https URL with a host and without a user name",
             field="describe.vlm.url",
         )
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise InvalidInputError(
             f"describe.vlm.url: {host} is another machine; use https", field="describe.vlm.url"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _crop(evidence: Evidence, firing: Firing) -> Image.Image:

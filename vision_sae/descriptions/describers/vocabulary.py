@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.describers.attributes import ATTRIBUTES, PARTS
 from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
+from vision_sae.dictionaries.weights import read_tensor_file
 from vision_sae.errors import InvalidInputError
-from vision_sae.files import replacing, sha256_json
+from vision_sae.files import kept, sha256_json
 from vision_sae.models.protocol import ContrastiveModel
+from vision_sae.texts import lines_of, read_text
 
 VISUAL_NOUNS = "visual_nouns.txt"
 """The list that comes with the package; its head says where it is from."""
@@ -87,15 +89,7 @@ class Vocabulary:
 
         Raises `InvalidInputError` for a file that cannot be read or holds no word.
         """
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputError(
-                f"the vocabulary {path} cannot be read ({error}); give a UTF-8 text file with one "
-                "word or phrase a line",
-                field="vocabulary",
-            ) from error
-        things = _lines(text)
+        things = _words(read_text(path, "vocabulary"))
         if not things:
             raise InvalidInputError(
                 f"the vocabulary {path} is empty; write one word or phrase a line",
@@ -140,13 +134,13 @@ class Vocabulary:
         return torch.tensor([word not in adjectives for word in self.words])
 
 
-def _lines(text: str) -> list[str]:
-    lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _words(text: str) -> list[str]:
+    words = (line.text.strip() for line in lines_of(text))
+    return [word for word in words if word and not word.startswith("#")]
 
 
 def _visual_nouns() -> list[str]:
-    return _lines(files(__package__).joinpath(VISUAL_NOUNS).read_text(encoding="utf-8"))
+    return _words(files(__package__).joinpath(VISUAL_NOUNS).read_text(encoding="utf-8"))
 
 
 def embed_vocabulary(model: ContrastiveModel, vocabulary: Vocabulary, directory: Path) -> Tensor:
@@ -155,13 +149,13 @@ def embed_vocabulary(model: ContrastiveModel, vocabulary: Vocabulary, directory:
     A file there is of one model and one vocabulary. Workers may ask for it at the same time.
     """
     identity = sha256_json([model.identity(), vocabulary.identity])
-    path = directory / f"words-{identity}.safetensors"
-    if not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path) -> None:
         vectors = torch.empty(len(vocabulary.words), model.embedding_dim)
         for start in range(0, len(vectors), _BATCH):
             batch = vocabulary.words[start : start + _BATCH]
             vectors[start : start + _BATCH] = model.embed_texts(batch).cpu()
-        with replacing(path) as temporary:
-            save_file({"vectors": vectors}, temporary)
-    return load_file(path)["vectors"]
+        save_file({"vectors": vectors}, path)
+
+    found = kept(directory / f"words-{identity}.safetensors", read_tensor_file, write)
+    return found["vectors"]

@@ -6,6 +6,7 @@ import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 import vision_sae
-from vision_sae.activations.decoding import Decoded, batches_ahead, decode_batches
+from vision_sae.activations.decoding import Decoded, Outcome, batches_ahead, decode_batches
 from vision_sae.activations.peaks import PeakCollector
 from vision_sae.activations.store import ImageRecord, read_images, write_images
 from vision_sae.activations.thumbnails import Thumbnails, write_thumbnails
+from vision_sae.artifacts import NEURONS
 from vision_sae.config import NeuronConfig
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.dictionaries.weights import read_tensor_file
+from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.files import (
-    MANIFEST,
-    open_staging,
-    publish,
     published,
-    read_json,
+    publishing,
     replacing,
     sha256_json,
     verify_files,
@@ -39,10 +39,11 @@ from vision_sae.files import (
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture, data_sha256
+from vision_sae.pictures.reading import Reading, Skipped
+from vision_sae.places import check_output, check_replaceable
 from vision_sae.resources import site_resource
 
-FORMAT = "vision_sae.neurons"
-VERSION = 1
+FORMAT, VERSION = NEURONS.format, NEURONS.version
 
 _IMAGES = "images.jsonl"
 _EMBEDDINGS = "embeddings.npy"
@@ -78,11 +79,15 @@ class _Pass:
         self.records: list[ImageRecord] = []
         self.thumbnails: list[bytes] = []
         self.embeddings: list[Tensor] = []
+        self.skipped: list[Skipped] = []
         self.done = 0
-        """Files looked at, refused ones among them."""
+        """Files looked at, skipped ones among them."""
 
-    def add(self, model: Model, decoded: Sequence[Decoded]) -> None:
+    def add(self, model: Model, outcomes: Sequence[Outcome]) -> None:
         """Run the model over a batch."""
+        self.done += len(outcomes)
+        self.skipped += [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
+        decoded = [outcome for outcome in outcomes if isinstance(outcome, Decoded)]
         if not decoded:
             return
         with torch.inference_mode(), model.capture(list(self.collectors)) as captured:
@@ -106,20 +111,22 @@ class _Pass:
         sizes = [len(thumbnail) for thumbnail in self.thumbnails]
         blob = np.frombuffer(b"".join(self.thumbnails), dtype=np.uint8).copy()
         tensors["thumbnails"] = torch.from_numpy(blob)
-        notes = {"done": self.done, "records": records, "sizes": sizes}
+        skipped = [asdict(skipped) for skipped in self.skipped]
+        notes = {"done": self.done, "records": records, "sizes": sizes, "skipped": skipped}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"notes": json.dumps(notes)})
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; raises `CorruptArtifactError` for one that is damaged."""
+        tensors = read_tensor_file(path)
         with safe_open(path, "pt") as file:
             notes = json.loads(file.metadata()["notes"])
-        tensors = load_file(path)
         for site, collector in self.collectors.items():
             for name, tensor in collector.tensors().items():
                 tensor.copy_(tensors[f"{site}/{name}"])
             collector.seen = len(notes["records"])
         self.done = notes["done"]
+        self.skipped = [Skipped(**row) for row in notes.get("skipped", [])]
         self.records = [ImageRecord(**(r | {"tags": tuple(r["tags"])})) for r in notes["records"]]
         blob, ends = tensors["thumbnails"].numpy().tobytes(), np.cumsum([0, *notes["sizes"]])
         self.thumbnails = [blob[a:b] for a, b in pairwise(ends)]
@@ -151,20 +158,29 @@ def collect_neurons(
     directory: Path,
     config: NeuronConfig,
     *,
+    reading: Reading | None = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Neurons:
     """Run ``model`` over ``pictures`` once and publish the evidence of all units of its sites.
 
-    Evidence that is there already, of just these, is returned as it is; a run that was interrupted
-    goes on from its last checkpoint and finds the same bits.
+    Files that are not pictures are listed in it and told to ``reading``; they are fatal, as
+    `InvalidInputError`, when all of them are or when ``reading`` is strict.
+
+    Evidence that is there already, of just these, is returned as it is, and other evidence is
+    replaced only with ``overwrite``; a run that was interrupted goes on from its last checkpoint
+    and finds the same bits.
     """
     if not pictures:
         raise InvalidInputError("there are no pictures to look at", field="images")
     sites = matching_sites(model, config.sites)
     plan = _plan(model, sites, pictures, config)
     identity = sha256_json(plan)
-    if (directory / MANIFEST).is_file() and read_json(directory / MANIFEST)["plan"] == identity:
-        return Neurons(directory)
+    found = check_output(directory, FORMAT, field="work")
+    account = Reading() if reading is None else reading
+    if found is not None and found.get("plan") == identity:
+        return _told(Neurons(directory), account)
+    check_replaceable(directory, found, overwrite=overwrite, field="work")
     state_path = directory.with_name(f".{directory.name}.{identity[:16]}.{_STATE}")
     state = _Pass(model, sites, len(pictures))
     if state_path.is_file():
@@ -184,31 +200,39 @@ def collect_neurons(
     ):
         ready = decode_batches(pool, model, batches, config.thumbnail, ahead=batches_ahead(model))
         for number, outcomes in enumerate(ready, start=1):
-            state.add(model, [o for o in outcomes if isinstance(o, Decoded)])
-            state.done += len(outcomes)
+            state.add(model, outcomes)
+            account.check(state.skipped)
             bar.update(len(outcomes))
             if number % config.checkpoint_batches == 0:
                 state.save(state_path)
     if not state.records:
         raise InvalidInputError(
-            f"none of the {len(pictures)} pictures could be read", field="images"
+            f"none of the {len(pictures)} pictures could be read; the first, {state.skipped[0]}",
+            field="images",
         )
     _publish(directory, state, plan | {"plan": identity}, config)
     state_path.unlink(missing_ok=True)
-    return Neurons(directory)
+    return _told(Neurons(directory), account)
+
+
+def _told(made: Neurons, account: Reading) -> Neurons:
+    account.leave_out(made.skipped)
+    account.read += int(made.manifest["images"])
+    return made
 
 
 def _publish(directory: Path, state: _Pass, manifest: dict[str, Any], config: NeuronConfig) -> None:
-    staging = open_staging(directory)
-    write_images(staging / _IMAGES, state.records)
-    write_thumbnails(staging, state.thumbnails)
-    embeddings = torch.cat(state.embeddings).numpy()
-    np.save(staging / _EMBEDDINGS, embeddings, allow_pickle=False)
-    for site, collector in state.collectors.items():
-        (staging / site).mkdir()
-        for name, tensor in collector.result(config.mask_quantile)._asdict().items():
-            np.save(staging / site / f"{name}.npy", tensor.numpy(), allow_pickle=False)
-    publish(directory, manifest | {"images": len(state.records)})
+    with publishing(directory) as (staging, said):
+        write_images(staging / _IMAGES, state.records)
+        write_thumbnails(staging, state.thumbnails)
+        embeddings = torch.cat(state.embeddings).numpy()
+        np.save(staging / _EMBEDDINGS, embeddings, allow_pickle=False)
+        for site, collector in state.collectors.items():
+            (staging / site).mkdir()
+            for name, tensor in collector.result(config.mask_quantile)._asdict().items():
+                np.save(staging / site / f"{name}.npy", tensor.numpy(), allow_pickle=False)
+        skipped = [asdict(skipped) for skipped in state.skipped]
+        said |= manifest | {"images": len(state.records), "skipped": skipped}
 
 
 class Neurons:
@@ -216,15 +240,11 @@ class Neurons:
 
     def __init__(self, directory: Path) -> None:
         self.path = published(directory)
-        if not (self.path / MANIFEST).is_file():
-            raise NotFoundError(
-                f"{directory} holds no evidence of neurons; run `vision-sae label`", field="units"
-            )
-        self.manifest: dict[str, Any] = read_json(self.path / MANIFEST)
-        if self.manifest.get("format") != FORMAT or self.manifest.get("version") != VERSION:
-            raise CorruptArtifactError(f"{directory} is not a {FORMAT} of version {VERSION}")
+        self.manifest = NEURONS.manifest(directory)
         verify_files(self.path, self.manifest["files"])
         self.sites: list[str] = self.manifest["sites"]
+        self.skipped = [Skipped(**row) for row in self.manifest.get("skipped", [])]
+        """The files that could not be read."""
 
     def evidence(self, site: str) -> ArrayEvidence:
         """The evidence of one site; its arrays are mapped."""

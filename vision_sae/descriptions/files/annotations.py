@@ -2,7 +2,7 @@
 
 People's words: ``annotations.csv`` with the columns layer, unit and summary, several rows a unit.
 What a describer says: the columns layer, unit and description, one row a unit. Layers are strings,
-also where they look like numbers.
+also where they look like numbers. Further columns are not read.
 """
 
 from __future__ import annotations
@@ -11,43 +11,44 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vision_sae.errors import InvalidInputError, NotFoundError
+from vision_sae.errors import InvalidInputError, quoted
 from vision_sae.files import replacing
+from vision_sae.places import check_output_file
+from vision_sae.texts import in_columns, read_table
 
 SUMMARY = "summary"
 DESCRIPTION = "description"
+_DIGITS = 12
+"""Of the number of a unit, at most."""
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str, int, str]]:
     """(line, name of the column of texts, layer, unit, text) of each row of a table."""
-    if not path.is_file():
-        raise NotFoundError(f"there is no {path}", field="labels")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-        table = csv.DictReader(file)
-        try:
-            names = table.fieldnames or ()
-            column = SUMMARY if SUMMARY in names and DESCRIPTION not in names else DESCRIPTION
-            wanted = ("layer", "unit", column)
-            missing = [name for name in wanted if name not in names]
-            if missing:
-                raise InvalidInputError(
-                    f"{path} has no column {missing[0]!r}; it needs layer, unit and {DESCRIPTION}, "
-                    f"or {SUMMARY} for the words of several people",
-                    field="labels",
-                )
-            for row in table:
-                layer, unit, text = (row[name] for name in wanted)
-                if text is None or not unit.isdecimal():
-                    raise InvalidInputError(
-                        f"{path}, line {table.line_num}: a row is a layer, the number of a unit "
-                        f"and a text, not {row}",
-                        field="labels",
-                    )
-                yield table.line_num, column, layer, int(unit), text
-        except (csv.Error, UnicodeDecodeError) as error:
+    rows = read_table(path, "labels")
+    _, names = next(rows, (1, []))
+    column = SUMMARY if SUMMARY in names and DESCRIPTION not in names else DESCRIPTION
+    for name in ("layer", "unit", column):
+        if names.count(name) != 1:
             raise InvalidInputError(
-                f"{path} is not CSV in UTF-8 ({error})", field="labels"
+                f"{path} has {names.count(name) or 'no'} column {name!r}; it needs layer, unit and "
+                f"{DESCRIPTION}, or {SUMMARY} for the words of several people",
+                field="labels",
+            )
+    for line, fields in rows:
+        try:
+            row = in_columns(names, fields, column)
+            yield line, column, row["layer"], _unit(row["unit"]), row[column]
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{path}, line {line}: a row is a layer, the number of a unit and a text; {error}",
+                field="labels",
             ) from error
+
+
+def _unit(text: str) -> int:
+    if not text.strip().isdecimal() or len(text) > _DIGITS:
+        raise ValueError(f"{quoted(text)} is no number of a unit")
+    return int(text)
 
 
 def read_annotations(path: Path) -> dict[str, list[dict[int, str]]]:
@@ -82,8 +83,12 @@ def lists_of(
     return tables.get(site) or tables.get(parent.rpartition("/")[2]) or []
 
 
-def write_descriptions(path: Path, rows: Iterable[tuple[str, int, str]]) -> None:
-    """Write (layer, unit, description) rows, whole or not at all."""
+def write_descriptions(
+    path: Path, rows: Iterable[tuple[str, int, str]], *, overwrite: bool = False
+) -> None:
+    """Write (layer, unit, description) rows, whole or not at all; an earlier file is replaced only
+    with ``overwrite``."""
+    check_output_file(path, overwrite=overwrite)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("layer", "unit", DESCRIPTION))

@@ -20,11 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vision_sae.descriptions.files.formats import check_format
 from vision_sae.descriptions.protocol import JUDGED_BY, Description, Metric, Negatives
 from vision_sae.descriptions.scores.many import Scored
 from vision_sae.descriptions.store import Unit
-from vision_sae.errors import InvalidInputError
 from vision_sae.files import replacing
+from vision_sae.places import check_output_file
 
 Row = tuple[str, Mapping[str, Any]]
 """A unit's resource name and its description: the fields of
@@ -81,22 +82,16 @@ _SCHEMA = pa.schema(
 )
 
 
-def export(path: Path, rows: Iterable[Row]) -> int:
+def export(path: Path, rows: Iterable[Row], *, overwrite: bool = False) -> int:
     """Write ``rows`` to ``path`` in the format of its suffix; gives their number.
 
-    The file is written whole or not at all. Raises `InvalidInputError` for another suffix.
+    The file is written whole or not at all, and replaces an earlier one only with ``overwrite``.
+    Raises `InvalidInputError` for another suffix.
     """
     check_format(path)
+    check_output_file(path, overwrite=overwrite)
     with replacing(path) as temporary:
         return _WRITERS[path.suffix.lower()](temporary, rows)
-
-
-def check_format(path: Path) -> None:
-    """Raise `InvalidInputError` for a file whose suffix names no format."""
-    if path.suffix.lower() not in _WRITERS:
-        raise InvalidInputError(
-            f"{path.name} names no format; end it in {', '.join(_WRITERS)}", field="path"
-        )
 
 
 def scored_rows(parent: str, texts: Mapping[int, str], scored: Scored) -> Iterator[Row]:

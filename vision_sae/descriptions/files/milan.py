@@ -22,11 +22,14 @@ from PIL import Image
 
 from vision_sae.arrays import new_array
 from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.descriptions.files.milan_layout import IMAGES, MASKS
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError, shortened
 from vision_sae.files import publishing
 from vision_sae.pictures.decode import decode_image
+from vision_sae.places import check_collection, check_output, check_replaceable
 
-IMAGES, MASKS, UNITS = "images.npy", "masks.npy", "units.npy"
+FORMAT = "milan.exemplars"
+UNITS = "units.npy"
 IDS, ACTIVATIONS = "ids.csv", "activations.csv"
 EXEMPLARS = 15
 """Pictures of a unit, MILAN's k."""
@@ -34,6 +37,8 @@ SIZE = 224
 """Side of a picture in pixels."""
 EMPTY = -1
 """The id in a place without a picture."""
+_MOST_UNITS = 10_000_000
+"""Evidence has a row for every number up to the largest."""
 
 
 class UnitExemplars(NamedTuple):
@@ -59,7 +64,7 @@ class MilanLayer:
         self._check_shapes()
         count, self.exemplars = self.images.shape[:2]
         units = directory / UNITS
-        self.units: NDArray[np.int64] = np.load(units) if units.is_file() else np.arange(count)
+        self.units = _numbers(units) if units.is_file() else np.arange(count)
         """Number of each unit (units)."""
         self.ids = _table(directory / IDS, np.int64)
         """Number of each picture (units, k); None without ``ids.csv``."""
@@ -75,6 +80,8 @@ class MilanLayer:
                 f"{self.path / IMAGES} holds {self.images.dtype} {images}, not uint8 "
                 "(units, k, 3, height, width)"
             )
+        if self.masks.dtype.kind not in "biuf":
+            raise CorruptArtifactError(f"{self.path / MASKS} holds {self.masks.dtype}, not numbers")
         if masks != (*images[:2], 1, *images[3:]):
             raise CorruptArtifactError(
                 f"{self.path / MASKS} has shape {masks}, not {(*images[:2], 1, *images[3:])} as "
@@ -83,8 +90,7 @@ class MilanLayer:
 
     def _check_tables(self) -> None:
         count, k = self.images.shape[:2]
-        distinct = np.unique(self.units)
-        if self.units.shape != (count,) or len(distinct) != count or (distinct < 0).any():
+        if self.units.shape != (count,) or len(np.unique(self.units)) != count:
             raise CorruptArtifactError(
                 f"{self.path / UNITS} must give each of the {count} units a number of its own"
             )
@@ -93,6 +99,11 @@ class MilanLayer:
                 raise CorruptArtifactError(
                     f"{self.path / name} has shape {table.shape}, not {(count, k)} as the images"
                 )
+        if self.activations is not None and not np.isfinite(self.activations).all():
+            row, column = np.argwhere(~np.isfinite(self.activations))[0]
+            raise CorruptArtifactError(
+                f"{self.path / ACTIVATIONS}, line {row + 1}, column {column + 1}: no finite number"
+            )
 
     def row(self, unit: int) -> int:
         """Where a unit stands in the arrays."""
@@ -125,11 +136,6 @@ class MilanLayer:
         return np.arange(len(self.units) * self.exemplars).reshape(-1, self.exemplars)
 
 
-def is_root(path: Path) -> bool:
-    """Whether there is a layer below ``path``: pictures with masks."""
-    return any((images.parent / MASKS).is_file() for images in path.glob(f"*/{IMAGES}"))
-
-
 def layers(root: Path) -> list[str]:
     """The layers below ``root``, by name; raises `NotFoundError` when there is none."""
     found = sorted(p.parent.name for p in root.glob(f"*/{IMAGES}") if p.parent.name[0] != ".")
@@ -142,9 +148,25 @@ def _mapped(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise NotFoundError(f"{path} is missing; MILAN's layout needs it", field="exemplars")
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except ValueError as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
         raise CorruptArtifactError(f"{path} is no NumPy array ({error})") from error
+    if not isinstance(found, np.ndarray):
+        raise CorruptArtifactError(f"{path} holds several NumPy arrays, not one")
+    return found
+
+
+def _numbers(path: Path) -> NDArray[np.int64]:
+    """The numbers of units that a file holds."""
+    found = _mapped(path)
+    if found.dtype.kind not in "iu":
+        raise CorruptArtifactError(f"{path} holds {found.dtype}, not integers, as units are")
+    if found.size and not 0 <= found.min() <= found.max() < _MOST_UNITS:
+        raise CorruptArtifactError(
+            f"{path} has units from {found.min()} to {found.max()}; they count from 0 to "
+            f"{_MOST_UNITS} at most"
+        )
+    return np.array(found, dtype=np.int64)
 
 
 def _table(path: Path, dtype: type[np.generic]) -> NDArray[Any] | None:
@@ -153,7 +175,9 @@ def _table(path: Path, dtype: type[np.generic]) -> NDArray[Any] | None:
     try:
         return np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
     except ValueError as error:
-        raise CorruptArtifactError(f"{path} is no table of numbers ({error})") from error
+        raise CorruptArtifactError(
+            f"{path} is no table of numbers ({shortened(str(error))})"
+        ) from error
 
 
 def write_exemplars(
@@ -164,12 +188,14 @@ def write_exemplars(
     layer: str = "",
     exemplars: int = EXEMPLARS,
     size: int = SIZE,
+    overwrite: bool = False,
 ) -> Path:
     """Write the strongest firings of ``units`` as MILAN's exemplars; gives the directory.
 
     They are of those that describers may see, so that what somebody makes of them can be scored on
     the others. The layer is named ``layer``, or by the evidence's site. Each picture is what the
-    model was shown of it, made from its thumbnail.
+    model was shown of it, made from its thumbnail. Exemplars that are there are replaced only with
+    ``overwrite``.
     """
     layer = layer or evidence.site
     if Path(layer).name != layer or layer.startswith("."):
@@ -178,11 +204,12 @@ def write_exemplars(
         raise InvalidInputError("name each unit once, and one at least", field="units")
     directory, rows = root / layer, sorted(units)
     seen = (split(evidence, unit).describe[:exemplars] for unit in rows)
-    root.mkdir(parents=True, exist_ok=True)
+    check_collection(root, FORMAT)
+    check_replaceable(directory, check_output(directory, FORMAT), overwrite=overwrite)
     with publishing(directory) as (staging, manifest):
         _write(staging, rows, (_exemplars(evidence, s, size) for s in seen), exemplars, size)
         manifest |= {
-            "format": "milan.exemplars",
+            "format": FORMAT,
             "evidence": evidence.name,
             "evidence_identity": evidence.identity,
         }

@@ -15,7 +15,8 @@ from PIL import Image
 from vision_sae.activations.store import ImageRecord
 from vision_sae.descriptions.evidence.arrays import ArrayEvidence
 from vision_sae.descriptions.evidence.protocol import FIRINGS
-from vision_sae.descriptions.files.milan import EMPTY, IDS, IMAGES, MilanLayer
+from vision_sae.descriptions.files.milan import EMPTY, IDS, MilanLayer
+from vision_sae.descriptions.files.milan_layout import IMAGES
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import sha256_file, sha256_json
 from vision_sae.models.grid import PatchGrid, Preprocessing

@@ -61,7 +61,8 @@ class LabelJobs:
         """Put a job in the queue; its units will be worked on in this order.
 
         A ``request_id`` that was used before gives the job it made then. Raises
-        `AlreadyExistsError` when the name is taken.
+        `AlreadyExistsError` when the name is taken, and `InvalidInputError` when the job that the
+        id has made is another.
         """
         if len(set(units)) != len(units):
             raise InvalidInputError("a unit is named twice", field="units")
@@ -74,7 +75,7 @@ class LabelJobs:
                     sa.select(jobs.c.name).where(jobs.c.request_id == request_id)
                 ).scalar_one_or_none()
                 if made is not None:
-                    return _job(self._row(connection, made))
+                    return _same(_job(self._row(connection, made)), target, name)
             name = name or f"job-{uuid.uuid4().hex}"
             taken = sa.select(sa.exists().where(jobs.c.name == name))
             if connection.execute(taken).scalar_one():
@@ -406,6 +407,18 @@ def _time(seconds: float | None) -> datetime | None:
 
 def _target(row: RowMapping) -> Target:
     return Target(describer=row["describer"], config=row["config"], **row["target"])
+
+
+def _same(made: Job, target: Target, name: str) -> Job:
+    """The job that a request id has made; refuses the id with a request for another one."""
+    before = made.target
+    if (before.describer, before.asked) != (target.describer, target.asked) or (
+        name not in ("", made.name)
+    ):
+        raise InvalidInputError(
+            "this request id came with another request before; make a new one", field="request_id"
+        )
+    return made
 
 
 def _job(row: RowMapping) -> Job:

@@ -150,4 +150,5 @@ def _alone(label: Label, parent: str, index: int) -> Outcome:
 
 def _note(error: Exception, parent: str, what: str) -> None:
     expected = isinstance(error, VisionSaeError)
-    _LOG.warning("%s: %s: %s", parent, what, error, exc_info=None if expected else error)
+    said = error if expected else type(error).__name__
+    _LOG.warning("%s: %s: %s", parent, what, said, exc_info=None if expected else error)

@@ -11,7 +11,6 @@ Background Priors, ECCV 2012).
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from vision_sae.arrays import complete, open_growing
 from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry, PatchGrid
+from vision_sae.pictures.decode import decode_image
 
 Family = Literal["ground", "part", "colour", "light", "texture", "lines", "place", "size"]
 Floats = NDArray[np.float32]
@@ -150,8 +150,7 @@ def _means(values: Floats, side: int) -> Floats:
 def see(thumbnail: bytes, geometry: Geometry, grid: PatchGrid) -> Seen:
     """What the model sees of a picture, from its thumbnail."""
     size = (grid.cols * _PIXELS, grid.rows * _PIXELS)
-    with Image.open(io.BytesIO(thumbnail)) as file:
-        picture = file.convert("RGB")
+    picture = decode_image(thumbnail)
     x = np.array([0, grid.cols * grid.patch_width]) + geometry.left
     y = np.array([0, grid.rows * grid.patch_height]) + geometry.top
     x0, x1 = np.clip(x / geometry.scale_x * picture.width / geometry.width, 0, picture.width)

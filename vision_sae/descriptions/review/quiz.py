@@ -34,10 +34,13 @@ from vision_sae.descriptions.review.sample import (
 )
 from vision_sae.errors import AlreadyExistsError
 from vision_sae.files import read_json, replacing, sha256_json, write_json
+from vision_sae.places import check_output_folder, check_replaceable
 from vision_sae.statistics.ratings import proposal
 from vision_sae.statistics.sides import on_sides
 
 PAGE, QUESTIONS, KEY, ANSWERS = "quiz.html", "quiz.json", "key.json", "answers"
+FILES = (PAGE, QUESTIONS, KEY, ANSWERS, "index.html", "summary.json", "pictures")
+"""All that the folder of a review may hold: the quiz, the sheet, their pictures, the answers."""
 QUIZ_FORMAT, KEY_FORMAT = "vision_sae.review.quiz", "vision_sae.review.key"
 VERSION = 1
 
@@ -259,11 +262,14 @@ def write_quiz(
     ratings: int,
     guess: Guess | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Write the page, the questions and the key; gives the number of questions of each kind.
 
-    Raises `AlreadyExistsError` where the directory holds answers to other questions.
+    A quiz of the same questions is written again; one of others is replaced only with
+    ``overwrite``, and never where people have answered it: an `AlreadyExistsError`.
     """
+    check_output_folder(directory, FILES, overwrite=True)
     maker = QuizMaker(bundle, Album(directory), guess=guess, seed=seed)
     ordered, key = maker.questions(sample, ratings)
     numbers: dict[str, int] = {"intruder": 0, "label": 0, "rating": 0}
@@ -274,7 +280,7 @@ def write_quiz(
         questions.append({"id": name, "kind": question.kind, **question.shown})
         numbers[question.kind] += 1
     identity = sha256_json(questions)[:16]
-    _check_answers(directory, identity)
+    _check_questions(directory, identity, overwrite=overwrite)
     quiz = {"format": QUIZ_FORMAT, "version": VERSION, "quiz": identity, "questions": questions}
     belongs = {"bundle": bundle.name, "evidence": maker.evidence.identity, "quiz": identity}
     write_json(directory / KEY, {"format": KEY_FORMAT, "version": VERSION} | belongs | key)
@@ -284,10 +290,13 @@ def write_quiz(
     return numbers
 
 
-def _check_answers(directory: Path, identity: str) -> None:
+def _check_questions(directory: Path, identity: str, *, overwrite: bool) -> None:
     answered = list((directory / ANSWERS).glob("*.json"))
     old = directory / QUESTIONS
-    if answered and old.is_file() and read_json(old)["quiz"] != identity:
+    if not old.is_file() or read_json(old).get("quiz") == identity:
+        return
+    check_replaceable(directory, old, overwrite=overwrite)
+    if answered:
         raise AlreadyExistsError(
             f"{directory} holds {len(answered)} people's answers to other questions; write the new "
             "quiz to another directory",

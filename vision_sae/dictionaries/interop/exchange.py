@@ -10,16 +10,18 @@ from torch import Tensor
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.artifact import (
+    FORMAT,
     load_dictionary,
     provenance,
     read_dictionary_manifest,
     save_dictionary,
 )
 from vision_sae.dictionaries.interop import saev
-from vision_sae.dictionaries.interop.formats import detect, export_sae, import_sae
+from vision_sae.dictionaries.interop.formats import check_export, detect, export_sae, import_sae
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.errors import MismatchError
+from vision_sae.places import check_output, check_replaceable
 
 _ROWS = 4096
 
@@ -32,14 +34,18 @@ def import_dictionary(
     site: str | None = None,
     format: str | None = None,
     ignored: Collection[str] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish a foreign checkpoint at ``directory`` as a dictionary of ``store``'s model and site.
 
     ``ignored`` is as in `import_sae`, and the manifest names it. Its metrics are measured on the
-    whole store, and of saev's TopK how many vectors it would have reconstructed otherwise. Returns
-    the manifest.
+    whole store, and of saev's TopK how many vectors it would have reconstructed otherwise. A
+    dictionary that is there is replaced only with ``overwrite``. Returns the manifest.
     """
+    found = check_output(directory, FORMAT, inputs=[source, store.path], field="dictionary")
+    check_replaceable(directory, found, overwrite=overwrite, field="dictionary")
     site = store.site(site)
+    store.check_varies(site)
     format = format or detect(source)
     dictionary, said = import_sae(source, format, ignored=ignored)
     if dictionary.dim != store.sites[site]:
@@ -70,8 +76,12 @@ def _short_of_k(sae: TopKSae, batches: Iterable[Tensor]) -> int:
     return sum(int((number < sae.k).sum()) for number in numbers)
 
 
-def export_dictionary(directory: Path, out: Path, format: str) -> None:
-    """Write a published dictionary in a foreign format, with the model and site it belongs to."""
+def export_dictionary(directory: Path, out: Path, format: str, *, overwrite: bool = False) -> None:
+    """Write a published dictionary in a foreign format, with the model and site it belongs to.
+
+    An earlier export at ``out`` is replaced only with ``overwrite``.
+    """
+    check_export(out, format, inputs=[directory], overwrite=overwrite)
     dictionary, manifest = load_dictionary(directory)
     metadata = {
         "model_name": manifest["model"]["name"],
@@ -80,4 +90,4 @@ def export_dictionary(directory: Path, out: Path, format: str) -> None:
             key: manifest[key] for key in ("code_version", "data_sha256", "training", "metrics")
         },
     }
-    export_sae(dictionary, out, format, metadata=metadata)
+    export_sae(dictionary, out, format, metadata=metadata, overwrite=overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,7 @@ from vision_sae.dictionaries.interop.settings import Ignored, listed, must_exist
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import Sae
 from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.places import check_output, check_replaceable
 
 T = TypeVar("T")
 
@@ -133,8 +134,8 @@ def import_sae(
     dictionary, said = reader.load(path, settings)
     if settings.unmet():
         raise InvalidInputError(
-            f"{path} has no unknown setting {listed(settings.unmet())}; only what no import knows "
-            "can be ignored",
+            f"{path} has no unknown setting {shown(settings.unmet()[0])}; only what no import "
+            "knows can be ignored",
             field="ignore_setting",
         )
     _must_be_finite(path, dictionary)
@@ -158,16 +159,23 @@ def export_sae(
     format: str = saelens.NAME,
     *,
     metadata: Mapping[str, Any] = MappingProxyType({}),
+    overwrite: bool = False,
 ) -> None:
     """Write a dictionary in a foreign format, with ``metadata`` (JSON) where it keeps any.
 
     Writes a new directory or an empty one, all of it or nothing; a manifest of hashes lies beside
-    the format's own files.
+    the format's own files. An earlier export is replaced only with ``overwrite``.
     """
-    writer = _named(EXPORTS, format)
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise InvalidInputError(f"{directory} already exists; name a new directory", field="out")
-    writer.save(dictionary, directory, metadata)
+    check_export(directory, format, overwrite=overwrite)
+    _named(EXPORTS, format).save(dictionary, directory, metadata)
+
+
+def check_export(
+    directory: Path, format: str, *, inputs: Iterable[Path] = (), overwrite: bool = False
+) -> None:
+    """Refuse, before any work, a format that cannot be written or a place where it may not be."""
+    found = check_output(directory, _named(EXPORTS, format).NAME, inputs=inputs)
+    check_replaceable(directory, found, overwrite=overwrite)
 
 
 def _named(formats: Mapping[str, T], name: str) -> T:

@@ -33,7 +33,6 @@ from vision_sae.dictionaries.released.registry import (
     shipped,
 )
 from vision_sae.errors import (
-    AlreadyExistsError,
     CorruptArtifactError,
     InvalidInputError,
     MismatchError,
@@ -52,6 +51,8 @@ from vision_sae.files import (
     verify_files,
     write_json,
 )
+from vision_sae.places import check_output, check_replaceable
+from vision_sae.storage import storing
 
 _FORMAT = "vision_sae.dictionary"
 """That of `vision_sae.dictionaries.artifact`, which would import torch; fetching needs none."""
@@ -82,13 +83,19 @@ def read_index(index: str) -> list[Entry]:
 
 
 def fetch(
-    name: str, *, index: str | None = None, to: Path | None = None, progress: bool = True
+    name: str,
+    *,
+    index: str | None = None,
+    to: Path | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Copy or download a released dictionary, and return its folder.
 
     ``index`` is the URL or the path of the index that lists it; a hub needs none. The folder is
     ``to``, or a place in the cache, where names are looked up. A dictionary that ships in the
-    package is not copied there: its own folder is returned.
+    package is not copied there: its own folder is returned. One that is there whole is kept, and
+    another one at ``to`` is replaced only with ``overwrite``.
 
     Raises `NotFoundError` when nobody has it, `CorruptArtifactError` for a file that does not have
     the hash its manifest names, and `AlreadyExistsError` when ``to`` is a folder of other things.
@@ -97,24 +104,16 @@ def fetch(
     if to is None and name in shipped():
         return locate(name)
     place = to or cached(name)
-    _check_free(place)
+    found = check_output(place, _FORMAT, field="to")
     source = _source(name, index)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_name(f".{place.name}.lock")):
-        _copy(source, place, progress=progress)
+    with storing(place), FileLock(place.with_name(f".{place.name}.lock")):
+        manifest, sha256 = _read_manifest(source)
+        if not _is_there(place, sha256):
+            if to is not None and not _was_fetched(place, sha256):
+                check_replaceable(place, found, overwrite=overwrite, field="to")
+            _copy(source, manifest, sha256, place, progress=progress)
     return place
-
-
-def _check_free(place: Path) -> None:
-    """Refuse to replace a folder that holds anything but a dictionary."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    manifest = place / MANIFEST
-    found = read_json(manifest) if manifest.is_file() else {}
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise AlreadyExistsError(
-            f"{place} is there and is no dictionary; name a new folder with --to", field="to"
-        )
 
 
 def _source(name: str, index: str | None) -> _Source:
@@ -248,10 +247,16 @@ def _has(path: Path, expected: Mapping[str, Any]) -> bool:
     )
 
 
+def _was_fetched(place: Path, sha256: str) -> bool:
+    """Whether the dictionary with this manifest is in its place, whole or not."""
+    manifest = published(place) / MANIFEST
+    return manifest.is_file() and sha256_file(manifest) == sha256
+
+
 def _is_there(place: Path, sha256: str) -> bool:
     """Whether the dictionary with this manifest is whole in its place."""
     here = published(place)
-    if not (here / MANIFEST).is_file() or sha256_file(here / MANIFEST) != sha256:
+    if not _was_fetched(place, sha256):
         return False
     try:
         verify_files(here, read_json(here / MANIFEST)["files"])
@@ -260,15 +265,11 @@ def _is_there(place: Path, sha256: str) -> bool:
     return here == place
 
 
-def _copy(source: _Source, place: Path, *, progress: bool) -> None:
-    manifest, sha256 = _read_manifest(source)
-    if _is_there(place, sha256):
-        return
+def _copy(
+    source: _Source, manifest: dict[str, Any], sha256: str, place: Path, *, progress: bool
+) -> None:
     files: dict[str, dict[str, Any]] = manifest["files"]
-    staging = open_staging(place, resume=True)
-    for left in [path for path in staging.rglob("*") if path.is_file()]:
-        if left.relative_to(staging).as_posix() not in files:
-            left.unlink()
+    staging = open_staging(place, plan=sha256)
     total = sum(expected["bytes"] for expected in files.values())
     with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=not progress) as bar:
         for name, expected in files.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
+from vision_sae.texts import lines_of
 
 LABELS = "labels.jsonl.gz"
 _LEFT_BEHIND = ("candidates", "evidence")
@@ -62,8 +63,8 @@ def read_labels(directory: Path) -> Rows:
     if not path.is_file():
         return {}
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        lines = lines_of(gzip.decompress(path.read_bytes()).decode())
+        rows: list[dict[str, Any]] = [json.loads(line.text) for line in lines]
         empty: dict[str, Any] = {key: [] for key in _LEFT_BEHIND}
         return {row["feature"]: empty | row for row in rows}
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.architectures import read_weights
-from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.artifact import FORMAT, load_dictionary
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.released.cards import CARD, Notes, card
 from vision_sae.dictionaries.released.labels import kept_rows, labelled, write_labels
@@ -16,6 +16,7 @@ from vision_sae.dictionaries.released.names import check_name
 from vision_sae.dictionaries.weights import DTYPE, HALF, round_to_half
 from vision_sae.errors import MismatchError
 from vision_sae.files import publishing
+from vision_sae.places import check_output, check_replaceable
 
 _EVALUATION_ROWS = 4096
 
@@ -28,17 +29,21 @@ def release(
     *,
     labels: Iterable[Mapping[str, Any]] = (),
     evaluation: Mapping[str, ActivationStore] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Publish the dictionary of ``source`` at ``directory`` as the released one called ``name``.
 
     ``labels`` are rows of a bundle's ``descriptions.jsonl``. Metrics are those of ``source``; on
     the stores of ``evaluation`` the rounded weights are measured again. Returns the manifest
-    without its table of files.
+    without its table of files. A dictionary that is there is replaced only with ``overwrite``.
 
     Raises `InvalidInputError` for a name that is none, and `MismatchError` for one of another site
     and for a store of another model.
     """
     check_name(name)
+    check_replaceable(
+        directory, check_output(directory, FORMAT, inputs=[source]), overwrite=overwrite
+    )
     dictionary, trained = load_dictionary(source)
     _check_site(name, trained["site"])
     stores = dict(evaluation or {})

@@ -40,6 +40,8 @@ _MEMBERS = 32
 """Data points that a feature mixes."""
 _HASTE = 30.0
 """How many times faster the logits of the shares learn than the weights."""
+_SHORTEST = 1e-12
+"""A mixture of points that cancel has no direction: its row stays zero."""
 _RIDGE = 0.1
 """Of the first encoder, beside the mean square of the decoder's dimensions."""
 
@@ -66,7 +68,7 @@ class Mixing(NamedTuple):
     def rows(self) -> tuple[Tensor, Tensor]:
         """(decoder rows of unit norm (F, D), the lengths they had before (F))."""
         raw = self.mixtures(self.logits) + self.relaxation
-        lengths = raw.norm(dim=1)
+        lengths = raw.norm(dim=1).clamp_min(_SHORTEST)
         return raw / lengths[:, None], lengths
 
 
@@ -145,7 +147,7 @@ class MixedDecoder:
         lengths = mixing.relaxation.norm(dim=1, keepdim=True)
         mixing.relaxation.mul_(torch.where(lengths > longest, longest / lengths, 1.0))
         torch.add(mixtures, mixing.relaxation, out=w.w_dec)
-        w.w_dec.div_(w.w_dec.norm(dim=1, keepdim=True))
+        w.w_dec.div_(w.w_dec.norm(dim=1, keepdim=True).clamp_min(_SHORTEST))
 
 
 class ArchetypalLearner(SparseLearner):
@@ -187,7 +189,8 @@ class ArchetypalLearner(SparseLearner):
         w.w_enc.copy_(F.normalize(torch.linalg.solve(second_moment, w.w_dec.T).T, dim=1))
         self.refresh()
         made = self.forward(points).error + points
-        w.w_enc.mul_((made * points).sum() / made.square().sum())
+        if (squares := made.square().sum()) > 0:  # else nothing fires at any length
+            w.w_enc.mul_((made * points).sum() / squares)
         self.refresh()
 
     def tensors(self) -> dict[str, Tensor]:

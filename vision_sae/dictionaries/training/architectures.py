@@ -11,6 +11,10 @@ from vision_sae.dictionaries.training.distributed import Group
 from vision_sae.dictionaries.training.learner import Learner
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.errors import InvalidInputError
+from vision_sae.memory import check_available
+
+_COPIES = 6
+"""Encoder and decoder, and Adam's two moments of each."""
 
 
 def new_learner(
@@ -24,8 +28,13 @@ def new_learner(
     """An untrained learner of site vectors of length ``dim``, as ``config`` describes it.
 
     ``points(count)`` gives scaled site vectors (count, D), for architectures that start from data.
-    Raises `InvalidInputError` for an architecture that is not trained by steps.
+    Raises `InvalidInputError` for an architecture that is not trained by steps, and for one that
+    this machine could not hold.
     """
+    width = config.expansion * dim
+    check_available(
+        _COPIES * width * dim * 4, f"a dictionary of {width} features", field="expansion"
+    )
     match config.architecture:
         case "topk" | "batch_topk" | "matryoshka":
             return SparseLearner(dim, config, group=group, device=device)

@@ -39,20 +39,20 @@ def aux_gradients(
     """Gradients of ``coefficient * mean_n |e_n - aux_n|^2`` with the error ``e = x - x_hat``.
 
     ``dead`` (F) is a mask, ``centred`` (N, D) are the encoder's inputs, ``error`` (N, D) is
-    ``x_hat - x``. At most D / 2 dead features a row take part; with fewer dead than that the
-    coefficient shrinks in proportion. None when no feature is dead.
+    ``x_hat - x``. At most D / 2 dead features a row take part (one, where D is 1); with
+    fewer dead than that the coefficient shrinks in proportion. None when no feature is dead.
     """
     if coefficient == 0 or not dead.any():  # `nonzero` wakes threads, even for nothing
         return None
     numbers = dead.nonzero()[:, 0]
-    n, k_aux = len(centred), centred.shape[1] // 2
+    n, k_aux = len(centred), max(centred.shape[1] // 2, 1)
     enc, dec = w_enc[numbers], w_dec[numbers]
     activations = torch.addmm(b_enc[numbers], centred, enc.T).relu_()
     if len(numbers) > k_aux:
         least = torch.topk(activations, k_aux, dim=1, sorted=True).values[:, -1:]
         activations.mul_(activations >= least)
     residual = activations @ dec + error
-    scale = 2 * coefficient * min(1.0, len(numbers) / max(k_aux, 1)) / n
+    scale = 2 * coefficient * min(1.0, len(numbers) / k_aux) / n
     g_residual = residual.mul_(scale)
     g_activations = (g_residual @ dec.T).mul_(activations > 0)
     return AuxGradients(

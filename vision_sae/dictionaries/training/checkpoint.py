@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vision_sae.dictionaries.training.learner import Learner
+from vision_sae.dictionaries.weights import not_finite
+from vision_sae.errors import CorruptArtifactError, InvalidInputError
 from vision_sae.files import replacing
 
 _STEP = "step"
@@ -24,24 +27,56 @@ def _named(learners: Sequence[Learner]) -> dict[str, Tensor]:
     }
 
 
+def check_converging(learners: Sequence[Learner], step: int) -> None:
+    """Raise `InvalidInputError` when the state after ``step`` steps holds NaN or infinity: training
+    has diverged, and nothing of it may be saved."""
+    for learner in learners:
+        if wrong := not_finite(learner.tensors()):
+            raise diverged(step, wrong)
+
+
+def diverged(step: int, what: str) -> InvalidInputError:
+    """The error of a training that has gone astray by ``step``; ``what`` shows it."""
+    return InvalidInputError(
+        f"training diverged by step {step}: {what}. Lower the learning rate "
+        "(train.learning_rate), or clip what is extreme in the store; what was saved before stays",
+        field="learning_rate",
+    )
+
+
 def save_checkpoint(path: Path, learners: Sequence[Learner], step: int) -> None:
     """Write the state after ``step`` steps; a reader finds the old file or the new, never a part.
 
     The sampler and every random draw follow from the step and the seeds of the configuration.
+    A state that is no number is not written: see `check_converging`.
     """
+    check_converging(learners, step)
     state = {name: tensor.contiguous() for name, tensor in _named(learners).items()}
     with replacing(path) as temporary:
         save_file(state | {_STEP: torch.tensor(step)}, temporary)
 
 
 def restore_checkpoint(path: Path, learners: Sequence[Learner]) -> int:
-    """Take up the state that `save_checkpoint` wrote; returns the steps done, 0 without a file."""
+    """Take up the state that `save_checkpoint` wrote; returns the steps done, 0 without a file.
+
+    Raises `CorruptArtifactError`, and takes up nothing, for a file that is damaged.
+    """
     if not path.is_file():
         return 0
-    saved = load_file(path)
+    state = _named(learners)
+    try:
+        saved = load_file(path)
+        step = int(saved[_STEP])
+        kept = {name: saved[name].reshape(tensor.shape) for name, tensor in state.items()}
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise CorruptArtifactError(
+            f"{path} is no whole checkpoint ({error}); delete it, and the training begins anew"
+        ) from error
+    if wrong := not_finite(kept):
+        raise CorruptArtifactError(f"{path}: {wrong}; delete this file, and training begins anew")
     with torch.no_grad():
-        for name, tensor in _named(learners).items():
-            tensor.copy_(saved[name])
+        for name, tensor in state.items():
+            tensor.copy_(kept[name])
     for learner in learners:
         learner.refresh()
-    return int(saved[_STEP])
+    return step

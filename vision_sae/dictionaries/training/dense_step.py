@@ -185,7 +185,7 @@ class DenseLearner(ABC):
         self.silent += n
         self.silent.masked_fill_(fired > 0, 0)
         spread = (z - z.mean(0)).square().sum()
-        return StepReport(fvu=squares / spread, l0=l0, dead=dead.float().mean())
+        return StepReport(error=squares / n, fvu=squares / spread, l0=l0, dead=dead.float().mean())
 
     def slopes(self, z: Tensor, *, rows: int | None = None) -> Slopes:
         """Gradients of the loss on z (N, D), a mean over ``rows`` rows (N when absent)."""

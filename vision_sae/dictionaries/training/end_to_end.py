@@ -11,6 +11,7 @@ logits, cosine distance of the embedding for one without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,16 @@ from tqdm import tqdm
 
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.sae import Sae
-from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
+from vision_sae.dictionaries.training.checkpoint import (
+    check_converging,
+    diverged,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from vision_sae.dictionaries.training.learner import StepReport, learning_rate
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
+from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.downstream import output_distance
 from vision_sae.models.hooks import at_patches
 from vision_sae.models.protocol import Model
@@ -73,8 +80,13 @@ def train_end_to_end(
     """Go on training ``start`` end to end on preprocessed pictures (each 3, H, W).
 
     Steps, pictures a step and the weight of the reconstruction error are those of
-    ``config.end_to_end``. Resumes from ``checkpoint`` to the same bits.
+    ``config.end_to_end``. Resumes from ``checkpoint`` to the same bits. Raises `InvalidInputError`
+    without pictures, and when training diverges.
     """
+    if not pictures:
+        raise InvalidInputError(
+            "there are no pictures to train end to end on; name a folder with some", field="images"
+        )
     settings = config.end_to_end
     schedule = config.model_copy(update={"steps": settings.steps})
     learner = SparseLearner(start.dim, config)
@@ -98,10 +110,13 @@ def train_end_to_end(
                 error_weight=settings.error_weight,
             )
             step += 1
+            if not math.isfinite(distance):
+                raise diverged(step, f"the distance of the model's outputs is {distance}")
             bar.set_postfix_str(
                 f"distance {distance:.4f} EV {1 - float(report.fvu):.3f}", refresh=False
             )
             bar.update()
             if checkpoint and step % config.checkpoint_steps == 0:
                 save_checkpoint(checkpoint, [learner], step)
+    check_converging([learner], step)
     return learner.dictionary(scaling)

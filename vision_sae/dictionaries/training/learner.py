@@ -14,6 +14,8 @@ from vision_sae.dictionaries.training.scaling import InputScaling
 class StepReport(NamedTuple):
     """What one step saw: scalars on the learner's device, so that nobody waits for them."""
 
+    error: Tensor
+    """Mean squared distance of rows from their reconstructions; not finite in divergence."""
     fvu: Tensor
     """Fraction of the batch's variance left unexplained."""
     l0: Tensor

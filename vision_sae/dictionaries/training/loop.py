@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -19,7 +20,12 @@ from vision_sae.dictionaries.kernels_cpu import current_lanes
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.stream import ShuffledRows
 from vision_sae.dictionaries.training.architectures import new_learner
-from vision_sae.dictionaries.training.checkpoint import restore_checkpoint, save_checkpoint
+from vision_sae.dictionaries.training.checkpoint import (
+    check_converging,
+    diverged,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from vision_sae.dictionaries.training.distributed import join_group
 from vision_sae.dictionaries.training.learner import Learner, StepReport, learning_rate
 from vision_sae.dictionaries.training.penalties import (
@@ -61,6 +67,16 @@ def _check_lockstep(configs: Sequence[TrainConfig]) -> None:
                 f"dictionaries trained on one pass must share {name}, not "
                 f"{', '.join(map(str, sorted(values, key=str)))}; train them apart",
                 field=name,
+            )
+
+
+def check_errors(reports: Sequence[StepReport], configs: Sequence[TrainConfig], step: int) -> None:
+    """Raise `InvalidInputError` when the reconstructions of the step before ``step`` are no
+    numbers."""
+    for report, config in zip(reports, configs, strict=True):
+        if not math.isfinite(error := float(report.error)):
+            raise diverged(
+                step, f"the error of {config.architecture} with seed {config.seed} is {error}"
             )
 
 
@@ -164,7 +180,7 @@ def train_together(
         """Spread evenly over the store."""
         stride = max(1, store.rows // count)
         rows = torch.cat([array.flatten(0, 1)[::stride] for array in store.arrays(site)])
-        return prepare(rows[:count])
+        return prepare(store.checked(site, rows[:count]))
 
     learners = [
         new_learner(store.sites[site], c, points, group=group, device=device) for c in configs
@@ -193,6 +209,8 @@ def train_together(
             idle += time.perf_counter() - waiting
             reports = lockstep.advance(step, [prepare(v) for v in vectors])
             step += count
+            if device == "cpu":  # nothing waits for a device
+                check_errors(reports, configs, step)
             if bar.update(count):  # only when it is drawn, so that nothing waits for a device
                 shown = [
                     f"EV {1 - float(r.fvu):.3f} L0 {float(r.l0):.1f} dead {float(r.dead):.1%}"
@@ -202,6 +220,7 @@ def train_together(
             if checkpoint and group.leads and step % config.checkpoint_steps == 0:
                 save_checkpoint(checkpoint, learners, step)
         batches.close()
+    check_converging(learners, step)
     seconds = time.perf_counter() - begin
     group.wait()
     on_cpu = scaling._replace(mean=scaling.mean.cpu())

@@ -34,21 +34,28 @@ def input_scaling(
 ) -> InputScaling:
     """Estimate the scaling from rows spread evenly over the store.
 
-    ``transform`` (N, D) -> (N, D) is applied to the site vectors first.
+    ``transform`` (N, D) -> (N, D) is applied to the site vectors first. Raises `InvalidInputError`
+    when the rows are all equal: they have no scale.
     """
     stride = max(1, store.rows // _STATISTICS_ROWS)
     total, count = torch.zeros(store.sites[site], dtype=torch.float64), 0
-    square = torch.zeros((), dtype=torch.float64)
+    square, origin = torch.zeros((), dtype=torch.float64), None
     for array in store.arrays(site):
-        sample = array.flatten(0, 1)[::stride].float()
+        sample = store.checked(site, array.flatten(0, 1)[::stride])
         rows = (transform(sample) if transform else sample).double()
-        total, count = total + rows.sum(0), count + len(rows)
-        square = square + rows.square().sum()
-    mean = total / count
-    mean_square = square / count - mean.square().sum()
-    if not mean_square > 0:
+        # About the first row, so that equal rows have a spread of exactly 0.
+        origin = rows[0].clone() if origin is None else origin
+        moved = rows - origin
+        total, count = total + moved.sum(0), count + len(rows)
+        square = square + moved.square().sum()
+    shift = total / count
+    mean_square = square / count - shift.square().sum()
+    if origin is None or not mean_square > 0:
+        what = f"what the members so far leave over of {site}" if transform else site
         raise InvalidInputError(
-            f"all vectors of {site} are equal; there is nothing to train on", field="site"
+            f"all vectors of {what} are equal; there is nothing to train on. "
+            + ("Ask for fewer --members" if transform else "Harvest other pictures"),
+            field="members" if transform else "site",
         )
-    spread = float(mean_square.sqrt())
+    spread, mean = float(mean_square.sqrt()), origin + shift
     return InputScaling(mean.float(), 1 / spread, float(mean.norm()) / spread)

@@ -260,7 +260,10 @@ class SparseLearner:
         self.silent += n
         self.silent.masked_fill_(fired, 0)
         return StepReport(
-            fvu=totals.squares / totals.spread, l0=totals.active / n, dead=dead.float().mean()
+            error=totals.squares / n,
+            fvu=totals.squares / totals.spread,
+            l0=totals.active / n,
+            dead=dead.float().mean(),
         )
 
     def _follow_threshold(self, kept: Tensor) -> None:

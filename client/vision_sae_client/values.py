@@ -1,0 +1,90 @@
+"""Values that callers give, checked before they are sent."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from vision_sae.errors import InvalidInputError, VisionSaeError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NO_DEADLINE = 10 * 365 * 24 * 3600
+"""Seconds from which on a deadline is none: gRPC takes very late ones for past ones."""
+
+
+def deadline(timeout: float) -> float | None:
+    """The deadline of a call in seconds; None, which is none, for ``inf``."""
+    if not timeout > 0:
+        raise InvalidInputError(
+            f"a timeout is a number of seconds above 0, or inf for none, not {timeout}",
+            field="timeout",
+        )
+    return float(timeout) if timeout < _NO_DEADLINE else None
+
+
+def bearer(token: str) -> str:
+    """The header that carries a token."""
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidInputError(
+            "a token is ASCII, without line breaks and control characters; copy it anew",
+            field="token",
+        )
+    return f"Bearer {token}"
+
+
+def address(where: str) -> str:
+    """Where a server is, HOST:PORT."""
+    if not where.strip():
+        raise InvalidInputError("the address is empty; give HOST:PORT", field="address")
+    return where
+
+
+def sendable(build: Callable[P, R]) -> Callable[P, R]:
+    """Make ``build``, which makes a message, name the argument that no message can hold.
+
+    A number may be out of range, a text may hold what is not UTF-8: protobuf tells the value alone.
+    """
+    signature = inspect.signature(build)
+
+    @wraps(build)
+    def built(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return build(*args, **kwargs)
+        except VisionSaeError:
+            raise
+        except UnicodeError as error:
+            given = signature.bind(*args, **kwargs).arguments
+            name = next((k for k, v in given.items() if not _encodes(v)), "a text")
+            raise InvalidInputError(
+                f"{name} holds a character that is not Unicode; write it in UTF-8", field=name
+            ) from error
+        except (ValueError, OverflowError) as error:
+            given = signature.bind(*args, **kwargs).arguments
+            name = next((k for k, v in given.items() if str(error).endswith(f" {v}")), "a number")
+            raise InvalidInputError(f"{name} is out of range ({error})", field=name) from error
+
+    return built
+
+
+def _encodes(value: object) -> bool:
+    try:
+        str(value).encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def seconds(value: float, field: str) -> float:
+    """A number of seconds that a duration can hold; 0 is none."""
+    if not 0 <= value < _NO_DEADLINE or not math.isfinite(value):
+        raise InvalidInputError(
+            f"{field} is a number of seconds from 0, which is no limit, to {_NO_DEADLINE:,}, not "
+            f"{value}",
+            field=field,
+        )
+    return float(value)

@@ -1,0 +1,109 @@
+"""No traceback for a user's mistake: every command with one wrong argument at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fault import commands, outputs
+from tests.fault.commands import REFUSED_ONLY, STATUSES, WORKING, Wrong
+
+pytestmark = pytest.mark.slow
+_SECONDS = 10
+"""When the clock ends what a wrong value, which is fit after all, would do for long."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = commands.make_world(tmp_path_factory.mktemp("mistakes") / "world")
+    outputs.furnish(made)
+    return made
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, which relative paths name."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path
+
+
+def _by_command(cases: Iterator[Wrong]) -> dict[str, list[Wrong]]:
+    found: dict[str, list[Wrong]] = {}
+    for case in cases:
+        words = case.args[:2] if case.args[0] == "evaluate" else case.args[:1]
+        found.setdefault(" ".join(words), []).append(case)
+    return found
+
+
+COMMANDS = _by_command(commands.cases(WORKING + REFUSED_ONLY))
+
+
+def _check(case: Wrong, seen: commands.Seen) -> list[str]:
+    said = seen.output[-300:]
+    return [
+        f"{case} [{case.parameter}]: {fault}"
+        for fault, found in (
+            (f"traceback {seen.traceback}", seen.traceback),
+            (f"status {seen.status}", seen.status is not None and seen.status not in STATUSES),
+            (f"does not name it: {said!r}", seen.unnamed(case)),
+        )
+        if found
+    ]
+
+
+@pytest.mark.parametrize("args", WORKING, ids=lambda pair: "-".join(pair[1][:2]))
+def test_what_is_tried_works_when_nothing_is_wrong(
+    world: Path, elsewhere: Path, args: tuple[object, tuple[str, ...]]
+) -> None:
+    """Else the refusals below could be of something else."""
+    mine = elsewhere / "world"
+    shutil.copytree(world, mine, symlinks=True)
+    seen = commands.run(commands.library, tuple(commands.filled(args[1], mine, elsewhere)), 120)
+    assert (seen.status, seen.traceback) == (0, ""), seen.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_wrong_argument_ends_in_a_traceback(world: Path, elsewhere: Path, command: str) -> None:
+    faults = []
+    for number, case in enumerate(COMMANDS[command]):
+        (elsewhere / str(number)).mkdir()
+        faults += _check(case, commands.try_case(case, world, elsewhere / str(number), _SECONDS))
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("writer", outputs.WRITERS, ids=lambda args: "-".join(args[:2]))
+def test_no_output_costs_anybody_a_file(
+    world: Path, elsewhere: Path, writer: tuple[str, ...]
+) -> None:
+    before, faults = outputs.contents(world), []
+    for place in outputs.PLACES:
+        case = outputs.Output(tuple(arg.replace("{o}", place) for arg in writer))
+        seen = outputs.try_output(case, world, elsewhere, _SECONDS)
+        gone = outputs.lost(before, outputs.contents(world))
+        faults += [f"{case}: {seen.traceback}"] * bool(seen.traceback)
+        faults += [f"{case} lost {gone}"] * bool(gone)
+        if gone:
+            break  # nothing that follows would show more
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("room", [0, 3000])
+@pytest.mark.parametrize("args", WORKING, ids=lambda pair: "-".join(pair[1][:2]))
+def test_full_disk_is_told_and_nothing_that_was_there_is_lost(
+    world: Path, elsewhere: Path, args: tuple[object, tuple[str, ...]], room: int
+) -> None:
+    mine = elsewhere / "world"
+    shutil.copytree(world, mine, symlinks=True)
+    before = outputs.contents(mine)
+    filled = tuple(commands.filled(args[1], mine, elsewhere))
+    with commands.full_disk(room):
+        seen = commands.run(commands.library, filled, 120)
+    assert not seen.traceback
+    assert seen.status == 0 or "cannot be written" in seen.output, seen.output
+    # A label store that is opened may be of an older layout, and brought to today's.
+    kept = {path: digest for path, digest in before.items() if not path.endswith(".sqlite")}
+    assert not outputs.lost(kept, outputs.contents(mine))

@@ -1,0 +1,156 @@
+"""Where models are read from: folders, whose files are looked at first, and hubs, which may be out
+of reach. What a library raises on the way becomes one error of the catalogue."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+
+from vision_sae.errors import (
+    CorruptArtifactError,
+    InvalidInputError,
+    NotFoundError,
+    VisionSaeError,
+)
+
+_SAID = 240
+"""Letters of another library's message that are passed on."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LIBRARIES_OF_NETWORKS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests")
+
+
+def said(error: BaseException) -> str:
+    """What an error of another library says, on one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _SAID else words[: _SAID - 4] + " ..."
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises what is wrong with it."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}", field="model") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise CorruptArtifactError(f"{path} is not JSON: {said(error)}", field="model") from error
+    if not isinstance(found, dict):
+        raise CorruptArtifactError(f"{path} does not hold a JSON object", field="model")
+    return found
+
+
+def check_weights(folder: Path) -> None:
+    """Raise unless a folder holds weights as safetensors, every file of them whole."""
+    from safetensors import SafetensorError, safe_open
+
+    found = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path for path in folder.glob("*") if path.suffix in _PICKLES)
+    if not found and pickles:
+        raise InvalidInputError(
+            f"{pickles[0]} is a pickle, which can run code when it is read; save the weights as "
+            "model.safetensors",
+            field="model",
+        )
+    if not found:
+        raise NotFoundError(
+            f"{folder} holds no weights; put model.safetensors beside its configuration",
+            field="model",
+        )
+    for path in found:
+        try:
+            with safe_open(str(path), "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise CorruptArtifactError(
+                f"{path} is no whole safetensors file ({said(error)}); copy it anew", field="model"
+            ) from error
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "pt") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total
+
+
+@contextmanager
+def loading(name: str, *, config: Path | None = None) -> Iterator[None]:
+    """A library loads the model ``name`` in the body; ``config`` is its configuration, where that
+    is a file.
+
+    Raises `NotFoundError` where a hub does not give what is needed, else `CorruptArtifactError`.
+    """
+    try:
+        with _without_retries():
+            yield
+    except (VisionSaeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if _of_a_network(error):
+            raise NotFoundError(
+                f"{name} needs what is not on this machine, and its hub did not give it; look at "
+                "the name and the network, download it where there is one, or name a folder that "
+                "holds it",
+                field="model",
+            ) from error
+        place = f"the configuration of {name}" if config is None else str(config)
+        raise CorruptArtifactError(
+            f"{place} and the weights that belong to it do not fit together or make no model "
+            f"({said(error)})",
+            field="model",
+        ) from error
+
+
+def _of_a_network(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that a name could not be had from a hub."""
+    while error is not None:
+        library = type(error).__module__.partition(".")[0]
+        if library in _LIBRARIES_OF_NETWORKS:
+            return True
+        if isinstance(error, (URLError, ConnectionError, TimeoutError, socket.gaierror)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Where the hub of Hugging Face has no address, its library asks no network at all.
+
+    It asks six times for every file otherwise, for 23 seconds, and reports each to the log. A proxy
+    would find the address itself.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    hub = urlsplit(constants.ENDPOINT)
+    if before or getproxies() or _has_address(hub.hostname or ""):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _has_address(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
