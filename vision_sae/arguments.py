@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from vision_sae.errors import InvalidInputError
+from vision_sae.texts import has_lone_surrogate
 
 
-def check_words(given: Mapping[str, object]) -> None:
-    """Refuse, by name, arguments that are not UTF-8: no message and no file could carry them."""
+def check_arguments(given: Mapping[str, object]) -> None:
+    """Refuse, by name, words that are not UTF-8, which no message and no file could carry, and
+    numbers that are none."""
     for name, value in given.items():
+        called = name.replace("_", " ")
         for word in value if isinstance(value, list) else (value,):
-            if isinstance(word, str | Path) and _is_broken(str(word)):
+            if isinstance(word, str | Path) and has_lone_surrogate(str(word)):
                 raise InvalidInputError(
-                    f"{name.replace('_', ' ')} is not UTF-8; write it anew, or rename the file",
-                    field=name,
+                    f"{called} is not UTF-8; write it anew, or rename the file", field=name
                 )
-
-
-def _is_broken(word: str) -> bool:
-    """Whether Python could not read all of its bytes, and put lone surrogates in their places."""
-    return any("\ud800" <= letter <= "\udfff" for letter in word)
+            if isinstance(word, float) and math.isnan(word):
+                raise InvalidInputError(f"{called} is not a number; give one", field=name)

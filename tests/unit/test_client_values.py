@@ -221,7 +221,7 @@ def test_what_to_do_when_something_is_too_much(details: str, advice: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["info", "--timeout", "nan"], "a timeout is"),
+        (["info", "--timeout", "nan"], "timeout is"),
         (["info", "--token", "é"], "a token is ASCII"),
         (["info", "--address", ""], "the address is empty"),
         (["search", "--text", "caf\udce9"], "text is not UTF-8"),
@@ -246,4 +246,4 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         options = ["--out", str(tmp_path / "file"), "--address", where]
         done = CliRunner().invoke(app, ["encode", str(tmp_path / "p.png"), *options])
     assert done.exit_code == 2
-    assert f"{tmp_path / 'file'}: File exists" in done.stderr
+    assert f"{tmp_path / 'file'} is a file" in done.stderr

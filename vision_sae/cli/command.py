@@ -11,7 +11,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 import vision_sae
-from vision_sae.arguments import check_words
+from vision_sae.arguments import check_arguments
 from vision_sae.errors import VisionSaeError
 from vision_sae.exits import REFUSED, interruptible
 from vision_sae.places import check_output_file
@@ -72,7 +72,7 @@ def command(
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             with interruptible("vision-sae"), _clear_errors():
-                check_words(kwargs)
+                check_arguments(kwargs)
                 return function(*args, **kwargs)
 
         return group.command(name)(run)

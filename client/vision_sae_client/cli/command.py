@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -12,12 +13,13 @@ import typer
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
-from vision_sae.arguments import check_words
+from vision_sae.arguments import check_arguments
 from vision_sae.errors import (
     ImageTooLargeError,
     InvalidImageError,
     InvalidInputError,
     VisionSaeError,
+    quoted,
 )
 from vision_sae.exits import REFUSED, interruptible
 from vision_sae.pictures.decode import decode_image
@@ -87,7 +89,7 @@ def _broken_picture(arguments: Iterable[object]) -> Path | None:
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, str) and value.startswith("image:"):  # a target
                 files.append(Path(value.removeprefix("image:")))
-            elif isinstance(value, Path) and value.is_file():
+            elif isinstance(value, Path) and os.path.isfile(value):  # False for any odd path
                 files.append(value)
     for file in files:
         try:
@@ -103,7 +105,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with interruptible("vision-sae-client"), _clear_errors([*args, *kwargs.values()]):
-            check_words(kwargs)
+            check_arguments(kwargs)
             return function(*args, **kwargs)
 
     return app.command()(run)
@@ -111,9 +113,15 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 def feature_name(client: Client, feature: str, dictionary: str | None) -> str:
     """The whole name of a feature that may be given by its index alone."""
-    if not feature.isdecimal():
-        return feature
-    return f"{client.dictionary(dictionary).name}/features/{feature}"
+    if feature.isdecimal():
+        return f"{client.dictionary(dictionary).name}/features/{feature}"
+    if "/features/" not in feature:
+        raise InvalidInputError(
+            f"{quoted(feature)} names no feature; give its number, or its whole name, "
+            "dictionaries/NAME/features/NUMBER",
+            field="feature",
+        )
+    return feature
 
 
 def tell_unread(texts: Iterable[UnreadText]) -> None:

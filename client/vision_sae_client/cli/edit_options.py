@@ -55,8 +55,8 @@ def edits(
     conditions = own_map or any(value != _ALL.get(name) for name, value in scope.items())
     if conditions and not parsed and not carried:
         raise InvalidInputError(
-            "--box, --mask, --own-map, steps and strengths say where and when an edit applies; "
-            "give one, --add for example",
+            "--box, --mask, --own-map, --first-step, --last-step and --strengths say where and "
+            "when an edit applies; give one, --add for example",
             field="edits",
         )
     return [
