@@ -118,8 +118,9 @@ def check_output(
     Gives the manifest of the finished one that stands there, or None where the place is free or
     holds nothing but unfinished work of ours: whether a finished one may stay, or has to go, the
     caller knows (`check_replaceable`). Raises `AlreadyExistsError` for anything else that is there,
-    and `InvalidInputError` for a place inside one of the ``inputs``, or around one, for the working
-    directory, for the home directory, for those above, and for a place that cannot be written.
+    and `InvalidInputError` for a place inside one of the ``inputs``, or around one, inside anything
+    that was published, for the working directory, for the home directory, for those above, and for
+    a place that cannot be written.
     """
     _check_place(place, inputs, field)
     check_beside(place, field=field)
@@ -227,6 +228,13 @@ def _check_place(place: Path, inputs: Iterable[Path], field: str) -> None:
             "above them; name a new one",
             field=field,
         )
+    for folder in resolved.parents:
+        if (manifest := manifest_of(folder)) is not None:
+            raise InvalidInputError(
+                f"{place} lies inside {folder}, a {manifest.get('format')}, which holds nothing "
+                "else; name a place outside",
+                field=field,
+            )
     for given in apart:
         if resolved == given:
             raise InvalidInputError(

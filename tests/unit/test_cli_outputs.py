@@ -5,6 +5,7 @@ Every command that writes is run on places that are somebody's. Nothing loads a 
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
+
+    import_module("vision_sae.demo.both")  # keeps what it imports by name for all later tests
 
     monkeypatch.setattr("vision_sae.models.registry.load_model", refuse)
     monkeypatch.setattr("vision_sae.models.registry.load_generator", refuse)
