@@ -335,12 +335,6 @@ def load_open_clip(target: str, name: str, *, dtype: Dtype, device: str) -> Clip
 def load_open_clip_dir(target: str, name: str, *, dtype: Dtype, device: str) -> ClipModel:
     """A model from a directory as open_clip's ``local-dir:`` reads it."""
     config = Path(target) / "open_clip_config.json"
-    if not config.is_file():
-        raise NotFoundError(
-            f"{target} holds no open_clip_config.json with weights beside it; save the model with "
-            "open_clip.push_to_hf_hub.save_for_hf",
-            field="model",
-        )
     read_config(config)
     check_weights(config.parent)
     return _load(f"local-dir:{target}", name, config=config, dtype=dtype, device=device)

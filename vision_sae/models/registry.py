@@ -40,6 +40,7 @@ from vision_sae.models.clip import (
 )
 from vision_sae.models.generator import Generator
 from vision_sae.models.grid import Preprocessing
+from vision_sae.models.names import check_generator, check_model
 from vision_sae.models.parity import check_architecture, check_parity
 from vision_sae.models.protocol import Model
 from vision_sae.models.sources import check_weights, loading, read_config
@@ -165,12 +166,6 @@ def _local_dir(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
     import timm
 
     config = Path(target) / "config.json"
-    if not config.is_file():
-        raise NotFoundError(
-            f"{target} holds no config.json; save the model with timm's save_for_hf layout "
-            "(config.json and model.safetensors)",
-            field="model",
-        )
     architecture = read_config(config).get("architecture")
     if not timm.is_model(str(architecture)):
         raise InvalidInputError(
@@ -214,11 +209,6 @@ def _demo(target: str, name: str, *, dtype: Dtype, device: str) -> Model:
         return load_demo_clip(name, dtype=dtype, device=device)
     if target == "generator":
         return _sdxl(target, name, dtype=dtype, device=device)
-    if target != "dinov2-s":
-        raise NotFoundError(
-            f"there is no demo model {target!r}; the demo models are: dinov2-s, clip, generator",
-            field="model",
-        )
     module = weights.dinov2_small()
     preprocessing = Preprocessing(height=224, width=224)
     model = VitModel(name, TimmBackbone(module), preprocessing, dtype=dtype, device=device)
@@ -264,6 +254,7 @@ def load_model(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> Mode
     when nothing answers to the name.
     """
     _check_length(name)
+    check_model(name)
     scheme, separator, target = name.partition(":")
     if separator and scheme in _LOADERS:
         return _LOADERS[scheme](target, name, dtype=dtype, device=device)
@@ -317,13 +308,6 @@ def load_generator(name: str, *, dtype: Dtype = "auto", device: str = "cpu") -> 
     from vision_sae.models.sdxl import load_sdxl
 
     _check_length(name)
-    scheme, _, target = name.partition(":")
-    if name == "demo:generator":
-        return load_sdxl(str(FOLDER), name, dtype=dtype, device=device)
-    if scheme != "sdxl" or not target:
-        raise NotFoundError(
-            f"no text-to-image model answers to {name!r}; use demo:generator, sdxl:NAME, as in "
-            "sdxl:stabilityai/sdxl-turbo, or sdxl: and the path of a saved pipeline",
-            field="model",
-        )
+    check_generator(name)
+    target = str(FOLDER) if name == "demo:generator" else name.partition(":")[2]
     return load_sdxl(target, name, dtype=dtype, device=device)

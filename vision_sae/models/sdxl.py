@@ -472,12 +472,6 @@ def load_sdxl(target: str, name: str, *, dtype: Dtype = "auto", device: str = "c
 
 def _check_parts(index: Path) -> None:
     """Raise unless the folder of a pipeline's ``index`` has every part, with whole weights."""
-    if not index.is_file():
-        raise NotFoundError(
-            f"{index.parent} holds no model_index.json; name a folder that a diffusers pipeline's "
-            "save_pretrained wrote",
-            field="model",
-        )
     for name, kind in read_config(index).items():
         part = index.parent / name
         if name in _NOT_NEEDED or not isinstance(kind, list) or kind[0] is None:
