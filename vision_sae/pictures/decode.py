@@ -48,6 +48,11 @@ def guarded() -> Iterator[None]:
         yield
     except VisionSaeError:
         raise
+    except UnidentifiedImageError as error:
+        raise InvalidImageError(
+            "the bytes are not a JPEG, PNG or WebP picture; convert the file to one of these",
+            field="image",
+        ) from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageTooLargeError(
             f"the image needs too much memory ({_said(error)}); send a smaller one", field="image"
@@ -102,13 +107,7 @@ def decode_image(
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header alone, and judge it."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise InvalidImageError(
-            "the bytes are not a JPEG, PNG or WebP picture; convert the file to one of these",
-            field="image",
-        ) from error
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLargeError(
