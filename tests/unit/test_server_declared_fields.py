@@ -21,24 +21,26 @@ from vision_sae_server import app
 from vision_sae_server.labelling import Labelling
 from vision_sae_server.served import ServedModel
 
-from tests import generations, serving, worlds
+from tests import contrastive_world, generations, serving, wire_world, worlds
 from tests.contrastive_world import SitedClip
 from tests.labels import made
 from tests.serving import DICTIONARY, MODEL
 from tests.unit.test_server_descriptions import Lengths
 from tests.unit.test_server_neurons import SITE as NEURONS
 from tests.unit.test_server_neurons import evidence
+from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles.build import build
 from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.matches import match_bundles
-from vision_sae.config import BuildConfig
+from vision_sae.config import BuildConfig, HarvestConfig
 from vision_sae.descriptions.jobs.job import Target as JobTarget
 from vision_sae.descriptions.protocol import Description, Score
 from vision_sae.descriptions.store import LabelStore, Unit
 from vision_sae.errors import InvalidImageError
 from vision_sae.models.sdxl import SdxlModel
 from vision_sae.models.vit import TimmBackbone, VitModel
+from vision_sae.pictures.folder import image_folder
 from vision_sae.v1 import attribution_service_pb2 as attribution_pb
 from vision_sae.v1 import catalog_service_pb2 as catalog_pb
 from vision_sae.v1 import description_pb2, edit_pb2, image_pb2, ledger_pb2, target_pb2
@@ -60,6 +62,7 @@ SERVICES = {
 GIVEN_BACK = {"GenerationSettings", "FeatureUnits", "NeuronUnits", "LabelJobBudget"}
 """Messages of a caller that answers repeat: what is in them is what was sent."""
 MIXED = "dictionaries/mixed"
+LONG = "twenty letters of it and a dog"
 
 
 class Asker:
@@ -331,6 +334,39 @@ def ask_searches(ask: Asker) -> None:
     ask("SearchService.SearchFeatures", search_pb.SearchFeaturesRequest(feature=feature))
 
 
+def ask_long_texts(ask: Asker) -> None:
+    """Of a world whose encoder reads the first `wire_world.READS` letters of a text."""
+    image, feature = wire_world.png(), f"{DICTIONARY}/features/0"
+    target = target_pb2.Target(text=target_pb2.TextTarget(text=LONG))
+    ask(
+        "AttributionService.Attribute",
+        attribution_pb.AttributeRequest(image=image, dictionaries=[DICTIONARY], target=target),
+    )
+    edit = edit_pb2.Edit(feature=feature, operation=edit_pb2.EDIT_OPERATION_ABLATE)
+    plan = intervention_pb.InterventionPlan(
+        edits=[edit], targets=[intervention_pb.NamedTarget(id="long", target=target)]
+    )
+    seen = intervention_pb.InterventionImage(image=image)
+    ask("InterventionService.Intervene", intervention_pb.InterveneRequest(plan=plan, images=[seen]))
+    score = description_pb.ScoreDescriptionRequest(feature=feature, text=LONG)
+    ask("DescriptionService.ScoreDescription", score)
+    ask("SearchService.SearchFeatures", search_pb.SearchFeaturesRequest(text=LONG))
+
+
+def aligned(root: Path) -> Any:
+    """A server of pictures whose patches lie in the space of texts."""
+    clip = SitedClip(["red apple", "grey dog"])
+    (root / "pictures").mkdir(parents=True)
+    contrastive_world.picture(np.arange(16).reshape(4, 4) % 2).save(root / "pictures" / "a.png")
+    config = HarvestConfig(sites=(clip.SITE,), text_aligned=True)
+    pictures = image_folder(root / "pictures")
+    store = harvest(clip, pictures, root / "store", config, progress=False)
+    sae = worlds.identity_sae(clip.embedding_dim, 8)
+    worlds.write_dictionary(root / "d", sae, store, site=clip.SITE)
+    bundle = build(store, root / "d", root / "aligned", BuildConfig(), progress=False)
+    return serving.state(bundle, LabelStore("sqlite://"), model=clip)
+
+
 def ask_generations(ask: Asker) -> None:
     edit = edit_pb2.Edit(
         feature="dictionaries/up/features/3",
@@ -339,7 +375,7 @@ def ask_generations(ask: Asker) -> None:
         where=edit_pb2.Where(region=image_pb2.Region(box=image_pb2.Box(x0=0, y0=0, x1=32, y1=64))),
     )
     settings = generation_pb.GenerationSettings(
-        model=generations.MODEL, prompt="a red star", seed=5, steps=2, edits=[edit]
+        model=generations.MODEL, prompt=LONG, seed=5, steps=2, edits=[edit]
     )
     request = generation_pb.GenerateRequest(
         settings=settings,
@@ -350,6 +386,10 @@ def ask_generations(ask: Asker) -> None:
     )
     with ThreadPoolExecutor(4) as pool:  # so that some wait for the others
         every = list(pool.map(lambda _: ask("GenerationService.Generate", request), range(4)))
+    encode = attribution_pb.EncodeRequest(
+        image=picture(), dictionary="dictionaries/up", noising={"prompt": LONG}
+    )
+    ask("AttributionService.Encode", encode)
     recipe = every[0][-1].result.recipe
     again = generation_pb.GenerateRequest(recipe=recipe, omit_twin=True)
     ask("GenerationService.Generate", again)
@@ -380,6 +420,13 @@ def seen(
             ask_attributions(ask)
             ask_interventions(ask)
             ask_searches(ask)
+        with serving.serving(wire_world.picture_state(root / "reading")) as channel:
+            ask_long_texts(Asker(found, channel))
+        for kind in (SitedClip, SdxlModel):
+            patch.setattr(kind, "unread_text", lambda _, text: text[wire_world.READS :])
+        with serving.serving(aligned(root / "aligned")) as channel:
+            patches = search_pb.SearchPatchesRequest(dictionary="dictionaries/aligned", text=LONG)
+            Asker(found, channel)("SearchService.SearchPatches", patches)
         labelling = Labelling(similarities=similarities)
         with serving.serving(
             generations.state(tiny_generator, generated_bundles, labelling)
@@ -397,5 +444,5 @@ def test_every_declared_field_is_filled_by_some_answer(seen: set[str]) -> None:
 
 def test_a_deprecated_field_is_filled_by_none(seen: set[str]) -> None:
     deprecated = {name for name, field in declared().items() if field.GetOptions().deprecated}
-    assert deprecated == {"Capability.scope"}
+    assert deprecated == {"Capability.scope", "ServerLimits.max_call_time"}
     assert not seen & deprecated

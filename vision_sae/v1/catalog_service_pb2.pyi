@@ -87,8 +87,9 @@ class ServerLimits(_message.Message):
     collapsed: what comes after them is not told.
     """
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def max_call_time(self) -> _duration_pb2.Duration:
-        """Longest a call may take. Unset: this server ends no call by itself, the caller's deadline does."""
+        """Never set: this server ends no call by itself, the caller's deadline does."""
 
     def __init__(
         self,
