@@ -218,7 +218,9 @@ def test_corrupt_file_is_refused_by_name_at_opening(bundle: Bundle) -> None:
 @pytest.mark.parametrize("change", [{"version": 3}, {"format": "vision_sae.dictionary"}])
 def test_other_format_or_version_is_refused(bundle: Bundle, change: dict[str, object]) -> None:
     (bundle.path / "manifest.json").write_text(json.dumps(bundle.manifest | change))
-    with pytest.raises(CorruptArtifactError, match="reads .* version 2; build it again"):
+    with pytest.raises(
+        CorruptArtifactError, match="reads .* version 2; name another, or run `vision-sae build`"
+    ):
         Bundle(bundle.path)
 
 

@@ -154,7 +154,7 @@ def test_only_unknown_settings_can_be_ignored(world: Path, tmp_path: Path, name:
     arguments = ("import", world / "source", tmp_path / "d", "--store", world / "store")
     result = run(*arguments, "--ignore-setting", name)
     assert result.exit_code == 2
-    assert f"no unknown setting {name}" in result.stderr
+    assert f"no unknown setting {name!r}" in result.stderr
 
 
 def test_vectors_that_saev_reconstructs_otherwise_are_counted(world: Path, tmp_path: Path) -> None:
@@ -164,7 +164,8 @@ def test_vectors_that_saev_reconstructs_otherwise_are_counted(world: Path, tmp_p
     header = saev_header(5, "TopK", top_k=2)
     header["cfg"] |= {"d_model": DIM, "d_sae": 3}
     write_saev(tmp_path / "sae.pt", header, **tensors)
-    output = succeed("import", tmp_path, tmp_path / "d", "--store", world / "store").output
+    source = tmp_path / "sae.pt"
+    output = succeed("import", source, tmp_path / "d", "--store", world / "store").output
     assert "32 vectors have fewer positive features than k" in output
     assert load_dictionary(tmp_path / "d")[1]["training"]["vectors_short_of_k"] == 32
 

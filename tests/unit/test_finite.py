@@ -360,10 +360,10 @@ def test_configurations_made_in_code_are_checked_too() -> None:
 
 
 def test_what_no_memory_holds_is_refused_before_it_is_asked_for(finite: ActivationStore) -> None:
-    with pytest.raises(InvalidInputError, match="1073741824 features needs .* lower expansion"):
+    with pytest.raises(InvalidInputError, match="1073741824 features takes .* of memory"):
         config = TrainConfig(expansion=1024)
         new_learner(2**20, config, lambda count: torch.zeros(count, 1), group=Group())
-    with pytest.raises(InvalidInputError, match="lower width"):
+    with pytest.raises(InvalidInputError, match="1000000000000 features takes .* of memory"):
         factorise(finite, "nmf", width=10**12, progress=False)
 
 

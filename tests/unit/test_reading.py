@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from vision_sae.demo import clip_weights
+from vision_sae.demo.wheels import MINILM
 from vision_sae.models.generator import GenerationSettings
 from vision_sae.models.reading import unread_by, unread_by_open_clip
 from vision_sae.models.sdxl import SdxlModel
@@ -41,7 +41,7 @@ def test_what_open_clips_tokenizer_cuts_is_the_end_of_the_text(text: str) -> Non
 )
 @pytest.mark.parametrize("mode", ["", "clips"])
 def test_what_a_tokenizer_of_transformers_cuts(text: str, unread: str, mode: str) -> None:
-    tokenizer = HFTokenizer(str(clip_weights.minilm_path()), context_length=8 + bool(mode))
+    tokenizer = HFTokenizer(str(MINILM.path()), context_length=8 + bool(mode))
     tokenizer.tokenizer_mode = mode
     assert unread_by_open_clip(tokenizer, text) == unread
 

@@ -216,7 +216,9 @@ def caused(rate: float, seed: int, version: str) -> float:
     truth = np.zeros((round(1 / rate), TRUE), dtype=np.bool_)
     truth[0, : round(0.9 * TRUE)] = True
     moved = damaged(truth, random)[version].astype(np.float32)[..., None]
-    movements: Any = SimpleNamespace(of=lambda _: moved[0], others=lambda _: moved[1:])
+    movements: Any = SimpleNamespace(
+        compares=lambda _: True, of=lambda _: moved[0], others=lambda _: moved[1:]
+    )
     found = CausalScorer(movements, lambda _: np.ones((1, 1), dtype=np.float32)).score(0, "concept")
     return float("nan") if found is None else found.value
 
