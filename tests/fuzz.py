@@ -6,11 +6,13 @@ bytes. `Wire` sends whatever comes of it and says how the server took it.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
@@ -213,16 +215,47 @@ class Outcome:
     """Those of items in the answers."""
 
     @property
-    def faults(self) -> list[str]:
-        """What must not be: a failure nobody foresaw, or the name of a Python class."""
+    def unforeseen(self) -> list[str]:
+        """Failures, of the call or of an item in its answers, that are of our making."""
         found = [f"{self.method}: {self.code.name} {self.message}"] * (self.code in UNFORESEEN)
-        found += [
+        return found + [
             f"{self.method}: an item: {error.code} {error.message}"
             for error in self.errors
             if error.code in {code.value[0] for code in UNFORESEEN}
         ]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Messages that name a Python class."""
         told = [self.message, *(error.message for error in self.errors)]
-        return found + [f"{self.method}: {text}" for text in told if _CLASS_NAME.search(text)]
+        return [f"{self.method}: {text}" for text in told if _CLASS_NAME.search(text)]
+
+    @property
+    def faults(self) -> list[str]:
+        """All that must not be."""
+        return self.unforeseen + self.class_names
+
+
+class Log(logging.Handler):
+    """Keeps what the server says that only our own faults may make it say."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    @classmethod
+    @contextmanager
+    def kept(cls) -> Iterator[Self]:
+        """The log of the body."""
+        handler = cls()
+        logging.getLogger().addHandler(handler)
+        try:
+            yield handler
+        finally:
+            logging.getLogger().removeHandler(handler)
 
 
 class Wire:

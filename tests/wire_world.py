@@ -16,9 +16,11 @@ from torch.nn.functional import normalize
 from tests import generations, serving, worlds
 from tests.contrastive_world import phrase_vector
 from tests.serving import DICTIONARY
+from vision_sae.demo.generator import new_pipeline, write_tokenizer
 from vision_sae.descriptions.protocol import Metric, Score
 from vision_sae.descriptions.store import LabelStore
 from vision_sae.models.protocol import PatchEmbeddings
+from vision_sae.models.sdxl import SdxlModel
 from vision_sae.models.vit import TimmBackbone, VitModel
 from vision_sae.tensors import to_proto
 from vision_sae.v1 import attribution_service_pb2 as attribution
@@ -97,6 +99,15 @@ def picture_state(root: Path) -> Any:
     labels = LabelStore("sqlite://")
     labels.import_bundle(bundle)
     return serving.state(bundle, labels, labelling(), model=model)
+
+
+def drawing_state(root: Path) -> Any:
+    """What a server that generates holds: a tiny pipeline of random weights."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(root / "tokenizer")
+    torch.manual_seed(0)
+    model = SdxlModel("tiny", new_pipeline(root / "tokenizer"), dtype="float32")
+    return generations.state(model, generations.bundles(model, root), labelling())
 
 
 def png(side: int = 24) -> image_pb2.Image:

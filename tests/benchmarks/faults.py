@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -22,10 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import fuzz, serving, wire_world
 from tests.fault import commands, outputs, pictures
+from tests.foreign_settings import CHECKPOINTS, MEANINGFUL, right, strange
 from tests.worlds import tiny_model
 from vision_sae.activations.harvest import harvest
 from vision_sae.config import HarvestConfig
+from vision_sae.errors import VisionSaeError
 from vision_sae.pictures.folder import image_folder
 
 _FOLDER_SIZE = 500
@@ -38,26 +41,37 @@ def tell(fault: str) -> None:
 
 
 def of_commands(root: Path, seconds: int) -> dict[str, int]:
-    """Every command with one wrong argument at a time."""
+    """Every command with one wrong argument at a time, those of the client at real servers."""
     world = commands.make_world(root / "world")
     outputs.furnish(world)
     result = {"tried": 0, "tracebacks": 0, "unnamed": 0, "statuses": 0, "ended_by_the_clock": 0}
-    for case in commands.cases(commands.WORKING + commands.REFUSED_ONLY):
-        temporary = Path(tempfile.mkdtemp(dir=root))
-        seen = commands.try_case(case, world, temporary, seconds)
-        found = {
-            "tracebacks": bool(seen.traceback),
-            "unnamed": seen.unnamed(case),
-            "statuses": seen.status is not None and seen.status not in commands.STATUSES,
-        }
-        result["tried"] += 1
-        result["ended_by_the_clock"] += seen.status is None
-        for name, is_fault in found.items():
-            result[name] += is_fault
-            if is_fault:
-                tell(f"{name}: {case}: {seen.traceback or seen.output[-300:]}")
-        shutil.rmtree(temporary)
+    pictured = wire_world.picture_state(root / "seeing")
+    drawing = wire_world.drawing_state(root / "painting")
+    with serving.address(pictured) as seeing, serving.address(drawing) as painting:
+        for table, options in (
+            (commands.WORKING + commands.REFUSED_ONLY, ()),
+            (commands.ASKING, ("--address", seeing)),
+            (commands.DRAWING, ("--address", painting)),
+        ):
+            for case in commands.cases(table, options):
+                temporary = Path(tempfile.mkdtemp(dir=root))
+                _count(case, commands.try_case(case, world, temporary, seconds), result)
+                shutil.rmtree(temporary)
     return result
+
+
+def _count(case: commands.Wrong, seen: commands.Seen, result: dict[str, int]) -> None:
+    found = {
+        "tracebacks": bool(seen.traceback),
+        "unnamed": seen.unnamed(case),
+        "statuses": seen.status is not None and seen.status not in commands.STATUSES,
+    }
+    result["tried"] += 1
+    result["ended_by_the_clock"] += seen.status is None
+    for name, is_fault in found.items():
+        result[name] += is_fault
+        if is_fault:
+            tell(f"{name}: {case}: {seen.traceback or seen.output[-300:]}")
 
 
 def of_outputs(root: Path, seconds: int) -> dict[str, int]:
@@ -102,14 +116,43 @@ def of_pictures(root: Path, count: int) -> dict[str, int]:
 
 def of_rpcs(root: Path, calls: int) -> dict[str, int]:
     """Calls of every rpc: right requests with a field changed, random ones, damaged bytes."""
-
-    raise NotImplementedError
+    result = {"tried": 0, "internal_or_unknown": 0, "class_names": 0, "logged": 0}
+    pictured = wire_world.picture_state(root / "seeing")
+    drawing = wire_world.drawing_state(root / "painting")
+    with fuzz.Log.kept() as log:
+        for state, right in (
+            (pictured, wire_world.picture_requests()),
+            (drawing, wire_world.generation_requests()),
+        ):
+            with serving.serving(state) as channel:
+                wire = fuzz.Wire(channel)
+                for method, messages in fuzz.tries(random.Random(0), calls, right):
+                    outcome = wire.send(method, messages)
+                    result["tried"] += 1
+                    result["internal_or_unknown"] += bool(outcome.unforeseen)
+                    result["class_names"] += bool(outcome.class_names)
+                    for fault in outcome.faults:
+                        tell(f"rpc: {fault}")
+    result["logged"] = len(log.said)
+    return result
 
 
 def of_checkpoints(root: Path) -> dict[str, int]:
     """Foreign checkpoints, each setting changed to strange values: imported right, or refused."""
-
-    raise NotImplementedError
+    result = {"tried": 0, "refused": 0, "silent_wrong": 0}
+    for name, checkpoint in CHECKPOINTS.items():
+        for key, value, settings in strange(checkpoint):
+            folder = Path(tempfile.mkdtemp(dir=root))
+            result["tried"] += 1
+            try:
+                sound = right(checkpoint.write(folder, settings), checkpoint.expected)
+            except VisionSaeError:
+                result["refused"] += 1
+                continue
+            if not sound and (key, value) not in MEANINGFUL:
+                result["silent_wrong"] += 1
+                tell(f"silently wrong: {name}: {key} {value!r}")
+    return result
 
 
 def main() -> None:
@@ -122,7 +165,6 @@ def main() -> None:
     parser.add_argument("--only", choices=parts, action="append")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.disable()
     work: dict[str, Callable[[Path], dict[str, Any]]] = {
         "commands": lambda root: of_commands(root, given.seconds),
         "rpcs": lambda root: of_rpcs(root, given.calls),

@@ -33,6 +33,7 @@ from vision_sae_client.cli import app as client
 from tests.worlds import noise_image
 from vision_sae import exits
 from vision_sae.cli import app as library
+from vision_sae.demo.generator import new_pipeline, write_tokenizer
 from vision_sae.descriptions.store import LabelStore, Unit
 
 STATUSES = frozenset({exits.DONE, exits.FAULT, exits.REFUSED, exits.INTERRUPTED, exits.UNREAD})
@@ -40,7 +41,13 @@ STATUSES = frozenset({exits.DONE, exits.FAULT, exits.REFUSED, exits.INTERRUPTED,
 SITE = "blocks.1.update"
 _SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2}
 _HUGE = "x" * 5000
+_IN_THE_CONTRACT = {"score": "text", "abstain": "abstention_reason", "carry": "source_prompt"}
+"""Options of the client that a server's refusal calls by the contract's name."""
+_LASTING = frozenset({"serve", "demo", "web"})
+"""Commands that go on until they are ended."""
 LABELS = ("--labels", "{w}/labels.sqlite", "--guesses")
+DRAWN = ("--model", "sdxl:{w}/generator", "--site", "mid_block.attentions.0.update")
+_PROMPTS = ("--prompts", "{w}/prompts.txt")
 PLAIN = ("--config", "{w}/config.yaml")
 TRAIN = ("--expansion", "2", "--k", "4", "--steps", "20", *PLAIN)
 
@@ -59,18 +66,11 @@ class Wrong:
     def names(self) -> tuple[str, ...]:
         """What a refusal may call the argument."""
         name = Path(self.value).name
-        if not self.value:  # an empty path is that of the folder one is in
-            return (
-                *self.options,
-                self.parameter,
-                self.parameter.replace("_", " "),
-                ". ",
-                "'.'",
-                "''",
-            )
         quoted = [part[:40] for part in (self.value, name, ascii(name)[1:-1]) if part.strip()]
-        quoted.append(ascii(self.value)[:40])
-        return (*self.options, self.parameter, self.parameter.replace("_", " "), *quoted)
+        if not self.value:  # an empty path is that of the folder one is in
+            quoted = [". ", "'.'"]
+        called = _IN_THE_CONTRACT.get(self.parameter, self.parameter.replace("_", " "))
+        return (*self.options, self.parameter, called, *quoted, ascii(self.value)[:40])
 
     def __str__(self) -> str:
         return " ".join(a if len(a) < 60 else f"{a[:20]}... ({len(a)})" for a in self.args)
@@ -121,6 +121,8 @@ def make_world(root: Path) -> Path:
         f"layer,unit,description\n{SITE},0,a cat\n{SITE},1,a dog\n"
     )
     (root / "prompts.txt").write_text("a red star\na blue ring\n")
+    write_tokenizer(root / "tokenizer")
+    new_pipeline(root / "tokenizer").save_pretrained(root / "generator")
     (root / "notes").mkdir()
     (root / "notes" / "thesis.txt").write_text("years of work\n")
     (root / "bytes.bin").write_bytes(bytes(range(256)) * 8)
@@ -130,6 +132,10 @@ def make_world(root: Path) -> Path:
         ("build", "{w}/store", "{w}/d", "{w}/bundle"),
         ("build", "{w}/store", "{w}/d", "{w}/other"),
         ("describe", "{w}/bundle", *PLAIN),
+        ("harvest", "{w}/prompts.txt", "{w}/drawn-store", *DRAWN),
+        ("train", "{w}/drawn-store", "{w}/drawn-d", *TRAIN),
+        ("build", "{w}/drawn-store", "{w}/drawn-d", "{w}/drawn"),
+        ("describe", "{w}/drawn", *PLAIN),
         ("export", "{w}/d", "{w}/exported"),
         ("label", "{w}/bundle", "--labels", "{w}/labels.sqlite", "--work", "{w}/work", *PLAIN),
     ):
@@ -171,9 +177,12 @@ WORKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
 REFUSED_ONLY: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
     (library, ("serve", "{w}/bundle", "--port", "0")),
     (library, ("demo", "--out", "{t}/o", "--work", "{t}/k", "--once")),
-    (library, ("evaluate", "blocks", "{w}/bundle", "--prompts", "{w}/prompts.txt")),
-    (library, ("evaluate", "causal", "{w}/bundle", "--prompts", "{w}/prompts.txt")),
-    (library, ("evaluate", "edits", "{w}/bundle")),
+    (
+        library,
+        ("evaluate", "blocks", "{w}/drawn", "--prompts", "{w}/prompts.txt", "--out", "{t}/b"),
+    ),
+    (library, ("evaluate", "causal", "{w}/drawn", "--prompts", "{w}/prompts.txt")),
+    (library, ("evaluate", "edits", "{w}/drawn")),
 )
 """Commands that would go on for long, or forever, were nothing wrong; the clock ends those."""
 
@@ -185,10 +194,14 @@ ASKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
     (client, ("describe", "0")),
     (client, ("search", "--feature", "0")),
     (client, ("label", "--list")),
-    (client, ("steer", "a red star", "--out", "{t}/steered.png")),
     (client, ("web", "--port", "0")),
 )
-"""Runs of the client; each is given ``--address``."""
+"""Runs of the client, of a server of pictures that answers at ``--address``."""
+
+DRAWING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
+    (client, ("steer", "a red star", "--out", "{t}/steered", "--steps", "1")),
+)
+"""The same, of a server that generates."""
 
 
 def values_of(kind: Any) -> tuple[str, ...]:
@@ -224,11 +237,15 @@ def _found(program: typer.Typer, args: Sequence[str]) -> tuple[Any, int]:
 
 
 def cases(
-    working: Sequence[tuple[typer.Typer, tuple[str, ...]]], extra: Sequence[str] = ()
+    working: Sequence[tuple[typer.Typer, tuple[str, ...]]], besides: Sequence[str] = ()
 ) -> Iterator[Wrong]:
-    """One case for each parameter of each command and each value that is wrong for its kind."""
+    """One case for each parameter of each command and each value that is wrong for its kind.
+
+    ``besides`` are options that every run has, unless they are what is wrong.
+    """
     for program, args in working:
-        found, place = _found(program, args)
+        found, words = _found(program, args)
+        place = words
         hints = typing.get_type_hints(inspect.unwrap(found.callback))
         for parameter in found.params:
             kind = _kind(hints.get(parameter.name, str))
@@ -243,7 +260,8 @@ def cases(
                 else:
                     options = tuple(parameter.opts)
                     whole = (*_without(args, options), options[0], value)
-                yield Wrong(program, (*whole, *extra), parameter.name, options, value)
+                whole = (*whole[:words], *besides, *whole[words:])
+                yield Wrong(program, whole, parameter.name, options, value)
 
 
 def _without(args: Sequence[str], options: Sequence[str]) -> Iterator[str]:
@@ -316,6 +334,7 @@ def full_disk(most: int) -> Iterator[None]:
 
 def try_case(case: Wrong, world: Path, temporary: Path, seconds: int = 30) -> Seen:
     """Run a case; ``temporary`` is an empty folder, in which it may write."""
+    seconds = 3 if case.args[0] in _LASTING else seconds
     loop = temporary / "loop"
     if not loop.is_symlink():
         os.symlink(loop, loop)

@@ -121,4 +121,4 @@ def write_files(folder: Path, count: int, seed: int = 0) -> int:
 def accounted(store: ActivationStore) -> Iterator[str]:
     """The names of pictures that a store holds, and of those that it lists as skipped."""
     yield from (record.id for record in store.images)
-    yield from (row["id"] for row in store.skipped)
+    yield from (skipped.id for skipped in store.skipped)

@@ -1,17 +1,24 @@
-"""No traceback for a user's mistake: every command with one wrong argument at a time."""
+"""No traceback for a user's mistake: every command with one wrong argument at a time.
+
+Every fourth case is tried here, `python -m tests.benchmarks.faults` tries them all.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from tests import serving, wire_world
 from tests.fault import commands, outputs
-from tests.fault.commands import REFUSED_ONLY, STATUSES, WORKING, Wrong
+from tests.fault.commands import ASKING, DRAWING, REFUSED_ONLY, STATUSES, WORKING, Wrong
 
 pytestmark = pytest.mark.slow
+_EVERY = 4
+"""There are 6, 10 or 11 values of a kind, so in time each meets some argument."""
 _SECONDS = 10
 """When the clock ends what a wrong value, which is fit after all, would do for long."""
 
@@ -31,7 +38,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _by_command(cases: Iterator[Wrong]) -> dict[str, list[Wrong]]:
+def _by_command(cases: Iterable[Wrong]) -> dict[str, list[Wrong]]:
     found: dict[str, list[Wrong]] = {}
     for case in cases:
         words = case.args[:2] if case.args[0] == "evaluate" else case.args[:1]
@@ -39,7 +46,7 @@ def _by_command(cases: Iterator[Wrong]) -> dict[str, list[Wrong]]:
     return found
 
 
-COMMANDS = _by_command(commands.cases(WORKING + REFUSED_ONLY))
+COMMANDS = _by_command(islice(commands.cases(WORKING + REFUSED_ONLY), 0, None, _EVERY))
 
 
 def _check(case: Wrong, seen: commands.Seen) -> list[str]:
@@ -75,6 +82,29 @@ def test_no_wrong_argument_ends_in_a_traceback(world: Path, elsewhere: Path, com
     assert not faults, "\n".join(faults)
 
 
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Of a server of pictures, and of one that generates."""
+    root = tmp_path_factory.mktemp("servers")
+    with (
+        serving.address(wire_world.picture_state(root / "seeing")) as seeing,
+        serving.address(wire_world.drawing_state(root / "painting")) as painting,
+    ):
+        yield seeing, painting
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_wrong_argument_of_the_client_ends_in_a_traceback(
+    world: Path, elsewhere: Path, addresses: tuple[str, str], number: int
+) -> None:
+    faults, table = [], (ASKING, DRAWING)[number]
+    cases = commands.cases(table, ("--address", addresses[number]))
+    for count, case in enumerate(islice(cases, 0, None, _EVERY)):
+        (elsewhere / str(count)).mkdir()
+        faults += _check(case, commands.try_case(case, world, elsewhere / str(count), _SECONDS))
+    assert not faults, "\n".join(faults)
+
+
 @pytest.mark.parametrize("writer", outputs.WRITERS, ids=lambda args: "-".join(args[:2]))
 def test_no_output_costs_anybody_a_file(
     world: Path, elsewhere: Path, writer: tuple[str, ...]
@@ -91,16 +121,15 @@ def test_no_output_costs_anybody_a_file(
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("room", [0, 3000])
 @pytest.mark.parametrize("args", WORKING, ids=lambda pair: "-".join(pair[1][:2]))
 def test_full_disk_is_told_and_nothing_that_was_there_is_lost(
-    world: Path, elsewhere: Path, args: tuple[object, tuple[str, ...]], room: int
+    world: Path, elsewhere: Path, args: tuple[object, tuple[str, ...]]
 ) -> None:
     mine = elsewhere / "world"
     shutil.copytree(world, mine, symlinks=True)
     before = outputs.contents(mine)
     filled = tuple(commands.filled(args[1], mine, elsewhere))
-    with commands.full_disk(room):
+    with commands.full_disk(3000):
         seen = commands.run(commands.library, filled, 120)
     assert not seen.traceback
     assert seen.status == 0 or "cannot be written" in seen.output, seen.output

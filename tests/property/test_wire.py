@@ -3,41 +3,23 @@ or writes a traceback into the log. `python -m tests.benchmarks.faults` sends th
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz, generations, serving, wire_world
-from vision_sae.demo.generator import new_pipeline, write_tokenizer
-from vision_sae.models.sdxl import SdxlModel
+from tests import fuzz, serving, wire_world
 
 SEEDS = st.integers(0, 2**32)
 
 
-class Log(logging.Handler):
-    """Keeps what the server says that only our own faults may make it say."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
 @pytest.fixture(scope="module")
-def log() -> Iterator[Log]:
-    handler = Log()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+def log() -> Iterator[fuzz.Log]:
+    with fuzz.Log.kept() as kept:
+        yield kept
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +31,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz.Wire]:
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz.Wire]:
-    folder: Path = tmp_path_factory.mktemp("generator")
-    write_tokenizer(folder / "tokenizer")
-    torch.manual_seed(0)
-    model = SdxlModel("tiny", new_pipeline(folder / "tokenizer"), dtype="float32")
-    bundles = generations.bundles(model, folder)
-    with serving.serving(generations.state(model, bundles, wire_world.labelling())) as channel:
+    state = wire_world.drawing_state(tmp_path_factory.mktemp("generator"))
+    with serving.serving(state) as channel:
         yield fuzz.Wire(channel)
 
 
-def check(wire: fuzz.Wire, log: Log, seed: int, right: Mapping[str, Sequence[Any]]) -> None:
+def check(wire: fuzz.Wire, log: fuzz.Log, seed: int, right: Mapping[str, Sequence[Any]]) -> None:
     """One call of each rpc."""
     for method, messages in fuzz.tries(random.Random(seed), 1, right):
         faults = wire.send(method, messages).faults
@@ -67,13 +45,15 @@ def check(wire: fuzz.Wire, log: Log, seed: int, right: Mapping[str, Sequence[Any
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS)
-def test_a_server_of_pictures_takes_anything(pictures: fuzz.Wire, log: Log, seed: int) -> None:
+def test_a_server_of_pictures_takes_anything(pictures: fuzz.Wire, log: fuzz.Log, seed: int) -> None:
     check(pictures, log, seed, wire_world.picture_requests())
 
 
 @settings(max_examples=8, deadline=None)
 @given(SEEDS)
-def test_a_server_that_generates_takes_anything(generator: fuzz.Wire, log: Log, seed: int) -> None:
+def test_a_server_that_generates_takes_anything(
+    generator: fuzz.Wire, log: fuzz.Log, seed: int
+) -> None:
     check(generator, log, seed, wire_world.generation_requests())
 
 
