@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 import resource
@@ -300,10 +301,24 @@ def _clock(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """What a server sets for its whole process, its log and its environment, is set back."""
+    root, environment = logging.getLogger(), dict(os.environ)
+    factory, handlers, level = logging.getLogRecordFactory(), root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        root.handlers[:], root.level = handlers, level
+        os.environ.clear()
+        os.environ.update(environment)
+
+
 def run(program: typer.Typer, args: Sequence[str], seconds: int = 30) -> Seen:
     """Run a command in this process."""
     try:
-        with _clock(seconds):
+        with _as_it_was(), _clock(seconds):
             result: Result = CliRunner().invoke(program, list(args))
     except _ClockEndedError:
         return Seen(None, "", "")
