@@ -17,7 +17,7 @@ import signal
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, UnionType
 from typing import Any
@@ -31,8 +31,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 from vision_sae_client.cli import app as client
 
+from tests.labels import made
 from tests.worlds import noise_image
 from vision_sae import exits
+from vision_sae.bundles.bundle import Bundle, add_descriptions
 from vision_sae.cli import app as library
 from vision_sae.demo.generator import new_pipeline, write_tokenizer
 from vision_sae.descriptions.store import LabelStore, Unit
@@ -140,8 +142,10 @@ def make_world(root: Path) -> Path:
         ("export", "{w}/d", "{w}/exported"),
         ("label", "{w}/bundle", "--labels", "{w}/labels.sqlite", "--work", "{w}/work", *PLAIN),
     ):
-        made = run(library, tuple(filled(args, root)))
-        assert made.status == 0, f"{args}: {made.output}{made.traceback}"
+        seen = run(library, tuple(filled(args, root)))
+        assert seen.status == 0, f"{args}: {seen.output}{seen.traceback}"
+    rows = [asdict(made(feature, "a star")) for feature in range(4)]
+    add_descriptions(Bundle(root / "drawn"), root / "drawn", rows, {})
     store = LabelStore(root / "labels.sqlite")
     for feature, text in enumerate(("a cat", "a dog", "a red cat", "fur")):
         store.edit(Unit("dictionaries/bundle", feature), text)

@@ -14,7 +14,10 @@ from vision_sae.places import check_output_folder
 Bundles = Annotated[list[Path], typer.Argument(help="Bundles of one text-to-image model.")]
 Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")]
 Amount = Annotated[
-    float, typer.Option(help="How much is added, in mean activations of the usual feature.")
+    float,
+    typer.Option(
+        help="How much is added, in mean activations of the usual feature.", min=-1e6, max=1e6
+    ),
 ]
 
 
