@@ -12,6 +12,8 @@ import typer
 
 from tests.fault.commands import LABELS, PLAIN, SITE, TRAIN, Seen, filled, library, run
 
+_LARGE = 2**18
+"""Bytes."""
 WRITERS: tuple[tuple[str, ...], ...] = (
     ("harvest", "{w}/pictures", "{o}", "--model", "{w}/model", "--site", SITE),
     ("train", "{w}/store", "{o}", *TRAIN),
@@ -68,7 +70,10 @@ def outputs() -> Iterator[Output]:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """{path below ``root``: hash of a file's bytes, or target of a link}."""
+    """{path below ``root``: hash of a file's bytes, or target of a link}.
+
+    A large file is told by its size and by when it was written: reading it each time takes long.
+    """
     found = {}
     for folder, folders, files in os.walk(root):
         for name in (*files, *folders):
@@ -76,9 +81,15 @@ def contents(root: Path) -> dict[str, str]:
             if path.is_symlink():
                 found[path.relative_to(root).as_posix()] = os.readlink(path)
             elif path.is_file():
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found[path.relative_to(root).as_posix()] = digest
+                found[path.relative_to(root).as_posix()] = _digest(path)
     return found
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size > _LARGE:
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def lost(before: dict[str, str], after: dict[str, str]) -> list[str]:

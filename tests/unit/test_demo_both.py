@@ -11,6 +11,7 @@ from tests.conftest import CORPUS
 from vision_sae.activations.harvest import choose, harvest
 from vision_sae.activations.store import ALIGNED
 from vision_sae.config import HarvestConfig
+from vision_sae.demo import both
 from vision_sae.demo.both import harvest_both
 from vision_sae.models.clip import ClipModel
 from vision_sae.models.registry import load_model
@@ -18,11 +19,34 @@ from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import image_folder
 
 
-@pytest.mark.slow
-def test_both_stores_hold_what_each_model_makes_of_the_pictures(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def models() -> tuple[VitModel, ClipModel]:
     vit, clip = load_model("demo:dinov2-s"), load_model("demo:clip")
     assert isinstance(vit, VitModel)
     assert isinstance(clip, ClipModel)
+    return vit, clip
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_both_harvests(
+    models: tuple[VitModel, ClipModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(both, "side_by_side", interrupted)
+    pictures = choose(image_folder(CORPUS / "heldout"), 3)
+    config = HarvestConfig(sites=("blocks.10.update",), shard_images=1)
+    directories = (tmp_path / "vit", tmp_path / "clip")
+    with pytest.raises(KeyboardInterrupt):  # and no thread waits for shards that never come
+        harvest_both(*models, pictures, directories, (config, config), progress=False)
+
+
+@pytest.mark.slow
+def test_both_stores_hold_what_each_model_makes_of_the_pictures(
+    models: tuple[VitModel, ClipModel], tmp_path: Path
+) -> None:
+    vit, clip = models
     pictures = choose(image_folder(CORPUS / "heldout"), 5)
     configs = (
         HarvestConfig(model="demo:dinov2-s", sites=("blocks.8.update",), batch_size=2),

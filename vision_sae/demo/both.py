@@ -50,7 +50,7 @@ def harvest_both(
     returned as they are, and an interrupted run goes on; others are replaced only with
     ``overwrite``.
     """
-    for_clip: SimpleQueue[Shard] = SimpleQueue()
+    for_clip: SimpleQueue[Shard | None] = SimpleQueue()
     size = configs[0].batch_size
 
     def look(groups: Sequence[Sequence[Picture]], report: Report) -> Iterator[Shard]:
@@ -71,7 +71,10 @@ def harvest_both(
 
     def receive(groups: Sequence[Sequence[Picture]], report: Report) -> Iterator[Shard]:
         for group in groups:
-            yield for_clip.get()
+            shard = for_clip.get()
+            if shard is None:
+                raise _StoppedError
+            yield shard
             report(len(group))
 
     def make(
@@ -90,9 +93,13 @@ def harvest_both(
         try:
             first = make(vit, configs[0], directories[0], look, progress)
         except BaseException:
-            for_clip.put(Shard())  # whoever waits for it ends, and the error below is raised
+            for_clip.put(None)  # whoever waits for a shard ends
             raise
         return first, written.result()
+
+
+class _StoppedError(Exception):
+    """The thread that looks has ended before its time; what it raised is raised."""
 
 
 def _look(
