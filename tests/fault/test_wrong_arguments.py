@@ -1,6 +1,6 @@
 """No traceback for a user's mistake: every command with one wrong argument at a time.
 
-Every fourth case is tried here, `python -m tests.benchmarks.faults` tries them all.
+Every seventh case is tried here, `python -m tests.benchmarks.faults` tries them all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tests.fault import commands, outputs
 from tests.fault.commands import ASKING, DRAWING, REFUSED_ONLY, STATUSES, WORKING, Wrong
 
 pytestmark = pytest.mark.slow
-_EVERY = 4
-"""There are 6, 10 or 11 values of a kind, so in time each meets some argument."""
+_EVERY = 7
+"""It divides neither 6, 10 nor 11, the numbers of values of a kind: each meets some argument."""
 _SECONDS = 10
 """When the clock ends what a wrong value, which is fit after all, would do for long."""
 
