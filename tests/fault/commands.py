@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, UnionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm
 import torch
@@ -40,6 +40,8 @@ from vision_sae.cli import app as library
 from vision_sae.demo.generator import new_pipeline, write_tokenizer
 from vision_sae.descriptions.store import LabelStore, Unit
 
+Table: TypeAlias = tuple[tuple[typer.Typer, tuple[str, ...]], ...]
+"""Runs: of which program, with which arguments; ``{w}`` is the world, ``{t}`` an empty folder."""
 STATUSES = frozenset({exits.DONE, exits.FAULT, exits.REFUSED, exits.INTERRUPTED, exits.UNREAD})
 """What `vision_sae.exits` says that a command may end with."""
 SITE = "blocks.1.update"
@@ -154,7 +156,7 @@ def make_world(root: Path) -> Path:
     return root
 
 
-WORKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
+WORKING: Table = (
     (library, ("harvest", "{w}/pictures", "{t}/s", "--model", "{w}/model", "--site", SITE)),
     (library, ("train", "{w}/store", "{t}/d", *TRAIN)),
     (library, ("sweep", "{w}/store", "{t}/sw", *TRAIN)),
@@ -180,7 +182,7 @@ WORKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
 )
 """A run of each command that a tiny world has all for."""
 
-REFUSED_ONLY: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
+REFUSED_ONLY: Table = (
     (library, ("serve", "{w}/bundle", "--port", "0")),
     (library, ("demo", "--out", "{t}/o", "--work", "{t}/k", "--once")),
     (
@@ -192,7 +194,7 @@ REFUSED_ONLY: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
 )
 """Commands that would go on for long, or forever, were nothing wrong; the clock ends those."""
 
-ASKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
+ASKING: Table = (
     (client, ("info",)),
     (client, ("encode", "{w}/pictures/cat/0.png")),
     (client, ("attribute", "{w}/pictures/cat/0.png", "--target", "class:1")),
@@ -204,9 +206,7 @@ ASKING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
 )
 """Runs of the client, of a server of pictures that answers at ``--address``."""
 
-DRAWING: tuple[tuple[typer.Typer, tuple[str, ...]], ...] = (
-    (client, ("steer", "a red star", "--out", "{t}/steered", "--steps", "1")),
-)
+DRAWING: Table = ((client, ("steer", "a red star", "--out", "{t}/steered", "--steps", "1")),)
 """The same, of a server that generates."""
 
 
@@ -242,9 +242,15 @@ def _found(program: typer.Typer, args: Sequence[str]) -> tuple[Any, int]:
     return found, words
 
 
-def cases(
-    working: Sequence[tuple[typer.Typer, tuple[str, ...]]], besides: Sequence[str] = ()
-) -> Iterator[Wrong]:
+def named(program: typer.Typer) -> set[str]:
+    """Every command of a program, a group's with the group's name before it."""
+    found: set[str] = set()
+    for name, command in get_command(program).commands.items():  # type: ignore[attr-defined]
+        found |= {f"{name} {inner}" for inner in getattr(command, "commands", ())} or {name}
+    return found
+
+
+def cases(working: Table, besides: Sequence[str] = ()) -> Iterator[Wrong]:
     """One case for each parameter of each command and each value that is wrong for its kind.
 
     ``besides`` are options that every run has, unless they are what is wrong.

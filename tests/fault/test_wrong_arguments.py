@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests import serving, wire_world
 from tests.fault import commands, outputs
@@ -60,6 +61,16 @@ def _check(case: Wrong, seen: commands.Seen) -> list[str]:
         )
         if found
     ]
+
+
+@pytest.mark.parametrize(
+    ("program", "tables"),
+    [(commands.library, WORKING + REFUSED_ONLY), (commands.client, ASKING + DRAWING)],
+    ids=["library", "client"],
+)
+def test_every_command_is_tried(program: typer.Typer, tables: commands.Table) -> None:
+    tried = {" ".join(args[: 2 if args[0] == "evaluate" else 1]) for _, args in tables}
+    assert commands.named(program) - tried <= {"doctor"}  # which takes no argument
 
 
 @pytest.mark.parametrize("args", WORKING, ids=lambda pair: "-".join(pair[1][:2]))
