@@ -42,8 +42,8 @@ def build(
         f"recall@10 {index['recall_at_10']:.3f}, "
         f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
     )
-    if made.descriptions:
-        described = made.manifest["describe"]
+    described = made.manifest.get("describe", {})
+    if "released" in described:  # a bundle that was current already may be described otherwise
         typer.echo(f"{described['labelled']} labels of {described['released']}")
 
 
