@@ -21,6 +21,7 @@ from vision_sae.errors import (
     InvalidInputError,
     NotFoundError,
     VisionSaeError,
+    shortened,
 )
 
 _SAID = 240
@@ -31,8 +32,7 @@ _LIBRARIES_OF_NETWORKS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "htt
 
 def said(error: BaseException) -> str:
     """What an error of another library says, on one line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= _SAID else words[: _SAID - 4] + " ..."
+    return shortened(" ".join(str(error).split()) or type(error).__name__, _SAID)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from vision_sae.dictionaries.interop.settings import OTHERWISE, listed, must_exist, shown
-from vision_sae.errors import CorruptArtifactError, InvalidInputError
+from vision_sae.dictionaries.interop.settings import OTHERWISE, listed, must_exist
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, quoted
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -114,7 +114,7 @@ class Tensors:
         if not agrees or 0 in found.shape:
             wanted = tuple("any" if size == -1 else size for size in shape)
             raise CorruptArtifactError(
-                f"{self.path}: {name} has shape {shown(tuple(found.shape))}, not {wanted}; "
+                f"{self.path}: {name} has shape {quoted(tuple(found.shape))}, not {wanted}; "
                 "the file is damaged or of another format"
             )
         return found.detach()
@@ -145,7 +145,7 @@ class _NumberType:
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in _NUMBERS:
-            raise pickle.UnpicklingError(f"a NumPy scalar of type {shown(code)}, no plain number")
+            raise pickle.UnpicklingError(f"a NumPy scalar of type {quoted(code)}, no plain number")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:

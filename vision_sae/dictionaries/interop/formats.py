@@ -19,10 +19,10 @@ from vision_sae.dictionaries.interop import (
     vit_prisma,
 )
 from vision_sae.dictionaries.interop.checkpoint import directory_of
-from vision_sae.dictionaries.interop.settings import Ignored, listed, must_exist, shown
+from vision_sae.dictionaries.interop.settings import Ignored, listed, must_exist
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.sae import Sae
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError, quoted
 from vision_sae.places import check_output, check_replaceable
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ def _must_be_there(path: Path) -> None:
         there = path.exists()
     except OSError as error:  # a name that is too long, a directory that may not be looked into
         raise InvalidInputError(
-            f"{shown(str(path))} cannot be looked up ({error.strerror}); give another path",
+            f"{quoted(str(path))} cannot be looked up ({error.strerror}); give another path",
             field="source",
         ) from error
     if not there:
@@ -134,7 +134,7 @@ def import_sae(
     dictionary, said = reader.load(path, settings)
     if settings.unmet():
         raise InvalidInputError(
-            f"{path} has no unknown setting {shown(settings.unmet()[0])}; only what no import "
+            f"{path} has no unknown setting {quoted(settings.unmet()[0])}; only what no import "
             "knows can be ignored",
             field="ignore_setting",
         )

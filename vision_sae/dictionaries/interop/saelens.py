@@ -26,7 +26,6 @@ from vision_sae.dictionaries.interop.settings import (
     Known,
     Settings,
     read_settings,
-    shown,
     words,
 )
 from vision_sae.dictionaries.jumprelu import JumpReluSae
@@ -34,7 +33,7 @@ from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.relu import ReluSae
 from vision_sae.dictionaries.sae import Sae
 from vision_sae.dictionaries.topk import TopKSae
-from vision_sae.errors import InvalidInputError
+from vision_sae.errors import InvalidInputError, quoted
 from vision_sae.files import publishing, write_json
 
 NAME = "saelens"
@@ -164,14 +163,14 @@ def _check_origin(settings: Settings) -> None:
         version = said.get("sae_lens_version")
         if version is not None and str(version).split(".")[0] not in map(str, range(NEWEST + 1)):
             raise InvalidInputError(
-                f"{settings.path}: sae_lens_version {shown(version)} cannot be imported, only "
+                f"{settings.path}: sae_lens_version {quoted(version)} cannot be imported, only "
                 f"versions to {NEWEST}; save it with one of them",
                 field="sae_lens_version",
             )
         out = said.get("hook_name_out")
         if out is not None and out != said.get("hook_name"):
             raise InvalidInputError(
-                f"{settings.path}: hook_name_out {shown(out)} is not the site that it reads; "
+                f"{settings.path}: hook_name_out {quoted(out)} is not the site that it reads; "
                 "import an SAE of one site",
                 field="hook_name_out",
             )

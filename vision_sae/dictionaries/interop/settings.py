@@ -12,17 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError
+from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundError, quoted
 
 OTHERWISE = "download it again, or name its format with --format"
 _LONGEST = 80
 _MOST = 5
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it: on one line, and no longer than a line."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def listed(names: Collection[object]) -> str:
@@ -103,7 +97,7 @@ class Settings:
             others = f" (nor {listed(refused[1:])})" if refused[1:] else ""
             raise InvalidInputError(
                 f"{self.path}: no import knows the setting {name}, here "
-                f"{shown(self.values[refused[0]])}{others}; it could change what is computed. "
+                f"{quoted(self.values[refused[0]])}{others}; it could change what is computed. "
                 f"Where you know that it does not, repeat with --ignore-setting {name}",
                 field=name,
             )
@@ -112,8 +106,8 @@ class Settings:
         """Refuse any value of ``key`` but the accepted, with the reason and the way out."""
         if key in self.values and not accepted.includes(self.values[key]):
             raise InvalidInputError(
-                f"{self._name(key)} {shown(self.values[key])} cannot be imported, only "
-                f"{' or '.join(map(shown, accepted.values))}: {accepted.because}",
+                f"{self._name(key)} {quoted(self.values[key])} cannot be imported, only "
+                f"{' or '.join(map(quoted, accepted.values))}: {accepted.because}",
                 field=self.within + key,
             )
 
@@ -121,7 +115,7 @@ class Settings:
         """The object under ``key``."""
         found = self._required(key)
         if not isinstance(found, dict):
-            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, not an object")
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, not an object")
         return Settings(self.path, found, f"{self.within}{key}.", self.ignored)
 
     def integer(self, key: str) -> int:
@@ -129,7 +123,7 @@ class Settings:
         found = self._required(key)
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
             raise CorruptArtifactError(
-                f"{self._name(key)} is {shown(found)}, not a positive integer"
+                f"{self._name(key)} is {quoted(found)}, not a positive integer"
             )
         return found
 
@@ -137,7 +131,7 @@ class Settings:
         """A number of active features, at most ``width``."""
         found = self.integer(key)
         if found > width:
-            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, of {width} features")
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, of {width} features")
         return found
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -151,7 +145,7 @@ class Settings:
         """A boolean."""
         found = self.values.get(key, default)
         if not isinstance(found, bool):
-            raise CorruptArtifactError(f"{self._name(key)} is {shown(found)}, not true or false")
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, not true or false")
         return found
 
     def agrees(self, key: str, size: int) -> None:
@@ -172,7 +166,7 @@ class Settings:
 
     def _disagrees(self, key: str, size: float) -> None:
         raise CorruptArtifactError(
-            f"{self._name(key)} is {shown(self.values[key])}, but the tensors have {size}; "
+            f"{self._name(key)} is {quoted(self.values[key])}, but the tensors have {size}; "
             "the files do not belong together"
         )
 
