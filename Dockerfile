@@ -4,18 +4,20 @@
 #   docker build -t vision-sae:gpu --build-arg VARIANT=gpu .
 #   docker run -p 50051:50051 -v /path/to/bundle:/bundles/default:ro vision-sae
 #
-# The GPU image needs `docker run --gpus all` and nothing of CUDA in its base: the wheels of torch
-# and faiss-gpu bring the CUDA libraries, the host brings the driver.
+# The GPU image needs `docker run --gpus all` and no CUDA in its base image: the wheels of torch and
+# faiss-gpu bring the CUDA libraries, the host brings the driver. The server takes the first GPU
+# with room, and its log says so at start: `computing on cuda:0 (NVIDIA H200, 140 GiB)`. With
+# `-e VISION_SAE_DEVICE=cuda` it does not start without a GPU. (Not yet run on a GPU.)
 
-# Both stages must have the same interpreter, for the environment is copied between them. Give a
-# digest (python@sha256:...) to fix the base to the byte.
+# Both stages must have the same interpreter, because the environment is copied from one to the
+# other. A digest (python@sha256:...) fixes the base image to the byte.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
 
 ARG VARIANT=cpu
-# On Linux the torch of PyPI is the CUDA build: it would add five gigabytes that a CPU never uses.
-# PyTorch's own index has the same release without them, as 2.x.y+cpu, which the pin accepts.
+# On Linux, PyPI's torch is the CUDA build, which would add five gigabytes that a CPU never uses.
+# PyTorch's own index has the same release without CUDA, as 2.x.y+cpu, which the pin accepts.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PATH=/opt/venv/bin:$PATH \
@@ -30,8 +32,8 @@ RUN case "$VARIANT" in \
 WORKDIR /src
 COPY pyproject.toml constraints.txt requirements-demo.txt README.md LICENSE NOTICE ./
 
-# Dependencies before sources: these layers are rebuilt only when a pin changes. For the CPU,
-# --no-deps keeps all but these two wheels from coming from PyTorch's index.
+# Dependencies come before sources, so that these layers are rebuilt only when a pin changes. For the
+# CPU, --no-deps makes sure that only these two wheels come from PyTorch's index.
 RUN if [ "$VARIANT" = cpu ]; then \
         pip install --no-deps --constraint constraints.txt --index-url "$TORCH_CPU_INDEX" \
             torch torchvision; \
@@ -50,7 +52,7 @@ FROM ${PYTHON_IMAGE} AS runtime
 
 COPY --from=builder /opt/venv /opt/venv
 
-# A model named by a hub's name must have been mounted: the server fetches nothing.
+# A model with a hub name must be mounted, because the server fetches nothing.
 ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     HOME=/tmp \
@@ -62,10 +64,10 @@ VOLUME /bundles
 WORKDIR /bundles
 USER 10001:10001
 
-# gRPC, and Prometheus.
+# The ports of gRPC and of Prometheus.
 EXPOSE 50051 9464
 
-# SERVING comes after the models and indexes are loaded.
+# The probe answers SERVING once the models and indexes are loaded.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-m", "vision_sae_server.health"]
 
@@ -73,6 +75,6 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["vision-sae", "serve"]
 
-# A container has to listen beyond its loopback, and which addresses of the host lead to it is
-# decided by whoever publishes the port. Arguments of `docker run` replace these, flag and all.
+# A container has to listen beyond its loopback. Whoever publishes the port decides which addresses
+# of the host lead to the container. Arguments of `docker run` replace all arguments below.
 CMD ["--host", "0.0.0.0", "--metrics-port", "9464", "--allow-insecure-bind", "/bundles/default"]

@@ -4,21 +4,27 @@
 
 PYTHON ?= python3
 ARGS ?=
+# CI measures which lines and branches the tests run; tests/traced.py prints the shares.
+# Two processes run the tests, file by file; in CI they trace what they cover.
+PYTEST := pytest -n 2 --dist loadfile $(if $(CI),--durations=20 --cov --cov-report=json:build/coverage.json)
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-# -qq: pip says nothing but errors. --no-compile: Python compiles what it imports on first use,
-# which is little of what is installed, so a fresh install is done sooner.
+# -qq: pip prints errors only. --no-compile: Python compiles modules when it first imports them, and
+# few installed modules are ever imported, so a fresh install takes less time.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check
-# The wheels of requirements-demo.txt always lack something they declare; that is no news.
+# The wheels of requirements-demo.txt lack dependencies that they declare; the warning is left out.
 LOCKED := $(INSTALL) --constraint constraints.txt --no-warn-conflicts
+
+# Some images forbid byte code. Every command would then compile torch anew, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-style lint-types lint-contract lint-clients bench proto clients \
+.PHONY: help demo test test-gpu lint lint-style lint-types lint-contract lint-clients bench docs proto clients \
 	constraints chromium clean distclean
 
 help: ## List the targets
@@ -29,7 +35,10 @@ demo: $(STAMPS)/demo ## Set everything up and run the demo, from pictures to ans
 	@$(BIN)/vision-sae demo $(ARGS)
 
 test: $(STAMPS)/dev chromium ## Run every test, slow and browser tests included
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m $(PYTEST) --ignore tests/gpu $(ARGS)
+
+test-gpu: $(STAMPS)/dev ## Run the tests that need a CUDA GPU; without one they are skipped
+	@$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 lint: lint-style lint-types lint-contract lint-clients ## Check style, types and the contract; change nothing
 
@@ -40,8 +49,8 @@ lint-style: $(STAMPS)/dev
 lint-types: $(STAMPS)/dev
 	@$(BIN)/mypy
 
-# With pinned tools of its own: buf format, buf lint, buf breaking against the committed image,
-# and a comparison of the committed stubs and image with fresh ones.
+# The contract has its own pinned tools. The check runs buf format, buf lint, buf breaking against the
+# committed image, and compares the committed stubs and image with fresh ones.
 lint-contract: $(STAMPS)/dev
 	@$(BIN)/python proto/generate.py --check
 
@@ -56,17 +65,21 @@ bench: $(STAMPS)/bench ## Run every benchmark of tests/benchmarks; each prints J
 		$(BIN)/python -m "tests.benchmarks.$$name" $(ARGS); \
 	done
 
-proto: $(STAMPS)/venv ## Write the stubs in vision_sae/v1 and the image of the contract anew
+docs: $(STAMPS)/dev ## Build the site into build/site
+	@$(BIN)/python -m mkdocs build --quiet
+	@echo 'The site is build/site/index.html'
+
+proto: $(STAMPS)/venv ## Generate the stubs in vision_sae/v1 and the image of the contract
 	@$(BIN)/python proto/generate.py
 
-clients: $(STAMPS)/dev ## Write the blocking client anew, from the asyncio one
+clients: $(STAMPS)/dev ## Generate the blocking client from the asyncio client
 	@$(BIN)/python client/generate.py
 
 constraints: ## Pin in constraints.txt the newest releases that resolve together
 	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins
 	@echo 'Resolving without pins; this takes minutes.'
 	@build/pins/bin/python -m pip install -qq --no-input --disable-pip-version-check \
-		--editable '.[cpu,demo,web,vlm,dev,bench]'
+		--editable '.[cpu,demo,web,vlm,docs,dev,bench]'
 	@{ sed -n '/^#/p' constraints.txt; \
 		build/pins/bin/python -m pip freeze --all --exclude-editable --exclude pip \
 			| sed -E '/^(nvidia|cuda)-/d; s/^faiss-cpu==(.*)/&\nfaiss-gpu==\1/'; \
@@ -101,13 +114,13 @@ $(STAMPS)/venv:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(@D) && touch $@
 
-# First and alone: by far the largest download, and everything else builds on it.
+# PyTorch comes first and alone: it is by far the largest download, and all other targets need it.
 $(STAMPS)/torch: constraints.txt $(STAMPS)/venv
 	@echo 'Installing PyTorch into $(VENV); the first time this takes minutes.'
 	@$(LOCKED) torch torchvision
 	@touch $@
 
-# The wheels of requirements-demo.txt are data: what they say they depend on is not needed.
+# The wheels of requirements-demo.txt hold data, so their declared dependencies are not needed.
 $(STAMPS)/demo: pyproject.toml constraints.txt requirements-demo.txt $(STAMPS)/torch
 	@echo 'Installing vision-sae and what the demo needs into $(VENV).'
 	@$(LOCKED) --editable '.[cpu,demo,web]'
@@ -116,10 +129,10 @@ $(STAMPS)/demo: pyproject.toml constraints.txt requirements-demo.txt $(STAMPS)/t
 
 $(STAMPS)/dev: $(STAMPS)/demo
 	@echo 'Installing the development tools into $(VENV).'
-	@$(LOCKED) --editable '.[cpu,demo,web,vlm,dev]'
+	@$(LOCKED) --editable '.[cpu,demo,web,vlm,docs,dev]'
 	@touch $@
 
 $(STAMPS)/bench: $(STAMPS)/dev
 	@echo 'Installing the peers that the benchmarks measure against into $(VENV).'
-	@$(LOCKED) --editable '.[cpu,demo,web,vlm,dev,bench]'
+	@$(LOCKED) --editable '.[cpu,demo,web,vlm,docs,dev,bench]'
 	@touch $@

@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import databases
-from vision_sae.activations.harvest import harvest
-from vision_sae.bundles.build import build
-from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, ServeConfig, TrainConfig
+from tests.worlds import databases
+from tests.worlds.demo_bundle import of_demo_pictures
+from vision_sae.config import DescribeConfig, ServeConfig
 from vision_sae.descriptions.describe import describe_bundle
-from vision_sae.dictionaries.pipeline import train_dictionary
-from vision_sae.models.registry import load_model
-from vision_sae.pictures.folder import image_folder
 
-CORPUS = Path(__file__).parents[1] / "vision_sae" / "demo" / "corpus"
-SITE = "blocks.10.update"
+pytest_plugins = ["tests.worlds.fixtures", "tests.traced"]
 
 
 @dataclass(frozen=True)
@@ -42,25 +37,16 @@ def postgresql() -> Iterator[str]:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Harvest to description, on 32 pictures of the demo corpus with the demo's real ViT."""
     root = tmp_path_factory.mktemp("tiny")
-    config = HarvestConfig(sites=(SITE,), limit=32, batch_size=8, shard_images=16)
-    model = load_model(config.model)
-    store = harvest(model, image_folder(CORPUS / "train"), root / "store", config, progress=False)
-    training = TrainConfig(
-        expansion=2, k=16, steps=60, batch_size=1024, dead_after=20_000, learning_rate=3e-3
-    )
-    train_dictionary(store, root / "dictionary", training, {}, progress=False)
-    build(store, root / "dictionary", root / "tiny", BuildConfig(), progress=False)
-    describe_bundle(
-        root / "tiny", DescribeConfig(describer="caption-pmi", metrics=()), progress=False
-    )
-    return root / "tiny"
+    path = of_demo_pictures(root)
+    describe_bundle(path, DescribeConfig(describer="caption-pmi", metrics=()), progress=False)
+    return path
 
 
 @pytest.fixture(scope="session")
 def served(tiny_bundle: Path) -> Iterator[ServedBundle]:
     """The bundle behind a server on a free loopback port."""
     from vision_sae_server.app import Server
-    from vision_sae_server.state import load_state
+    from vision_sae_server.loading import load_state
 
     state = load_state([tiny_bundle], ServeConfig(port=0, drain_seconds=2))
     loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""What every command line asks of its arguments before a command begins."""
+"""Checks of the arguments of every command, before the command begins."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.texts import has_lone_surrogate
 
 
-def check_arguments(given: Mapping[str, object]) -> None:
-    """Refuse, by name, words that are not UTF-8, which no message and no file could carry, and
-    numbers that are none."""
-    for name, value in given.items():
+def check_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise `InvalidInputError`, naming the argument, for NaN and for text that is not valid UTF-8,
+    which no message and no file can carry."""
+    for name, value in arguments.items():
         called = name.replace("_", " ")
         for word in value if isinstance(value, list) else (value,):
             if isinstance(word, str | Path) and has_lone_surrogate(str(word)):

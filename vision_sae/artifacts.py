@@ -1,6 +1,6 @@
-"""The kinds of published directories, told by their manifests alone.
+"""The kinds of published directories, recognised by their manifests alone.
 
-Nothing here imports torch, so a wrong path is told at once, before what takes seconds to import.
+This module imports no torch, so a command refuses a wrong path before its slow imports.
 """
 
 from __future__ import annotations
@@ -13,59 +13,64 @@ from vision_sae.errors import CorruptArtifactError, InvalidInputError, NotFoundE
 from vision_sae.files import MANIFEST, published, read_json
 
 
-class Kind(NamedTuple):
+class ArtifactKind(NamedTuple):
     """One kind of published directory."""
 
     format: str
     version: int
     noun: str
-    """What messages call one."""
+    """The words for such a directory in messages."""
     remedy: str
-    """How to get one."""
+    """The way to get such a directory, for messages."""
     field: str
-    """The argument that names one."""
+    """The argument that names such a directory."""
 
     def manifest(self, directory: Path) -> dict[str, Any]:
         """The manifest of the publication at ``directory``.
 
-        Raises `NotFoundError` where nothing is published, `CorruptArtifactError` for a manifest of
-        another kind or version.
+        Raises `NotFoundError` when nothing is published there, and `CorruptArtifactError` for a
+        manifest of another kind or version.
         """
         path = published(directory) / MANIFEST
         if not path.is_file():
             raise NotFoundError(f"{directory} is not {self.noun}; {self.remedy}", field=self.field)
-        found = read_json(path)
-        said = found if isinstance(found, dict) else {}
-        if (said.get("format"), said.get("version")) != (self.format, self.version):
+        content = read_json(path)
+        manifest = content if isinstance(content, dict) else {}
+        form, version = manifest.get("format"), manifest.get("version")
+        if (form, version) != (self.format, self.version):
             raise CorruptArtifactError(
-                f"{directory} is not {self.noun}: it has format {said.get('format')} version "
-                f"{said.get('version')}, this program reads {self.format} version {self.version}; "
-                f"name another, or {self.remedy}",
+                f"{directory} is not {self.noun}: it has format {form} version {version}, this "
+                f"program reads {self.format} version {self.version}; name another, or "
+                f"{self.remedy}",
                 field=self.field,
             )
-        return said
+        return manifest
 
 
-STORE = Kind(
+STORE = ArtifactKind(
     "vision_sae.activation_store",
     1,
     "a finished ActivationStore",
     "run `vision-sae harvest` (again: it resumes)",
     "store",
 )
-DICTIONARY = Kind(
+DICTIONARY = ArtifactKind(
     "vision_sae.dictionary",
     1,
     "a finished dictionary",
     "run `vision-sae train` (again: it resumes)",
     "dictionary",
 )
-BUNDLE = Kind("vision_sae.bundle", 2, "a published bundle", "run `vision-sae build`", "bundle")
-NEURONS = Kind("vision_sae.neurons", 1, "evidence of neurons", "run `vision-sae label`", "units")
+BUNDLE = ArtifactKind(
+    "vision_sae.bundle", 2, "a published bundle", "run `vision-sae build`", "bundle"
+)
+NEURONS = ArtifactKind(
+    "vision_sae.neurons", 1, "evidence of neurons", "run `vision-sae label`", "units"
+)
 
 
 def site_of(sites: Collection[str], name: str | None) -> str:
-    """``name``, or the only one of a store's ``sites`` when ``name`` is None."""
+    """``name``, or the only site when ``name`` is None; raises `InvalidInputError` otherwise."""
     if name is None and len(sites) == 1:
         return next(iter(sites))
     if name is None or name not in sites:

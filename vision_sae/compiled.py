@@ -1,4 +1,4 @@
-"""Loops compiled by Numba, for what no library offers and Python is too slow for."""
+"""Numba compilation, for loops that no library offers and that Python runs too slowly."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from numba import njit
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-"""Freedoms that let sums be vectorised; not "nnan" and "ninf": NaN must stay visible."""
+"""LLVM flags that let sums be vectorised. "nnan" and "ninf" are left out: NaN must stay visible."""
 
 
 def compiled(function: Function) -> Function:
-    """Compile on first use, keep the machine code for the next process, and run without the
-    interpreter's lock, so that threads run side by side."""
-    made = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
-    return cast(Function, made)
+    """Compile a function on its first use; later processes reuse the machine code from a cache.
+
+    The compiled function releases the interpreter's lock, so that threads run in parallel.
+    """
+    decorate = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+    return cast(Function, decorate(function))

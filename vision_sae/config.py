@@ -8,111 +8,88 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vision_sae.devices import Dtype, check_device
 from vision_sae.errors import InvalidInputError
-
-
-class Section(BaseModel):
-    """A part of the configuration. Its numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+from vision_sae.registries import ARCHITECTURES, DESCRIBERS, SCORES
+from vision_sae.registry import Registry
+from vision_sae.sections import Section, SectionsByKind, refusal
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""Of things, at least one."""
+"""A number of things, at least one."""
 _FLOAT32 = 1e30
-"""What float32, in which learners compute, holds with room to spare."""
+"""A bound well within the range of float32, in which learners compute."""
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=_FLOAT32)]
-"""Of a part of a loss."""
+"""The weight of a term of a loss."""
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**32 - 1)]
-"""Of random numbers: what every library that draws them takes."""
+"""A seed of random numbers, in the range that every library accepts."""
 
 
 class HarvestConfig(Section):
-    """Images -> ActivationStore."""
+    """Pictures -> ActivationStore."""
 
     model: str = "demo:dinov2-s"
-    """Name or path of the model; see `vision_sae.models.registry`."""
+    """Name or path of the model; see `vision_sae.models.names`."""
     sites: tuple[str, ...] = Field(("blocks.10.update",), min_length=1)
     """Sites captured in one pass."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Precision on disk. Vectors too large or too small for float16 are refused, never stored
-    wrong: bfloat16 holds them with fewer digits, float32 in twice the room."""
+    wrong: bfloat16 stores such vectors with fewer digits, float32 in twice the space."""
     batch_size: int = Field(8, ge=1, le=4096)
-    """Images per forward pass. Few fit the caches of a core, each of which has a pass of its own;
-    an accelerator wants many."""
+    """Pictures per forward pass. A small batch suits a CPU, where each core runs its own pass in
+    its cache; a large batch suits an accelerator."""
     shard_images: int = Field(128, ge=1, le=65536)
     """Pictures per shard: the unit of checksums and of resuming."""
     thumbnail: int = Field(160, ge=16, le=1024)
     """Longer side of the pictures kept as evidence, in pixels."""
     limit: Count | None = None
-    """Use an evenly spaced choice of this many pictures; all when absent."""
+    """Use this many evenly spaced pictures; all pictures when absent."""
     views: int = Field(1, ge=1, le=1000)
-    """Pictures made of each: itself, and random crops of it; more data to train on."""
+    """Views of each picture: the picture and random crops of it, as more data to train on."""
     seeds: int = Field(1, ge=1, le=100_000)
-    """Pictures generated of each prompt, by text-to-image models."""
+    """Pictures that a text-to-image model generates for each prompt."""
     text_aligned: bool = False
-    """Keep what each patch is in the space of texts too, so that patches are found by text; only
-    with a contrastive model."""
-
-
-TextMetric = Literal[
-    "detection_auc",
-    "detection_balanced_accuracy",
-    "fuzzing_auc",
-    "simulation_pearson",
-    "intruder_accuracy",
-    "cosy_auc",
-    "cosy_mean_difference",
-]
-"""Scores of a label that need no describer; `vision_sae.descriptions.scores` defines them."""
-
-Architecture = Literal[
-    "topk",
-    "batch_topk",
-    "matryoshka",
-    "archetypal",
-    "relu",
-    "jumprelu",
-    "gated",
-    "neurons",
-    "pca",
-    "nmf",
-    "semi_nmf",
-    "kmeans",
-]
+    """Store a vector of each patch in the text embedding space too, so that text can search for
+    patches; only with a contrastive model."""
 
 
 class EndToEndConfig(Section):
-    """Further training by what the model does with the reconstruction."""
+    """Further training, by the effect of reconstructions on the model's output."""
 
     steps: int = Field(0, ge=0, le=2**31 - 1)
-    """Steps after the training on the store; none by default."""
+    """Steps after the training on the store; 0 by default."""
     images: Count = 8
     """Pictures per step."""
     error_weight: Weight = 0.1
-    """Weight of the reconstruction error beside the distance of the model's outputs."""
+    """Weight of the reconstruction error; the distance of the model's outputs has weight 1."""
 
 
-class TrainConfig(Section):
-    """ActivationStore -> Dictionary."""
+class TrainConfig(SectionsByKind):
+    """ActivationStore -> Dictionary.
+
+    The settings of a single architecture stand in a section under the architecture's name
+    (``matryoshka``). A module of `vision_sae.dictionaries.kinds` defines the section, and is
+    imported when the configuration holds it.
+    """
 
     site: str | None = None
-    """Site of the store to train on; may be absent when the store has only one."""
-    architecture: Architecture = "topk"
-    """How features come to fire, and what they are made for; see `vision_sae.dictionaries`."""
+    """Site of the store to train on; required if the store has several sites."""
+    architecture: str = "topk"
+    """The kind of dictionary: a name of `vision_sae.registries.ARCHITECTURES`."""
     expansion: int = Field(16, ge=1, le=1024)
-    """Features per input dimension: F = expansion * D. Neurons, pca, nmf, semi_nmf and kmeans
-    have a number of their own, and use nothing of this section but site, k and seed."""
+    """Features per input dimension: F = expansion * D. Fitted architectures (neurons, pca, nmf,
+    semi_nmf, kmeans) determine the number of features themselves; of this section they use only
+    site, k and seed."""
     k: Count = 32
-    """Active features per patch; on average in batch_topk, and what the penalty of relu, jumprelu
-    and gated is steered to."""
+    """Active features per patch; an average in batch_topk, and the target to which the penalty's
+    weight is steered in relu, jumprelu and gated."""
     steps: Count = 500
     batch_size: Count = 4096
     """Patches per step."""
@@ -120,33 +97,41 @@ class TrainConfig(Section):
     warmup: float = Field(0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay: float = Field(0.4, ge=0, le=1)
-    """Share of the steps, at the end, over which it falls linearly to 0."""
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     dead_after: int = Field(200_000, ge=1, le=2**62)
-    """A feature is dead when it has not fired for this many patches."""
+    """A feature is dead if it has not fired for this many patches."""
     aux_coefficient: Weight = 1 / 32
     """Weight of AuxK's loss."""
     sparsity: Weight | None = None
     """Weight of the sparsity penalty of relu, jumprelu and gated; steered to L0 = k when absent."""
-    prefixes: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 2, 1)
-    """Matryoshka's nested widths, as rising shares of F that end in 1."""
-    archetypes: int = Field(4096, ge=2, le=2**31 - 1)
-    """Data points of which archetypal decoder rows are convex combinations."""
     orthogonality: Weight = 0.0
-    """Weight of OrtSAE's penalty on decoder rows that resemble each other."""
+    """Weight of OrtSAE's penalty on similar decoder rows."""
     ensemble: Literal["none", "bagging", "boosting"] = "none"
-    """Several dictionaries as one: trained apart, or each on what those before left over."""
+    """Several dictionaries as one: bagging trains them independently, boosting trains each on the
+    residual of the members before."""
     members: int = Field(1, ge=1, le=64)
-    """Dictionaries trained from seeds ``seed``, ``seed + 1``, ..."""
+    """Number of dictionaries in the ensemble, trained from the seeds ``seed``, ``seed + 1``, ..."""
     agreement: Weight = 0.0
-    """Weight of mutual feature regularisation between the members of a bagging."""
+    """Weight of mutual feature regularisation between the members of bagging."""
     end_to_end: EndToEndConfig = EndToEndConfig()
     shuffle_mb: Count = 512
-    """Memory that the shuffling buffer may take."""
+    """Memory for the shuffling buffers, in MiB."""
     shuffle_seed: Seed = 0
     """Seed of the order of the patches."""
     checkpoint_steps: Count = 100
     seed: Seed = 0
     """Seed of the initial directions."""
+
+    @classmethod
+    def kinds(cls) -> Registry[Any]:
+        """The architectures."""
+        return ARCHITECTURES
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_is_registered(cls, name: str) -> str:
+        ARCHITECTURES.check(name)
+        return name
 
     @model_validator(mode="after")
     def _members_need_an_ensemble(self) -> Self:
@@ -162,7 +147,7 @@ class BuildConfig(Section):
     """ActivationStore + Dictionary -> Bundle."""
 
     exemplars: int = Field(24, ge=1, le=1000)
-    """Images kept per feature by their strongest patch."""
+    """Pictures kept per feature, by their strongest patch."""
     quantile_exemplars: int = Field(8, ge=0, le=1000)
     """Further exemplars per feature, spread over its activation quantiles."""
     mask_quantile: float = Field(0.5, ge=0, le=1)
@@ -170,104 +155,63 @@ class BuildConfig(Section):
     recall_floor: float = Field(0.95, ge=0, le=1)
     """A patch index with a lower recall@10 against exact search is not published."""
     index_shard_rows: Count = 4_000_000
-    """Patches in one file of the patch index, which is in memory while it is made."""
+    """Patches in one file of the patch index, which is built in memory."""
 
 
 class NeuronConfig(Section):
-    """Model + images -> evidence of raw neurons."""
+    """Model + pictures -> evidence of raw neurons."""
 
     sites: tuple[str, ...] = Field(("blocks.*.mlp",), min_length=1)
     """Sites, or patterns of their names."""
     mask_quantile: float = Field(0.99, ge=0, le=1)
     """Masks: firing patches above this quantile of all the unit's activations."""
     batch_size: int = Field(16, ge=1, le=4096)
-    """Images per forward pass."""
+    """Pictures per forward pass."""
     thumbnail: int = Field(160, ge=16, le=1024)
     """Longer side of the pictures kept as evidence, in pixels."""
     checkpoint_batches: Count = 64
     """Batches between checkpoints."""
 
 
-class CaptionPmiConfig(Section):
-    """Labels from the captions of the data set."""
+class DescribeConfig(SectionsByKind):
+    """Bundle, or neurons -> labels.
 
-    words: int = Field(3, ge=1, le=10)
-    """The most words in a label."""
-    significance: float = Field(0.01, gt=0, lt=1)
-    """Largest corrected p-value a word may have."""
+    Each describer has a section here by its name (``milan``, ``caption_pmi``), which its module in
+    `vision_sae.descriptions.describers` defines. That module is imported when the section is given.
+    """
 
-
-class ContrastiveConfig(Section):
-    """Labels by search with a contrastive model."""
-
-    vocabulary: Path | None = None
-    """Text file of words and phrases, one a line; what the captions say when absent."""
-    beam: int = Field(3, ge=0, le=50)
-    """Words tried as the head of phrases; with 0 labels are words of the vocabulary."""
-
-
-class MilanConfig(Section):
-    """Labels by a captioner and a language model."""
-
-    captioner: str = "demo:captioner"
-    """The image-to-text model p(d | E): demo:captioner, a directory or a hub name."""
-    language_model: str = "demo:captions-lm"
-    """The causal language model p(d): demo:captions-lm, a directory or a hub name."""
-    exemplars: int = Field(15, ge=1, le=48)
-    """The most exemplars that a unit is described by."""
-    beam: int = Field(50, ge=1, le=1000)
-    """Width of the beam search on log p(d | E), and texts that are ranked by pmi."""
-    weight: float = Field(0.2, ge=0)
-    """What log p(d) weighs against log p(d | E): labels are general at 0."""
-    max_tokens: int = Field(24, ge=2, le=512)
-    """The most tokens of a label, with the one that ends it."""
-
-
-class VlmConfig(Section):
-    """Labels by a vision-language model behind an OpenAI-compatible server; off without a URL."""
-
-    url: str | None = None
-    """Base of the API, for example http://127.0.0.1:8000/v1; https unless it is this machine."""
-    model: str | None = None
-    """The server's name of the model."""
-    exemplars: int = Field(8, ge=1, le=48)
-    """The most exemplars that are sent of a unit."""
-    timeout_seconds: float = Field(60.0, gt=0)
-    """How long one try may take."""
-    retries: int = Field(3, ge=0, le=20)
-    """Further tries when the server fails, is busy or cannot be reached."""
-
-
-class EffectsConfig(Section):
-    """Labels by what raising a feature does to a generator's pictures."""
-
-    prompts: int = Field(16, ge=4, le=2**31 - 1)
-    """The most prompts of the bundle's pictures that are generated anew: half of them to choose a
-    label by, half to judge it."""
-    amount: float = Field(16.0, gt=0, le=_FLOAT32)
-    """What is added of a feature, in mean activations of the usual feature."""
-
-
-class DescribeConfig(Section):
-    """Bundle, or neurons -> labels."""
-
-    describer: Literal[
-        "grounded", "caption-pmi", "contrastive", "milan", "vlm", "effects", "scenes"
-    ] = "grounded"
-    """How labels are made. ``grounded`` labels are looked up in captions and pixels, and need no
-    other model."""
+    describer: str = "grounded"
+    """The method that makes labels. ``grounded`` looks labels up in captions and pixels, and needs
+    no other model."""
     clip: str = "demo:clip"
-    """The contrastive model: of the describer of that name, and of all scores."""
-    metrics: tuple[TextMetric, ...] = ("detection_auc", "fuzzing_auc")
-    """What the contrastive model measures of every label, on pictures that its describer has not
-    seen. It is shown, and decides where captions and pixels cannot look a label up. With none,
-    nothing judges: labels stand however bad they are, as guesses. Not of labels that are grounded,
-    by effects or of scenes: these have judges of their own."""
-    caption_pmi: CaptionPmiConfig = CaptionPmiConfig()
-    contrastive: ContrastiveConfig = ContrastiveConfig()
-    milan: MilanConfig = MilanConfig()
-    vlm: VlmConfig = VlmConfig()
-    effects: EffectsConfig = EffectsConfig()
+    """The contrastive model, which the ``contrastive`` describer and all scores use."""
+    metrics: tuple[str, ...] = ("detection_auc", "fuzzing_auc")
+    """Scores of every label, measured by the contrastive model on pictures that the describer has
+    not seen. The scores are shown with a label, and decide whether to keep it where captions and
+    pixels cannot verify it. Without metrics, all labels are kept as guesses, however bad they are.
+    Labels that are grounded, by effects or of scenes have other tests."""
+
+    @classmethod
+    def kinds(cls) -> Registry[Any]:
+        """The describers."""
+        return DESCRIBERS
+
+    @field_validator("describer")
+    @classmethod
+    def _is_a_describer(cls, name: str) -> str:
+        DESCRIBERS.check(name)
+        return name
+
+    @field_validator("metrics")
+    @classmethod
+    def _can_be_measured(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        known = [m.name for kind in SCORES if kind.measure for m in kind.metrics] if metrics else []
+        for metric in metrics:
+            if metric not in known:
+                raise ValueError(
+                    f"{metric!r} cannot be measured of a text; choose from {', '.join(known)}"
+                )
+        return metrics
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -277,7 +221,7 @@ class ServeConfig(Section):
     """Bundles -> gRPC."""
 
     host: str = "127.0.0.1"
-    """Address to bind, of IPv4 or IPv6; only this machine reaches 127.0.0.1 and ::1."""
+    """IPv4 or IPv6 address to bind; only this machine reaches 127.0.0.1 and ::1."""
     port: int = Field(50051, ge=0, le=65535)
     """0 chooses a free port."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
@@ -288,36 +232,56 @@ class ServeConfig(Section):
     """Longer side of a generated picture."""
     max_message_bytes: int = Field(20 * 2**20, ge=1024, le=2**31 - 1)
     max_queue: Count = 64
-    """Requests waiting or running before new ones are refused with RESOURCE_EXHAUSTED."""
+    """Waiting and running requests beyond which new ones are refused with RESOURCE_EXHAUSTED."""
     max_queue_bytes: int = Field(256 * 2**20, ge=1, le=2**62)
-    """Their bytes together."""
+    """Total bytes of waiting and running requests."""
     max_batch: Count = 8
-    """Pictures that wait for a model and are encoded together, where that leaves each the same."""
+    """Waiting pictures that a model encodes together, where batching does not change results."""
     max_stream_items: Count = 8
-    """Items of one stream that are worked on at a time."""
+    """Items of one stream that are processed at a time."""
     labels: str | None = None
-    """Where labels and label jobs are kept: a file, or a URL (postgresql://...). Without, they last
-    as long as the server."""
+    """The label database, for labels and label jobs: a file, or a URL (postgresql://...). When
+    absent, labels are lost when the server stops."""
     clip: str | None = None
     """Contrastive model for scores, search by meaning, and every describer but caption-pmi; none
-    when absent. The section ``describe`` says how labels are made, but for its ``clip``."""
+    when absent. The section ``describe`` configures the making of labels, except its ``clip``."""
+    devices: dict[str, str] = Field(default_factory=dict)
+    """{name of a model: the device that it computes on}; the setting ``device`` where absent. With
+    several GPUs, as cuda:0,cuda:1, each has a replica of the model, and a call takes a free one."""
     neurons: tuple[Path, ...] = ()
-    """Evidence of raw neurons of the models served, which jobs may label."""
+    """Evidence of raw neurons of the served models, which jobs may label."""
     caller_key: str | None = Field(None, pattern=r"^[a-z0-9_.-]+$")
-    """Metadata key in which a proxy that knows its callers names them, such as x-forwarded-user:
-    the authors of edits and the creators of jobs. Only behind such a proxy: anybody can send it."""
+    """Metadata key, such as x-forwarded-user, in which an authenticating proxy names the caller:
+    the author of an edit, the creator of a job. Use it only behind such a proxy, because any client
+    can send the key."""
     drain_seconds: float = Field(10.0, ge=0)
-    """How long a stopping server lets accepted calls finish."""
+    """Seconds that a stopping server waits for accepted calls to finish."""
     log_level: LogLevel = "info"
-    """What is logged, from the least to the most severe; callers' words never are."""
+    """The lowest severity that is logged. Texts that callers send are never logged."""
+
+    @field_validator("devices")
+    @classmethod
+    def _are_devices(cls, devices: dict[str, str]) -> dict[str, str]:
+        return {model: check_device(device) for model, device in devices.items()}
 
 
 class Config(BaseSettings):
-    """Everything that can be set."""
+    """The whole configuration."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="VISION_SAE_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix="VISION_SAE_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
     )
+
+    device: str = "auto"
+    """Where commands compute: cpu, cuda, cuda:N, mps, or auto for the first GPU with room, else
+    Apple's GPU, else the CPU."""
+    dtype: Dtype = "auto"
+    """The precision of matrix products: float32, bfloat16, float16 (on GPUs only, and not in
+    training), or auto for the device's fastest of float32 and bfloat16."""
 
     harvest: HarvestConfig = HarvestConfig()
     train: TrainConfig = TrainConfig()
@@ -325,6 +289,11 @@ class Config(BaseSettings):
     neurons: NeuronConfig = NeuronConfig()
     describe: DescribeConfig = DescribeConfig()
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        return check_device(device)
 
     @classmethod
     def settings_customise_sources(
@@ -335,32 +304,33 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The file arrives as constructor arguments, so the environment goes first."""
+        """The environment, then the file, which arrives as constructor arguments."""
         return env_settings, init_settings
 
 
-def _refusal(error: ValidationError, *section: str) -> InvalidInputError:
-    """The first fault of ``error``, with the dotted name of its field."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in (*section, *first["loc"]))
-    return InvalidInputError(f"configuration: {field}: {first['msg']}", field=field)
+S = TypeVar("S", bound=Section)
 
 
-def _with_flags(config: Config, name: str, given: dict[str, Any]) -> Section:
-    """One section with the values of its flags."""
-    section: Section = getattr(config, name)
-    values = {key: value for key, value in given.items() if value is not None}
+def with_values(section: S, name: str, values: Mapping[str, Any]) -> S:
+    """A copy of the section called ``name`` with other ``values``; None means "unchanged".
+
+    Raises `InvalidInputError`, with the dotted name of the field, for an unknown field or a value
+    that the field does not accept.
+    """
+    changed = {key: value for key, value in values.items() if value is not None}
+    if not changed:
+        return section
     try:
-        return type(section)(**(section.model_dump() | values))
+        return type(section)(**(section.model_dump(exclude_unset=True) | changed))
     except ValidationError as error:
-        raise _refusal(error, name) from error
+        raise refusal(error, name) from error
 
 
 def _refuse_unknown_sections() -> None:
-    """Refuse variables of the environment that mean a section but name none.
+    """Raise `InvalidInputError` for an environment variable that misspells a section's name.
 
-    Pydantic passes over them in silence. The client has variables of its own
-    (``VISION_SAE_ADDRESS``): they hold no ``__`` and begin with no section.
+    Pydantic ignores such variables silently. The client's variables (``VISION_SAE_ADDRESS``) are
+    allowed: they contain no ``__`` and do not begin with the name of a section.
     """
     sections = list(Config.model_fields)
     prefix = str(Config.model_config["env_prefix"])
@@ -379,15 +349,19 @@ def _refuse_unknown_sections() -> None:
 
 
 def load_config(path: Path | None = None, **flags: dict[str, Any]) -> Config:
-    """Read the configuration; ``flags`` are {section: {key: value}}, None meaning "not given"."""
+    """Read the configuration; ``flags`` are {section: {key: value}}, where None means "absent"."""
     _refuse_unknown_sections()
     try:
         data = yaml.safe_load(path.read_text()) or {} if path else {}
         config = Config(**data)
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         source = path or "from the environment"
         raise InvalidInputError(f"configuration {source}: {error}", field="config") from error
-    sections = {name: _with_flags(config, name, flags.get(name, {})) for name in dict(config)}
+    sections = {
+        name: with_values(section, name, flags.get(name, {}))
+        for name, section in config
+        if isinstance(section, Section)
+    }
     return config.model_copy(update=sections)

@@ -1,4 +1,4 @@
-"""The one catalogue of errors.
+"""The catalogue of errors: all that this project raises on purpose.
 
 Each error says what was wrong, where, and what to do. ``reason`` is the stable, machine-readable
 name that gRPC answers carry as ``google.rpc.ErrorInfo.reason``; ``field`` names the input at fault.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 _LONGEST_VALUE = 120
-"""Characters of a value that a message quotes."""
+"""The most characters of a value that a message quotes."""
 _LONGEST_MESSAGE = 1200
-"""Characters of a message: half a screen."""
+"""The most characters of a message: half a screen."""
 
 
 def shortened(text: str, most: int = _LONGEST_VALUE) -> str:
-    """A text of ``most`` characters or fewer: of a longer one the middle is left out."""
+    """``text`` in at most ``most`` characters: the middle of a longer text is left out."""
     if len(text) <= most:
         return text
     end = most // 3
@@ -23,18 +23,18 @@ def shortened(text: str, most: int = _LONGEST_VALUE) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as messages show it: ``repr``, shortened."""
+    """The shortened ``repr`` of a value, for messages."""
     return shortened(repr(value))
 
 
 class VisionSaeError(Exception):
-    """Base of every error this project raises on purpose. A message is never longer than half a
-    screen: of a longer one the middle is left out."""
+    """Base of every error that this project raises on purpose. A message that is longer than half a
+    screen loses its middle."""
 
     reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        # A file's name may hold half of a surrogate pair, which no terminal or wire takes.
+        # A file's name may hold half of a surrogate pair, which no terminal or message can carry.
         sound = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(shortened(sound, _LONGEST_MESSAGE))
         self.field = field
@@ -47,7 +47,7 @@ class InvalidInputError(VisionSaeError, ValueError):
 
 
 class InvalidImageError(InvalidInputError):
-    """The bytes are not a picture we accept."""
+    """The bytes are not a picture of an accepted format."""
 
     reason = "INVALID_IMAGE"
 
@@ -95,19 +95,19 @@ class MismatchError(VisionSaeError):
 
 
 class MissingDependencyError(VisionSaeError, ImportError):
-    """An optional package is needed for what was asked."""
+    """The request needs an optional package that is not installed."""
 
     reason = "MISSING_DEPENDENCY"
 
 
 class NotConfiguredError(VisionSaeError):
-    """What was asked needs a part that this server was started without."""
+    """The request needs a part that this server was started without."""
 
     reason = "NOT_CONFIGURED"
 
 
 class NotServedError(VisionSaeError):
-    """The contract has this, this version of the server does not do it yet."""
+    """The request is part of the contract, but this version of the server does not implement it."""
 
     reason = "NOT_SERVED"
 
@@ -125,22 +125,22 @@ class RecallTooLowError(VisionSaeError):
 
 
 class RemoteServerError(VisionSaeError):
-    """Another server that was asked for a part of the answer failed to give it."""
+    """Another server, which this server asked for a part of the answer, failed."""
 
     reason = "REMOTE_SERVER_FAILED"
 
 
 class RemoteServerAwayError(RemoteServerError):
-    """That server answers nobody, or not us: asking it about something else is of no use now."""
+    """The other server is unreachable or refuses this server: other requests would fail too."""
 
 
 class StorageFullError(VisionSaeError):
-    """The disk has no room for what is to be written."""
+    """The disk has no room for the output."""
 
     reason = "STORAGE_FULL"
 
 
 class WorkersEndedError(VisionSaeError):
-    """Processes that were started to work ended before the work was done."""
+    """Worker processes ended before their work was done."""
 
     reason = "WORKERS_ENDED"

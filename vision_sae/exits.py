@@ -1,12 +1,13 @@
-"""How the commands end.
+"""The exit statuses of the commands.
 
-| exit status | what it means |
+| exit status | meaning |
 |---|---|
-| 0 | done; of a server: stopped as it was asked to, after the calls that it had accepted |
-| 1 | a fault of ours, with a traceback to report; of `doctor`: something installed is broken |
-| 2 | refused: what was asked for, named or given cannot be used, and the message says why |
-| 130 | interrupted by Ctrl-C; most commands go on where they stopped when they are given again |
-| 141 | whoever read the output went away |
+| 0 | success; a server stopped on request, after it finished the calls that it had accepted |
+| 1 | a fault of the program, with a traceback to report; `doctor`: an installed part is broken |
+| 2 | refused: an argument or an input cannot be used, and the message says why |
+| 3 | a server whose GPU failed in a way that only another process mends; start it again |
+| 130 | interrupted by Ctrl-C; most commands resume when they are run again |
+| 141 | the reader of the output closed the pipe |
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from contextlib import contextmanager, suppress
 
 import typer
 
-DONE, FAULT, REFUSED, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+DONE, FAULT, REFUSED, DEVICE_LOST, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 
 
 @contextmanager
 def interruptible(program: str) -> Iterator[None]:
-    """Ctrl-C in the body is told in one line, and a reader who goes away in none."""
+    """Exit without a traceback when the body is interrupted: with one line of message after Ctrl-C,
+    and silently when the reader of the output closes the pipe."""
     try:
         yield
     except KeyboardInterrupt:
         typer.secho(f"{program}: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        with suppress(OSError, ValueError):  # or what Python flushes at its end would fail again
+        with suppress(OSError, ValueError):  # otherwise Python's flush at exit would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(UNREAD) from None

@@ -1,7 +1,7 @@
-"""Files that survive: atomic publication, checksums and small JSON.
+"""Crash-safe files: atomic publication of directories, checksums and small JSON files.
 
-A published directory is written beside its place, flushed, given its manifest last and renamed.
-Readers see all of it or none, whatever instant the writer dies at.
+A directory is written to a staging directory beside its final place, flushed, given its manifest
+last, and renamed. Readers see the whole directory or nothing, even if the writer dies half way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,10 +26,10 @@ from vision_sae.places import (
     UNFINISHED,
     check_beside,
     manifest_of,
+    publication_at,
     real,
     set_aside_of,
     staging_of,
-    standing,
 )
 from vision_sae.storage import storing
 
@@ -59,13 +59,13 @@ def fsync(path: Path) -> None:
 
 
 def _alive(suffix: str) -> bool:
-    """Whether the process of a temporary file's suffix (``.4242``) still runs, or may do so."""
+    """Whether the process that a temporary file's suffix names (``.4242``) may still run."""
     try:
         os.kill(int(suffix[1:]), 0)
     except ProcessLookupError:
         return False
     except (ValueError, OSError):
-        return True  # not a name of ours, or a process of another user
+        return True  # the suffix is no number, or the process is another user's
     return True
 
 
@@ -94,34 +94,37 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _give_mode(path: Path, mode: int) -> None:
-    """Give a file of ours these permissions; safetensors, for one, writes files that nobody else
+    """Set the permissions of a file. safetensors, for example, writes files that only their owner
     may read."""
     if stat.S_IMODE(path.stat().st_mode) != stat.S_IMODE(mode):
-        with suppress(PermissionError):  # shared with a bundle that another user published
+        with suppress(PermissionError):  # the file is a hard link to another user's bundle
             path.chmod(stat.S_IMODE(mode))
 
 
-def kept(path: Path, read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
-    """What is kept at ``path`` for the next time; written now, and whole or not at all, where it is
-    not there yet or cannot be read: ``read`` raises `CorruptArtifactError` then."""
+def read_cached(path: Path, read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
+    """Read a cached value from the file ``path``.
+
+    A file that is missing, or for which ``read`` raises `CorruptArtifactError`, is written first,
+    atomically, by ``write``.
+    """
     if path.is_file():
         try:
             return read(path)
         except CorruptArtifactError as error:
-            _LOG.warning("%s is made anew: %s", path, error)
+            _LOG.warning("%s is rebuilt: %s", path, error)
     with replacing(path) as temporary:
         write(temporary)
     return read(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a reader finds the old text or the new, never a part."""
+    """Write JSON atomically: a reader finds the old text or the new text, never a part of one."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a file that does not parse is named in the error."""
+    """Read JSON; raises `CorruptArtifactError`, with the file's name, when it does not parse."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -130,18 +133,25 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def file_table(directory: Path) -> dict[str, dict[str, Any]]:
-    """``{relative path: {bytes, sha256}}`` of every file below ``directory`` but the manifest."""
-    left_out = {MANIFEST, UNFINISHED}
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in left_out)
+def file_table(
+    directory: Path, known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """``{relative path: {bytes, sha256}}`` of every file below ``directory`` but the manifest.
+
+    Files with an entry in ``known`` are not read: the table takes that entry.
+    """
+    unlisted, known = {MANIFEST, UNFINISHED}, known or {}
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in unlisted)
+    names = [path.relative_to(directory).as_posix() for path in files]
     return {
-        p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-        for p in files
+        name: known.get(name) or {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for name, path in zip(names, files, strict=True)
     }
 
 
 def verify_files(directory: Path, table: dict[str, dict[str, Any]]) -> None:
-    """Refuse, by name, any file of ``table`` that is missing or changed."""
+    """Raise `CorruptArtifactError`, with the file's name, when a file of ``table`` is missing or
+    changed."""
     for name, expected in table.items():
         path = directory / name
         if not path.is_file():
@@ -153,8 +163,10 @@ def verify_files(directory: Path, table: dict[str, dict[str, Any]]) -> None:
 
 
 def _delete(directory: Path) -> None:
-    """Delete a publication: the files that its manifest names, then the manifest, then what is left
-    empty. Nothing else is deleted, and what dies half way can go on."""
+    """Delete a publication: the files that its manifest names, the empty folders, the manifest.
+
+    No other file is deleted. The manifest goes last, so that a deletion can be resumed.
+    """
     if (manifest := manifest_of(directory)) is not None:
         for path in directory.rglob("*"):
             name = path.relative_to(directory).as_posix()
@@ -167,7 +179,7 @@ def _delete(directory: Path) -> None:
 
 
 def _sweep(staging: Path) -> None:
-    """Empty a staging directory of ours, the mark that it is ours last."""
+    """Empty a staging directory; the file that marks it as ours is deleted last."""
     for path in staging.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -177,7 +189,7 @@ def _sweep(staging: Path) -> None:
 
 
 def _plan(staging: Path) -> str | None:
-    """What is being made in a staging directory; None where none is."""
+    """The plan that a staging directory is written by; None for any other directory."""
     try:
         return (staging / UNFINISHED).read_text()
     except (OSError, UnicodeDecodeError):
@@ -185,10 +197,11 @@ def _plan(staging: Path) -> str | None:
 
 
 def open_staging(directory: Path, *, plan: str = "") -> Path:
-    """The directory in which a publication of ``directory`` is written.
+    """Open the staging directory in which a publication of ``directory`` is written.
 
-    What a dead writer left there is swept away, or kept where it was making just this: ``plan``, a
-    hash of all that it depends on. Raises `AlreadyExistsError` for anything that is not ours.
+    ``plan`` is a hash of everything that the output depends on. Files that a dead writer left in
+    the staging directory are kept if the plan was the same, and deleted otherwise. Raises
+    `AlreadyExistsError` when files that this program did not write are in the way.
     """
     directory = real(directory)
     staging, old = staging_of(directory), set_aside_of(directory)
@@ -197,22 +210,28 @@ def open_staging(directory: Path, *, plan: str = "") -> Path:
         os.rename(old, directory)  # the last writer died between its two renames
     elif old.exists():
         _delete(old)
-    standing(directory)
+    publication_at(directory)  # raises for files of somebody else
     staging.mkdir(parents=True, exist_ok=True)
     if not plan or _plan(staging) != plan:
         _sweep(staging)
         (staging / UNFINISHED).write_text(plan)
-    for half_written in staging.rglob(".*.tmp"):  # `replacing`, when its process was killed
+    for half_written in staging.rglob(".*.tmp"):  # from `replacing` in a process that was killed
         half_written.unlink()
     return staging
 
 
-def publish(directory: Path, manifest: dict[str, Any]) -> None:
-    """Publish what stands in the staging directory: flush, manifest last, rename.
+def publish(
+    directory: Path,
+    manifest: dict[str, Any],
+    *,
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Publish the staging directory: flush its files, write the manifest last, and rename it.
 
-    ``manifest`` is completed with the table of ``files``, which get the mode that the umask asks
-    for. An earlier publication of the same format is moved aside before and deleted after; anything
-    else that stands there raises `AlreadyExistsError`.
+    The table of ``files`` is added to ``manifest``; files with an entry in ``known`` are not hashed
+    again. All files get the permissions of the umask. An earlier publication of the same format is
+    moved aside first and deleted last. Raises `AlreadyExistsError` for anything else at
+    ``directory``.
     """
     directory = real(directory)
     staging, old = staging_of(directory), set_aside_of(directory)
@@ -221,8 +240,8 @@ def publish(directory: Path, manifest: dict[str, Any]) -> None:
         if path.is_file():
             _give_mode(path, mode)
         fsync(path)
-    write_json(staging / MANIFEST, manifest | {"files": file_table(staging)})
-    earlier = standing(directory)
+    write_json(staging / MANIFEST, manifest | {"files": file_table(staging, known)})
+    earlier = publication_at(directory)
     if earlier is not None and earlier.get("format") != manifest.get("format"):
         raise AlreadyExistsError(
             f"{directory} is a {earlier.get('format')}, not a {manifest.get('format')}; name a new "
@@ -235,7 +254,7 @@ def publish(directory: Path, manifest: dict[str, Any]) -> None:
     (directory / UNFINISHED).unlink()
     fsync(directory.parent)
     if old.exists():
-        with suppress(OSError):  # what is left of it the next writer deletes
+        with suppress(OSError):  # the next writer deletes the rest
             _delete(old)
 
 
@@ -243,8 +262,8 @@ def publish(directory: Path, manifest: dict[str, Any]) -> None:
 def publishing(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write a directory and publish it when the body succeeds.
 
-    Yields (staging directory, manifest to fill). Whether it may go there is asked before any work:
-    `vision_sae.places.check_output`.
+    Yields (staging directory, manifest to fill). Callers check the place before they begin to
+    work, by `vision_sae.places.check_output`.
     """
     manifest: dict[str, Any] = {}
     with storing(directory):
@@ -253,7 +272,7 @@ def publishing(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def published(directory: Path) -> Path:
-    """Where the last publication of ``directory`` is readable.
+    """The folder that holds the last publication of ``directory``.
 
     It is ``directory`` itself, or the copy set aside by a writer that died between its renames.
     """

@@ -1,6 +1,6 @@
-"""Hosts and ports of both families of addresses: how they are written, told apart and tried out.
+"""Hosts and ports of IPv4 and IPv6: formatting, parsing and trial binding.
 
-An IPv6 address stands in brackets where a port follows it: ``[::1]:50051``.
+An IPv6 address is written in brackets when a port follows: ``[::1]:50051``.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import socket
 from vision_sae.errors import InvalidInputError
 
 _RESOLVERS = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):(?!\d+$)")
-"""How addresses begin whose spelling is gRPC's own: ``dns:///server:50051``."""
+"""The beginning of an address in gRPC's own syntax: ``dns:///server:50051``."""
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^\]\s]+)?\]|[^:\[\]\s]+):(?P<port>[^\s:]*)")
 
 
 def bare(host: str) -> str:
-    """A host without the brackets that an IPv6 address may stand in."""
+    """A host without the brackets of an IPv6 address."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def address_of(host: str, port: int) -> str:
-    """``HOST:PORT``, an IPv6 address in brackets."""
+    """``HOST:PORT``, with brackets around an IPv6 address."""
     host = bare(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``: 127.0.0.0/8, ``::1``, IPv4's in IPv6's
-    spelling, or ``localhost``."""
+    """Whether only this machine can reach ``host``: 127.0.0.0/8 (also mapped into IPv6), ``::1`` or
+    ``localhost``."""
     try:
         address = ipaddress.ip_address(bare(host).partition("%")[0])
     except ValueError:
@@ -42,8 +42,8 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(address: str, *, field: str = "address") -> str:
-    """``address``, if a server can be asked at it: HOST:PORT, [IPV6]:PORT, or one that begins with
-    a resolver of gRPC's. Raises `InvalidInputError`."""
+    """Return ``address`` if it is HOST:PORT, [IPV6]:PORT, or begins with a resolver of gRPC; raises
+    `InvalidInputError` otherwise."""
     if _RESOLVERS.match(address):
         return address
     if address.count(":") > 1 and "[" not in address:
@@ -53,13 +53,13 @@ def check_address(address: str, *, field: str = "address") -> str:
             f"[{host}]:{port} or [{address}]:PORT",
             field=field,
         )
-    found = _ADDRESS.fullmatch(address)
-    if not found:
+    match = _ADDRESS.fullmatch(address)
+    if not match:
         raise InvalidInputError(
             f"the address {address!r} is not HOST:PORT, as in 127.0.0.1:50051 or [::1]:50051",
             field=field,
         )
-    port = found["port"]
+    port = match["port"]
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidInputError(
             f"the address {address!r} ends in no port; ports are 1 to 65535", field=field
@@ -68,16 +68,16 @@ def check_address(address: str, *, field: str = "address") -> str:
 
 
 def check_port(host: str, port: int, *, option: str = "port") -> None:
-    """Raise `InvalidInputError`, naming ``--option``, unless a server can be bound there."""
+    """Raise `InvalidInputError`, naming ``--option``, unless a server can be bound to the port."""
     where = address_of(host, port)
     try:
-        found = socket.getaddrinfo(bare(host), port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(bare(host), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise InvalidInputError(
             f"the host {host!r} is no address of this machine ({error}); 127.0.0.1 and ::1 are",
             field="host",
         ) from error
-    refusals = [_refusal(family, place) for family, _, _, _, place in found]
+    refusals = [_refusal(family, place) for family, _, _, _, place in addresses]
     if errno.EADDRINUSE in refusals:
         raise InvalidInputError(
             f"{where} is in use; is another server there? Choose another --{option}, or 0 for any "
@@ -93,7 +93,7 @@ def check_port(host: str, port: int, *, option: str = "port") -> None:
 
 
 def _refusal(family: int, place: tuple[object, ...]) -> int:
-    """The number of the system's error when ``place`` is bound; 0 without one."""
+    """The system's error number when a socket is bound to ``place``; 0 on success."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do

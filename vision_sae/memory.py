@@ -1,4 +1,4 @@
-"""How much memory there is, and what becomes of what a process has freed."""
+"""Free memory: how much the system has, and whether a process keeps what it has freed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vision_sae.errors import InvalidInputError
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's ``mallopt``, by the numbers of its malloc.h."""
 _KEPT = {
-    _MMAP_THRESHOLD: 32 << 20,  # the most it takes; larger blocks still come and go alone
+    _MMAP_THRESHOLD: 32 << 20,  # glibc's maximum; larger blocks are still mapped one by one
     _TRIM_THRESHOLD: 1 << 30,
-    _TOP_PAD: 64 << 20,  # as large as the heap of a thread, which is then never given back
+    _TOP_PAD: 64 << 20,  # the size of a thread's heap, which is therefore never released
 }
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -20,12 +20,12 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory that one pass of a model frees for the next one.
+    """Have this process keep the memory that a forward pass frees, for the next pass.
 
-    By itself glibc gives large blocks back to the system and asks for them again, and the system
-    fills each page with zeros: thousands of page faults a picture where threads run a model each.
-    The price is that the process stays as large as it once was. Returns False, and changes
-    nothing, where the C library is another.
+    By default glibc returns large blocks to the system and requests them again, and the system
+    zeroes each page: thousands of page faults a picture where each thread runs a model. The price
+    is that the process never shrinks. Returns False, and changes nothing, when the C library is
+    not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -35,20 +35,21 @@ def keep_freed_memory() -> bool:
 
 
 def available() -> int | None:
-    """Bytes that processes may still take: what the system has, within the limit of the container
-    that this runs in. None where the system does not say."""
+    """Bytes of memory that processes may still allocate, within the limit of the container; None
+    when the system does not report them."""
     free = _entry(Path("/proc/meminfo"), "MemAvailable:")
     if free is None:
         return None
     limit, used = (_number(_CONTROL_GROUP / name) for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
         return free * 1024
-    cached = _entry(_CONTROL_GROUP / "memory.stat", "inactive_file") or 0  # given back when needed
+    # The system reclaims inactive file pages when memory is needed.
+    cached = _entry(_CONTROL_GROUP / "memory.stat", "inactive_file") or 0
     return min(free * 1024, max(0, limit - used + cached))
 
 
 def _entry(path: Path, name: str) -> int | None:
-    """The number behind ``name`` in a file of the system; None where it has none."""
+    """The number behind ``name`` in a file of the system; None when the file lacks it."""
     try:
         rows = (line.split() for line in path.read_text().splitlines())
         return next((int(row[1]) for row in rows if row[:1] == [name]), None)
@@ -57,7 +58,7 @@ def _entry(path: Path, name: str) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """The number that a file of the system holds; None where there is no such file, or no limit."""
+    """The number that a file of the system holds; None without such a file or number."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -65,9 +66,9 @@ def _number(path: Path) -> int | None:
 
 
 def check_available(needed: int, what: str, *, field: str) -> None:
-    """Refuse, before it begins, what takes more memory than there is.
+    """Raise `InvalidInputError` when less than ``needed`` bytes of memory are free.
 
-    ``needed`` are the bytes that ``what`` takes at the very least.
+    ``what`` names the work that needs them, for the message.
     """
     free = available()
     if free is not None and needed > free:

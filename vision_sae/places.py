@@ -1,8 +1,8 @@
-"""Where outputs may go: what is not ours is never replaced, and nobody's input is.
+"""Checks of output paths: no input, and no file of somebody else, is ever replaced.
 
-What vision_sae published is told from everything else by its manifest, which names its format and
-every one of its files. A folder with one more file in it is somebody's, and so is everything
-without a manifest. Every command and function that writes asks here before it begins to work.
+A directory that vision_sae published is recognised by its manifest, which names the format and
+every file. A folder that holds any other file, or has no manifest, belongs to somebody else. Every
+command and function that writes checks its output path here before it begins to work.
 """
 
 from __future__ import annotations
@@ -18,50 +18,49 @@ from vision_sae.errors import AlreadyExistsError, InvalidInputError
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
-"""The file that marks a staging directory as ours. It holds what is being made there."""
+"""The file that marks a staging directory as ours. It holds the plan of the output."""
 
 SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that file managers leave in every folder that is looked at; they are nobody's."""
+"""Files that file managers leave in every folder that they show; these files belong to nobody."""
 
 
 def real(directory: Path) -> Path:
-    """The directory itself, where ``directory`` is a symbolic link to it, or has no name of its own
-    (``.``)."""
+    """``directory``, or its real path when it is a symbolic link or has no name (``.``)."""
     if directory.is_symlink() or directory.name in ("", ".."):
         return Path(os.path.realpath(directory))  # `Path.resolve` raises for a link to itself
     return directory
 
 
 def staging_of(directory: Path) -> Path:
-    """Where a publication of ``directory`` is written."""
+    """The directory in which a publication of ``directory`` is written."""
     directory = real(directory)
     return directory.with_name(f".{directory.name}.staging")
 
 
 def set_aside_of(directory: Path) -> Path:
-    """Where the last publication of ``directory`` lies while a new one takes its place."""
+    """The directory that holds the old publication while a new one replaces ``directory``."""
     directory = real(directory)
     return directory.with_name(f".{directory.name}.old")
 
 
 def manifest_of(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a published directory; None for any other place."""
+    """The manifest of a published directory; None for any other path."""
     try:
-        found = json.loads((directory / MANIFEST).read_text())
-        entries = found["files"].values()
+        manifest = json.loads((directory / MANIFEST).read_text())
+        entries = manifest["files"].values()
         ours = all(isinstance(e["bytes"], int) and isinstance(e["sha256"], str) for e in entries)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return dict(found) if ours else None
+    return dict(manifest) if ours else None
 
 
 def _strangers(directory: Path, manifest: dict[str, Any] | None) -> Iterator[str]:
-    """The entries of a directory that are not of its publication."""
+    """The entries of a directory that its manifest does not name."""
     if manifest is None:
         yield from (path.name for path in directory.iterdir())
         return
     known = {MANIFEST, UNFINISHED, *manifest["files"]}
-    for folder, folders, files in os.walk(directory):  # unlike rglob it bears a writer beside it
+    for folder, folders, files in os.walk(directory):  # rglob fails if a file vanishes meanwhile
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in [*files, *links]:
             path = Path(folder, name).relative_to(directory).as_posix()
@@ -69,10 +68,11 @@ def _strangers(directory: Path, manifest: dict[str, Any] | None) -> Iterator[str
                 yield path
 
 
-def standing(place: Path, *, field: str = "out") -> dict[str, Any] | None:
-    """The manifest of what was published at ``place``; None where nothing stands.
+def publication_at(place: Path, *, field: str = "out") -> dict[str, Any] | None:
+    """The manifest of the publication at ``place``; None when ``place`` is free.
 
-    Raises `AlreadyExistsError`, with its name, where anything stands that we did not put there.
+    Raises `AlreadyExistsError`, with the file's name, when ``place`` holds a file that this program
+    did not write.
     """
     directory = real(place)
     if not os.path.lexists(directory):
@@ -97,8 +97,8 @@ def standing(place: Path, *, field: str = "out") -> dict[str, Any] | None:
 
 
 def check_beside(place: Path, *, field: str = "out") -> None:
-    """Refuse to publish at ``place`` while something that is not ours stands where a publication
-    is written or set aside."""
+    """Raise `AlreadyExistsError` when somebody else's files are in the way, beside ``place``, of
+    the directories in which a publication is written and set aside."""
     staging, old = staging_of(place), set_aside_of(place)
     for folder in (staging, old):
         if folder.is_symlink():
@@ -106,35 +106,40 @@ def check_beside(place: Path, *, field: str = "out") -> None:
                 f"{folder} is a link, and in the way of {place}; remove it", field=field
             )
     if not (staging / UNFINISHED).is_file():
-        standing(staging, field=field)
-    standing(old, field=field)
+        publication_at(staging, field=field)  # raises for files of somebody else
+    publication_at(old, field=field)
 
 
 def check_output(
     place: Path, format: str, *, inputs: Iterable[Path] = (), field: str = "out"
 ) -> dict[str, Any] | None:
-    """Refuse, before any work, a place where no artifact of this ``format`` may be published.
+    """Check, before any work, that an artifact of this ``format`` may be published at ``place``.
 
-    Gives the manifest of the finished one that stands there, or None where the place is free or
-    holds nothing but unfinished work of ours: whether a finished one may stay, or has to go, the
-    caller knows (`check_replaceable`). Raises `AlreadyExistsError` for anything else that is there,
-    and `InvalidInputError` for a place inside one of the ``inputs``, or around one, inside anything
-    that was published, for the working directory, for the home directory, for those above, and for
-    a place that cannot be written.
+    Returns the manifest of a finished artifact of the format at ``place``; None when ``place`` is
+    free or holds only unfinished work of this program. Whether a finished artifact may be replaced
+    is the caller's decision (`check_replaceable`).
+
+    Raises `AlreadyExistsError` when ``place`` holds anything else. Raises `InvalidInputError` when
+    ``place`` lies inside or around one of the ``inputs``, lies inside a published directory, is
+    the working directory, the home directory or a parent of these, or cannot be written.
     """
     _check_place(place, inputs, field)
     check_beside(place, field=field)
-    found = standing(place, field=field) or standing(set_aside_of(place), field=field)
-    if found is not None and found.get("format") != format:
+    manifest = publication_at(place, field=field) or publication_at(
+        set_aside_of(place), field=field
+    )
+    if manifest is not None and manifest.get("format") != format:
         raise AlreadyExistsError(
-            f"{place} is a {found.get('format')}, not a {format}; name a new folder", field=field
+            f"{place} is a {manifest.get('format')}, not a {format}; name a new folder",
+            field=field,
         )
-    return found
+    return manifest
 
 
-def check_replaceable(place: Path, found: Any, *, overwrite: bool, field: str = "out") -> None:
-    """Refuse to replace what was ``found`` finished at ``place``, unless that is asked for."""
-    if found is not None and not overwrite:
+def check_replaceable(place: Path, existing: Any, *, overwrite: bool, field: str = "out") -> None:
+    """Raise `AlreadyExistsError` unless ``overwrite`` allows to replace the ``existing`` artifact
+    (None: there is none) at ``place``."""
+    if existing is not None and not overwrite:
         raise AlreadyExistsError(
             f"{place} is finished already, and not the same as what was asked for; name a new "
             "folder, or replace it with --overwrite (overwrite=True)",
@@ -145,8 +150,12 @@ def check_replaceable(place: Path, found: Any, *, overwrite: bool, field: str = 
 def check_collection(
     folder: Path, format: str, *, inputs: Iterable[Path] = (), field: str = "out"
 ) -> None:
-    """Refuse, before any work, a folder in which artifacts of this ``format`` may not be made, each
-    in a place of its own. It may be new, or hold others like them."""
+    """Check, before any work, that artifacts of this ``format`` may be written in ``folder``, each
+    in a subfolder. The folder may be new, or hold artifacts of the same format.
+
+    Raises `AlreadyExistsError` when the folder holds anything else, and `InvalidInputError` as
+    `check_output` does.
+    """
     _check_place(folder, inputs, field)
     if not os.path.lexists(folder):
         return
@@ -154,7 +163,7 @@ def check_collection(
         raise AlreadyExistsError(f"{folder} is a file; name a new folder", field=field)
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in SYSTEM_FILES:
-            continue  # nothing of that name is made here
+            continue  # no artifact has such a name
         if (manifest_of(path) or {}).get("format") != format:
             raise AlreadyExistsError(
                 f"{folder} holds {path.name}, which is no {format}; name a new folder", field=field
@@ -164,8 +173,11 @@ def check_collection(
 def check_output_file(
     path: Path, *, inputs: Iterable[Path] = (), overwrite: bool = False, field: str = "out"
 ) -> None:
-    """Refuse, before any work, a file that may not be written: an earlier file is replaced only
-    with ``overwrite``, a folder, a device or an input never."""
+    """Check, before any work, that the file ``path`` may be written.
+
+    Raises `AlreadyExistsError` for an earlier file without ``overwrite``, and always for a folder
+    or a device; raises `InvalidInputError` as `check_output` does.
+    """
     _check_place(path, inputs, field)
     if path.is_dir():
         raise AlreadyExistsError(f"{path} is a folder; name a file", field=field)
@@ -186,10 +198,11 @@ def check_output_folder(
     overwrite: bool = False,
     field: str = "out",
 ) -> None:
-    """Refuse, before any work, a folder in which files without a manifest may not be written.
+    """Check, before any work, that files without a manifest may be written in ``folder``.
 
-    It may be new or empty. With ``overwrite`` it may hold files of these ``names`` (patterns) that
-    were written before; with anything else in it, it is somebody's.
+    The folder may be new or empty. With ``overwrite`` it may hold earlier files of these ``names``
+    (patterns). Raises `AlreadyExistsError` when it holds anything else, and `InvalidInputError` as
+    `check_output` does.
     """
     _check_place(folder, inputs, field)
     if not os.path.lexists(folder):
@@ -214,7 +227,7 @@ def check_output_folder(
 def _check_place(place: Path, inputs: Iterable[Path], field: str) -> None:
     try:
         resolved = place.resolve()
-        apart = [given.resolve() for given in inputs]
+        sources = [path.resolve() for path in inputs]
         kept = {folder for own in _own_folders() for folder in (own, *own.parents)}
         above = next(folder for folder in (*resolved.parents, resolved) if folder.exists())
         resolved.exists()  # raises for a name that is too long
@@ -235,19 +248,19 @@ def _check_place(place: Path, inputs: Iterable[Path], field: str) -> None:
                 "else; name a place outside",
                 field=field,
             )
-    for given in apart:
-        if resolved == given:
+    for source in sources:
+        if resolved == source:
             raise InvalidInputError(
                 f"{place} is an input of the same command; name another place", field=field
             )
-        if given in resolved.parents:
+        if source in resolved.parents:
             raise InvalidInputError(
-                f"{place} lies inside {given}, an input of the same command; name a place outside",
+                f"{place} lies inside {source}, an input of the same command; name a place outside",
                 field=field,
             )
-        if resolved in given.parents:
+        if resolved in source.parents:
             raise InvalidInputError(
-                f"{place} holds {given}, an input of the same command; name a place beside it",
+                f"{place} holds {source}, an input of the same command; name a place beside it",
                 field=field,
             )
     if not above.is_dir():
@@ -260,9 +273,9 @@ def _check_place(place: Path, inputs: Iterable[Path], field: str) -> None:
 
 
 def _own_folders() -> Iterator[Path]:
-    """Folders that nobody means to replace."""
+    """The working directory and the home directory, which no command may replace."""
     yield Path.cwd()
     try:
         yield Path.home().resolve()
-    except RuntimeError:  # a user without one
+    except RuntimeError:  # the user has no home directory
         return

@@ -1,4 +1,4 @@
-"""Processes that work for another one."""
+"""Worker processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 
 
 def orphaned() -> threading.Event:
-    """Set when the process that started this one is gone: nobody waits for its work any more.
+    """An event that is set when the parent process has ended, so that nobody waits for the results.
 
-    Never set in a process that `multiprocessing` did not start.
+    The event is never set in a process that `multiprocessing` did not start.
     """
     gone, parent = threading.Event(), multiprocessing.parent_process()
 

@@ -1,4 +1,4 @@
-"""Resource names, as the contract spells them."""
+"""The resource names of the service contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 def model_resource(name: str) -> str:
     """The resource of a model that is loaded by ``name``: ``demo:clip`` is ``models/demo-clip``.
-    It begins with a letter or digit, and has 128 characters at most."""
+    The part after ``models/`` begins with a letter or digit and has at most 128 characters."""
     spelled = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lstrip("._-")
     return "models/" + (spelled[:128] or "model")
 
@@ -24,8 +24,8 @@ def site_resource(model: str, site: str) -> str:
 
 
 def dictionary_of(units: str) -> str:
-    """The resource of the dictionary that units belong to: its own, or for the raw neurons of
-    ``models/{model}/sites/{site}`` that of the neuron basis, ``dictionaries/{model}.{site}``."""
+    """The resource of the dictionary that units belong to. The raw neurons of
+    ``models/{model}/sites/{site}`` belong to the neuron basis, ``dictionaries/{model}.{site}``."""
     if units.startswith("dictionaries/"):
         return units
     _, model, _, site = units.split("/")
@@ -38,7 +38,7 @@ def dictionary_resource(name: str) -> str:
 
 
 def check_names(bundles: Iterable[Path]) -> None:
-    """Refuse bundles whose directories cannot name the dictionaries that are served."""
+    """Raise `InvalidInputError` for bundles whose directory names cannot be resource names."""
     names: set[str] = set()
     for path in bundles:
         if not _NAME.fullmatch(path.name) or path.name in names:

@@ -1,7 +1,7 @@
-"""Errors of a disk that cannot take what is written, in words.
+"""Conversion of disk errors into the errors of this project.
 
-A full disk ends a write in many ways: by an `OSError` with or without a number, by an error of
-safetensors, FAISS or SQLite that quotes the system's words. Here they become one.
+A full disk ends a write in many ways: by an `OSError` with or without a number, or by an error of
+safetensors, FAISS or SQLite that quotes the system's message. All of them become one error here.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from vision_sae.errors import InvalidInputError, StorageFullError, VisionSaeErro
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-"""All that NumPy says of an array of which the disk took only a part."""
+"""NumPy's whole message when the disk took only a part of an array."""
 _SQLITE_FULL = "database or disk is full"
 
 
 def _number(error: BaseException) -> int | None:
-    """The error number of the system behind ``error``, where it is one of those told here."""
+    """The system's error number behind ``error``; None for errors that are not converted here."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _FULL + _REFUSED else None
-    said = str(error)
-    if _SHORT_WRITE.search(said) or _SQLITE_FULL in said:
+    message = str(error)
+    if _SHORT_WRITE.search(message) or _SQLITE_FULL in message:
         return errno.ENOSPC
-    return next((number for number in _FULL + _REFUSED if os.strerror(number) in said), None)
+    return next((number for number in _FULL + _REFUSED if os.strerror(number) in message), None)
 
 
 def storage_error(error: BaseException, path: Path | str = "") -> VisionSaeError | None:
-    """What to tell instead of ``error``, met while ``path`` was written; None for other errors."""
+    """The error to raise instead of ``error``, which occurred while ``path`` was written; None when
+    the disk was not the cause."""
     number = _number(error)
     if number is None:
         return None
@@ -50,13 +51,13 @@ def storage_error(error: BaseException, path: Path | str = "") -> VisionSaeError
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Errors of the disk in the body become `StorageFullError`, or `InvalidInputError` where it
-    may not be written to, with the name of the file or of ``path``."""
+    """Convert disk errors in the body: to `StorageFullError` on a full disk, to `InvalidInputError`
+    for missing permissions. The message names the file, or ``path``."""
     try:
         yield
     except VisionSaeError:
         raise
     except Exception as error:
-        if told := storage_error(error, path):
-            raise told from error
+        if converted := storage_error(error, path):
+            raise converted from error
         raise

@@ -35,7 +35,7 @@ def to_proto(
 
 
 def write(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
-    """Pack an array into an empty tensor, such as a part of a message; see `to_proto`."""
+    """Pack an array into an empty tensor, such as a field of a message; see `to_proto`."""
     little = np.asarray(array)
     little = little.astype(little.dtype.newbyteorder("<"), copy=False)
     if little.dtype not in _ENUMS:
@@ -45,12 +45,12 @@ def write(tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
 
 
 def _cells(shape: Iterable[int]) -> int:
-    """What NumPy counts to see whether a shape can be: axes of 0 as of 1."""
+    """The number of cells by which NumPy judges a shape: an axis of size 0 counts as 1."""
     return math.prod(size or 1 for size in shape)
 
 
 def _dtype_name(number: int) -> str:
-    """The enum's name, or the bare number of a value that a newer contract knows."""
+    """The name of an enum value; the bare number for a value of a newer contract."""
     value = tensor_pb2.DType.DESCRIPTOR.values_by_number.get(number)
     return value.name if value else str(number)
 
@@ -67,7 +67,7 @@ def from_proto(tensor: tensor_pb2.Tensor, *, field: str = "tensor") -> NDArray[A
             "FLOAT32, FLOAT16, FLOAT64, UINT8, INT32, INT64 or BOOL",
             field=f"{field}.dtype",
         )
-    # Two negative ones would pass the count of bytes, and so would one that is 0 any others.
+    # The count of bytes below would accept two negative sizes, and any sizes beside a 0.
     if any(size < 0 for size in tensor.shape) or _cells(tensor.shape) > _MOST_CELLS:
         raise InvalidInputError(
             f"a Tensor has the shape {list(tensor.shape)}; sizes are neither negative nor more "
@@ -85,7 +85,7 @@ def from_proto(tensor: tensor_pb2.Tensor, *, field: str = "tensor") -> NDArray[A
     array = np.frombuffer(tensor.data, dtype=dtype).reshape(tuple(tensor.shape))
     if tensor.HasField("scale") or tensor.HasField("offset"):
         scale = tensor.scale if tensor.HasField("scale") else 1.0
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused below
             array = array.astype(np.float32) * np.float32(scale) + np.float32(tensor.offset)
     return _finite(np.asarray(array), field)
 
@@ -97,7 +97,7 @@ def read_floats(tensor: tensor_pb2.Tensor, *, field: str) -> NDArray[np.float32]
 
 
 def _finite(array: NDArray[Any], field: str) -> NDArray[Any]:
-    """``array``, or an error that names the first element that is no number."""
+    """Return ``array``; raises `InvalidInputError`, with the first NaN or infinity in it."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
         raise InvalidInputError(

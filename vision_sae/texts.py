@@ -1,8 +1,8 @@
-"""Text files that people write: their encodings, and where their lines end.
+"""Text files that people write: their encodings and line ends.
 
-UTF-8 is read, with a byte order mark or without, and UTF-16 and UTF-32 with one. A line ends at a
-line feed or at a carriage return and a line feed, and nowhere else: U+2028, U+0085 or a form feed
-inside a caption or a prompt is a part of it (`str.splitlines` would cut there).
+UTF-8 is read with or without a byte order mark, UTF-16 and UTF-32 only with one. A line ends at a
+line feed, or at a carriage return and a line feed, and nowhere else: U+2028, U+0085 or a form feed
+may be part of a caption or a prompt (`str.splitlines` would split there).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vision_sae.errors import InvalidInputError, NotFoundError, quoted
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # tried before UTF-16, whose mark is its prefix
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -25,7 +25,7 @@ _MARKS = (
 
 
 class Line(NamedTuple):
-    """One line of a text, without its end."""
+    """One line of a text, without the line end."""
 
     number: int
     """Counted from 1."""
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 
 def lines_of(text: str) -> list[Line]:
-    """The lines of a text, blank ones too."""
+    """The lines of a text, including blank lines."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -41,10 +41,10 @@ def lines_of(text: str) -> list[Line]:
 
 
 def read_text(path: Path, field: str) -> str:
-    """The text of a file that a person wrote.
+    """Read a text file that a person wrote; ``field`` is the input that named the file.
 
-    Raises `NotFoundError` without such a file, and `InvalidInputError` that names the file and, for
-    what is no text, the line; ``field`` is the input that named the file.
+    Raises `NotFoundError` when there is no such file, and `InvalidInputError`, with the file and
+    the line, when the file is not text.
     """
     try:
         data = path.read_bytes()
@@ -77,10 +77,11 @@ def read_lines(path: Path, field: str) -> list[Line]:
 
 
 def read_table(path: Path, field: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of each row of a file of comma-separated values, the names of its columns
-    first; empty lines are passed over.
+    """(line, fields) of each row of a file of comma-separated values; the first row holds the
+    column names, and empty lines are skipped.
 
-    Raises as `read_text` does, also for a quote that is never closed: it would swallow the rest.
+    Raises as `read_text` does, and `InvalidInputError` for a quote that is never closed, which
+    would swallow the rest of the file.
     """
     text = read_text(path, field)
     rows = csv.reader((line.text + "\n" for line in lines_of(text)), strict=True)
@@ -99,14 +100,14 @@ def read_table(path: Path, field: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def in_columns(names: Sequence[str], row: list[str], text: str) -> dict[str, str]:
-    """The fields of a row by the names of their columns.
+    """{column name: field} of a row.
 
-    Commas that nobody quoted belong to the column ``text`` when it is the last one. Raises
-    ``ValueError`` that says what is wrong with the row.
+    Unquoted commas belong to the column ``text`` if that column is the last one. Raises
+    ``ValueError`` for a row with another number of fields.
     """
     fields = list(row)
     while len(fields) > len(names) and not fields[-1].strip():
-        fields.pop()  # spreadsheets write empty fields behind
+        fields.pop()  # spreadsheets append empty fields
     last = len(names) - 1
     if len(fields) > len(names) and names[last] == text:
         fields[last:] = [",".join(fields[last:])]
@@ -119,13 +120,13 @@ def in_columns(names: Sequence[str], row: list[str], text: str) -> dict[str, str
 
 
 def has_lone_surrogate(text: str) -> bool:
-    r"""Whether a string holds half of a surrogate pair, as JSON's ``"\ud800"`` does: no file and no
-    message can carry it."""
+    r"""Whether a string holds half of a surrogate pair, as JSON's ``"\ud800"`` does; no file and no
+    message can carry such a string."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def examples(problems: list[tuple[int, str]]) -> str:
-    """``line 2: no caption; line 5: ...`` of the first three problems, and how many more."""
+    """The first three problems, and the number of further ones: ``line 2: no caption; ...``."""
     shown = "; ".join(f"line {number}: {what}" for number, what in problems[:3])
     more = len(problems) - 3
     return f"{shown}; and {more} more lines" if more > 0 else shown

@@ -1,4 +1,4 @@
-"""How many threads a process computes with."""
+"""The number of threads that a process computes with."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Result = TypeVar("Result")
 
 
 def compute_with(count: int) -> None:
-    """Have torch compute with ``count`` threads for the calling thread. Threads to come begin with
+    """Have torch compute with ``count`` threads for the calling thread. A new thread starts with
     the last count that any thread has set."""
     import torch
 
-    torch.get_num_threads()  # what is set before a thread's first question is forgotten by it
+    torch.get_num_threads()  # torch resets a thread's count on the first query: query, then set
     torch.set_num_threads(count)
 
 
 def use_one_thread() -> None:
-    """Compute with one thread in this process, which is one of several that share the cores."""
+    """Compute with one thread in this process, when several processes share the cores."""
     import faiss
 
     compute_with(1)
@@ -31,8 +31,8 @@ def use_one_thread() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread in the body, which is faster where steps are small: threads that wait
-    for each other between them keep cores busy."""
+    """Compute with one thread in the body. That is faster when steps are small, because threads
+    that wait for each other between steps keep their cores busy."""
     import faiss
     import torch
 
@@ -45,14 +45,14 @@ def one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before[1])
 
 
-def side_by_side(
+def map_in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """``work`` of each of ``items``, in their order, by ``workers`` threads that torch computes
-    with one thread each.
+    """Yield ``work(item)`` for each item, in order, computed by ``workers`` threads in parallel; in
+    each of them torch computes with one thread.
 
-    Threads that never wait for each other do more together than those of one computation, which
-    meet after every step of it. Beyond what was asked for, ``workers`` items are begun.
+    Threads that never wait for each other are faster than the threads of one computation, which
+    meet after every step. At most ``workers`` items are started ahead of the consumer.
     """
     import torch
 
@@ -68,4 +68,4 @@ def side_by_side(
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        compute_with(before)  # for threads to come
+        compute_with(before)  # new threads inherit the count

@@ -1,14 +1,14 @@
-"""Rows of vectors as directions."""
+"""Normalisation of vectors."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Float32
 
 
 def normalised(
-    vectors: NDArray[np.float32], centre: NDArray[np.float32] | float = 0.0
-) -> NDArray[np.float32]:
+    vectors: Float[np.ndarray, "N D"], centre: Float[np.ndarray, " D"] | float = 0.0
+) -> Float32[np.ndarray, "N D"]:
     """Rows of ``vectors - centre`` scaled to unit norm; a zero row stays zero."""
     centred = vectors - centre
     norm = np.linalg.norm(centred, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How a channel to the server is opened: limits, retries, credentials."""
+"""Opens channels to a server, with message limits, retries and credentials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vision_sae.hosts import check_address
 from vision_sae_client.values import bearer
 
 MAX_RECEIVE_BYTES = 64 * 2**20
-"""Largest answer accepted; gRPC's own default of 4 MiB is too small for heat maps and pictures."""
+"""The largest accepted answer; gRPC's default of 4 MiB is too small for heat maps and pictures."""
 
 IDEMPOTENT = (
     {"service": "vision_sae.v1.CatalogService"},
@@ -23,7 +23,7 @@ IDEMPOTENT = (
     {"service": "vision_sae.v1.LabelJobService", "method": "ListLabelJobs"},
     {"service": "vision_sae.v1.LabelJobService", "method": "CancelLabelJob"},
 )
-"""Calls that may be sent twice without harm, and are retried while a server is away."""
+"""Idempotent calls, which are retried while a server is unavailable."""
 
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -38,7 +38,7 @@ SERVICE_CONFIG = {
             },
         }
     ],
-    # Half of the tokens spent on failures stops all retries: a struggling server is left alone.
+    # Failures use up tokens; below half of the tokens, retries stop, to spare an overloaded server.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
 
@@ -51,8 +51,8 @@ OPTIONS = (
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """A channel for the sync client; without credentials it is not encrypted. Raises
-    `InvalidInputError` for what is no address."""
+    """A channel for the blocking client, unencrypted without credentials. Raises
+    `InvalidInputError` for an invalid address."""
     check_address(address)
     if credentials is None:
         return grpc.insecure_channel(address, options=OPTIONS)
@@ -62,8 +62,8 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
 def open_async_channel(
     address: str, credentials: grpc.ChannelCredentials | None
 ) -> grpc.aio.Channel:
-    """A channel for the async client; without credentials it is not encrypted. Raises
-    `InvalidInputError` for what is no address."""
+    """A channel for the asyncio client, unencrypted without credentials. Raises
+    `InvalidInputError` for an invalid address."""
     check_address(address)
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS)
@@ -71,5 +71,5 @@ def open_async_channel(
 
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """The metadata of each call: the bearer token, where there is one."""
+    """The metadata of each call: the bearer token, if any."""
     return (("authorization", bearer(token)),) if token else ()

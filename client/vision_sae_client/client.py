@@ -1,13 +1,12 @@
-"""The blocking client, which ``client/generate.py`` makes of ``aio.py``: edit that one."""
+"""The blocking client, generated from ``aio.py`` by ``client/generate.py``: edit ``aio.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Protocol, TypeVar, Unpack
 
 import grpc
-from google.protobuf.message import Message
 
 from vision_sae.v1.attribution_service_pb2 import (
     ENCODE_ORDER_UNSPECIFIED,
@@ -17,23 +16,22 @@ from vision_sae.v1.attribution_service_pb2 import (
     Noising,
     StreamAttributeResponse,
 )
+from vision_sae.v1.attribution_service_pb2_grpc import AttributionServiceStub
 from vision_sae.v1.catalog_service_pb2 import (
+    GetServerInfoRequest,
     GetServerInfoResponse,
-    ListDictionariesResponse,
-    ListFeaturesResponse,
-    ListModelsResponse,
+    ListModelsRequest,
 )
+from vision_sae.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from vision_sae.v1.description_pb2 import Description, ScoreMetric, ScoreNegatives
 from vision_sae.v1.description_service_pb2 import ScoreDescriptionResponse
+from vision_sae.v1.description_service_pb2_grpc import DescriptionServiceStub
 from vision_sae.v1.dictionary_pb2 import Dictionary
 from vision_sae.v1.edit_pb2 import Edit
 from vision_sae.v1.exemplar_pb2 import ExemplarOptions
 from vision_sae.v1.feature_pb2 import Feature
-from vision_sae.v1.generation_service_pb2 import (
-    GenerateResponse,
-    GenerationSettings,
-    Recipe,
-)
+from vision_sae.v1.generation_service_pb2 import GenerateResponse, GenerationSettings, Recipe
+from vision_sae.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vision_sae.v1.image_pb2 import (
     HEATMAP_FORMAT_UNSPECIFIED,
     IMAGE_FORMAT_UNSPECIFIED,
@@ -42,11 +40,9 @@ from vision_sae.v1.image_pb2 import (
     Region,
 )
 from vision_sae.v1.intervention_service_pb2 import InterveneResponse
-from vision_sae.v1.label_job_service_pb2 import (
-    LabelJob,
-    ListLabelJobsResponse,
-    WatchLabelJobResponse,
-)
+from vision_sae.v1.intervention_service_pb2_grpc import InterventionServiceStub
+from vision_sae.v1.label_job_service_pb2 import LabelJob, WatchLabelJobResponse
+from vision_sae.v1.label_job_service_pb2_grpc import LabelJobServiceStub
 from vision_sae.v1.ledger_pb2 import (
     ATTRIBUTION_METHOD_UNSPECIFIED,
     AttributionMethod,
@@ -64,30 +60,50 @@ from vision_sae.v1.search_service_pb2 import (
     SearchPatchesResponse,
     SearchSpace,
 )
+from vision_sae.v1.search_service_pb2_grpc import SearchServiceStub
 from vision_sae.v1.target_pb2 import Target
-from vision_sae_client import requests, values
+from vision_sae_client import values
 from vision_sae_client.channel import call_metadata, open_channel
 from vision_sae_client.errors import first_dictionary, from_rpc_error
 from vision_sae_client.images import BoxLike, ImageSource
-from vision_sae_client.requests import AttributeOptions, Call, Conversation
-
-PICTURES_OF_A_CALL = 64
-"""Pictures of an intervention that one deadline is for."""
-R = TypeVar("R", bound=Message)
-Page = TypeVar(
-    "Page",
-    ListModelsResponse,
-    ListDictionariesResponse,
-    ListFeaturesResponse,
-    ListLabelJobsResponse,
+from vision_sae_client.requests import (
+    attribution,
+    catalog,
+    description,
+    generation,
+    intervention,
+    label_jobs,
+    search,
 )
+from vision_sae_client.requests.attribution import AttributeOptions
+
+PICTURES_PER_DEADLINE = 64
+"""Number of pictures of an intervention that share one deadline."""
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class PageRequest(Protocol):
+    """A request for one page of a listing."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """One page of a listing."""
+
+    next_page_token: str
+
+
+PageRequestT = TypeVar("PageRequestT", bound=PageRequest)
+PageT = TypeVar("PageT", bound=Page)
 
 
 class Client:
-    """Asks a vision_sae server; safe to share between threads.
+    """A client of a vision_sae server; threads may share it.
 
-    Every call raises `ClientError` when the server refuses or cannot be reached. A ``dictionary``
-    of None means the first that the server has.
+    Every call raises `ClientError` when the server refuses it or cannot be reached. A
+    ``dictionary`` of None means the server's first dictionary.
 
     Example:
         >>> with Client("127.0.0.1:50051") as client:  # doctest: +SKIP
@@ -102,16 +118,23 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 60.0,
     ) -> None:
-        """Open a channel to ``address``, ``HOST:PORT``; ``timeout`` is the deadline of each call in
-        seconds, ``inf`` is none.
+        """Open a channel to ``address``, ``HOST:PORT``. ``timeout`` is the deadline of each call in
+        seconds; ``inf`` means no deadline.
 
         Without ``credentials`` the connection is not encrypted. Raises `InvalidInputError` for an
-        address, a token or a timeout that cannot be one.
+        invalid address, token or timeout.
         """
         self._address = values.address(address)
         self._timeout = values.deadline(timeout)
         self._metadata = call_metadata(token)
         self._channel = open_channel(address, credentials)
+        self._catalog = CatalogServiceStub(self._channel)
+        self._attribution = AttributionServiceStub(self._channel)
+        self._intervention = InterventionServiceStub(self._channel)
+        self._search = SearchServiceStub(self._channel)
+        self._description = DescriptionServiceStub(self._channel)
+        self._generation = GenerationServiceStub(self._channel)
+        self._label_jobs = LabelJobServiceStub(self._channel)
 
     def __enter__(self) -> Client:
         return self
@@ -125,39 +148,44 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel; calls under way are cancelled."""
+        """Close the channel; running calls are cancelled."""
         self._channel.close()
 
     def server_info(self) -> GetServerInfoResponse:
         """Versions, limits and capabilities of the server."""
-        return self._run(requests.server_info())
+        return self._ask(self._catalog.GetServerInfo, GetServerInfoRequest())
 
     def models(self) -> list[Model]:
         """All models."""
-        return [model for page in self._pages(requests.list_models) for model in page.models]
+        pages = self._pages(self._catalog.ListModels, ListModelsRequest())
+        return [model for page in pages for model in page.models]
 
     def model(self, name: str) -> Model:
         """One model, ``models/{model}``, with the names of its classes."""
-        answer = self._run(requests.get_model(name))
+        answer = self._ask(self._catalog.GetModel, catalog.get_model(name))
         return answer.model
 
     def generator(self) -> str | None:
-        """The first text-to-image model, ``models/{model}``; None when the server has none."""
+        """The name ``models/{model}`` of the first text-to-image model; None without one."""
         kinds = {model.name: model.kind for model in self.models()}
         return next(
             (name for name, kind in kinds.items() if kind == MODEL_KIND_TEXT_TO_IMAGE), None
         )
 
     def dictionaries(self, *, filter: str = "") -> list[Dictionary]:
-        """All dictionaries, by name, filtered as ``CatalogService.ListDictionaries`` says."""
-        pages = self._pages(lambda token: requests.list_dictionaries(token, filter=filter))
+        """All dictionaries, sorted by name; ``filter`` follows
+        ``CatalogService.ListDictionaries``."""
+        pages = self._pages(
+            self._catalog.ListDictionaries, catalog.list_dictionaries(filter=filter)
+        )
         return [dictionary for page in pages for dictionary in page.dictionaries]
 
     def dictionary(self, name: str | None = None) -> Dictionary:
-        """One dictionary, ``dictionaries/{dictionary}``."""
+        """One dictionary, ``dictionaries/{dictionary}``; by default the server's first."""
         if name is None:
-            return first_dictionary(self._run(requests.list_dictionaries()), self._address)
-        answer = self._run(requests.get_dictionary(name))
+            page = self._ask(self._catalog.ListDictionaries, catalog.list_dictionaries())
+            return first_dictionary(page, self._address)
+        answer = self._ask(self._catalog.GetDictionary, catalog.get_dictionary(name))
         return answer.dictionary
 
     def features(
@@ -170,30 +198,28 @@ class Client:
         exemplars: ExemplarOptions | None = None,
         page_size: int = 100,
     ) -> Iterator[Feature]:
-        """The features of a dictionary, filtered and ordered; pages are fetched as they are used.
+        """The features of a dictionary, filtered and ordered. Pages are fetched as they are needed.
 
         ``filter`` and ``order_by`` follow ``CatalogService.ListFeatures``:
         ``firing_rate < 0.1 AND text:"striped"``, ``max desc``.
         """
-        name = self._name(dictionary)
-        for page in self._pages(
-            lambda token: requests.list_features(
-                name,
-                filter=filter,
-                order_by=order_by,
-                full=full,
-                exemplars=exemplars,
-                page_size=page_size,
-                page_token=token,
-            )
-        ):
+        request = catalog.list_features(
+            self._name(dictionary),
+            filter=filter,
+            order_by=order_by,
+            full=full,
+            exemplars=exemplars,
+            page_size=page_size,
+        )
+        for page in self._pages(self._catalog.ListFeatures, request):
             yield from page.features
 
     def feature(
         self, name: str, *, full: bool = True, exemplars: ExemplarOptions | None = None
     ) -> Feature:
         """One feature, ``dictionaries/{dictionary}/features/{index}``."""
-        answer = self._run(requests.get_feature(name, full=full, exemplars=exemplars))
+        request = catalog.get_feature(name, full=full, exemplars=exemplars)
+        answer = self._ask(self._catalog.GetFeature, request)
         return answer.feature
 
     def encode(
@@ -214,26 +240,25 @@ class Client:
     ) -> EncodeResponse:
         """The features that fire in a picture, or in a ``box`` or mask of it, and where.
 
-        By default the most strongly active ones come first. ``ENCODE_ORDER_INFORMATIVE`` puts those
-        first that say most about the picture, which is what a person should see. ``noising`` is how
-        the picture enters a generator.
+        By default the most active features come first. With ``ENCODE_ORDER_INFORMATIVE`` the
+        features that say most about the picture come first, which is the best order for people.
+        ``noising`` sets how a picture is noised for a generator.
         """
-        return self._run(
-            requests.encode(
-                image,
-                self._name(dictionary),
-                top_k=top_k,
-                box=box,
-                order=order,
-                full=full,
-                exemplars=exemplars,
-                max_patches=max_patches,
-                include_codes=include_codes,
-                min_activation=min_activation,
-                heatmap_format=heatmap_format,
-                noising=noising,
-            )
+        request = attribution.encode(
+            image,
+            self._name(dictionary),
+            top_k=top_k,
+            box=box,
+            order=order,
+            full=full,
+            exemplars=exemplars,
+            max_patches=max_patches,
+            include_codes=include_codes,
+            min_activation=min_activation,
+            heatmap_format=heatmap_format,
+            noising=noising,
         )
+        return self._ask(self._attribution.Encode, request)
 
     def attribute(
         self,
@@ -254,31 +279,30 @@ class Client:
         context_images: Sequence[ImageSource] = (),
         components: int = 0,
     ) -> AttributeResponse:
-        """What the features of a picture contribute to a target (see `vision_sae_client.targets`).
+        """The contributions of a picture's features to a target (see `vision_sae_client.targets`).
 
-        Without a target: to the similarity with the mean embedding. ``baseline`` is what it is
-        measured from, a code or another picture. ``special_tokens`` attributes to the codes of
-        special tokens (CLS, registers) too, which are otherwise held as they are.
+        The default target is the similarity to the mean embedding. Contributions are measured from
+        the ``baseline``, a code or another picture. With ``special_tokens`` the codes of special
+        tokens (CLS, registers) get contributions, too; otherwise they are held constant.
         """
-        return self._run(
-            requests.attribute(
-                image,
-                dictionaries or [self._name(None)],
-                target=target,
-                method=method,
-                baseline=baseline,
-                top_k=top_k,
-                full=full,
-                exemplars=exemplars,
-                max_patches=max_patches,
-                faithfulness=faithfulness,
-                special_tokens=special_tokens,
-                nodes=nodes,
-                heatmap_format=heatmap_format,
-                context_images=context_images,
-                components=components,
-            )
+        request = attribution.attribute(
+            image,
+            dictionaries or [self._name(None)],
+            target=target,
+            method=method,
+            baseline=baseline,
+            top_k=top_k,
+            full=full,
+            exemplars=exemplars,
+            max_patches=max_patches,
+            faithfulness=faithfulness,
+            special_tokens=special_tokens,
+            nodes=nodes,
+            heatmap_format=heatmap_format,
+            context_images=context_images,
+            components=components,
         )
+        return self._ask(self._attribution.Attribute, request)
 
     def stream_attribute(
         self,
@@ -288,15 +312,15 @@ class Client:
         dictionaries: Sequence[str] | None = None,
         **options: Unpack[AttributeOptions],
     ) -> Iterator[StreamAttributeResponse]:
-        """`attribute` for any number of pictures: an answer for each, in their order.
+        """`attribute` for any number of pictures, with answers in the order of the pictures.
 
-        ``id`` is the number of the picture, from 0. One that is refused answers with its ``error``,
-        and the others go on. The deadline is for each picture.
+        The ``id`` of an answer is the number of its picture, from 0. A refused picture has an
+        ``error`` for an answer, and the stream continues. There is a deadline for every picture.
         """
-        call = requests.stream_attribute(
+        requests = attribution.stream_attribute(
             images, dictionaries or [self._name(None)], target=target, **options
         )
-        yield from self._converse(call, len(images))
+        yield from self._converse(self._attribution.StreamAttribute, requests, len(images))
 
     def intervene(
         self,
@@ -310,14 +334,15 @@ class Client:
         seed: int = 0,
         include_embeddings: bool = False,
     ) -> InterveneResponse:
-        """What a model says of any number of pictures before and after edits (see
+        """A model's output for any number of pictures before and after edits (see
         `vision_sae_client.edits`).
 
-        ``measured`` are targets by names of yours; effects are summed up for each of ``groups``,
-        and the first group is compared with the others. The control applies the edits to random
-        features, ``control_count`` times. The deadline is for each `PICTURES_OF_A_CALL` pictures.
+        ``measured`` maps names of your choice to targets. Effects are summarised for each of
+        ``groups``, and the first group is compared with the others. The control applies the edits
+        to random features, ``control_count`` times. There is a deadline for every
+        `PICTURES_PER_DEADLINE` pictures.
         """
-        call = requests.intervene(
+        requests = intervention.intervene(
             images,
             edits,
             measured,
@@ -328,7 +353,8 @@ class Client:
             include_embeddings=include_embeddings,
         )
         answer = InterveneResponse()
-        for message in self._converse(call, -(-len(images) // PICTURES_OF_A_CALL)):
+        deadlines = -(-len(images) // PICTURES_PER_DEADLINE)
+        for message in self._converse(self._intervention.StreamIntervene, requests, deadlines):
             if message.HasField("image"):
                 answer.images.append(message.image)
             else:
@@ -353,26 +379,25 @@ class Client:
         thumbnail_pixels: int = 0,
         omit_thumbnails: bool = False,
     ) -> SearchPatchesResponse:
-        """The patches that show most what a text says, that fire a feature most, or that are most
-        like (a box or mask of) a picture, an edited code, or examples."""
-        return self._run(
-            requests.search_patches(
-                text=text,
-                feature=feature,
-                source=image,
-                box=box,
-                dictionary=self._name(dictionary) if feature is None else dictionary or "",
-                count=count,
-                page_token=page_token,
-                edited_code=edited_code,
-                examples=examples,
-                space=space,
-                filter=filter,
-                collapse_near_duplicates=collapse_near_duplicates,
-                thumbnail_pixels=thumbnail_pixels,
-                omit_thumbnails=omit_thumbnails,
-            )
+        """The patches that best match a text, that fire a feature most, or that are most similar to
+        (a box or mask of) a picture, an edited code, or examples."""
+        request = search.search_patches(
+            text=text,
+            feature=feature,
+            source=image,
+            box=box,
+            dictionary=self._name(dictionary) if feature is None else dictionary or "",
+            count=count,
+            page_token=page_token,
+            edited_code=edited_code,
+            examples=examples,
+            space=space,
+            filter=filter,
+            collapse_near_duplicates=collapse_near_duplicates,
+            thumbnail_pixels=thumbnail_pixels,
+            omit_thumbnails=omit_thumbnails,
         )
+        return self._ask(self._search.SearchPatches, request)
 
     def search_features(
         self,
@@ -389,25 +414,24 @@ class Client:
         count: int = 20,
         page_token: str = "",
     ) -> SearchFeaturesResponse:
-        """The features about a text, like a feature, or typical of (a box of) a picture.
+        """The features that match a text, resemble a feature, or fire in (a box of) a picture.
 
-        They are of ``dictionaries``; without, of all that can be searched.
+        Without ``dictionaries``, all dictionaries are searched.
         """
-        return self._run(
-            requests.search_features(
-                text=text,
-                feature=feature,
-                source=image,
-                box=box,
-                dictionaries=dictionaries,
-                match=match,
-                filter=filter,
-                full=full,
-                exemplars=exemplars,
-                count=count,
-                page_token=page_token,
-            )
+        request = search.search_features(
+            text=text,
+            feature=feature,
+            source=image,
+            box=box,
+            dictionaries=dictionaries,
+            match=match,
+            filter=filter,
+            full=full,
+            exemplars=exemplars,
+            count=count,
+            page_token=page_token,
         )
+        return self._ask(self._search.SearchFeatures, request)
 
     def describe_feature(
         self,
@@ -420,8 +444,9 @@ class Client:
         exemplars: ExemplarOptions | None = None,
         request_id: str = "",
     ) -> Description:
-        """The description of a feature; made now where there is none, or with ``force``."""
-        call = requests.describe_feature(
+        """The description of a feature. A feature without one, or ``force``, gets a new
+        description."""
+        request = description.describe_feature(
             name,
             describer=describer,
             force=force,
@@ -430,7 +455,7 @@ class Client:
             exemplars=exemplars,
             request_id=request_id,
         )
-        answer = self._run(call)
+        answer = self._ask(self._description.DescribeFeature, request)
         return answer.description
 
     def score_description(
@@ -443,8 +468,8 @@ class Client:
         sample_size: int = 0,
         seed: int = 0,
     ) -> ScoreDescriptionResponse:
-        """How well any text describes a feature; nothing is stored."""
-        call = requests.score_description(
+        """Measure how well any text describes a feature; nothing is stored."""
+        request = description.score_description(
             name,
             text,
             metrics=metrics,
@@ -452,7 +477,7 @@ class Client:
             sample_size=sample_size,
             seed=seed,
         )
-        return self._run(call)
+        return self._ask(self._description.ScoreDescription, request)
 
     def update_description(
         self,
@@ -463,49 +488,51 @@ class Client:
         etag: str = "",
         request_id: str = "",
     ) -> Description:
-        """Write the text of a feature; None, with a ``reason``, says that there is none.
+        """Write the description of a feature; a ``text`` of None, with a ``reason``, abstains.
 
-        With the ``etag`` of the description that was seen, the call is refused (ABORTED) when
-        somebody else wrote in between.
+        With the ``etag`` of the description that you read, the call is refused (ABORTED) when
+        somebody else has written since.
         """
-        call = requests.update_description(
+        request = description.update_description(
             name, text, reason=reason, etag=etag, request_id=request_id
         )
-        answer = self._run(call)
+        answer = self._ask(self._description.UpdateDescription, request)
         return answer.description
 
     def create_label_job(self, job: LabelJob, *, name: str = "", request_id: str = "") -> LabelJob:
-        """Put a job in the queue, made by `vision_sae_client.jobs.label_job`; it gets a name."""
-        call = requests.create_label_job(job, name=name, request_id=request_id)
-        answer = self._run(call)
+        """Queue a job from `vision_sae_client.jobs.label_job`; the returned job has a name."""
+        request = label_jobs.create_label_job(job, name=name, request_id=request_id)
+        answer = self._ask(self._label_jobs.CreateLabelJob, request)
         return answer.label_job
 
     def label_job(self, name: str) -> LabelJob:
         """One label job, ``labelJobs/{label_job}``."""
-        answer = self._run(requests.get_label_job(name))
+        answer = self._ask(self._label_jobs.GetLabelJob, label_jobs.get_label_job(name))
         return answer.label_job
 
     def label_jobs(self, *, filter: str = "") -> list[LabelJob]:
-        """Label jobs, newest first, filtered as ``LabelJobService.ListLabelJobs`` says."""
-        pages = self._pages(lambda token: requests.list_label_jobs(filter=filter, page_token=token))
+        """Label jobs, newest first; ``filter`` follows ``LabelJobService.ListLabelJobs``."""
+        request = label_jobs.list_label_jobs(filter=filter)
+        pages = self._pages(self._label_jobs.ListLabelJobs, request)
         return [job for page in pages for job in page.label_jobs]
 
     def cancel_label_job(self, name: str) -> LabelJob:
-        """Stop a label job; labels made so far stay."""
-        answer = self._run(requests.cancel_label_job(name))
+        """Stop a label job; the labels that it has written stay."""
+        request = label_jobs.cancel_label_job(name)
+        answer = self._ask(self._label_jobs.CancelLabelJob, request)
         return answer.label_job
 
     def watch_label_job(
         self, name: str, *, resume_token: str = "", progress_only: bool = False
     ) -> Iterator[WatchLabelJobResponse]:
-        """Follow a label job until it has ended: finished units, and its progress.
+        """Follow a label job until it ends: its finished units and its progress.
 
-        There is no deadline. The ``resume_token`` of any message goes on after that message.
+        There is no deadline. The ``resume_token`` of a message resumes after this message.
         """
-        call = requests.watch_label_job(
+        request = label_jobs.watch_label_job(
             name, resume_token=resume_token, progress_only=progress_only
         )
-        yield from self._stream(call, timeout=None)
+        yield from self._stream(self._label_jobs.WatchLabelJob, request, None)
 
     def generate(
         self,
@@ -520,12 +547,13 @@ class Client:
         encode_dictionaries: Sequence[str] = (),
         request_id: str = "",
     ) -> Iterator[GenerateResponse]:
-        """A steered picture and its twin: progress step by step, and the result at last.
+        """Generate a steered picture and its twin: yields the progress of each step, then the
+        result.
 
-        ``content`` says what to generate, with edits made by `vision_sae_client.edits.edit`, or is
-        a recipe to repeat. Whoever stops reading cancels the work.
+        ``content`` is either settings, with edits from `vision_sae_client.edits.edit`, or a recipe
+        to repeat. The generation is cancelled when the caller stops reading.
         """
-        call = requests.generate(
+        request = generation.generate(
             content,
             allow_drift=allow_drift,
             omit_twin=omit_twin,
@@ -536,36 +564,7 @@ class Client:
             encode_dictionaries=encode_dictionaries,
             request_id=request_id,
         )
-        yield from self._stream(call, timeout=self._timeout)
-
-    def _stream(self, call: Call[R], *, timeout: float | None) -> Iterator[R]:
-        send = self._channel.unary_stream(
-            call.method,
-            request_serializer=type(call.request).SerializeToString,
-            response_deserializer=call.response.FromString,
-        )
-        answers = send(call.request, timeout=timeout, metadata=self._metadata)
-        return self._read(answers, self._timeout)
-
-    def _converse(self, call: Conversation[R], deadlines: int) -> Iterator[R]:
-        """Send all messages; the answers, within so many deadlines of a call."""
-        send = self._channel.stream_stream(
-            call.method,
-            request_serializer=type(call.requests[0]).SerializeToString,
-            response_deserializer=call.response.FromString,
-        )
-        timeout = None if self._timeout is None else max(1, deadlines) * self._timeout
-        answers = send(iter(call.requests), timeout=timeout, metadata=self._metadata)
-        return self._read(answers, timeout)
-
-    def _read(self, answers: Any, timeout: float | None) -> Iterator[Any]:
-        """The messages of a stream; whoever stops reading cancels it."""
-        try:
-            yield from answers
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self._address, timeout=timeout) from error
-        finally:
-            answers.cancel()
+        yield from self._stream(self._generation.Generate, request, self._timeout)
 
     def _name(self, dictionary: str | None) -> str:
         if dictionary:
@@ -573,22 +572,51 @@ class Client:
         first = self.dictionary()
         return first.name
 
-    def _pages(self, build: Callable[[str], Call[Page]]) -> Iterator[Page]:
-        token = ""
-        while True:
-            page = self._run(build(token))
-            yield page
-            token = page.next_page_token
-            if not token:
-                return
-
-    def _run(self, call: Call[R]) -> R:
-        send = self._channel.unary_unary(
-            call.method,
-            request_serializer=type(call.request).SerializeToString,
-            response_deserializer=call.response.FromString,
-        )
+    def _ask(
+        self, rpc: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
         try:
-            return send(call.request, timeout=self._timeout, metadata=self._metadata)
+            return rpc(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self._address, timeout=self._timeout) from error
+
+    def _pages(
+        self, rpc: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT
+    ) -> Iterator[PageT]:
+        """The pages of a listing; ``request`` asks for the first page."""
+        while True:
+            page = self._ask(rpc, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _stream(
+        self,
+        rpc: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+    ) -> Iterator[Response]:
+        """The answers to one request."""
+        answers = rpc(request, timeout=timeout, metadata=self._metadata)
+        return self._read(answers, timeout)
+
+    def _converse(
+        self,
+        rpc: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Sequence[Request],
+        deadlines: int,
+    ) -> Iterator[Response]:
+        """The answers to all requests, within ``deadlines`` times the deadline of a call."""
+        timeout = None if self._timeout is None else max(1, deadlines) * self._timeout
+        answers = rpc(iter(requests), timeout=timeout, metadata=self._metadata)
+        return self._read(answers, timeout)
+
+    def _read(self, answers: Any, timeout: float | None) -> Iterator[Any]:
+        """The messages of a stream; the call is cancelled when the reader stops."""
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address=self._address, timeout=timeout) from error
+        finally:
+            answers.cancel()

@@ -1,11 +1,11 @@
-"""Colours of heat maps: perceptually ordered ramps as small tables, interpolated linearly."""
+"""Colours of heat maps: perceptually ordered colour ramps, interpolated from small tables."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Lightness grows evenly along each ramp, so that more always looks like more.
+# Lightness grows evenly along each ramp, so that a larger value always looks stronger.
 _WARM = np.array(
     [
         (66, 10, 104),
@@ -39,11 +39,11 @@ FEATURES = (
     (255, 152, 150),
     (23, 190, 207),
 )
-"""One colour per feature of a list, distinguishable with colour-blind eyes for the first seven."""
+"""One colour per feature of a list; colour-blind people can tell the first seven apart."""
 
 
 def ramp(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colours (..., 3) of values in [-1, 1]: warm for positive ones, cold for negative ones."""
+    """Colours (..., 3) of values in [-1, 1]: warm for positive values, cold for negative values."""
     strength = np.clip(np.abs(values), 0.0, 1.0)
     warm, cold = _interpolate(_WARM, strength), _interpolate(_COLD, strength)
     return np.where((values < 0)[..., None], cold, warm).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Edits of features, and what is carried over from another picture, as people ask for them."""
+"""Builds edits of features, and transports of features from another picture."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vision_sae.v1.edit_pb2 import (
 )
 from vision_sae.v1.generation_service_pb2 import Transport
 from vision_sae.v1.image_pb2 import Region
-from vision_sae_client.images import BoxLike, ImageSource, opened
-from vision_sae_client.requests import box_message, dictionary_name
+from vision_sae_client.images import BoxLike, ImageSource, opened, region_message
+from vision_sae_client.requests.names import dictionary_name
 from vision_sae_client.values import sendable
 
 _OPERATIONS: dict[str, EditOperation.ValueType] = {
@@ -40,17 +40,17 @@ _OPERATIONS: dict[str, EditOperation.ValueType] = {
 
 
 class Scope(TypedDict, total=False):
-    """Where and when something is done; everywhere and always by default."""
+    """Where and when an edit applies; by default, at all patches and all steps."""
 
     box: BoxLike | None
-    """In this part of the picture."""
+    """The edit applies in this part of the picture."""
     mask: ImageSource | None
-    """Where this picture is white."""
+    """The edit applies where this picture is white."""
     first_step: int
     last_step: int | None
-    """At the denoising steps from one to the other."""
+    """The edit applies from the first to the last of these denoising steps, both included."""
     strengths: Sequence[float]
-    """So strong at each step; the last one holds for all further ones."""
+    """The strength at each step; the last strength applies to all further steps."""
 
 
 @sendable
@@ -65,8 +65,8 @@ def edit(
     """A change to one feature, ``dictionaries/{dictionary}/features/{index}``.
 
     ``operation`` is add, scale, clamp, replace, or ablate, which takes no ``value``. Values are in
-    units of the feature's mean activation; scale's is a factor. It happens in the `Scope`, or where
-    the feature fires by itself.
+    units of the feature's mean activation; the value of scale is a factor. The edit applies in the
+    `Scope` or, with ``own_map``, where the feature fires by itself. Raises `InvalidInputError`.
     """
     if operation not in _OPERATIONS:
         raise InvalidInputError(
@@ -75,14 +75,14 @@ def edit(
     place = _region(scope)
     if place is not None and own_map:
         raise InvalidInputError("give a box, or a mask, or the feature's own map", field="own_map")
-    made = Edit(feature=feature, operation=_OPERATIONS[operation], value=value)
+    change = Edit(feature=feature, operation=_OPERATIONS[operation], value=value)
     if place is not None:
-        made.where.CopyFrom(Where(region=place))
+        change.where.CopyFrom(Where(region=place))
     elif own_map:
-        made.where.CopyFrom(Where(own_map=OwnMap()))
+        change.where.CopyFrom(Where(own_map=OwnMap()))
     if (time := _when(scope)) is not None:
-        made.when.CopyFrom(time)
-    return made
+        change.when.CopyFrom(time)
+    return change
 
 
 @sendable
@@ -96,11 +96,11 @@ def transport(
     strength: float | None = None,
     **scope: Unpack[Scope],
 ) -> Transport:
-    """What ``source_prompt``'s picture has of some features, carried over into the picture.
+    """A transport: features of the picture of ``source_prompt`` are carried over into the picture.
 
-    Without ``features``, of the ``top_k`` by which the two differ most. The `Scope` is of both
-    pictures; without a part, all of one goes into all of the other. A ``strength`` of 1 carries all
-    of it.
+    Without ``features``, the ``top_k`` features in which the pictures differ most are carried. The
+    `Scope` applies to both pictures; without a box or mask, it is all of them. A ``strength`` of 1
+    carries the whole activation over.
     """
     place = _region(scope)
     return Transport(
@@ -122,24 +122,25 @@ def _region(scope: Scope) -> Region | None:
         raise InvalidInputError("give either a box or a mask", field="mask")
     if mask is not None:
         return Region(mask=to_proto(np.asarray(opened(mask).convert("L"))))
-    return None if box is None else Region(box=box_message(box))
+    return region_message(box)
 
 
 def _when(scope: Scope) -> When | None:
     first, last = scope.get("first_step", 0), scope.get("last_step")
-    strengths, some = scope.get("strengths"), first != 0 or last is not None
-    if some and strengths:
+    strengths, has_range = scope.get("strengths"), first != 0 or last is not None
+    if has_range and strengths:
         raise InvalidInputError(
-            "strengths say already at which steps an edit applies: at those that are not 0",
+            "strengths already say at which steps an edit applies; leave out the first and "
+            "last step",
             field="strengths",
         )
     if strengths:
         return When(schedule=StrengthSchedule(factors=strengths))
-    return When(steps=StepRange(first=first, last=last)) if some else None
+    return When(steps=StepRange(first=first, last=last)) if has_range else None
 
 
 def parse(words: Sequence[str], operation: str) -> list[tuple[str, float | None]]:
-    """``FEATURE=VALUE``, or ``FEATURE`` alone for ablate -> (feature, value)."""
+    """Parse ``FEATURE=VALUE``, or ``FEATURE`` alone for ablate, into (feature, value)."""
     parsed: list[tuple[str, float | None]] = []
     for word in words:
         feature, separator, number = word.partition("=")

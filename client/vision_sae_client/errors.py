@@ -1,4 +1,4 @@
-"""One exception for everything a server, or its absence, can answer."""
+"""The exception of failed calls, whether a server refused a call or is unavailable."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vision_sae.v1.dictionary_pb2 import Dictionary
 
 
 class ClientError(Exception):
-    """A call failed. The text says what was wrong and what to do.
+    """A call failed. The message says what was wrong and what to do.
 
     Attributes:
         code: the gRPC status code.
-        reason: the stable name of the error, ``INVALID_IMAGE``; empty when the server gave none.
-        field: the input at fault, ``image``; empty when no single one is.
+        reason: the stable name of the error, ``INVALID_IMAGE``; empty for an error of gRPC itself.
+        field: the field at fault, ``image``; empty when there is no single field.
         message: what was wrong, where, and what to do.
-        retry_after: seconds after which the server asks to try again, or None.
+        retry_after: seconds to wait before another try, or None.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ClientError(Exception):
 
 
 def from_rpc_error(error: grpc.RpcError, *, address: str, timeout: float | None) -> ClientError:
-    """Decode what a sync or async call raised, with its ``google.rpc.Status`` details."""
+    """The `ClientError` of a gRPC error, with the details of its ``google.rpc.Status``."""
     code: grpc.StatusCode = error.code()
     status: status_pb2.Status | None = rpc_status.from_call(error)
     reason, field, retry_after = _details(status) if status else ("", "", None)
@@ -66,7 +66,7 @@ def _details(status: status_pb2.Status) -> tuple[str, str, float | None]:
 
 
 def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float | None) -> str:
-    """What to do about a status that carries no details of ours."""
+    """A message with advice, for a status that carries no details of vision_sae."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return (
             f"no server answers at {address}; start one with `vision-sae serve BUNDLE`, or give "
@@ -78,14 +78,14 @@ def _advice(code: grpc.StatusCode, message: str, *, address: str, timeout: float
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return _too_much(message, address)
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return f"{address} asks for a token, or does not know this one ({message})"
+        return f"{address} requires a token, or does not accept this one ({message})"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"{address} does not serve this call ({message}); ask it what it serves"
     return message
 
 
 def _too_much(message: str, address: str) -> str:
-    """What to do when gRPC itself ran out of something."""
+    """A message with advice, for RESOURCE_EXHAUSTED from gRPC itself."""
     if "larger than max" not in message:
         return f"{address} has too much to do ({message}); try again in a second"
     if "CLIENT" in message or "Sent message" in message:
@@ -100,7 +100,7 @@ def _too_much(message: str, address: str) -> str:
 
 
 def first_dictionary(answer: ListDictionariesResponse, address: str) -> Dictionary:
-    """The first dictionary of a listing; a server without one cannot answer what was asked."""
+    """The first dictionary of a listing; raises `ClientError` for a server without dictionaries."""
     if not answer.dictionaries:
         raise ClientError(
             grpc.StatusCode.FAILED_PRECONDITION,

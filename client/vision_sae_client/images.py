@@ -1,4 +1,4 @@
-"""Pictures on their way to the server."""
+"""Prepares pictures for requests."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _WITH_ALPHA = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 _AS_IT_CAME = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
 """Formats, as PIL calls them, that the server reads itself."""
 _MOST_BYTES = 16 * 2**20
-"""Of a picture that a server takes, if it was not told otherwise; see ServerLimits."""
+"""The most bytes of a picture that a server accepts by default; see ServerLimits."""
 _JPEG_QUALITY = 95
 
 
 def image_bytes(source: ImageSource) -> bytes:
     """The encoded file of a picture.
 
-    Files and bytes are sent as they are, and so is a PIL image that was opened and not yet decoded:
-    nobody can have changed it. Any other PIL image becomes a PNG, turned as its EXIF data says, so
-    that every pixel arrives exactly; one whose PNG is more than a server takes becomes a JPEG of
-    quality 95. Raises `InvalidImageError` for what cannot be read, or has no pixels.
+    Files and bytes are sent unchanged, and so is a PIL image that was opened and not yet decoded,
+    because its pixels cannot have changed. Any other PIL image is rotated by its EXIF orientation
+    and sent as a PNG, without loss; if the PNG exceeds a server's limit, as a JPEG of quality 95.
+    Raises `InvalidImageError` for a picture that cannot be read or has no pixels.
     """
     if isinstance(source, bytes):
         return source
@@ -46,14 +46,14 @@ def image_bytes(source: ImageSource) -> bytes:
             f"{source} cannot be read ({error.strerror}); give the path of a JPEG, PNG or WebP",
             field="image",
         ) from error
-    except (TypeError, ValueError) as error:  # no path at all, or one with a null character
+    except (TypeError, ValueError) as error:  # not a path, or a path with a null character
         raise InvalidImageError(
             "a picture is a path, the bytes of a file, or a PIL image", field="image"
         ) from error
 
 
 def _as_it_came(picture: Image.Image) -> bytes | None:
-    """The file of a picture that was opened and not decoded since; None for all others."""
+    """The file of a PIL image that was opened and not yet decoded; None for other images."""
     if not isinstance(picture, ImageFile.ImageFile) or picture.format not in _AS_IT_CAME:
         return None
     file = picture.fp
@@ -76,7 +76,7 @@ def _encoded(picture: Image.Image) -> bytes:
         return _saved(_on_white(exact), "JPEG", quality=_JPEG_QUALITY)
     except InvalidImageError:
         raise
-    except Exception as error:  # whatever Pillow raises of a file that it decodes only now
+    except Exception as error:  # Pillow decodes the file here, and raises many types
         raise InvalidImageError(
             f"this PIL image cannot be encoded ({error}); give the file that it came from",
             field="image",
@@ -90,7 +90,7 @@ def _saved(picture: Image.Image, format: str, **options: int) -> bytes:
 
 
 def _exact(picture: Image.Image) -> Image.Image:
-    """The picture in a mode that PNG has, without a loss where there is one."""
+    """The picture in a mode that PNG supports, without loss where possible."""
     if picture.mode in _PNG_MODES:
         return picture
     if picture.mode in _WITH_ALPHA:
@@ -118,7 +118,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def opened(source: ImageSource) -> Image.Image:
-    """The picture itself, upright. Raises `InvalidImageError` for what is none."""
+    """The upright PIL image of a picture. Raises `InvalidImageError` for an unreadable one."""
     if isinstance(source, Image.Image):
         return source
     data = image_bytes(source)
@@ -127,12 +127,20 @@ def opened(source: ImageSource) -> Image.Image:
 
 
 def image(source: ImageSource) -> image_pb2.Image:
-    """The message that carries a picture."""
+    """The message of a picture."""
     return image_pb2.Image(data=image_bytes(source))
 
 
+def region_message(box: BoxLike | image_pb2.Region | None) -> image_pb2.Region | None:
+    """The message of a part of a picture; None means the whole picture."""
+    if box is None or isinstance(box, image_pb2.Region):
+        return box
+    x0, y0, x1, y1 = box
+    return image_pb2.Region(box=image_pb2.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+
+
 def parse_box(words: str) -> BoxLike:
-    """``x0,y0,x1,y1`` -> four numbers."""
+    """Parse ``x0,y0,x1,y1`` into four numbers."""
     try:
         x0, y0, x1, y1 = (float(word) for word in words.split(","))
     except ValueError as error:
@@ -143,7 +151,7 @@ def parse_box(words: str) -> BoxLike:
 
 
 def parse_numbers(words: str, field: str) -> list[float]:
-    """``0,0.5,1`` -> numbers."""
+    """Parse numbers separated by commas, ``0,0.5,1``."""
     try:
         return [float(word) for word in words.split(",")]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Label jobs, as people ask for them."""
+"""Builds label jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 from vision_sae.errors import InvalidInputError
 from vision_sae.v1.description_pb2 import ScoreMetric
 from vision_sae.v1.label_job_service_pb2 import FeatureUnits, LabelJob, NeuronUnits
-from vision_sae_client.requests import dictionary_name, model_name
+from vision_sae_client.requests.names import dictionary_name, model_name
 from vision_sae_client.values import seconds, sendable
 
 
@@ -28,9 +28,10 @@ def label_job(
 ) -> LabelJob:
     """A job for features of a ``dictionary``, or for the neurons of ``sites`` of a ``model``.
 
-    Of a dictionary: the features that pass ``filter``, and are among ``indices`` where these are
-    given; without either, all that fire. ``force`` labels those anew that the describer has
-    labelled before. A limit of 0 is none.
+    A job for a dictionary labels the features that pass ``filter`` and are among ``indices``, where
+    these are given; without both, all features that fire. With ``force`` features get new labels
+    even if the describer has labelled them before. A limit of 0 means no limit. Raises
+    `InvalidInputError`.
     """
     if (dictionary is None) == (model is None):
         raise InvalidInputError("give either a dictionary or a model to label", field="units")

@@ -1,7 +1,7 @@
-"""Heat maps and boxes on pictures: where a feature fires, in pixels a person can see.
+"""Draws heat maps and patch boxes over pictures, to show where a feature fires.
 
-Everything is placed by `PatchGrid.extent`, the part of the ORIGINAL picture that the patches cover:
-what a model's crop leaves out stays uncoloured.
+All positions come from `PatchGrid.extent`, the part of the original picture that the patches cover.
+The part that a model crops away stays uncoloured.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from vision_sae_client.colours import FEATURES, ramp
 from vision_sae_client.images import ImageSource, image_bytes
 
 MAX_SIDE = 1024
-"""Longer side of an overlay in pixels; larger pictures are made smaller."""
+"""The longer side of an overlay in pixels; larger pictures are reduced."""
 
 _OPAQUE = 0.85
 """Opacity of the strongest patch."""
 
 
 def open_picture(source: ImageSource, max_side: int = MAX_SIDE) -> Image.Image:
-    """The picture as the server sees it (oriented, RGB), made smaller where it is larger.
+    """The picture as the server decodes it (upright, RGB), reduced to ``max_side`` pixels.
 
-    Raises `InvalidImageError` for what is no JPEG, PNG or WebP.
+    Raises `InvalidImageError` for a file that is no JPEG, PNG or WebP.
     """
     picture = decode_image(image_bytes(source))
     picture.thumbnail((max_side, max_side))
@@ -42,10 +42,11 @@ def heat_layer(
     *,
     peak: float | None = None,
 ) -> Image.Image:
-    """A heat map (rows, cols) as a transparent RGBA layer for a picture of ``size`` (w, h).
+    """A heat map (rows, cols) as a transparent RGBA layer for a picture of ``size`` (width,
+    height).
 
-    Values between patch centres are interpolated. ``peak`` is the value that gets the full colour,
-    by default the map's largest magnitude; negative values are cold, zero is transparent.
+    Values between patch centres are interpolated. ``peak`` is the value of the strongest colour, by
+    default the map's largest magnitude. Negative values have cold colours; zero is transparent.
     """
     peak = float(np.abs(heatmap).max()) if peak is None else peak
     relative = np.asarray(heatmap, dtype=np.float64) / (peak or 1.0)
@@ -61,9 +62,10 @@ def heat_layer(
 def winner_layer(
     heatmaps: Sequence[NDArray[np.floating]], grid: PatchGrid, size: tuple[int, int]
 ) -> Image.Image:
-    """Each patch in the colour of the feature that is strongest there, relative to its own peak.
+    """Each patch in the colour of its strongest feature, relative to the peak of each feature.
 
-    Feature ``i`` has the colour ``colours.FEATURES[i]``; patches where none fires stay clear.
+    Feature ``i`` has the colour ``colours.FEATURES[i]``; patches without a firing feature stay
+    transparent.
     """
     relative = np.stack([heatmap / (heatmap.max() or 1.0) for heatmap in heatmaps])
     rows, inside_rows = _positions(size[1], grid.image_height, grid.extent.y0, grid.extent.y1)
@@ -82,7 +84,7 @@ def overlay(
     grid: PatchGrid,
     patches: Sequence[PatchActivation] = (),
 ) -> Image.Image:
-    """The picture with the heat map over it and the strongest patches boxed, as RGBA."""
+    """The picture with a heat map over it and boxes around the strongest ``patches``, as RGBA."""
     drawn = Image.alpha_composite(_faded(picture), heat_layer(heatmap, grid, picture.size))
     draw_boxes(drawn, [patch.box for patch in patches], (grid.image_width, grid.image_height))
     return drawn
@@ -91,7 +93,7 @@ def overlay(
 def winners(
     picture: Image.Image, heatmaps: Sequence[NDArray[np.floating]], grid: PatchGrid
 ) -> Image.Image:
-    """The picture with every patch coloured by the feature that is strongest there, as RGBA."""
+    """The picture with every patch in the colour of its strongest feature, as RGBA."""
     if not heatmaps:
         return picture.convert("RGBA")
     return Image.alpha_composite(_faded(picture), winner_layer(heatmaps, grid, picture.size))
@@ -100,11 +102,12 @@ def winners(
 def draw_boxes(
     picture: Image.Image, boxes: Sequence[Box], original: tuple[int, int], width: int = 2
 ) -> None:
-    """Draw boxes, in pixels of a picture of ``original`` size (w, h), on a (smaller) copy of it."""
+    """Draw boxes onto a (reduced) copy of a picture; the boxes are in pixels of the picture of
+    ``original`` size (width, height)."""
     draw = ImageDraw.Draw(picture)
     scale_x, scale_y = picture.width / original[0], picture.height / original[1]
     for box in boxes:
-        # Half-open boxes: the last pixel drawn is the one before x1, y1.
+        # Boxes are half-open: the last pixel drawn lies before x1, y1.
         x0, y0 = round(box.x0 * scale_x), round(box.y0 * scale_y)
         x1 = max(x0, round(box.x1 * scale_x) - 1)
         y1 = max(y0, round(box.y1 * scale_y) - 1)
@@ -120,7 +123,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def _faded(picture: Image.Image) -> Image.Image:
-    """The picture with its colours held back, so that those of the map stand out."""
+    """The picture with weaker colours, so that the colours of the map stand out."""
     grey = picture.convert("L").convert("RGB")
     return Image.blend(picture.convert("RGB"), grey, 0.6).convert("RGBA")
 
@@ -128,7 +131,8 @@ def _faded(picture: Image.Image) -> Image.Image:
 def _positions(
     pixels: int, original: int, low: float, high: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Where each pixel's centre lies between the edges of the extent, in [0, 1), and which do."""
+    """(position of each pixel's centre between the edges of the extent, in [0, 1) inside of it;
+    mask of the pixels that lie inside)"""
     centres = (np.arange(pixels) + 0.5) * original / pixels
     share = (centres - low) / (high - low)
     return share, (share >= 0) & (share < 1)
@@ -137,7 +141,8 @@ def _positions(
 def _interpolate(
     values: NDArray[np.float64], rows: NDArray[np.float64], cols: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Bilinear between patch centres, at half-integers; constant beyond the outer ones."""
+    """Bilinear interpolation between patch centres, which lie at half-integers; constant beyond the
+    outer centres."""
     return _along(_along(values, rows).T, cols).T
 
 

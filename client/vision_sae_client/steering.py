@@ -1,4 +1,4 @@
-"""A steered generation on disk: the pictures, what changed, and the recipe to make it again."""
+"""Writes a steered generation to disk: the pictures, their difference, and the recipe."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ from vision_sae.v1.generation_service_pb2 import GenerationResult, Recipe
 from vision_sae.v1.image_pb2 import EncodedImage
 
 FILES = ("picture.*", "twin.*", "beside.png", "recipe.json")
-"""What `write` writes."""
-_GAP = 4
+"""The files that `write` writes."""
 _SHOWN = 256
-"""Longer side of what is shown side by side, when the pictures are smaller."""
+"""The longer side, in pixels, to which `beside` enlarges smaller pictures."""
 
 
 def picture(encoded: EncodedImage) -> Image.Image:
-    """A picture of an answer."""
+    """The PIL image of an encoded picture."""
     return Image.open(io.BytesIO(encoded.data)).convert("RGB")
 
 
 def beside(result: GenerationResult) -> Image.Image:
-    """The twin, the steered picture, and where they differ, from left to right."""
+    """The twin, the steered picture and their difference, from left to right."""
     moved = from_proto(result.difference_map)
     grey = Image.fromarray(np.round(255 * moved / max(float(moved.max()), 1e-6)).astype(np.uint8))
     shown = [picture(result.twin), picture(result.picture), grey.convert("RGB")]
     scale = max(1, _SHOWN // max(shown[0].size))
     size = (scale * shown[0].width, scale * shown[0].height)
     large = [image.resize(size, Image.Resampling.NEAREST) for image in shown]
-    return contact_sheet([large], gap=_GAP)
+    return contact_sheet([large])
 
 
 def write(result: GenerationResult, directory: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write picture, twin, both side by side, and ``recipe.json``; gives what was written.
+    """Write the picture, its twin, both side by side, and ``recipe.json``; returns their paths.
 
-    Those of an earlier generation are replaced only with ``overwrite``.
+    Files of an earlier generation are replaced only with ``overwrite``.
     """
     check_output_folder(directory, FILES, overwrite=overwrite)
     suffix = {1: "png", 2: "jpg", 3: "webp"}[result.picture.format]
@@ -62,9 +61,9 @@ def write(result: GenerationResult, directory: Path, *, overwrite: bool = False)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe of a file that `write` made.
+    """The recipe in a file that `write` wrote.
 
-    Raises `NotFoundError` without a file, `InvalidInputError` for one that is no recipe.
+    Raises `NotFoundError` for a missing file and `InvalidInputError` for a file without a recipe.
     """
     if not path.is_file():
         raise NotFoundError(f"there is no recipe {path}", field="recipe")

@@ -1,4 +1,4 @@
-"""What an attribution explains: a scalar of the model's output."""
+"""Builds targets, the scalars of a model's output that attributions explain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from vision_sae.errors import InvalidInputError
 from vision_sae.tensors import to_proto
-from vision_sae.v1.image_pb2 import Box, Region
 from vision_sae.v1.target_pb2 import (
     POOLING_MEAN,
     ClassTarget,
@@ -24,16 +23,16 @@ from vision_sae.v1.target_pb2 import (
     Target,
     TextTarget,
 )
-from vision_sae_client.images import BoxLike, ImageSource, parse_box
+from vision_sae_client.images import BoxLike, ImageSource, parse_box, region_message
 from vision_sae_client.images import image as image_message
 from vision_sae_client.values import sendable
 
 _MOST_CLASSES = 2**31 - 1
-"""What the contract can count."""
+"""The largest class index of the contract (int32)."""
 
 
 def mean_embedding() -> Target:
-    """Similarity to the mean embedding of the pictures the dictionary was measured on."""
+    """Similarity to the mean embedding of the pictures that the dictionary was measured on."""
     return Target(mean_embedding=MeanEmbeddingTarget())
 
 
@@ -48,7 +47,7 @@ def class_logit(which: SupportsIndex | str) -> Target:
     """The logit of a class, by index or by exact name."""
     if isinstance(which, str):
         return Target(class_logit=ClassTarget(label=which))
-    index = operator.index(which)  # NumPy's integers, too
+    index = operator.index(which)  # accepts NumPy's integers
     if not 0 <= index <= _MOST_CLASSES:
         raise InvalidInputError(
             f"a class is numbered from 0 to {_MOST_CLASSES}, not {index}; give the number or the "
@@ -60,22 +59,20 @@ def class_logit(which: SupportsIndex | str) -> Target:
 
 @sendable
 def region_class(box: BoxLike, which: SupportsIndex | str) -> Target:
-    """The logit of a class for a part of the picture alone, (x0, y0, x1, y1) in its pixels."""
-    x0, y0, x1, y1 = box
-    region = Region(box=Box(x0=x0, y0=y0, x1=x1, y1=y1))
+    """The logit of a class for a part (x0, y0, x1, y1) of the picture, in its pixels."""
     logit = class_logit(which).class_logit
-    return Target(region=RegionTarget(region=region, class_logit=logit))
+    return Target(region=RegionTarget(region=region_message(box), class_logit=logit))
 
 
 @sendable
 def text(words: str) -> Target:
-    """Similarity to a text; needs a model with text."""
+    """Similarity to a text, for contrastive models."""
     return Target(text=TextTarget(text=words))
 
 
 @sendable
 def contrast(positive: Target, negative: Target) -> Target:
-    """One target minus another: why this rather than that."""
+    """The difference of two targets: why this rather than that."""
     return Target(contrast=ContrastTarget(positive=positive, negative=negative))
 
 
@@ -88,14 +85,14 @@ def feature(name: str, pooling: Pooling.ValueType = POOLING_MEAN) -> Target:
 
 @sendable
 def probe(weight: NDArray[np.floating[Any]], bias: float = 0.0) -> Target:
-    """A linear head of yours on the image embedding (E)."""
+    """A linear head on the image embedding, with a ``weight`` (E) and a ``bias``."""
     return Target(probe=ProbeTarget(weight=to_proto(weight), bias=bias))
 
 
 def parse(words: str) -> Target:
-    """A target as people write it: ``mean``, ``image:FILE``, ``class:281``, ``class:281@0,0,96,64``
-    (of that box alone), ``text:a cat``, ``feature:dictionaries/late/features/7``, or two of these
-    with `` vs `` between them."""
+    """Parse a target of the command line: ``mean``, ``image:FILE``, ``class:281``,
+    ``class:281@0,0,96,64`` (of that box alone), ``text:a cat``,
+    ``feature:dictionaries/late/features/7``, or two of these with `` vs `` between them."""
     one, versus, other = words.partition(" vs ")
     if versus:
         if " vs " in other:

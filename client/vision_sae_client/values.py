@@ -1,4 +1,4 @@
-"""Values that callers give, checked before they are sent."""
+"""Checks the arguments of callers before a request is sent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_DEADLINE = 10 * 365 * 24 * 3600
-"""Seconds from which on a deadline is none: gRPC takes very late ones for past ones."""
+"""Seconds above which there is no deadline: gRPC takes a very late deadline for a past one."""
 
 
 def deadline(timeout: float) -> float | None:
-    """The deadline of a call in seconds; None, which is none, for ``inf``."""
+    """The deadline of a call in seconds; None for ``inf``. Raises `InvalidInputError`."""
     if not timeout > 0:
         raise InvalidInputError(
             f"a timeout is a number of seconds above 0, or inf for none, not {timeout}",
@@ -28,26 +28,27 @@ def deadline(timeout: float) -> float | None:
 
 
 def bearer(token: str) -> str:
-    """The header that carries a token."""
+    """The value of the authorization header with a token. Raises `InvalidInputError`."""
     if not (token.isascii() and token.isprintable()):
         raise InvalidInputError(
-            "a token is ASCII, without line breaks and control characters; copy it anew",
+            "a token is ASCII, without line breaks and control characters; copy it again",
             field="token",
         )
     return f"Bearer {token}"
 
 
 def address(where: str) -> str:
-    """Where a server is, HOST:PORT."""
+    """The address of a server, HOST:PORT. Raises `InvalidInputError` for an empty one."""
     if not where.strip():
         raise InvalidInputError("the address is empty; give HOST:PORT", field="address")
     return where
 
 
 def sendable(build: Callable[P, R]) -> Callable[P, R]:
-    """Make ``build``, which makes a message, name the argument that no message can hold.
+    """Decorate a function that builds a message: an argument that no message can hold, such as a
+    number out of range or a text outside of Unicode, raises `InvalidInputError` with its name.
 
-    A number may be out of range, a text may hold what is not UTF-8: protobuf tells the value alone.
+    The errors of protobuf contain only the value.
     """
     signature = inspect.signature(build)
 
@@ -58,14 +59,16 @@ def sendable(build: Callable[P, R]) -> Callable[P, R]:
         except VisionSaeError:
             raise
         except UnicodeError as error:
-            given = signature.bind(*args, **kwargs).arguments
-            name = next((k for k, v in given.items() if not _encodes(v)), "a text")
+            arguments = signature.bind(*args, **kwargs).arguments
+            name = next((k for k, v in arguments.items() if not _encodes(v)), "a text")
             raise InvalidInputError(
                 f"{name} holds a character that is not Unicode; write it in UTF-8", field=name
             ) from error
         except (ValueError, OverflowError) as error:
-            given = signature.bind(*args, **kwargs).arguments
-            name = next((k for k, v in given.items() if str(error).endswith(f" {v}")), "a number")
+            arguments = signature.bind(*args, **kwargs).arguments
+            name = next(
+                (k for k, v in arguments.items() if str(error).endswith(f" {v}")), "a number"
+            )
             raise InvalidInputError(f"{name} is out of range ({error})", field=name) from error
 
     return built
@@ -80,7 +83,7 @@ def _encodes(value: object) -> bool:
 
 
 def seconds(value: float, field: str) -> float:
-    """A number of seconds that a duration can hold; 0 is none."""
+    """A limit in seconds that a duration can hold; 0 means no limit. Raises `InvalidInputError`."""
     if not 0 <= value < _NO_DEADLINE or not math.isfinite(value):
         raise InvalidInputError(
             f"{field} is a number of seconds from 0, which is no limit, to {_NO_DEADLINE:,}, not "

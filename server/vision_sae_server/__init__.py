@@ -1,1 +1,1 @@
-"""The gRPC front end: serves bundles with the models they were made from."""
+"""The gRPC server of bundles and the models that the bundles were made from."""

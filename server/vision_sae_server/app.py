@@ -1,4 +1,4 @@
-"""Assembling the server, and stopping it without losing an accepted call."""
+"""Assembles the server, and stops it without losing an accepted call."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from vision_sae.v1 import (
     search_service_pb2,
     search_service_pb2_grpc,
 )
-from vision_sae_server.attribution import AttributionServicer
-from vision_sae_server.binding import bind
-from vision_sae_server.catalog import CatalogServicer
-from vision_sae_server.description import DescriptionServicer
-from vision_sae_server.generation import GenerationServicer
-from vision_sae_server.intervention import InterventionServicer
 from vision_sae_server.job_lane import JobLane
-from vision_sae_server.label_jobs import LabelJobServicer
-from vision_sae_server.search import SearchServicer
+from vision_sae_server.runtime.binding import bind
+from vision_sae_server.services.attribution import AttributionServicer
+from vision_sae_server.services.catalog import CatalogServicer
+from vision_sae_server.services.description import DescriptionServicer
+from vision_sae_server.services.generation import GenerationServicer
+from vision_sae_server.services.intervention import InterventionServicer
+from vision_sae_server.services.label_jobs import LabelJobServicer
+from vision_sae_server.services.search import SearchServicer
 from vision_sae_server.state import State
 
 _FILES: tuple[FileDescriptor, ...] = (
@@ -49,13 +49,13 @@ _FILES: tuple[FileDescriptor, ...] = (
     label_job_service_pb2.DESCRIPTOR,
 )
 _LAME_DUCK_SECONDS = 0.5
-"""Between telling balancers to go elsewhere and refusing new calls."""
+"""Seconds between the health status NOT_SERVING, for load balancers, and the refusal of calls."""
 
 
 def _servicers(
     state: State, lane: JobLane, capabilities: list[catalog_service_pb2.Capability]
 ) -> dict[str, Any]:
-    """{service: (servicer, function that adds it)}"""
+    """{service: (servicer, function that adds the servicer to a gRPC server)}"""
     return {
         "CatalogService": (
             CatalogServicer(state, capabilities),
@@ -89,7 +89,7 @@ def _servicers(
 
 
 def _note(state: State, service: str, rpc: str) -> str:
-    """What of an rpc this server cannot do."""
+    """The part of an rpc that this server cannot do, in words; empty when it can do all."""
     if rpc == "ScoreDescription" and state.labelling.scorer is None:
         return "answers FAILED_PRECONDITION: the server was started without a contrastive model"
     if rpc == "Generate" and not state.generates:
@@ -102,10 +102,10 @@ def _note(state: State, service: str, rpc: str) -> str:
 
 
 class Server:
-    """One server: `start`, then `stop`. It binds its port when it is made, unless it is given what
-    `bind` did before."""
+    """One server: call `start`, then `stop`."""
 
     def __init__(self, state: State, bound: tuple[grpc.aio.Server, int] | None = None) -> None:
+        """``bound`` is the result of an earlier `bind`; without it, the port is bound here."""
         capabilities: list[catalog_service_pb2.Capability] = []
         self._lane = JobLane(state)
         servicers = _servicers(state, self._lane, capabilities)
@@ -133,14 +133,14 @@ class Server:
             await self._health.set(service, status)
 
     async def start(self) -> int:
-        """Serve; returns the port."""
+        """Begin to serve; returns the port."""
         await self._server.start()
         self._lane.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self.port
 
     async def stop(self) -> None:
-        """Drain: not serving, lame duck, finish accepted calls, then the lanes."""
+        """Drain: report NOT_SERVING, wait, finish the accepted calls, then close the lanes."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._state.stopping.set()
         await asyncio.sleep(_LAME_DUCK_SECONDS)

@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 3
 
 
 def is_serving(address: str) -> bool:
-    """Ask grpc.health.v1."""
+    """Whether the health service at ``address`` (grpc.health.v1) answers SERVING."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:

@@ -1,57 +1,70 @@
-"""What a server labels with: describers, a scorer, evidence of neurons, an index of meanings.
+"""The server's describers, scores of texts, search by meaning, and similarities to texts.
 
-All of it is handed to `load_state` by whoever starts the server; nothing here loads a model.
+A server without a contrastive model labels from captions alone. With a contrastive model, all four
+use one `vision_sae.descriptions.toolbox.Toolbox`; see `contrastive_labelling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vision_sae.config import CaptionPmiConfig
-from vision_sae.descriptions.describers.caption_pmi import CaptionPmi
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.config import DescribeConfig
+from vision_sae.descriptions.describers.caption_pmi import CaptionPmi, CaptionPmiConfig
+from vision_sae.descriptions.kinds import describer_kind
+from vision_sae.descriptions.meanings import nearest
 from vision_sae.descriptions.protocol import Description, Metric, Negatives, Score
+from vision_sae.descriptions.scoring.scorer import METRICS
+from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.errors import NotConfiguredError, NotFoundError
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.files import sha256_json
+from vision_sae.labels.store import LabelStore
+from vision_sae.models.protocol import Model
+from vision_sae.models.similarity import similarities
+from vision_sae.registries import DESCRIBERS
 from vision_sae.v1.description_pb2 import ScoreMetric
 
 
-class Labels(Protocol):
-    """One describer, with what it takes to score its labels."""
+class ServedDescriber(Protocol):
+    """A describer that labels units and scores its labels."""
 
     @property
     def version(self) -> int:
-        """Of the describer."""
+        """The version of the describer."""
         ...
 
     @property
     def metrics(self) -> Sequence[Metric]:
-        """What it can measure of its labels."""
+        """The metrics that can be measured of the describer's labels."""
         ...
 
     def identity(self) -> str:
-        """SHA-256 of its settings and of all that they name: another makes other labels."""
+        """SHA-256 of the settings and of all files that the settings name; labels of different
+        identities may differ."""
         ...
 
     def label(
         self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
     ) -> Iterable[Description]:
-        """Labels of ``units``, scored by ``metrics``; with none, by its usual ones."""
+        """Labels of ``units``, scored by ``metrics``; by the describer's usual metrics where
+        ``metrics`` is empty."""
         ...
 
 
-class Scores(Protocol):
-    """Scores of anybody's text for a unit; `vision_sae.descriptions.scores`."""
+class TextScorer(Protocol):
+    """Scores any text as the description of a unit; see `vision_sae.descriptions.scores`."""
 
     @property
     def metrics(self) -> Sequence[Metric]:
-        """What it can measure."""
+        """The metrics that can be measured."""
         ...
 
     def score(
@@ -66,34 +79,20 @@ class Scores(Protocol):
         seed: int,
         control_texts: Sequence[str],
     ) -> list[Score]:
-        """The scores, by metric and then by negatives."""
+        """The scores, ordered by metric and then by negatives."""
         ...
 
 
 Meaning = Literal["exemplars", "label"]
-"""Embedding of a feature that a text is compared with: mean of its exemplars, or of its label."""
-
-
-class Meanings(Protocol):
-    """Features found by what a text means, in the space of a contrastive model."""
-
-    def nearest(self, text: str, evidence: Evidence, by: Meaning) -> Sequence[tuple[int, float]]:
-        """(unit of the evidence, cosine similarity to the text), the nearest first."""
-        ...
-
-
-class Similarities(Protocol):
-    """How near pictures are to texts, in the space of a contrastive model."""
-
-    def __call__(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """Cosines (pictures, texts)."""
-        ...
+"""What a text is compared with: the mean embedding of a unit's exemplars, or its label's."""
+MeaningSearch: TypeAlias = Callable[[str, Evidence, Meaning], Sequence[tuple[int, float]]]
+"""(text, evidence, meaning) -> [(unit, cosine similarity to the text)], the nearest unit first."""
+Similarities: TypeAlias = Callable[[Sequence[Image.Image], Sequence[str]], NDArray[np.float32]]
+"""Cosine similarities (pictures, texts), in the space of a contrastive model."""
 
 
 class CaptionLabels:
-    """The describer that needs no model: words of the captions, with their PMI."""
+    """The describer that needs no model: labels are words of captions, scored by their PMI."""
 
     metrics: tuple[Metric, ...] = ("pmi",)
 
@@ -102,47 +101,104 @@ class CaptionLabels:
         self._describer = CaptionPmi(config)
 
     def identity(self) -> str:
-        """Of its settings: it needs nothing else."""
+        """See `ServedDescriber`; the settings name no files."""
         return sha256_json([self.version, self._config.model_dump(mode="json")])
 
     @property
     def version(self) -> int:
-        """Of the describer."""
+        """The version of the describer."""
         return self._describer.version
 
     def label(
         self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
-    ) -> Iterator[Description]:
-        """Labels of ``units``; their PMI is measured in any case."""
+    ) -> Iterable[Description]:
+        """Labels of ``units`` with their PMI, which is the only metric; ``metrics`` is ignored."""
         return self._describer.describe(evidence, units)
 
 
-def captions_alone(config: CaptionPmiConfig | None = None) -> dict[str, Labels]:
-    """The describers of a server without a contrastive model."""
-    return {CaptionPmi.name: CaptionLabels(config or CaptionPmiConfig())}
+class ToolboxLabels:
+    """A `ServedDescriber` from a `Toolbox`."""
+
+    metrics: Sequence[Metric] = ("pmi", *METRICS)
+
+    def __init__(self, toolbox: Toolbox, describer: str) -> None:
+        self._toolbox, self._describer = toolbox, describer
+        self.version = describer_kind(describer).version
+
+    def identity(self) -> str:
+        """See `ServedDescriber`."""
+        return self._toolbox.identity(self._describer)
+
+    def label(
+        self, evidence: Evidence, units: Sequence[int], metrics: Sequence[Metric]
+    ) -> Iterable[Description]:
+        """See `ServedDescriber`."""
+        measured = [metric for metric in metrics if metric != "pmi"]  # always measured
+        labeller = self._toolbox.labeller(evidence, self._describer)
+        return labeller.label(evidence, units, measured)
+
+
+class ToolboxScorer:
+    """The `TextScorer` of a `Toolbox`."""
+
+    metrics: Sequence[Metric] = METRICS
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+
+    def score(
+        self,
+        evidence: Evidence,
+        unit: int,
+        text: str,
+        metrics: Sequence[Metric],
+        *,
+        negatives: Sequence[Negatives],
+        sample: int,
+        seed: int,
+        control_texts: Sequence[str],
+    ) -> list[Score]:
+        """See `TextScorer`."""
+        return self._toolbox.scorer(evidence).score(
+            evidence,
+            unit,
+            text,
+            metrics,
+            negatives=negatives,
+            sample=sample,
+            seed=seed,
+            control_texts=control_texts,
+        )
+
+
+def captions_alone(config: DescribeConfig | None = None) -> dict[str, ServedDescriber]:
+    """{name: describer} of a server without a contrastive model."""
+    settings = (config or DescribeConfig()).of(CaptionPmi.name)
+    assert isinstance(settings, CaptionPmiConfig)
+    return {CaptionPmi.name: CaptionLabels(settings)}
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """Everything a server labels with."""
+    """The server's describers, scores and contrastive model."""
 
-    describers: Mapping[str, Labels] = field(default_factory=captions_alone)
-    """By name, the default first."""
-    scorer: Scores | None = None
-    """Scores of texts; needs a contrastive model."""
+    describers: Mapping[str, ServedDescriber] = field(default_factory=captions_alone)
+    """{name: describer}, the default describer first."""
+    scorer: TextScorer | None = None
+    """None without a contrastive model."""
     clip: str = ""
     """The name of the contrastive model; empty without one."""
     neurons: Mapping[str, Evidence] = field(default_factory=dict)
     """Evidence of raw neurons, by ``models/{model}/sites/{site}``."""
-    meanings: Meanings | None = None
-    """Search by meaning; needs a contrastive model."""
+    meanings: MeaningSearch | None = None
+    """None without a contrastive model."""
     similarities: Similarities | None = None
-    """Of pictures and texts; needs a contrastive model."""
+    """None without a contrastive model."""
     unread_text: Callable[[str], str] = field(default=lambda text: "")
-    """The end of a text that the contrastive model does not read; see `ContrastiveModel`."""
+    """Maps a text to its end that the contrastive model does not read; see `ContrastiveModel`."""
 
-    def describer(self, name: str) -> tuple[str, Labels]:
-        """(name, describer); the default for an empty name."""
+    def describer(self, name: str) -> tuple[str, ServedDescriber]:
+        """(name, describer); an empty name means the default. Raises `NotFoundError`."""
         name = name or next(iter(self.describers))
         if name not in self.describers:
             raise NotFoundError(
@@ -152,16 +208,52 @@ class Labelling:
         return name, self.describers[name]
 
 
+def contrastive_labelling(
+    config: DescribeConfig,
+    probes: Path,
+    labels: LabelStore,
+    loaded: Mapping[str, Model] = MappingProxyType({}),
+    *,
+    device: str = "auto",
+) -> Labelling:
+    """Labelling with a contrastive model: every describer whose requirements ``config`` meets,
+    ``config.describer`` being the default, scores, and search by meaning.
+
+    A model that is missing from ``loaded`` is loaded on ``device`` on first use. ``probes`` is the
+    folder for cached embeddings and codes; search by meaning reads ``labels``.
+    """
+    toolbox = Toolbox(config, probes, loaded=loaded, device=device, progress=False)
+
+    def search(text: str, evidence: Evidence, by: Meaning) -> Sequence[tuple[int, float]]:
+        if by == "exemplars":
+            return toolbox.by_meaning(text, evidence)
+        texts, embed = labels.texts(evidence.name), toolbox.scorer(evidence).embed
+        units, (query,) = list(texts), embed([text])
+        ranked = nearest(query, embed(list(texts.values()))) if texts else []
+        return [(units[row], cosine) for row, cosine in ranked]
+
+    others = [name for name in DESCRIBERS.names if describer_kind(name).served(config.of(name))]
+    describers = [config.describer, *others]
+    return Labelling(
+        {name: ToolboxLabels(toolbox, name) for name in dict.fromkeys(describers)},
+        ToolboxScorer(toolbox),
+        clip=config.clip,
+        meanings=search,
+        similarities=lambda pictures, texts: similarities(toolbox.clip, pictures, texts),
+        unread_text=lambda text: toolbox.clip.unread_text(text),
+    )
+
+
 def metric_names(
     wanted: Iterable[ScoreMetric.ValueType], available: Sequence[Metric], who: str
 ) -> list[Metric]:
-    """The metrics of a request by name; raises `NotConfiguredError` for one not available."""
-    asked = [ScoreMetric.Name(m).removeprefix("SCORE_METRIC_").lower() for m in wanted]
-    for name in asked:
+    """The names of the metrics of a request; raises `NotConfiguredError` for an unavailable one."""
+    names = [ScoreMetric.Name(m).removeprefix("SCORE_METRIC_").lower() for m in wanted]
+    for name in names:
         if name not in available:
             raise NotConfiguredError(
                 f"{who} cannot measure {name} here, only {', '.join(available)}; a server with a "
                 "contrastive model can measure more",
                 field="metrics",
             )
-    return [metric for name in asked for metric in available if metric == name]
+    return [metric for name in names for metric in available if metric == name]

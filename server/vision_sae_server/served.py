@@ -1,81 +1,127 @@
-"""What a server serves: models, and units of them, features of a dictionary or raw neurons."""
+"""What a server serves: models, and their units, which are features or raw neurons."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vision_sae.activations.store import sources_of
-from vision_sae.bundles.bundle import Bundle, Exemplar
+from vision_sae.bundles.read import Bundle, Exemplar
 from vision_sae.config import ServeConfig
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.evidence.protocol import Evidence
-from vision_sae.descriptions.store import LabelStore
 from vision_sae.dictionaries.protocol import SiteDictionary
-from vision_sae.errors import FeatureNotFoundError, InvalidInputError
+from vision_sae.errors import FeatureNotFoundError
 from vision_sae.evaluation.monosemanticity import FeatureMonosemanticity, floor, of_feature
+from vision_sae.evidence.bundle import BundleEvidence
+from vision_sae.evidence.protocol import Evidence
+from vision_sae.labels.store import LabelStore
 from vision_sae.models.generator import Generator
-from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.noised import generator_of
 from vision_sae.models.protocol import Model
 from vision_sae.resources import dictionary_of, model_resource
-from vision_sae_server.lanes import ModelLane
-from vision_sae_server.sharing import sharing
+from vision_sae_server.runtime.lanes import ModelLane
+from vision_sae_server.runtime.sharing import check_alike, sharing
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model and the lane that runs it."""
+    """A model, the lane that runs its passes, and its replicas on further devices.
+
+    Calls that encode wait in one queue for the first free replica (`lanes.Batches`). A call of
+    several passes computes on one replica, `free`.
+    """
 
     model: Model
     lane: ModelLane
     at_once: int
-    """Pictures that may be in one pass."""
+    """The most pictures in one pass."""
+    replicas: tuple[ServedModel, ...] = ()
+    """The same model on further devices, with their lanes."""
 
     @classmethod
     def ready(
-        cls, model: Model, dictionaries: Sequence[SiteDictionary], config: ServeConfig
+        cls,
+        model: Model,
+        dictionaries: Sequence[SiteDictionary],
+        config: ServeConfig,
+        lanes: dict[torch.device, ModelLane] | None = None,
+        *,
+        replicas: Sequence[Model] = (),
     ) -> ServedModel:
-        """A model with a lane as wide as it and its dictionaries allow; see `sharing`."""
-        found = sharing(model, dictionaries, config.max_batch)
-        model.embedding_width()  # now, as it may take a forward pass
-        return cls(model, ModelLane(found.side_by_side), found.at_once)
+        """A model and its ``replicas``, each with a lane of as many parallel passes as `sharing`
+        allows; see `ModelLane.of` for ``lanes``.
+
+        Raises `InvalidInputError` for replicas that give other numbers.
+        """
+        models, shared = (model, *replicas), {} if lanes is None else lanes
+        check_alike(models)
+        shares = [sharing(each, dictionaries, config.max_batch) for each in models]
+        at_once = min(share.at_once for share in shares)
+        first, *others = (
+            cls(each, ModelLane.of(each.device, share.side_by_side, shared), at_once)
+            for each, share in zip(models, shares, strict=True)
+        )
+        for each in models:
+            each.embedding_width()  # cached: the first call may take a forward pass
+        return replace(first, replicas=tuple(others))
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that the model and its replicas compute on, by name."""
+        return [str(each.model.device) for each in self.everywhere]
+
+    @property
+    def everywhere(self) -> tuple[ServedModel, ...]:
+        """The model and its replicas."""
+        return (self, *self.replicas)
+
+    def free(self) -> ServedModel:
+        """The replica, alone, whose lane has the least to do; of equals, the one that was given the
+        fewest calls."""
+        chosen = min(self.everywhere, key=lambda each: (each.lane.waiting, each.lane.calls))
+        chosen.lane.calls += 1
+        return replace(chosen, replicas=())
+
+    def of(self, models: Sequence[Model]) -> ServedModel:
+        """The same lanes for ``models``: the model and its replicas as a bundle binds them."""
+        first, *others = (
+            replace(each, model=model, replicas=())
+            for each, model in zip(self.everywhere, models, strict=True)
+        )
+        return replace(first, replicas=tuple(others))
 
     @property
     def generator(self) -> Generator:
-        """The model as a generator; raises `InvalidInputError` when it is none."""
-        if not isinstance(self.model, NoisedPictures):
-            raise InvalidInputError(
-                f"{self.resource} does not generate; name a text-to-image model", field="model"
-            )
-        return self.model.generator
+        """The text-to-image pipeline; raises `InvalidInputError` for any other model."""
+        return generator_of(self.model, self.resource, "model")
 
     @property
     def resource(self) -> str:
-        """``models/{model}``: ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
+        """``models/{model}``: the model ``demo:dinov2-s`` is ``models/demo-dinov2-s``."""
         return model_resource(self.model.name)
 
 
 class Units(Protocol):
-    """The units of one dictionary, with the evidence of what they fire on and their labels."""
+    """The units of one dictionary, with the evidence of their firing and their labels."""
 
     @property
     def model(self) -> ServedModel:
-        """The model they are of."""
+        """The model that the units belong to."""
         ...
 
     @property
     def labels(self) -> LabelStore:
-        """Holds their labels, under the name of the evidence."""
+        """The store of the units' labels, kept under the evidence's name."""
         ...
 
     @property
     def evidence(self) -> Evidence:
-        """What they fire on."""
+        """The patches and pictures that the units fire on."""
         ...
 
     @property
@@ -88,21 +134,21 @@ class Units(Protocol):
         ...
 
     def figures(self, index: int) -> dict[str, int | float]:
-        """The scalars of ``FeatureStatistics`` that were measured of a unit, by name."""
+        """The scalars of ``FeatureStatistics`` that are known of a unit, by name."""
         ...
 
     def exemplars(self, index: int) -> tuple[list[Exemplar], list[Exemplar]]:
-        """(strongest, spread over the quantiles), each strongest first."""
+        """(strongest exemplars, exemplars across the quantiles), each strongest first."""
         ...
 
     def quantile(self, index: int, activation: float) -> float:
-        """Share of the unit's non-zero activations that are at most ``activation``."""
+        """Share of the unit's non-zero activations that do not exceed ``activation``."""
         ...
 
 
 @dataclass(frozen=True)
 class Served:
-    """A bundle with its model, and the store that holds its labels."""
+    """A bundle with its model and the store of its labels."""
 
     bundle: Bundle
     model: ServedModel
@@ -116,8 +162,8 @@ class Served:
 
     @property
     def place(self) -> tuple[str, str]:
-        """(hash of the model's weights, site): dictionaries that share it are of the same vectors,
-        whatever name each of their models was loaded by."""
+        """(SHA-256 of the model's weights, site). Dictionaries of one place decompose the same
+        vectors, even where their models were loaded under different names."""
         return self.bundle.manifest["model"]["weights_sha256"], self.bundle.site
 
     def check(self, index: int) -> None:
@@ -137,7 +183,7 @@ class Served:
         }
 
     def monosemanticity(self, index: int) -> FeatureMonosemanticity | None:
-        """Of a feature, over the pictures of the bundle; None where it is undefined."""
+        """The monosemanticity of a feature over the bundle's pictures; None where undefined."""
         kept = self._kept
         return of_feature(
             self.evidence.peaks(index)[kept], self.bundle.embeddings[kept], self._sources[kept]
@@ -145,12 +191,12 @@ class Served:
 
     @cached_property
     def monosemanticity_floor(self) -> float:
-        """That of a feature which fires alike on all pictures; NaN where it is undefined."""
+        """Monosemanticity of a feature that fires equally on all pictures; NaN where undefined."""
         return floor(self.bundle.embeddings[self._kept])
 
     @cached_property
     def _kept(self) -> NDArray[np.int64]:
-        """The pictures that were not deleted."""
+        """Row numbers of the pictures that were not deleted (N)."""
         deleted = self.bundle.deleted
         return np.flatnonzero(np.ones(len(self.bundle.images)) if deleted is None else ~deleted)
 
@@ -173,7 +219,7 @@ class Served:
 
 @dataclass(frozen=True)
 class ServedNeurons:
-    """The raw neurons of one site, of which there are peaks and exemplars but no codes."""
+    """The raw neurons of one site: the server has their peaks and exemplars, but no codes."""
 
     evidence: Evidence
     model: ServedModel
@@ -193,12 +239,12 @@ class ServedNeurons:
             )
 
     def figures(self, index: int) -> dict[str, int | float]:
-        """See `Units`: what peaks tell."""
+        """See `Units`: the figures that follow from the peaks."""
         peaks = self.evidence.peaks(index)
         return {"max": float(peaks.max()), "image_count": int(np.count_nonzero(peaks))}
 
     def exemplars(self, index: int) -> tuple[list[Exemplar], list[Exemplar]]:
-        """See `Units`: of the whole range there are none."""
+        """See `Units`: there are no exemplars across the quantiles."""
         strongest = [
             Exemplar(firing.patch, firing.image, firing.activation, firing.mask)
             for firing in self.evidence.firings(index)
@@ -206,7 +252,7 @@ class ServedNeurons:
         return strongest, []
 
     def quantile(self, index: int, activation: float) -> float:
-        """See `Units`: of its peaks, one a picture."""
+        """See `Units`: over the neuron's peaks, one per picture."""
         peaks = self.evidence.peaks(index)
         firing = peaks[peaks > 0]
         return float(np.mean(firing <= np.float32(activation))) if len(firing) else 0.0

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vision_sae.demo import generations
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
 from vision_sae.evaluation.scene_labels import figures, most_frequent
-from vision_sae.evaluation.scene_steering import JUDGE, Settings, judged_by_steering
-from vision_sae.steering.bundles import opened
+from vision_sae.evaluation.scene_steering import JUDGE, SteeringJudgement, judged_by_steering
+from vision_sae.evidence.bundle import BundleEvidence
+from vision_sae.steering.bundles import open_bundles
 
 _SEED = 2003
 """Of scenes that no dictionary and no label was made of."""
@@ -19,7 +19,7 @@ _SEED = 2003
 
 def generator_figures(
     bundles: Sequence[Path],
-    settings: Settings,
+    settings: SteeringJudgement,
     classifier: AttributeClassifier | None = None,
 ) -> dict[str, dict[str, Any]]:
     """{BLOCK: `vision_sae.evaluation.scene_labels.figures`} of bundles with labels of scenes.
@@ -27,7 +27,7 @@ def generator_figures(
     Labels that steering has not judged yet are judged here by ``settings``, without being written
     down; the ``classifier`` of scenes is trained for it where none is given.
     """
-    generator, found = opened(bundles)
+    generator, found = open_bundles(bundles)
     scenes = generations.scenes(4 * settings.prompts, _SEED)
     report = {}
     for each in found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,33 +20,40 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
+from numpy.typing import NDArray
 from timm.models import VisionTransformer
 from torch import Tensor
 from vision_sae_client import Client
 from vision_sae_client import targets as asked_targets
 
+from tests.benchmarks._device import report
+from vision_sae import devices
 from vision_sae.activations.harvest import choose, harvest
 from vision_sae.attribution import targets
-from vision_sae.attribution.ledger import Scene, ledger
-from vision_sae.attribution.targets import Target, measured
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.attribution.ledger import ledger
+from vision_sae.attribution.observation import Observation
+from vision_sae.attribution.targets import Target, measure_targets
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.config import HarvestConfig, ServeConfig, TrainConfig
-from vision_sae.demo.run import CORPUS, bundle_path, serving
+from vision_sae.demo import CORPUS
+from vision_sae.demo.run import bundle_path, serving
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.protocol import SiteDictionary, to_dense
+from vision_sae.dictionaries.resident import resident, resident_at
 from vision_sae.evaluation import attribution as evaluation
-from vision_sae.evaluation.planted_scenes import VALUES, scenes
-from vision_sae.evaluation.planted_scenes import Scene as Drawn
 from vision_sae.evaluation.pointing import NODES, pointing
 from vision_sae.models.bound import bound
 from vision_sae.models.grid import Preprocessing
-from vision_sae.models.registry import load_model
+from vision_sae.models.loading import load_model
+from vision_sae.models.protocol import Model
 from vision_sae.models.vit import TimmBackbone, VitModel
 from vision_sae.pictures.decode import decode_image
 from vision_sae.pictures.folder import Picture, image_folder
+from vision_sae.pictures.scenes import VALUES, Scene, scenes
 from vision_sae.steering.edits import FeatureEdit
-from vision_sae.steering.intervention import Intervention
+from vision_sae.steering.intervention import FeatureIntervention
+from vision_sae.transfers import to_host
 from vision_sae.v1 import ledger_pb2
 
 _PICTURES, _TESTED = 200, 30
@@ -65,7 +73,7 @@ _ATTRIBUTED, _USED = 10, 20
 
 def opened(path: Path, dtype: str) -> tuple[Bundle, VitModel, SiteDictionary]:
     """A bundle with its model in a precision."""
-    bundle = Bundle(path)
+    bundle = read_bundle(path)
     identity = bundle.manifest["model"]
     model = bound(load_model(identity["name"], dtype=dtype), identity)  # type: ignore[arg-type]
     assert isinstance(model, VitModel)
@@ -78,9 +86,9 @@ def captum_difference(
     """The largest difference to captum's integrated gradients over (codes, error), per feature,
     over the largest contribution."""
     largest = 0.0
-    dictionary, special = found.dictionary, model.grid.special
+    dictionary, special = resident(found.dictionary, model.device), model.grid.special
     for image, target in zip(images, wanted, strict=True):
-        scene = Scene(model, image, target, [found.site])
+        scene = Observation(model, image, target, [found.site])
         update = scene.updates[found.site]
         codes = to_dense(dictionary.encode(update), dictionary.width)
         error = update - (codes @ dictionary.decoder + dictionary.bias)
@@ -93,7 +101,7 @@ def captum_difference(
                     return torch.cat([vectors[:, :special], patches[None]], dim=1)
 
                 with model.replace(found.site, edit):
-                    values.append(measured(model, image[None], [target])[1][0, 0])  # noqa: B023
+                    values.append(measure_targets(model, image[None], [target])[1][0, 0])  # noqa: B023
             return torch.stack(values)
 
         theirs, _ = IntegratedGradients(forward).attribute(
@@ -103,7 +111,7 @@ def captum_difference(
             internal_batch_size=1,
         )
         ours = ledger(scene, found, nodes=NODES).per_feature
-        difference = (ours - theirs[0].sum(0).double()).abs().max()
+        difference = (ours - theirs[0].sum(0).cpu().double()).abs().max()
         largest = max(largest, float(difference / ours.abs().max()))
     return largest
 
@@ -124,15 +132,15 @@ def _ms(work: Callable[[], object]) -> float:
 
 def latencies(path: Path, picture: Picture) -> dict[str, float]:
     """Time of a call through gRPC over that of the same computing in process."""
-    from vision_sae_server.attribution import AttributionServicer
-    from vision_sae_server.state import load_state
+    from vision_sae_server.loading import load_state
+    from vision_sae_server.services.attribution import AttributionServicer
 
     from vision_sae.v1 import attribution_service_pb2 as pb
 
     data = picture.path.read_bytes()
     state = load_state([path], ServeConfig(port=0))
     servicer = AttributionServicer(state)
-    name = f"dictionaries/{Bundle(path).name}"
+    name = f"dictionaries/{read_bundle(path).name}"
     image = {"data": data}
     encode = pb.EncodeRequest(image=image, dictionary=name, top_k=10)
     target = asked_targets.mean_embedding()
@@ -168,12 +176,19 @@ class Offline:
     """The best a loop without a server does: from files to codes, in batches, decoding the next one
     while the model has the one before."""
 
-    def __init__(self, path: Path, files: Sequence[bytes]) -> None:
-        _, self._model, self._found = opened(path, "auto")
-        self._files = files[: max(_BATCHES)]
+    def __init__(
+        self,
+        model: Model,
+        found: SiteDictionary,
+        files: Sequence[bytes],
+        sizes: Sequence[int] = _BATCHES,
+    ) -> None:
+        """``sizes`` are the sizes of batches that are tried; ``best`` is the fastest of them."""
+        self._model, self._found = model, resident_at(found, model.device)
+        self._files = files[: max(sizes)]
         self._inputs = torch.stack(list(map(self._prepared, self._files)))
-        self._readers = ThreadPoolExecutor(2)
-        by_size = {size: max(self.rate(size) for _ in range(3)) for size in _BATCHES}
+        self._readers = ThreadPoolExecutor(os.cpu_count())
+        by_size = {size: max(self.rate(size) for _ in range(3)) for size in sizes}
         self.best = max(by_size, key=by_size.__getitem__)
 
     def _prepared(self, file: bytes) -> Tensor:
@@ -183,7 +198,8 @@ class Offline:
         site, special = self._found.site, self._model.grid.special
         with torch.inference_mode(), self._model.capture([site], stop=True) as captured:
             self._model.forward(batch)
-        self._found.dictionary.encode(captured[site][:, special:].flatten(0, 1).float())
+        vectors = captured[site][:, special:].flatten(0, 1).float()
+        to_host(*self._found.dictionary.encode(vectors))
 
     def rate(self, size: int) -> float:
         """Pictures a second, in batches of ``size``."""
@@ -206,32 +222,47 @@ class Offline:
         return _PASSES * len(self._inputs) / (time.perf_counter() - begun)
 
 
-def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
-    """Pictures a second of 32 clients over the rate of `Offline`: median of rounds, each between
-    two of the loop alone, for machines whose speed changes by the minute."""
-    files = [p.path.read_bytes() for p in pictures]
-    name = f"dictionaries/{Bundle(path).name}"
-    offline = Offline(path, files)
+def in_rounds(
+    address: str,
+    name: str,
+    files: Sequence[bytes],
+    offline: Offline,
+    *,
+    calls: int = _CALLS,
+    rounds: int = _ROUNDS,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(of 32 clients of Encode, of `Offline` from files, of its model alone): pictures a second.
+
+    Each round of clients is between two of the loop alone, whose mean is its figure, for machines
+    whose speed changes by the minute.
+    """
     rates = []
-    with (
-        serving([path]) as address,
-        Client(address, timeout=300) as client,
-        ThreadPoolExecutor(_CLIENTS) as pool,
-    ):
+    with Client(address, timeout=300) as client, ThreadPoolExecutor(_CLIENTS) as pool:
 
         def call(number: int) -> object:
             return client.encode(files[number % len(files)], name, top_k=10)
 
         list(pool.map(call, range(_CLIENTS)))
         alone = offline.rate(offline.best), offline.of_model_alone()
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             before = alone
             begun = time.perf_counter()
-            list(pool.map(call, range(_CALLS)))
-            rate = _CALLS / (time.perf_counter() - begun)
+            list(pool.map(call, range(calls)))
+            rate = calls / (time.perf_counter() - begun)
             alone = offline.rate(offline.best), offline.of_model_alone()
             rates.append((rate, *np.mean([before, alone], axis=0)))
     served, from_files, model_alone = np.array(rates).T
+    return served, from_files, model_alone
+
+
+def throughput(path: Path, pictures: Sequence[Picture]) -> dict[str, float]:
+    """Pictures a second of 32 clients over the rate of `Offline`: the medians of `in_rounds`."""
+    files = [p.path.read_bytes() for p in pictures]
+    bundle, model, found = opened(path, "auto")
+    offline = Offline(model, found, files)
+    with serving([path]) as address:
+        rates = in_rounds(address, f"dictionaries/{bundle.name}", files, offline)
+    served, from_files, model_alone = rates
     return {
         "served_per_s": round(float(np.median(served)), 2),
         "offline_per_s": round(float(np.median(from_files)), 2),
@@ -260,11 +291,11 @@ def interventions() -> dict[str, float]:
         logit = targets.class_logit(value)
         total = torch.zeros(found.dictionary.width, dtype=torch.float64)
         for scene in shows(known, position, value)[:_ATTRIBUTED]:
-            seen = Scene(model, model.preprocess(scene.image), logit, [found.site])
+            seen = Observation(model, model.preprocess(scene.image), logit, [found.site])
             total += ledger(seen, found, nodes=NODES).per_feature
         used = torch.argsort(-total)[:_USED].tolist()
         edits = [FeatureEdit("d", feature, "ablate") for feature in used]
-        intervention = Intervention(model, edits, {"d": found}, controls=5)
+        intervention = FeatureIntervention(model, edits, {"d": found}, controls=5)
         for scene in shows(held, position, value):
             outcome = intervention(model.preprocess(scene.image), [logit])
             said.append(bool(outcome.values_before > 0))
@@ -279,12 +310,12 @@ def interventions() -> dict[str, float]:
     }
 
 
-def composed(count: int, seed: int) -> list[Drawn]:
+def composed(count: int, seed: int) -> list[Scene]:
     """Scenes as the planted classifier sees them."""
     return list(scenes(count, seed, side=_SIDE))
 
 
-def shows(drawn: Sequence[Drawn], position: int, value: int) -> list[Drawn]:
+def shows(drawn: Sequence[Scene], position: int, value: int) -> list[Scene]:
     """Those whose attribute at ``position`` has a value."""
     return [scene for scene in drawn if scene.attributes.numbers[position] == value]
 
@@ -296,9 +327,10 @@ def trained_classifier(attribute: str) -> VitModel:
     torch.manual_seed(0)
     preprocessing = Preprocessing(_SIDE, _SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
     drawn, position = composed(_TRAINED, seed=5), list(VALUES).index(attribute)
-    images = torch.stack([preprocessing(scene.image) for scene in drawn])
+    device = devices.chosen()
+    images = torch.stack([preprocessing(scene.image) for scene in drawn]).to(device)
     numbers = torch.tensor([scene.attributes.numbers[position] for scene in drawn])
-    truth = torch.nn.functional.one_hot(numbers, len(VALUES[attribute])).float()
+    truth = torch.nn.functional.one_hot(numbers, len(VALUES[attribute])).float().to(device)
     module = VisionTransformer(
         img_size=_SIDE,
         patch_size=8,
@@ -308,7 +340,7 @@ def trained_classifier(attribute: str) -> VitModel:
         class_token=False,
         global_pool="avg",
         num_classes=len(VALUES[attribute]),
-    )
+    ).to(device)
     batches = [rows for _ in range(6) for rows in torch.randperm(len(images)).split(64)]
     optimizer = torch.optim.AdamW(module.parameters(), _RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=len(batches))
@@ -319,11 +351,12 @@ def trained_classifier(attribute: str) -> VitModel:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return VitModel("planted", TimmBackbone(module), preprocessing, dtype="float32")
+    backbone = TimmBackbone(module)
+    return VitModel("planted", backbone, preprocessing, dtype="float32", device=device)
 
 
 def site_dictionary(
-    model: VitModel, drawn: Sequence[Drawn], folder: Path
+    model: VitModel, drawn: Sequence[Scene], folder: Path
 ) -> tuple[SiteDictionary, float]:
     """(an SAE of the last block's output on scenes, its explained variance)"""
     pictures = folder / "pictures"
@@ -340,25 +373,21 @@ def site_dictionary(
     return SiteDictionary(dictionary, site), metrics["scenes"]["explained_variance"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--vit", type=Path, default=bundle_path("demo:dinov2-s"))
-    parser.add_argument("--clip", type=Path, default=bundle_path("demo:clip"))
-    parser.add_argument("--pictures", type=int, default=_PICTURES)
-    given = parser.parse_args()
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """The figures of both bundles; each part is printed as soon as it is known."""
     pictures = choose(image_folder(CORPUS / "heldout"), given.pictures)
     if more := given.pictures - len(pictures):
         pictures += choose(image_folder(CORPUS / "train"), more)
     # Times first, of a process whose memory no other work has left in pieces.
-    report: dict[str, Any] = latencies(given.vit, pictures[0])
-    report |= throughput(given.vit, pictures[:64])
-    print(json.dumps(report, indent=1), flush=True)
+    figures: dict[str, Any] = latencies(given.vit, pictures[0])
+    figures |= throughput(given.vit, pictures[:64])
+    print(json.dumps(figures, indent=1), flush=True)
     for name, path in (("vit", given.vit), ("clip", given.clip)):
         _, model, found = opened(path, "float32")
         images = [model.preprocess(picture.load()) for picture in pictures]
         wanted = evaluation.targets_of(model, [picture.caption for picture in pictures])
         made = evaluation.evaluate_attribution(model, found, images, wanted, tested=_TESTED)
-        report[name] = {
+        figures[name] = {
             "completeness_gap_p95": made.gap_p95,
             "captum_max_abs_diff": captum_difference(
                 model, found, images[:_CAPTUM], wanted[:_CAPTUM]
@@ -373,9 +402,18 @@ def main() -> None:
             },
             "report": made.to_json(),
         }
-        print(json.dumps({name: report[name]}, indent=1), flush=True)
-    report["intervention"] = interventions()
-    print(json.dumps(report, indent=1))
+        print(json.dumps({name: figures[name]}, indent=1), flush=True)
+    figures["intervention"] = interventions()
+    return figures
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--vit", type=Path, default=bundle_path("demo:dinov2-s"))
+    parser.add_argument("--clip", type=Path, default=bundle_path("demo:clip"))
+    parser.add_argument("--pictures", type=int, default=_PICTURES)
+    report(parser, measure, indent=1)
 
 
 if __name__ == "__main__":

@@ -19,20 +19,21 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks._device import report
+from tools.demo import clip_evaluation
+from tools.demo.corpus_drawn import read_concepts
+from tools.demo.make_corpus import CONCEPTS
+from vision_sae.applications.editing import TEXT_WORDS, edit, units_that_say
+from vision_sae.applications.sources import labelled_model
 from vision_sae.config import Config, DescribeConfig, NeuronConfig
-from vision_sae.demo import clip_evaluation
-from vision_sae.demo.corpus_drawn import read_concepts
-from vision_sae.demo.make_corpus import CONCEPTS
-from vision_sae.demo.run import CORPUS
-from vision_sae.descriptions.applications.editing import TEXT_WORDS, edit, units_that_say
-from vision_sae.descriptions.applications.sources import labelled_model
-from vision_sae.descriptions.batch import EvidenceFolder, label_all
-from vision_sae.descriptions.evidence.neurons import collect_neurons
-from vision_sae.descriptions.store import LabelStore
+from vision_sae.demo import CORPUS
 from vision_sae.evaluation.class_folders import class_names, classified, painted_over
 from vision_sae.evaluation.painted_words import paint_word
 from vision_sae.evaluation.tasks import ZeroShot
-from vision_sae.models.registry import load_model
+from vision_sae.evidence.neuron_pass import collect_neurons
+from vision_sae.labels.batch import EvidenceFolder, label_all
+from vision_sae.labels.store import LabelStore
+from vision_sae.models.loading import load_model
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.pictures.views import with_views
 
@@ -90,9 +91,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where to keep pictures and labels")
-    arguments = parser.parse_args()
+    report(parser, measure)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`run` in the folder of the arguments, or else in one that is removed."""
     with tempfile.TemporaryDirectory() as temporary:
-        print(json.dumps(run(arguments, arguments.work or Path(temporary))))
+        return run(arguments, arguments.work or Path(temporary))
 
 
 def run(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests import fuzz, serving, wire_world
 from tests.fault import commands, outputs, pictures
-from tests.foreign_settings import CHECKPOINTS, MEANINGFUL, right, strange
-from tests.worlds import tiny_model
+from tests.worlds import fuzz, serving
+from tests.worlds import wire as wire_world
+from tests.worlds.foreign_settings import CHECKPOINTS, MEANINGFUL, right, strange
+from tests.worlds.tiny import tiny_model
 from vision_sae.activations.harvest import harvest
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import VisionSaeError

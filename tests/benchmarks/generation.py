@@ -7,7 +7,6 @@ of the four blocks are made in DIR and used again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,36 +16,32 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.generations import tensors_alive
+from tests.benchmarks._device import report
+from tests.worlds.generations import tensors_alive
 from vision_sae.activations.generations import harvest_generations
-from vision_sae.bundles.build import build, is_current
-from vision_sae.bundles.bundle import Bundle
-from vision_sae.config import (
-    BuildConfig,
-    DescribeConfig,
-    EffectsConfig,
-    HarvestConfig,
-    TrainConfig,
-)
+from vision_sae.bundles.build import build, current_bundle
+from vision_sae.bundles.read import read_bundle
+from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
 from vision_sae.demo import generations
 from vision_sae.descriptions.describe import PROBES, describe_bundle, is_described
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
+from vision_sae.descriptions.describers.effects import EffectsConfig
+from vision_sae.descriptions.scores.causal import CausalScorer
 from vision_sae.descriptions.toolbox import Toolbox
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.evaluation.blocks import evaluate_blocks
 from vision_sae.evaluation.edit_cases import evaluate_edits, patches_of, read_cases, to_json
-from vision_sae.evaluation.generators import best_labelled, boosted, label_directions
-from vision_sae.evaluation.planted_scenes import draw
+from vision_sae.evaluation.generators import best_labelled, features_to_boost, label_directions
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
+from vision_sae.evidence.bundle import BundleEvidence
 from vision_sae.models.generator import GenerationSettings, Generator, generate
+from vision_sae.models.loading import load_generator, load_model
 from vision_sae.models.protocol import ContrastiveModel
-from vision_sae.models.registry import load_generator, load_model
 from vision_sae.models.similarity import similarities
+from vision_sae.pictures.scenes import draw
 from vision_sae.steering import effects
-from vision_sae.steering.bundles import SteeringBundle, opened
-from vision_sae.steering.causal import CausalScorer
+from vision_sae.steering.bundles import SteeringBundle, open_bundles
 from vision_sae.steering.edits import FeatureEdit
-from vision_sae.steering.generation import Changes, Generation
+from vision_sae.steering.generation import Changes, SteeredGeneration
 from vision_sae.steering.generation import generate as steered
 
 _TRAIN_PROMPTS, _HELDOUT_PROMPTS, _RANKED = 1000, 1000, 300
@@ -139,7 +134,7 @@ def memory(model: Generator, changes: Changes) -> dict[str, float]:
     under_way = []
     held = []
     for seed in (1, 2):
-        under_way.append(Generation(model, GenerationSettings("a star", seed=seed), changes))
+        under_way.append(SteeredGeneration(model, GenerationSettings("a star", seed=seed), changes))
         under_way[-1].advance()
         held.append(sum(tensors_alive().values()) / 1e6)
     latents = under_way[-1].run.latents  # type: ignore[attr-defined]
@@ -180,14 +175,14 @@ def bundles(work: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
             metrics[site][f"dead_{name}"] = round(1 - found["heldout"]["frac_alive"], 4)
         path = work / f"demo-generator-{short}"
         trained = work / f"{short}-k20"
-        if not is_current(path, stores[0], trained, BuildConfig()):
+        if not current_bundle(path, stores[0], trained, BuildConfig()):
             build(stores[0], trained, path, BuildConfig())
-        if not is_described(Bundle(path), _DESCRIBING):
+        if not is_described(read_bundle(path), _DESCRIBING):
             describe_bundle(path, _DESCRIBING)
         paths[site] = path
-        alive = Bundle(path).statistics.count > 0
+        alive = read_bundle(path).statistics.count > 0
         metrics[site]["dead"] = round(float(1 - alive.mean()), 4)
-        metrics[site]["labelled"] = Bundle(path).manifest["describe"]["labelled"]
+        metrics[site]["labelled"] = read_bundle(path).manifest["describe"]["labelled"]
     return paths, metrics
 
 
@@ -203,18 +198,18 @@ def causal(
     evidence = BundleEvidence(found.bundle)
     labeller = Toolbox(_BY_EFFECTS, work / PROBES, progress=False).labeller(evidence)
     by_effects = [asdict(made) for made in labeller.label(evidence, found.spread(_DESCRIBED))]
-    report: dict[str, float] = {"causal_described": len(by_effects)}
+    figures: dict[str, float] = {"causal_described": len(by_effects)}
     for suffix, rows in (("", by_effects), ("_by_captions", by_captions)):
         labelled = best_labelled(rows, _LABELS)
         scorer = CausalScorer(movements, label_directions(contrastive, best_labelled(rows)))
         judged = [(scorer.beats_random(*found), scorer.score(*found)) for found in labelled]
         scores = [score.value for _, score in judged if score is not None]
-        report |= {
+        figures |= {
             f"causal_share{suffix}": round(float(np.mean([beats for beats, _ in judged])), 3),
             f"causal_score{suffix}": round(float(np.mean(scores)), 3),
             f"causal_labels{suffix}": len(labelled),
         }
-    return report
+    return figures
 
 
 def specificity(model: Generator, found: SteeringBundle) -> float:
@@ -237,12 +232,11 @@ def specificity(model: Generator, found: SteeringBundle) -> float:
     return round(float(np.median(ratios)), 2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/generation"))
-    work: Path = parser.parse_args().work
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of the demo generator."""
+    work: Path = arguments.work
     paths, metrics = bundles(work)
-    model, found = opened(list(paths.values()))
+    model, found = open_bundles(list(paths.values()))
     by_site = {f.bundle.site: f for f in found}
     contrastive = load_model("demo:clip")
     assert isinstance(contrastive, ContrastiveModel)
@@ -252,8 +246,8 @@ def main() -> None:
     real = generations.scenes(_RANKED, generations.HELDOUT_SEED)
     drawn = [draw(scene, side=64, seed=i).image for i, scene in enumerate(real)]
     settings = [GenerationSettings(p, seed=i) for i, p in enumerate(prompts[:32])]
-    blocks = evaluate_blocks(model, boosted(found, 8, _AMOUNT), settings)
-    report: dict[str, Any] = {
+    blocks = evaluate_blocks(model, features_to_boost(found, 8, _AMOUNT), settings)
+    return {
         **overhead({f.bundle.name: f for f in found}),
         "own_prompt_top10": round(own_prompt(contrastive, pictures, prompts), 3),
         "own_prompt_top10_real": round(own_prompt(contrastive, drawn, prompts), 3),
@@ -275,7 +269,13 @@ def main() -> None:
             )
         ),
     }
-    print(json.dumps(report, indent=1))
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/generation"))
+    report(parser, measure, indent=1)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 ``python -m tests.benchmarks.label_job`` prints JSON: the time of the whole and of its labelling,
 the rate, the share that is labelled, and whether the killed job stored the same, each unit once.
+The jobs run in processes of their own, whose memory on a GPU is not measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from vision_sae.demo.run import CORPUS
-from vision_sae.descriptions.database import descriptions
-from vision_sae.descriptions.jobs.job import Job
-from vision_sae.descriptions.jobs.queue import LabelJobs
+from tests.benchmarks._device import report
+from vision_sae.demo import CORPUS
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.store import LabelStore
+from vision_sae.labels.database import descriptions
+from vision_sae.labels.jobs.job import Job
+from vision_sae.labels.jobs.queue import LabelJobs
+from vision_sae.labels.store import LabelStore
 
 
 def command(root: Path, labels: str, arguments: argparse.Namespace) -> list[str]:
@@ -93,15 +94,8 @@ def _at_work(labels: Path, least: int) -> bool:
     return bool(jobs) and jobs[0].done > least
 
 
-def main() -> None:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run both jobs."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--site", default="blocks.*.mlp")
-    parser.add_argument("--describer", default="contrastive")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -132,7 +126,18 @@ def main() -> None:
                 "labelled_once": other.versions == other.job.total == len(other.labels),
                 "equal": other.labels == whole.labels,
             }
-    print(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--site", default="blocks.*.mlp")
+    parser.add_argument("--describer", default="contrastive")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2)
+    report(parser, measure)
 
 
 if __name__ == "__main__":

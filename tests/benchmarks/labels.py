@@ -8,7 +8,6 @@ by each of those that are compared, from the same pictures. The other figures ne
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -22,34 +21,36 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from tests.benchmarks._device import report
 from tests.benchmarks._generator_labels import generator_figures
+from tests.planted.labels import planted_accuracy
 from tests.planted.predicates import World, accuracy, units
 from tests.planted.predicates import evidence as planted_evidence
-from vision_sae.bundles.bundle import Bundle
+from tools.demo import clip_evaluation
+from tools.demo.corpus_drawn import read_concepts
+from tools.demo.make_corpus import CONCEPTS
+from tools.demo.make_generator_dictionaries import STEERING
+from vision_sae.bundles.read import read_bundle
 from vision_sae.config import DescribeConfig
-from vision_sae.demo import clip_evaluation
-from vision_sae.demo.corpus_drawn import read_concepts
-from vision_sae.demo.make_corpus import CONCEPTS
-from vision_sae.demo.run import CORPUS, RELEASED, WORK, bundle_path
+from vision_sae.demo import CORPUS
+from vision_sae.demo.run import RELEASED, WORK, bundle_path
 from vision_sae.descriptions.describers.contrastive import ContrastiveDescriber
 from vision_sae.descriptions.describers.grounded import GroundedDescriber
-from vision_sae.descriptions.describers.vocabulary import Vocabulary
-from vision_sae.descriptions.describers.wpmi import top_words
-from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
-from vision_sae.descriptions.evidence.protocol import FIRINGS, spaced
 from vision_sae.descriptions.grounding import Grounding
 from vision_sae.descriptions.predicates.facts import Facts
-from vision_sae.descriptions.probe import make_probe
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.store import description_from_json
 from vision_sae.descriptions.toolbox import Toolbox
+from vision_sae.descriptions.words.vocabulary import Vocabulary
+from vision_sae.descriptions.words.wpmi import top_words
 from vision_sae.evaluation.label_truth import agreement_of_halves, label_truth
-from vision_sae.evaluation.planted_labels import planted_accuracy
-from vision_sae.evaluation.scene_steering import Settings
 from vision_sae.evaluation.tasks import embeddings
+from vision_sae.evidence.arrays import ArrayEvidence
+from vision_sae.evidence.bundle import BundleEvidence
+from vision_sae.evidence.probe_pass import make_probe
+from vision_sae.evidence.protocol import FIRINGS, spaced
+from vision_sae.labels.entries import description_from_json
+from vision_sae.models.loading import load_model
 from vision_sae.models.protocol import ContrastiveModel
-from vision_sae.models.registry import load_model
 from vision_sae.pictures.folder import Picture, data_sha256, image_folder
 from vision_sae.pictures.views import with_views
 from vision_sae.vectors import normalised
@@ -140,7 +141,7 @@ def labelled(path: Path, describer: str, directory: Path, count: int) -> dict[st
     Of the bundle's features ``count`` are labelled, evenly spaced over all.
     """
     config = DescribeConfig.model_validate({"describer": describer})
-    evidence = BundleEvidence(Bundle(path))
+    evidence = BundleEvidence(read_bundle(path))
     labeller = Toolbox(config, directory, progress=False).labeller(evidence)
     next(iter(labeller.label(evidence, [0])))  # probe, prior and pool of controls are made once
     begin = time.perf_counter()
@@ -178,7 +179,7 @@ def truth(path: Path, directory: Path, count: int) -> dict[str, Any]:
     """How true the confirmed labels are that a bundle carries, on pictures whose sources neither
     chose nor judged any; how far labels agree that are made on two halves of the sources; and how
     share and truth trade against each other."""
-    bundle = Bundle(path)
+    bundle = read_bundle(path)
     evidence = BundleEvidence(bundle)
     facts = _facts(evidence, directory)
     rows = [description_from_json(row) for row in bundle.descriptions.values()]
@@ -301,17 +302,8 @@ def speed() -> dict[str, float]:
     return rates
 
 
-def main() -> None:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bundle", type=Path, action="append", help="default: the demo's")
-    parser.add_argument("--generator", type=Path, action="append", help="default: the demo's")
-    parser.add_argument("--clip", default="demo:clip")
-    parser.add_argument("--describer", action="append", help="to compare; default: three")
-    parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
-    parser.add_argument("--halves", type=int, default=1024, help="units described by both halves")
-    parser.add_argument("--compared", type=int, default=96, help="units of a bundle for each")
-    arguments = parser.parse_args()
     names = (*(bundle_path(*name.rsplit("/", 1)) for name in RELEASED), WORK / "my-dictionary")
     demo = [path for path in names if path.exists()]
     generated = [path for path in arguments.generator or [WORK / "demo-generator"] if path.exists()]
@@ -324,35 +316,43 @@ def main() -> None:
     usual = DescribeConfig().describer
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        print(
-            json.dumps(
-                {
-                    "clip": clip_evaluation.evaluate(model),
-                    "planted_accuracy": planted.soft_wpmi,
-                    "planted_accuracy_cosine": planted.cosine,
-                    "planted": planted_predicates(),
-                    "truth": {
-                        path.name: truth(path, directory, arguments.halves)
-                        for path in arguments.bundle or demo
+        return {
+            "clip": clip_evaluation.evaluate(model),
+            "planted_accuracy": planted.soft_wpmi,
+            "planted_accuracy_cosine": planted.cosine,
+            "planted": planted_predicates(),
+            "truth": {
+                path.name: truth(path, directory, arguments.halves)
+                for path in arguments.bundle or demo
+            },
+            "generator": generator_figures(generated, STEERING) if generated else {},
+            **last_layer(model, directory),
+            "dictionaries": {
+                path.name: {
+                    **labelled(path, usual, directory, arguments.units),
+                    "compared": {
+                        d: labelled(path, d, directory, arguments.compared) for d in describers
                     },
-                    "generator": generator_figures(generated, Settings()) if generated else {},
-                    **last_layer(model, directory),
-                    "dictionaries": {
-                        path.name: {
-                            **labelled(path, usual, directory, arguments.units),
-                            "compared": {
-                                d: labelled(path, d, directory, arguments.compared)
-                                for d in describers
-                            },
-                        }
-                        for path in arguments.bundle or demo
-                    },
-                    **speed(),
-                    "large": of_many,
-                    "peak_mb": _peak_mb(),
                 }
-            )
-        )
+                for path in arguments.bundle or demo
+            },
+            **speed(),
+            "large": of_many,
+            "peak_mb": _peak_mb(),
+        }
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bundle", type=Path, action="append", help="default: the demo's")
+    parser.add_argument("--generator", type=Path, action="append", help="default: the demo's")
+    parser.add_argument("--clip", default="demo:clip")
+    parser.add_argument("--describer", action="append", help="to compare; default: three")
+    parser.add_argument("--units", type=int, default=65536, help="at most so many of a bundle")
+    parser.add_argument("--halves", type=int, default=1024, help="units described by both halves")
+    parser.add_argument("--compared", type=int, default=96, help="units of a bundle for each")
+    report(parser, measure)
 
 
 if __name__ == "__main__":

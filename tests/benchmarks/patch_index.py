@@ -2,13 +2,13 @@
 
 ``python -m tests.benchmarks.patch_index --work DIR`` prints JSON. The patches are those of the
 demo's ViT on the demo's pictures and crops of them; the queries are patches of other pictures. The
-store is made in DIR once, the indexes are made anew.
+store is made in DIR once, the indexes are made anew. On a GPU, an index whose type FAISS supports
+there is built and searched there, by both (not yet run on a GPU).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,19 +20,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tests.benchmarks._device import report
+from vision_sae import devices
 from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore, sources_of
-from vision_sae.bundles.patch_index import (
+from vision_sae.bundles import patch_index_gpu
+from vision_sae.bundles.patch_index import REFINED, PatchIndex
+from vision_sae.bundles.patch_index_builder import (
     NPROBE,
-    REFINED,
     SHARD_ROWS,
     IndexReport,
-    PatchIndex,
     PatchIndexBuilder,
 )
 from vision_sae.config import HarvestConfig
-from vision_sae.demo.run import CORPUS
-from vision_sae.models.registry import load_model
+from vision_sae.demo import CORPUS
+from vision_sae.models.loading import load_model
 from vision_sae.pictures.folder import image_folder
 from vision_sae.vectors import normalised
 
@@ -81,30 +83,31 @@ def built(rows: Rows, folder: Path, shard_rows: int) -> tuple[IndexReport, dict[
         rows.take,
         sources_of(rows.store.images),
         shard_rows=shard_rows,
+        device=devices.chosen(),
     )
     peak = anonymous_mb()
     for vectors in rows.batches():
         builder.add(vectors)
         peak = max(peak, anonymous_mb())
-    report = builder.finish(_FLOOR)
+    made = builder.finish(_FLOOR)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return report, {
+    return made, {
         "build_s": round(time.perf_counter() - begun, 1),
         "build_peak_mb": round(peak - before, 1),
-        "bytes_per_vector": round(size / report.rows, 1),
+        "bytes_per_vector": round(size / made.rows, 1),
     }
 
 
 def exact(rows: Rows, queries: Vectors) -> NDArray[np.int64]:
     """The nearest rows of each query, by comparing with all."""
-    wanted = torch.from_numpy(queries)
-    best, places, start = torch.empty(len(queries), 0), torch.empty(len(queries), 0).long(), 0
+    wanted = torch.from_numpy(queries).to(devices.chosen())
+    best, places, start = wanted[:, :0], wanted[:, :0].long(), 0
     for vectors in rows.batches():
-        cosines = torch.cat([best, wanted @ torch.from_numpy(vectors).T], 1)
-        here = torch.arange(start, start := start + len(vectors)).expand(len(queries), -1)
+        cosines = torch.cat([best, wanted @ torch.from_numpy(vectors).to(wanted).T], 1)
+        here = torch.arange(start, start := start + len(vectors), device=wanted.device)
         best, kept = cosines.topk(_NEIGHBOURS, dim=1)
-        places = torch.cat([places, here], 1).gather(1, kept)
-    return np.asarray(places.numpy())
+        places = torch.cat([places, here.expand(len(queries), -1)], 1).gather(1, kept)
+    return np.asarray(places.cpu().numpy())
 
 
 def recall(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
@@ -121,16 +124,24 @@ def per_second(find: Callable[[Vectors], object], queries: Vectors) -> float:
     return len(queries) / (time.perf_counter() - begun)
 
 
-def rates(folder: Path, report: IndexReport, queries: Vectors) -> dict[str, float]:
+def rates(folder: Path, made: IndexReport, queries: Vectors) -> dict[str, float]:
     """Queries a second of the PatchIndex and of the same search by FAISS itself, in turns: on the
-    file mapped as the PatchIndex maps it, and with the finer rows read into memory."""
-    index = PatchIndex.load(folder, report.nprobe)
+    file mapped as the PatchIndex maps it, and with the finer rows read into memory. Where the
+    PatchIndex is searched on a GPU, FAISS searches a copy of its own there."""
+    index, device = PatchIndex.load(folder, made.nprobe), devices.chosen()
     (path,) = folder.iterdir()
     opened: dict[str, Any] = {
         "rate_ratio_to_faiss": faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC),
         "rate_ratio_to_faiss_in_memory": faiss.read_index(str(path), faiss.IO_FLAG_MMAP),
     }
-    parameters = parameters_of(opened["rate_ratio_to_faiss"], report.nprobe)
+    parameters = parameters_of(opened["rate_ratio_to_faiss"], made.nprobe)
+    if index.use_gpu(made.type, device):
+        cloned = cast(Any, faiss).index_cpu_to_gpu(
+            cast(Any, faiss).StandardGpuResources(),
+            patch_index_gpu.gpu_of(device),
+            opened["rate_ratio_to_faiss"],
+        )
+        opened = {"rate_ratio_to_faiss": cloned}
 
     def ours(query: Vectors) -> object:
         return index.search(query, _NEIGHBOURS)
@@ -209,11 +220,9 @@ def table(rows: Rows, queries: Vectors, scratch: Path) -> Iterator[dict[str, Any
             }
 
 
-def main() -> None:
-    """Make the store and the indexes, and print the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/patch-index"))
-    work: Path = parser.parse_args().work
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the store and the indexes, and measure them."""
+    work: Path = arguments.work
     config = HarvestConfig(views=_VIEWS)
     model = load_model(config.model)
     rows = Rows(harvest(model, image_folder(CORPUS / "train"), work / "store", config))
@@ -225,28 +234,34 @@ def main() -> None:
     )
     chosen = np.random.default_rng(0).permutation(held.rows)[:_QUERIES]
     queries = Rows(held, rows.mean).take(np.sort(chosen))
-    report, made = built(rows, work / "index", SHARD_ROWS)
-    cut_report, cut = built(rows, work / "index-cut", report.rows // 4 + 1)
-    index = PatchIndex.load(work / "index", report.nprobe)
+    whole, made = built(rows, work / "index", SHARD_ROWS)
+    cut_report, cut = built(rows, work / "index-cut", whole.rows // 4 + 1)
+    index = PatchIndex.load(work / "index", whole.nprobe)
     sharded = PatchIndex.load(work / "index-cut", cut_report.nprobe)
     wanted = exact(rows, queries)
-    found = {
+    return {
         "recall_at_10": recall(index.search(queries, _NEIGHBOURS)[1], wanted),
-        "recall_at_10_recorded": round(report.recall_at_10, 4),
-        **rates(work / "index", report, queries),
+        "recall_at_10_recorded": round(whole.recall_at_10, 4),
+        **rates(work / "index", whole, queries),
         **made,
-        "open_ms": open_ms(work / "index", report.nprobe),
-        "rows": report.rows,
+        "open_ms": open_ms(work / "index", whole.nprobe),
+        "rows": whole.rows,
         "dim": rows.store.sites[rows.site],
-        "type": report.type,
-        "nprobe": report.nprobe,
+        "type": whole.type,
+        "nprobe": whole.nprobe,
         "in_four_files": {
             "recall_at_10": recall(sharded.search(queries, _NEIGHBOURS)[1], wanted),
             "build_peak_mb": cut["build_peak_mb"],
         },
         "table": list(table(rows, queries, work / "scratch.faiss")),
     }
-    print(json.dumps(found, indent=1))
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/patch-index"))
+    report(parser, measure, indent=1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the figures of ``vision_sae/dictionaries/GUIDE.md``. It needs the extra ``bench`
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -15,15 +14,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tests.benchmarks._device import report
+from vision_sae import devices
 from vision_sae.activations.harvest import harvest
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig, TrainConfig
-from vision_sae.demo.run import CORPUS, SITE
+from vision_sae.demo import CORPUS
+from vision_sae.demo.run import SITE
 from vision_sae.dictionaries.matching import cosines, nearest
 from vision_sae.dictionaries.metrics import evaluate
 from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.resident import resident
 from vision_sae.dictionaries.training.loop import train_together
-from vision_sae.models.registry import load_model
+from vision_sae.models.loading import load_model
 from vision_sae.pictures.folder import image_folder
 
 _BASE = TrainConfig(expansion=8, steps=200)
@@ -65,7 +70,8 @@ def measured(
     dictionary: Dictionary, config: TrainConfig, heldout: ActivationStore
 ) -> dict[str, Any]:
     """What the guide says of one dictionary."""
-    metrics = evaluate(dictionary, heldout.batches(SITE, 4096))
+    there = resident(dictionary, torch.device(devices.chosen()))
+    metrics = evaluate(there, heldout.batches(SITE, 4096))
     return {
         "architecture": config.architecture,
         "k": config.k,
@@ -101,23 +107,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run every sweep."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=Path("runs/guide"))
-    parser.add_argument("--stores", type=Path, help="directory with train and heldout")
-    out = parser.parse_args()
-    out.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     of_seeds: dict[str, list[Dictionary]] = {name: [] for name in _LABELS}
     with tempfile.TemporaryDirectory() as directory:
-        if out.stores:
-            train, heldout = (ActivationStore(out.stores / n) for n in ("train", "heldout"))
+        if arguments.stores:
+            train, heldout = (ActivationStore(arguments.stores / n) for n in ("train", "heldout"))
         else:
             train, heldout = stores(Path(directory))
         for sweep, configs in configurations().items():
             sited = [config.model_copy(update={"site": SITE}) for config in configs]
-            made = train_together(train, sited).dictionaries
+            made = train_together(train, sited, device=devices.chosen()).dictionaries
             rows += [
                 {"sweep": sweep} | measured(d, c, heldout) for d, c in zip(made, sited, strict=True)
             ]
@@ -125,14 +127,22 @@ def main() -> None:
                 if config.k == _BASE.k and config.expansion == _BASE.expansion:
                     of_seeds[config.architecture].append(dictionary)
             print(sweep, "done", file=sys.stderr, flush=True)
-    draw(rows, out.out / "guide.png")
+    draw(rows, arguments.out / "guide.png")
     agreement = {
         name: [
             round(nearest(cosines(a.decoder, b.decoder)).mean, 3) for a, b in combinations(made, 2)
         ]
         for name, made in of_seeds.items()
     }
-    print(json.dumps({"rows": rows, "agreement_across_seeds": agreement}))
+    return {"rows": rows, "agreement_across_seeds": agreement}
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("runs/guide"))
+    parser.add_argument("--stores", type=Path, help="directory with train and heldout")
+    report(parser, measure)
 
 
 if __name__ == "__main__":

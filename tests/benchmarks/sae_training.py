@@ -1,7 +1,8 @@
 """Training a TopK autoencoder against its peers, on the same patches of a real ViT.
 
 ``python -m tests.benchmarks.sae_training`` prints JSON. It needs the extra ``bench``:
-``pip install -e '.[cpu,demo,bench]'``.
+``pip install -e '.[cpu,demo,bench]'``. On a GPU all systems train there, sparsify with its Triton
+kernel (not yet run on a GPU).
 
 Ours, sparsify and overcomplete see the same rows in the same order with the same k, width, batch
 and number of steps, each in a process of its own with all cores, taking turns. Timed is the loop
@@ -29,16 +30,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.benchmarks._device import report, wait
+from tests.benchmarks._roofline import gemm_flops, roofline
+from vision_sae import devices
 from vision_sae.activations.store import ActivationStore
 from vision_sae.config import HarvestConfig, TrainConfig
+from vision_sae.dictionaries.kinds.topk import TopKLearner
 from vision_sae.dictionaries.metrics import explained_variance
-from vision_sae.dictionaries.training.learner import learning_rate
 from vision_sae.dictionaries.training.loop import train_together
 from vision_sae.dictionaries.training.scaling import InputScaling
-from vision_sae.dictionaries.training.sparse import SparseLearner
+from vision_sae.dictionaries.training.step import learning_rate
 from vision_sae.models.precision import fastest_dtype
 
-CORPUS = Path(__file__).parents[2] / "vision_sae" / "demo" / "corpus" / "train"
 SITE = "blocks.10.update"
 _HELDOUT_ROWS = 8192
 _PEER_RATE = 5e-4
@@ -50,12 +53,15 @@ Encoder = Callable[[Tensor], Tensor]
 def patches(directory: Path, images: int) -> tuple[ActivationStore, Path]:
     """Harvest ``images`` pictures; also write their patches as one float16 tensor."""
     from vision_sae.activations.harvest import harvest
-    from vision_sae.models.registry import load_model
+    from vision_sae.demo import CORPUS
+    from vision_sae.models.loading import load_model
     from vision_sae.pictures.folder import image_folder
 
     config = HarvestConfig(sites=(SITE,), limit=images)
     place = directory / "store"
-    store = harvest(load_model(config.model), image_folder(CORPUS), place, config, progress=False)
+    store = harvest(
+        load_model(config.model), image_folder(CORPUS / "train"), place, config, progress=False
+    )
     rows = torch.cat([array.flatten(0, 1) for array in store.arrays(SITE)])
     path = directory / "rows.pt"
     torch.save(rows, path)
@@ -72,32 +78,39 @@ def load(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def batches(rows: Tensor, config: TrainConfig) -> Callable[[int], Tensor]:
-    """step -> its rows (batch, D); the same for everybody."""
+    """step -> its rows (batch, D), on the device of ``rows``; the same for everybody."""
     count = -(-config.steps * config.batch_size // len(rows))
     generator = torch.Generator().manual_seed(1)
     order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(count)])
+    order = order.to(rows.device)
     size = config.batch_size
     return lambda step: rows[order[step * size : (step + 1) * size]]
 
 
-def ours(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+def ours(
+    dim: int, config: TrainConfig, device: str
+) -> tuple[Callable[[Tensor, float], Any], Encoder]:
     """(step, reconstruct) of our learner."""
-    learner = SparseLearner(dim, config)
+    learner = TopKLearner(dim, config, device=device)
 
     def reconstruct(rows: Tensor) -> Tensor:
         sae = learner.dictionary(InputScaling(torch.zeros(dim), 1.0, 0.0))
-        return sae.decode(sae.encode(rows))
+        return sae.decode(sae.encode(rows.cpu())).to(device)
 
     return learner.step, reconstruct
 
 
-def sparsify(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+def sparsify(
+    dim: int, config: TrainConfig, device: str
+) -> tuple[Callable[[Tensor, float], Any], Encoder]:
     """(step, reconstruct) of sparsify's SparseCoder, stepped as its own Trainer does."""
-    sys.modules["triton"] = None  # type: ignore[assignment]  # needs a GPU driver to import
+    if device == "cpu":  # its kernel needs a GPU driver to import
+        sys.modules["triton"] = None  # type: ignore[assignment]
     from sparsify import SparseCoder, SparseCoderConfig
 
     torch.manual_seed(config.seed)
-    sae = SparseCoder(dim, SparseCoderConfig(expansion_factor=config.expansion, k=config.k))
+    settings = SparseCoderConfig(expansion_factor=config.expansion, k=config.k)
+    sae = SparseCoder(dim, settings).to(device)
     optimizer = torch.optim.Adam(sae.parameters(), lr=_PEER_RATE)
 
     def step(rows: Tensor, rate: float) -> None:
@@ -111,7 +124,9 @@ def sparsify(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], A
     return step, lambda rows: sae(rows).sae_out
 
 
-def overcomplete(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float], Any], Encoder]:
+def overcomplete(
+    dim: int, config: TrainConfig, device: str
+) -> tuple[Callable[[Tensor, float], Any], Encoder]:
     """(step, reconstruct) of overcomplete's TopKSAE, stepped as its own train_sae does."""
     import matplotlib.pyplot as plt
 
@@ -121,9 +136,9 @@ def overcomplete(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float
 
     torch.manual_seed(config.seed)
     width = dim * config.expansion
-    sae = TopKSAE(dim, nb_concepts=width, top_k=config.k, device="cpu")
+    sae = TopKSAE(dim, nb_concepts=width, top_k=config.k, device=device)
     optimizer = torch.optim.Adam(sae.parameters(), lr=_PEER_RATE)
-    tracker = DeadCodeTracker(width, "cpu")
+    tracker = DeadCodeTracker(width, device)
     sae.train()
 
     def step(rows: Tensor, rate: float) -> None:
@@ -146,18 +161,22 @@ def overcomplete(dim: int, config: TrainConfig) -> tuple[Callable[[Tensor, float
 SYSTEMS = {"ours": ours, "sparsify": sparsify, "overcomplete": overcomplete}
 
 
-def measure(system: str, path: Path, config: TrainConfig, rate: float) -> dict[str, Any]:
-    """Train one system, in this process."""
-    rows, heldout = load(path)
-    step, reconstruct = SYSTEMS[system](rows.shape[1], config)
+def measure(
+    system: str, path: Path, config: TrainConfig, rate: float, device: str
+) -> dict[str, Any]:
+    """Train one system, in this process. On a GPU all rows lie in its memory."""
+    rows, heldout = (t.to(device) for t in load(path))
+    step, reconstruct = SYSTEMS[system](rows.shape[1], config, device)
     batch, scheduled = batches(rows, config), config.model_copy(update={"learning_rate": rate})
-    warm = SYSTEMS[system](rows.shape[1], config)[0]
+    warm = SYSTEMS[system](rows.shape[1], config, device)[0]
     for number in range(2):  # compiles, and touches memory for the first time
         warm(batch(number), 0.0)
     del warm
+    wait(device)
     begin = time.perf_counter()
     for number in range(config.steps):
-        report = step(batch(number), learning_rate(scheduled, number))
+        last = step(batch(number), learning_rate(scheduled, number))
+    wait(device)
     seconds = time.perf_counter() - begin
     with torch.no_grad():
         x_hat = torch.cat([reconstruct(part) for part in heldout.split(1024)])
@@ -167,45 +186,35 @@ def measure(system: str, path: Path, config: TrainConfig, rate: float) -> dict[s
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     if system == "ours":
-        result |= {"l0": round(float(report.l0), 2), "dead": round(float(report.dead), 4)}
+        result |= {"l0": round(float(last.l0), 2), "dead": round(float(last.dead), 4)}
     return result
 
 
-def gemm_flops() -> float:
-    """The machine's matrix product in its fastest precision, FLOP/s: the best of many."""
-    dtype, best = fastest_dtype(), float("inf")
-    a, b = torch.randn(1024, 384).to(dtype), torch.randn(384, 6144).to(dtype)
-    out = torch.empty(1024, 6144, dtype=dtype)
-    for _ in range(30):
-        begin = time.perf_counter()
-        torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * 1024 * 384 * 6144 / best
-
-
-def _median_seconds(step: Callable[[Tensor], Any], dim: int) -> float:
+def median_seconds(step: Callable[[Tensor], Any], dim: int, device: str) -> float:
     """Median seconds of six steps on 4,096 random rows, after a first one."""
-    seconds, rows = [], torch.randn(4096, dim) / dim**0.5
+    seconds, rows = [], torch.randn(4096, dim, device=device) / dim**0.5
     for _ in range(7):
         begin = time.perf_counter()
         step(rows)
+        wait(device)
         seconds.append(time.perf_counter() - begin)
     return sorted(seconds[1:])[3]
 
 
-def step_seconds(dim: int, width: int, k: int) -> float:
+def step_seconds(dim: int, width: int, k: int, device: str) -> float:
     """Seconds of our step."""
-    learner = SparseLearner(dim, TrainConfig(expansion=width // dim, k=k, steps=1000))
-    return _median_seconds(lambda rows: learner.step(rows, 1e-3), dim)
+    config = TrainConfig(expansion=width // dim, k=k, steps=1000)
+    learner = TopKLearner(dim, config, device=device)
+    return median_seconds(lambda rows: learner.step(rows, 1e-3), dim, device)
 
 
-def dense_step_seconds(dim: int, width: int, k: int) -> float:
+def dense_step_seconds(dim: int, width: int, k: int, device: str) -> float:
     """Seconds of a TopK step without AuxK whose codes are a dense matrix, in the fastest precision:
     what a learner for small dictionaries could gain."""
-    low = fastest_dtype()
-    w_dec = torch.nn.functional.normalize(torch.randn(width, dim), dim=1)
+    low = fastest_dtype(device)
+    w_dec = torch.nn.functional.normalize(torch.randn(width, dim, device=device), dim=1)
     w_enc, w_dec, b_enc = (
-        torch.nn.Parameter(p) for p in (w_dec.clone(), w_dec, torch.zeros(width))
+        torch.nn.Parameter(p) for p in (w_dec.clone(), w_dec, torch.zeros(width, device=device))
     )
     adam = torch.optim.Adam([w_enc, w_dec, b_enc], lr=1e-3, fused=True)
 
@@ -215,52 +224,67 @@ def dense_step_seconds(dim: int, width: int, k: int) -> float:
         pre = x @ w_enc.to(low).T + b_enc.to(low)
         codes = (pre * (pre >= pre.topk(k, dim=1).values[:, -1:])).relu_()
         error = (codes @ w_dec.to(low)).float() - rows
-        slope = (error * (2 / len(rows))).to(low)
-        by_code = (slope @ w_dec.to(low).T) * (codes > 0)
+        gradient = (error * (2 / len(rows))).to(low)
+        by_code = (gradient @ w_dec.to(low).T) * (codes > 0)
         w_enc.grad, b_enc.grad = (by_code.T @ x).float(), by_code.sum(0).float()
-        w_dec.grad = (codes.T @ slope).float()
+        w_dec.grad = (codes.T @ gradient).float()
         w_dec.grad -= (w_dec.grad * w_dec).sum(1, keepdim=True) * w_dec
         adam.step()
         w_dec.div_(w_dec.norm(dim=1, keepdim=True))
 
-    return _median_seconds(step, dim)
+    return median_seconds(step, dim, device)
 
 
-def small() -> list[dict[str, float]]:
+def small(device: str) -> list[dict[str, float]]:
     """Our step beside a dense one where the dictionary is small."""
     shapes = [(384, 8), (384, 32), (768, 32), (1536, 32), (1536, 128)]
     return [
         {
             "width": width,
             "k": k,
-            "step_ms": round(1e3 * step_seconds(384, width, k), 1),
-            "dense_step_ms": round(1e3 * dense_step_seconds(384, width, k), 1),
+            "step_ms": round(1e3 * step_seconds(384, width, k, device), 1),
+            "dense_step_ms": round(1e3 * dense_step_seconds(384, width, k, device), 1),
         }
         for width, k in shapes
     ]
 
 
-def scaling() -> list[dict[str, float]]:
+def scaling(device: str) -> list[dict[str, float]]:
     """Our step time with F, k and D, one at a time."""
     shapes = [(384, w, 32) for w in (1536, 6144, 24576)]
     shapes += [(384, 6144, k) for k in (8, 128)]
     shapes += [(d, 6144, 32) for d in (768, 1536)]
     return [
-        {"dim": d, "width": w, "k": k, "step_ms": round(1e3 * step_seconds(d, w, k), 1)}
+        {"dim": d, "width": w, "k": k, "step_ms": round(1e3 * step_seconds(d, w, k, device), 1)}
         for d, w, k in shapes
     ]
 
 
-def streaming(store: ActivationStore) -> dict[str, float]:
+def roofline_share(dim: int, width: int, k: int, device: str) -> dict[str, float]:
+    """The least time of a step on 4,096 rows, as the limits of this device allow, over its time."""
+    least = roofline(device).step_seconds(dim, width)
+    seconds = step_seconds(dim, width, k, device)
+    return {
+        "dim": dim,
+        "width": width,
+        "k": k,
+        "step_ms": round(1e3 * seconds, 2),
+        "dense_step_ms": round(1e3 * dense_step_seconds(dim, width, k, device), 2),
+        "roofline_share": round(least / seconds, 3),
+    }
+
+
+def streaming(store: ActivationStore, device: str) -> dict[str, float]:
     """What reading costs the trainer, and what four dictionaries on one pass cost."""
     config = TrainConfig(steps=100, site=SITE)
     configs = [config.model_copy(update={"k": k}) for k in (8, 16, 32, 64)]
-    train_together(store, [config.model_copy(update={"steps": 2})], progress=False)
+    warm = config.model_copy(update={"steps": 2})
+    train_together(store, [warm], progress=False, device=device)
     begin = time.perf_counter()
-    alone = [train_together(store, [c], progress=False) for c in configs]
+    alone = [train_together(store, [c], progress=False, device=device) for c in configs]
     apart = time.perf_counter() - begin
     begin = time.perf_counter()
-    train_together(store, configs, progress=False)
+    train_together(store, configs, progress=False, device=device)
     together = time.perf_counter() - begin
     return {
         "samples_per_s": round(alone[2].samples_per_second, 1),
@@ -282,7 +306,8 @@ def compare(path: Path, width: int, arguments: argparse.Namespace) -> dict[str, 
     for _ in range(arguments.turns):
         for name in SYSTEMS:
             options = ["--rows", str(path), "--system", name, "--width", str(width)]
-            turns[name].append(_in_a_process([*options, "--steps", str(arguments.steps)]))
+            options += ["--steps", str(arguments.steps)]
+            turns[name].append(_in_a_process(options))
     result: dict[str, Any] = {
         name: sorted(runs, key=lambda r: float(r["samples_per_s"]))[len(runs) // 2]
         for name, runs in turns.items()
@@ -292,8 +317,38 @@ def compare(path: Path, width: int, arguments: argparse.Namespace) -> dict[str, 
     return result | {"fastest_peer": fastest, "ratio_to_fastest_peer": round(ratio, 2)}
 
 
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of everything, or with ``--system`` those of one system, in this process."""
+    device = devices.chosen()
+    if arguments.system:
+        config = TrainConfig(expansion=arguments.width // 384, k=32, steps=arguments.steps)
+        usual = config.learning_rate if arguments.system == "ours" else _PEER_RATE
+        rate = arguments.rate or usual
+        return measure(arguments.system, arguments.rows, config, rate, device)
+    with tempfile.TemporaryDirectory() as directory:
+        store, path = patches(Path(directory), arguments.images)
+        widths = {str(w): compare(path, w, arguments) for w in (6144, 24576)}
+        streamed = streaming(store, device)
+    peak = gemm_flops(device)
+    for width, result in widths.items():
+        flops = 2 * 384 * int(width) * result["ours"]["samples_per_s"]
+        result["gemm_share"] = round(flops / peak, 3)
+    shapes = [] if device == "cpu" else [(1024, 16384, 32), (1024, 65536, 64)]
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": str(fastest_dtype(device)),
+        "gemm_gflops": round(peak / 1e9, 1),
+        "gemm_share": {w: r["gemm_share"] for w, r in widths.items()},
+        "widths": widths,
+        "streaming": streamed,
+        "scaling": scaling(device),
+        "small": small(device),
+        "roofline": [roofline_share(*shape, device) for shape in shapes],
+    }
+
+
 def main() -> None:
-    """Run everything, or with ``--system`` one system in this process."""
+    """Print the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=785)
     parser.add_argument("--steps", type=int, default=60)
@@ -302,35 +357,7 @@ def main() -> None:
     parser.add_argument("--system", choices=SYSTEMS)
     parser.add_argument("--width", type=int, default=6144)
     parser.add_argument("--rate", type=float)
-    arguments = parser.parse_args()
-    if arguments.system:
-        config = TrainConfig(expansion=arguments.width // 384, k=32, steps=arguments.steps)
-        rate = config.learning_rate if arguments.system == "ours" else _PEER_RATE
-        made = measure(arguments.system, arguments.rows, config, arguments.rate or rate)
-        print(json.dumps(made))
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        store, path = patches(Path(directory), arguments.images)
-        widths = {str(w): compare(path, w, arguments) for w in (6144, 24576)}
-        streamed = streaming(store)
-    peak = gemm_flops()
-    for width, result in widths.items():
-        flops = 2 * 384 * int(width) * result["ours"]["samples_per_s"]
-        result["gemm_share"] = round(flops / peak, 3)
-    print(
-        json.dumps(
-            {
-                "threads": torch.get_num_threads(),
-                "dtype": str(fastest_dtype()),
-                "gemm_gflops": round(peak / 1e9, 1),
-                "gemm_share": {w: r["gemm_share"] for w, r in widths.items()},
-                "widths": widths,
-                "streaming": streamed,
-                "scaling": scaling(),
-                "small": small(),
-            }
-        )
-    )
+    report(parser, measured)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ processor that has no products in it computes each layer in float32.
 
 from __future__ import annotations
 
-import json
+import argparse
 import resource
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
+from tests.benchmarks._device import report, wait
+from vision_sae import devices
 from vision_sae.models.sdxl import TURBO_BLOCKS
 
 UNET: dict[str, Any] = {
@@ -39,14 +42,14 @@ UNET: dict[str, Any] = {
 _TEXT_TOKENS = 77
 
 
-def turbo_unet() -> Any:
+def turbo_unet(device: str) -> Any:
     """The U-Net in bfloat16, filled with small random numbers."""
     import diffusers as untyped
 
     diffusers: Any = untyped
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(**UNET)
-    unet = unet.to(torch.bfloat16).to_empty(device="cpu").eval().requires_grad_(False)
+    unet = unet.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
     random = torch.Generator().manual_seed(0)
     for name, parameter in unet.named_parameters():
         if parameter.dim() > 1:
@@ -89,46 +92,50 @@ class _Model:
         """There is none."""
 
 
-def measure() -> dict[str, Any]:
+def measure(_: argparse.Namespace) -> dict[str, Any]:
     """One plain step, and one with capture and edits at the four blocks."""
     from vision_sae.models.precision import fastest_dtype
     from vision_sae.models.sdxl import SdxlModel
 
-    begun = time.perf_counter()
-    unet = turbo_unet()
+    device, begun = devices.chosen(), time.perf_counter()
+    unet = turbo_unet(device)
     filled = time.perf_counter() - begun
-    model = SdxlModel("sdxl-turbo", _Model(unet), dtype="bfloat16")
+    model = SdxlModel("sdxl-turbo", _Model(unet), dtype="bfloat16", device=device)
     sites = [f"{block}.update" for block in TURBO_BLOCKS]
     random = torch.Generator().manual_seed(1)
-    computed = fastest_dtype()
+    computed = fastest_dtype(device)
     if computed != torch.bfloat16:  # emulated, a step takes minutes
         compute_in(unet, computed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random).to(device, computed)
+
     inputs = {
-        "sample": torch.randn(1, 4, 64, 64, generator=random).to(computed),
-        "timestep": torch.tensor(999),
-        "encoder_hidden_states": torch.randn(1, _TEXT_TOKENS, 2048, generator=random).to(computed),
+        "sample": noise(1, 4, 64, 64),
+        "timestep": torch.tensor(999, device=device),
+        "encoder_hidden_states": noise(1, _TEXT_TOKENS, 2048),
         "added_cond_kwargs": {
-            "text_embeds": torch.randn(1, 1280, generator=random).to(computed),
-            "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]]).to(computed),
+            "text_embeds": noise(1, 1280),
+            "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]]).to(device, computed),
         },
     }
 
     def step() -> torch.Tensor:
         with torch.inference_mode():
             result: torch.Tensor = unet(**inputs).sample
+        wait(device)
         return result
 
     begun = time.perf_counter()
     plain = step()
     alone = time.perf_counter() - begun
-    directions = torch.nn.functional.normalize(torch.randn(4, 1280, generator=random), dim=1)
+    directions = torch.randn(4, 1280, generator=random).to(device)
+    directions = torch.nn.functional.normalize(directions, dim=1)
     begun = time.perf_counter()
     with model.capture(sites) as before:
         again = step()
     captured = time.perf_counter() - begun
     begun = time.perf_counter()
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         unedited = stack.enter_context(model.capture(sites))  # sees each site before its edit
         for site, direction in zip(sites, directions, strict=True):
@@ -157,4 +164,4 @@ def measure() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    report(argparse.ArgumentParser(), measure, indent=1)

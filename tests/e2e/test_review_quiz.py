@@ -15,8 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from vision_sae.descriptions.review.quiz_page import page
-from vision_sae.descriptions.review.ratings import Answers, read_answers
+from vision_sae.labels.review.quiz_page import page
+from vision_sae.labels.review.ratings import Answers, read_answers
 
 pytestmark = pytest.mark.browser
 

@@ -16,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from PIL import Image
 
-from tests.conftest import CORPUS, ServedBundle
-from vision_sae.bundles.bundle import Bundle
+from tests.conftest import ServedBundle
+from vision_sae.bundles.read import read_bundle
+from vision_sae.demo import CORPUS
 from vision_sae.tensors import from_proto
 from vision_sae.v1 import (
     attribution_service_pb2,
@@ -103,12 +104,12 @@ def test_codes_reconstruct_the_explained_variance(attribution, served: ServedBun
     """EV recomputed from the sent codes, the bundle's decoder and an own forward pass."""
     import torch
 
-    from vision_sae.models.registry import load_model
+    from vision_sae.models.loading import load_model
     from vision_sae.pictures.decode import decode_image
 
     data = picture().data
     answer = attribution.Encode(encode_request(data, include_codes=True))
-    bundle, model = Bundle(served.bundle), load_model("demo:dinov2-s")
+    bundle, model = read_bundle(served.bundle), load_model("demo:dinov2-s")
     with torch.no_grad(), model.capture([bundle.site]) as captured:
         model.forward(model.preprocess(decode_image(data))[None])
     x = captured[bundle.site][0, 1:].numpy()
@@ -179,7 +180,7 @@ def test_similarity_of_a_picture_to_itself_is_one(attribution) -> None:
 
 
 def test_patches_of_a_feature_come_strongest_first_in_pages(search, served) -> None:
-    bundle = Bundle(served.bundle)
+    bundle = read_bundle(served.bundle)
     index = int(np.argmax(bundle.statistics.count))
     request = search_service_pb2.SearchPatchesRequest(
         feature=f"{DICTIONARY}/features/{index}", page_size=30
@@ -194,7 +195,7 @@ def test_patches_of_a_feature_come_strongest_first_in_pages(search, served) -> N
 
 
 def test_a_region_of_an_indexed_picture_finds_itself(search, served) -> None:
-    bundle = Bundle(served.bundle)
+    bundle = read_bundle(served.bundle)
     record = bundle.images[3]
     data = (CORPUS / "train" / record.id).read_bytes()
     x0, y0, x1, y1 = bundle.box(3 * 256 + 120)
@@ -212,7 +213,7 @@ def test_a_region_of_an_indexed_picture_finds_itself(search, served) -> None:
 
 def test_describe_returns_the_stored_text_or_an_abstention(channel, served) -> None:
     stub = description_service_pb2_grpc.DescriptionServiceStub(channel)
-    bundle = Bundle(served.bundle)
+    bundle = read_bundle(served.bundle)
     for index in (0, 1, 2):
         answer = stub.DescribeFeature(
             description_service_pb2.DescribeFeatureRequest(feature=f"{DICTIONARY}/features/{index}")
@@ -224,7 +225,7 @@ def test_describe_returns_the_stored_text_or_an_abstention(channel, served) -> N
 
 
 def test_catalog_lists_filters_and_orders_features(catalog, served) -> None:
-    counts = Bundle(served.bundle).statistics.count
+    counts = read_bundle(served.bundle).statistics.count
     answer = catalog.ListFeatures(
         catalog_service_pb2.ListFeaturesRequest(
             parent=DICTIONARY, filter="count >= 50", order_by="count desc", page_size=10

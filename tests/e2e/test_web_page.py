@@ -18,8 +18,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 from vision_sae_client import Client
 
-from tests.conftest import CORPUS, ServedBundle
-from vision_sae.bundles.bundle import Bundle
+from tests.conftest import ServedBundle
+from vision_sae.bundles.read import read_bundle
+from vision_sae.demo import CORPUS
 from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE
 
 pytestmark = pytest.mark.browser
@@ -141,7 +142,7 @@ def test_a_click_on_a_feature_shows_where_it_fires_and_what_else_fires_it(
     assert heatmap.get_attribute("src") != first
     assert loaded_width(browser, heatmap) > 0
     exemplars = detail.find_elements(By.CSS_SELECTOR, ".vs-exemplar")
-    fires_in = int(Bundle(tiny_bundle).image_counts[int(index or "")])
+    fires_in = int(read_bundle(tiny_bundle).image_counts[int(index or "")])
     assert len(exemplars) >= min(3, fires_in) >= 1
     for exemplar in exemplars:
         assert loaded_width(browser, exemplar.find_element(By.TAG_NAME, "img")) > 16

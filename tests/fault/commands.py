@@ -32,13 +32,15 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 from vision_sae_client.cli import app as client
 
-from tests.labels import made
-from tests.worlds import noise_image
+from tests.worlds.labels import made
+from tests.worlds.tiny import noise_image
 from vision_sae import exits
-from vision_sae.bundles.bundle import Bundle, add_descriptions
+from vision_sae.bundles.publish import add_descriptions
+from vision_sae.bundles.read import read_bundle
 from vision_sae.cli import app as library
-from vision_sae.demo.generator import new_pipeline, write_tokenizer
-from vision_sae.descriptions.store import LabelStore, Unit
+from vision_sae.labels.entries import Unit
+from vision_sae.labels.store import LabelStore
+from vision_sae.models.embedded.generator import new_pipeline, write_tokenizer
 
 Table: TypeAlias = tuple[tuple[typer.Typer, tuple[str, ...]], ...]
 """Runs: of which program, with which arguments; ``{w}`` is the world, ``{t}`` an empty folder."""
@@ -148,7 +150,7 @@ def make_world(root: Path) -> Path:
         seen = run(library, tuple(filled(args, root)))
         assert seen.status == 0, f"{args}: {seen.output}{seen.traceback}"
     rows = [asdict(made(feature, "a star")) for feature in range(4)]
-    add_descriptions(Bundle(root / "drawn"), root / "drawn", rows, {})
+    add_descriptions(read_bundle(root / "drawn"), root / "drawn", rows, {})
     store = LabelStore(root / "labels.sqlite")
     for feature, text in enumerate(("a cat", "a dog", "a red cat", "fur")):
         store.edit(Unit("dictionaries/bundle", feature), text)
@@ -298,6 +300,13 @@ class _ClockEndedError(BaseException):
     """Not an ``Exception``, so that nothing takes it for a fault of a picture or a request."""
 
 
+_AGAIN = 5.0
+"""Seconds until the clock strikes again.
+
+What it raises is lost where Python is just then in a finaliser or a weak reference's callback.
+"""
+
+
 @contextmanager
 def _clock(seconds: int) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
@@ -305,7 +314,7 @@ def _clock(seconds: int) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, end)
     begun = time.monotonic()
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
     try:
         yield
     finally:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from tests.worlds import tiny_model
-from vision_sae.activations import making as making_module
+from tests.worlds.tiny import tiny_model
 from vision_sae.activations import shards as shards_module
+from vision_sae.activations import store_writer as store_writer_module
 from vision_sae.activations.harvest import harvest as harvest_pictures
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import build as build_module
-from vision_sae.bundles import patch_index as patch_index_module
+from vision_sae.bundles import patch_index_builder
 from vision_sae.config import BuildConfig, DescribeConfig, HarvestConfig, TrainConfig
 from vision_sae.descriptions import describe as describe_module
 from vision_sae.dictionaries.pipeline import train_dictionary
@@ -53,13 +53,13 @@ def describe(root: Path) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[Path], None], Any, str]] = {
-    "harvest-write": (harvest, making_module, "write_shard"),
+    "harvest-write": (harvest, store_writer_module, "write_shard"),
     "harvest-fsync": (harvest, shards_module, "fsync"),
     "harvest-rename": (harvest, os, "rename"),
     "train-step": (train, SparseLearner, "step"),
     "train-replace": (train, os, "replace"),
     "build-save": (build, build_module.codes_module, "save"),
-    "build-index": (build, patch_index_module, "write_shard"),
+    "build-index": (build, patch_index_builder, "write_shard"),
     "build-replace": (build, os, "replace"),
     "build-rename": (build, os, "rename"),
     "describe-write": (describe, describe_module, "descriptions_file"),

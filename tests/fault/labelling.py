@@ -16,13 +16,13 @@ from typing import Any
 from sqlalchemy.engine.default import DefaultDialect
 
 from tests.fault.killed import die_before_call
-from tests.labels import made
-from vision_sae.descriptions import store as store_module
-from vision_sae.descriptions.jobs import queue as queue_module
-from vision_sae.descriptions.jobs.queue import LabelJobs
-from vision_sae.descriptions.jobs.worker import Pace, run_worker
+from tests.worlds.labels import made
 from vision_sae.descriptions.protocol import Description, Score
-from vision_sae.descriptions.store import LabelStore
+from vision_sae.labels import store as store_module
+from vision_sae.labels.jobs import leases as leases_module
+from vision_sae.labels.jobs.queue import LabelJobs
+from vision_sae.labels.jobs.worker import Pace, run_worker
+from vision_sae.labels.store import LabelStore
 
 PACE = Pace(chunk=5, lease_seconds=0.3, hand_in_seconds=0, wait_seconds=0.02)
 _THINKING = 0.002
@@ -57,7 +57,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "handing in": (LabelJobs, "finish"),
     "storing": (LabelStore, "add_within"),
     "halfway through storing": (store_module, "index_texts"),
-    "counting": (queue_module, "Counter"),
+    "counting": (leases_module, "Counter"),
     "committing": (DefaultDialect, "do_commit"),
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +74,9 @@ def outputs() -> Iterator[Output]:
 def contents(root: Path) -> dict[str, str]:
     """{path below ``root``: hash of a file's bytes, or target of a link}.
 
-    A large file is told by its size and by when it was written: reading it each time takes long.
+    A large file is told by its size and by when it was written: reading it each time takes long. A
+    database of labels is told by its labels: commands may add some, and SQLite moves bytes between
+    the file and the log beside it.
     """
     found = {}
     for folder, folders, files in os.walk(root):
@@ -80,9 +84,20 @@ def contents(root: Path) -> dict[str, str]:
             path = Path(folder, name)
             if path.is_symlink():
                 found[path.relative_to(root).as_posix()] = os.readlink(path)
-            elif path.is_file():
+            elif path.suffix == ".sqlite" and path.is_file():
+                found |= _labels(path, path.relative_to(root).as_posix())
+            elif path.is_file() and not path.name.endswith((".sqlite-wal", ".sqlite-shm")):
                 found[path.relative_to(root).as_posix()] = _digest(path)
     return found
+
+
+def _labels(path: Path, name: str) -> dict[str, str]:
+    """{unit, below the name of the database: its current label}, and the database itself."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        rows = database.execute(
+            "SELECT parent, number, text FROM units JOIN descriptions ON descriptions.id = current"
+        )
+        return {name: ""} | {f"{name}/{parent}/{unit}": str(text) for parent, unit, text in rows}
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.worlds import noise_image
+from tests.worlds.tiny import noise_image
 from vision_sae.activations.store import ActivationStore
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "F", "CMYK", "YCbCr", "HSV", "LAB")

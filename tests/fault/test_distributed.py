@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worlds import write_store
+from tests.worlds.tiny import write_store
 from vision_sae.config import TrainConfig
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.dictionaries.pipeline import train_dictionary
-from vision_sae.dictionaries.training import dense_step
+from vision_sae.dictionaries.training import dense
 
 pytestmark = pytest.mark.slow
 BASE = {"expansion": 3, "k": 4, "steps": 30, "batch_size": 101, "dead_after": 400}
@@ -23,9 +23,9 @@ BASE = {"expansion": 3, "k": 4, "steps": 30, "batch_size": 101, "dead_after": 40
 _IN_FLOAT32 = """
 import runpy
 import torch
-from vision_sae.dictionaries.training import dense_step
+from vision_sae.dictionaries.training import dense
 
-dense_step.fastest_dtype = lambda _: torch.float32
+dense.training_dtype = lambda _: torch.float32
 runpy.run_module("vision_sae.cli", run_name="__main__")
 """
 """The command line, whatever precision is fastest."""
@@ -53,7 +53,7 @@ def test_two_processes_train_what_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     # Each process measures for itself in what precision products are fastest.
-    monkeypatch.setattr(dense_step, "fastest_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(dense, "training_dtype", lambda _: torch.float32)
     program = tmp_path / "program.py"
     program.write_text(_IN_FLOAT32)
     random = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.fault import killed
-from tests.worlds import picture_folder
+from tests.worlds.tiny import picture_folder
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.read import read_bundle
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.errors import NotFoundError
 
@@ -107,11 +107,11 @@ def test_killed_build_leaves_the_published_bundle_readable(
     undisturbed: Path, tmp_path: Path, stage: str, at: int
 ) -> None:
     up_to(tmp_path, "harvest", "train", "build")
-    before = Bundle(tmp_path / "bundle").manifest
+    before = read_bundle(tmp_path / "bundle").manifest
     kill(stage, tmp_path, at)
-    assert Bundle(tmp_path / "bundle").manifest == before
+    assert read_bundle(tmp_path / "bundle").manifest == before
     killed.build(tmp_path)
-    assert Bundle(tmp_path / "bundle").manifest == before
+    assert read_bundle(tmp_path / "bundle").manifest == before
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "store", "d", "bundle"}
 
 
@@ -121,11 +121,11 @@ def test_killed_first_build_publishes_nothing_and_a_later_one_succeeds(
     up_to(tmp_path, "harvest", "train")
     kill("build-index", tmp_path, 1)
     with pytest.raises(NotFoundError):
-        Bundle(tmp_path / "bundle")
+        read_bundle(tmp_path / "bundle")
     killed.build(tmp_path)
     up_to(tmp_path, "describe")
-    expected = Bundle(undisturbed / "bundle").manifest
-    assert Bundle(tmp_path / "bundle").manifest == expected
+    expected = read_bundle(undisturbed / "bundle").manifest
+    assert read_bundle(tmp_path / "bundle").manifest == expected
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_killed_describe_goes_on_with_the_other_features(
 ) -> None:
     up_to(tmp_path, "harvest", "train", "build")
     kill(stage, tmp_path, at)
-    assert Bundle(tmp_path / "bundle").descriptions == {}
+    assert read_bundle(tmp_path / "bundle").descriptions == {}
     (journal,) = tmp_path.glob(".bundle.*.descriptions.jsonl")
     assert len(journal.read_text().splitlines()) == kept
     killed.describe(tmp_path)
-    expected = Bundle(undisturbed / "bundle").manifest
-    assert Bundle(tmp_path / "bundle").manifest == expected
+    expected = read_bundle(undisturbed / "bundle").manifest
+    assert read_bundle(tmp_path / "bundle").manifest == expected
     names = {"pictures", "store", "d", "bundle", "probes"}
     assert {path.name for path in tmp_path.iterdir()} - names == set()

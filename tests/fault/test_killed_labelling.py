@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests import databases
 from tests.fault import labelling
-from tests.labels import IDENTITY, PARENT
-from vision_sae.descriptions import database
-from vision_sae.descriptions.jobs.job import Target
-from vision_sae.descriptions.jobs.queue import LabelJobs
-from vision_sae.descriptions.jobs.worker import run_worker
+from tests.worlds import databases
+from tests.worlds.labels import IDENTITY, PARENT
 from vision_sae.descriptions.protocol import Description
-from vision_sae.descriptions.store import LabelStore, Unit
+from vision_sae.labels import database
+from vision_sae.labels.entries import Unit
+from vision_sae.labels.jobs.job import JobTarget
+from vision_sae.labels.jobs.queue import LabelJobs
+from vision_sae.labels.jobs.worker import run_worker
+from vision_sae.labels.store import LabelStore
 
 pytestmark = pytest.mark.slow
 UNITS = 120
@@ -39,7 +40,7 @@ KILLS = [
 def queued(labels: Path | str) -> LabelJobs:
     """A job of units that no worker has seen yet."""
     jobs = LabelJobs(LabelStore(labels))
-    target = Target("caption-pmi", {PARENT: IDENTITY})
+    target = JobTarget("caption-pmi", {PARENT: IDENTITY})
     jobs.create([Unit(PARENT, i) for i in range(UNITS)], target, name="job")
     return jobs
 

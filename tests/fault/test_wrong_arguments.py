@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from tests import serving, wire_world
 from tests.fault import commands, outputs
 from tests.fault.commands import ASKING, DRAWING, REFUSED_ONLY, STATUSES, WORKING, Wrong
+from tests.worlds import serving
+from tests.worlds import wire as wire_world
 
 pytestmark = pytest.mark.slow
 _EVERY = 7

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.worlds import GRID, write_store
+from tests.worlds.tiny import GRID, write_store
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.stream import ShuffledRows
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.evidence.protocol import Places
 from vision_sae.descriptions.predicates.looks import COLOURS
 from vision_sae.descriptions.protocol import Description
+from vision_sae.evidence.arrays import ArrayEvidence
+from vision_sae.evidence.protocol import Places
 from vision_sae.models.grid import PatchGrid, Preprocessing
 
 SIDE, PATCH = 128, 8

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.statistics import QUANTILE_LEVELS, statistics
-from vision_sae.dictionaries.protocol import Codes
+from vision_sae.dictionaries.protocol import Codes, _to_codes_with_one_wait, to_codes
 
 
 @st.composite
@@ -34,6 +34,15 @@ def test_by_patch_holds_the_non_zero_cells(dense: np.ndarray) -> None:
         indices, values = rows.row(patch)
         assert indices.tolist() == np.flatnonzero(expected).tolist()
         assert values.tolist() == expected[expected > 0].tolist()
+
+
+@given(dense_codes())
+def test_codes_with_one_wait_are_those_of_the_cpu(dense: np.ndarray) -> None:
+    activations = torch.from_numpy(dense)
+    for ours, expected in zip(
+        _to_codes_with_one_wait(activations), to_codes(activations), strict=True
+    ):
+        assert torch.equal(ours, expected)
 
 
 @given(dense_codes())

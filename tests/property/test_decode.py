@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from tests.worlds import noise_image
+from tests.worlds.tiny import noise_image
 from vision_sae.errors import InvalidInputError
 from vision_sae.pictures.decode import decode_image
 

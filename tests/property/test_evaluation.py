@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worlds import identity_sae
+from tests.planted.absorption import AbsorptionCounter
+from tests.planted.dictionaries import planted_world
+from tests.worlds.tiny import identity_sae
 from vision_sae.dictionaries import metrics
 from vision_sae.dictionaries.matching import assign, cosines, match, nearest
 from vision_sae.dictionaries.protocol import to_codes
-from vision_sae.evaluation.absorption import AbsorptionCounter
 from vision_sae.evaluation.coherence import max_cosine_to_others
 from vision_sae.evaluation.density import density_histogram
 from vision_sae.evaluation.monosemanticity import (
@@ -22,8 +23,7 @@ from vision_sae.evaluation.monosemanticity import (
     max_pooled,
     monosemanticity,
 )
-from vision_sae.evaluation.planted import planted_world
-from vision_sae.evaluation.planted_scenes import draw, random_attributes
+from vision_sae.pictures.scenes import draw, random_attributes
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vision_sae.dictionaries.interop.folding import (
-    Weights,
+    SaeWeights,
     on_site_vectors,
     subtracting,
     unit_rows,
 )
-from vision_sae.dictionaries.relu import ReluSae
-from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.dictionaries.kinds.relu import ReluSae
+from vision_sae.dictionaries.kinds.topk import TopKSae
 
 seeds = st.integers(0, 2**31)
 
 
-def weights_and_inputs(seed: int) -> tuple[Weights, Tensor]:
+def weights_and_inputs(seed: int) -> tuple[SaeWeights, Tensor]:
     g = torch.Generator().manual_seed(seed)
     shapes = ((6, 4), (6,), (6, 4), (4,), (9, 4))
     *weights, x = (torch.randn(shape, generator=g) for shape in shapes)
-    return Weights(*weights), x
+    return SaeWeights(*weights), x
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.foreign_settings import (
+from tests.worlds.foreign_settings import (
     CHECKPOINTS,
     MEANINGFUL,
     Checkpoint,
@@ -20,7 +20,7 @@ from tests.foreign_settings import (
     right,
     strange,
 )
-from vision_sae.dictionaries.interop.formats import import_sae
+from vision_sae.dictionaries.interop.conversion import import_sae
 from vision_sae.errors import VisionSaeError
 
 each_checkpoint = pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=CHECKPOINTS)

@@ -103,11 +103,14 @@ def test_nested_errors_and_gradients_are_those_of_the_dense_decoder(
     cut = data.draw(st.integers(1, width))
     ends = [cut, width] if cut < width else [width]
     weights = [0.5, 2.0][: len(ends)]
-    error, slopes = np.empty((n, dim), np.float32), np.empty((len(ends), n, dim), np.float32)
+    error, output_gradients = (
+        np.empty((n, dim), np.float32),
+        np.empty((len(ends), n, dim), np.float32),
+    )
     g_values = np.empty_like(p["values"])
     loops.reconstruct(
         p["features"], p["counts"], p["values"], p["x"], p["w_dec"], np.array(ends, np.int32),
-        np.array(weights, np.float32), error, slopes, g_values,
+        np.array(weights, np.float32), error, output_gradients, g_values,
     )  # fmt: skip
     f = torch.from_numpy(dense(p, p["values"])).requires_grad_()
     x, w_dec = (torch.from_numpy(p[name]).double() for name in ("x", "w_dec"))
@@ -137,17 +140,18 @@ def test_transposed_codes_list_the_rows_of_each_feature(
 def test_gradients_are_those_of_the_dense_product(problem: dict[str, NDArray[Any]]) -> None:
     p, (n, dim), width = problem, problem["x"].shape, len(problem["b_enc"])
     g_values = np.random.default_rng(0).normal(size=p["values"].shape).astype(np.float32)
-    slopes = np.random.default_rng(1).normal(size=(1, n, dim)).astype(np.float32)
+    output_gradients = np.random.default_rng(1).normal(size=(1, n, dim)).astype(np.float32)
     starts, slots = loops.transpose(p["features"], p["counts"], p["values"], width)
     g_enc, g_dec = np.zeros((2, width, dim), np.float32)
     g_b = np.zeros(width, np.float32)
-    loops.gradient_rows(
-        0, width, starts, slots, p["features"].shape[1], p["values"], g_values, slopes, p["x"],
-        np.array([width], np.int32), g_enc, g_b, g_dec,
-    )  # fmt: skip
+    ends = np.array([width], np.int32)
+    firings = loops.Firings(starts, slots, p["values"], g_values, output_gradients, p["x"], ends)
+    loops.gradient_rows(0, width, firings, g_enc, g_b, g_dec)
     fires = dense(p, p["values"]) > 0
     g_dense = dense(p, g_values) * fires
-    np.testing.assert_allclose(g_dec, dense(p, p["values"]).T @ slopes[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        g_dec, dense(p, p["values"]).T @ output_gradients[0], rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(g_enc, g_dense.T @ p["x"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(g_b, g_dense.sum(0), rtol=1e-3, atol=1e-4)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_stream import numbered
-from tests.worlds import SITE
+from tests.unit.dictionaries.test_stream import numbered
+from tests.worlds.tiny import SITE
 from vision_sae.dictionaries.stream import ShuffledRows
 
 SHARDS = st.lists(st.integers(1, 30), min_size=1, max_size=5)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz, serving, wire_world
+from tests.worlds import fuzz, serving
+from tests.worlds import wire as wire_world
 
 SEEDS = st.integers(0, 2**32)
 

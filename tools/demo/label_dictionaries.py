@@ -1,10 +1,10 @@
-"""Label the demo's released dictionaries on all the pictures that they were trained on.
+"""Label the demo's released dictionaries on all their training pictures.
 
     python -m tools.demo.label_dictionaries --store DATA/vit --dictionary DATA/dictionary --out DIR
 
-Needs no bundle: the codes of all pictures are enough. ``DIR/descriptions.jsonl`` gets a description
-of every feature, and ``DIR/figures.json`` how true they are on the auditing side of the sources,
-which neither chose nor judged any.
+The script needs no bundle: the codes of all pictures are enough. ``DIR/descriptions.jsonl`` gets a
+description of every feature. ``DIR/figures.json`` gets the measured truth of the descriptions on
+the auditing side of the sources, which no step used to choose or judge labels.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tqdm import tqdm
 from vision_sae.activations.store import ActivationStore
 from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
-from vision_sae.descriptions.evidence.postings import Postings
-from vision_sae.descriptions.evidence.protocol import silent
 from vision_sae.descriptions.grounding import Grounding
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.evaluation.label_truth import label_truth
+from vision_sae.evidence.postings import Postings
+from vision_sae.evidence.protocol import silent
 from vision_sae.files import sha256_json, write_json
 from vision_sae.models.grid import Geometry
 from vision_sae.vectors import normalised
@@ -61,8 +61,8 @@ class StoreEvidence(Postings):
                 for vectors in self._store.batches(self.site, _BATCH):
                     builder.add(self.dictionary.encode(vectors))
                     rows.update(len(vectors))
-            made = by_feature(builder.by_patch(), self.dictionary.width)
-            codes_module.save(made, self._directory, "patches")
+            rows_of_features = by_feature(builder.by_patch(), self.dictionary.width)
+            codes_module.save(rows_of_features, self._directory, "patches")
         return codes_module.load(self._directory, "patches")
 
     def thumbnail(self, image: int) -> bytes:
@@ -79,7 +79,7 @@ class StoreEvidence(Postings):
         return normalised(embeddings, embeddings.mean(0))
 
     def look_alikes(self, unit: int, count: int) -> NDArray[np.int64]:
-        """Silent pictures whose embeddings are most like those of the strongest ones."""
+        """Silent pictures with the embeddings nearest to those of the strongest pictures."""
         firing = [firing.image for firing in self.firings(unit)[:8]]
         if not firing:
             return np.zeros(0, dtype=np.int64)
@@ -101,11 +101,11 @@ def main() -> None:
     evidence = StoreEvidence(ActivationStore(arguments.store), arguments.dictionary, out / "codes")
     grounding = Grounding(Facts(evidence, out.parent / "looks", progress=True))
     units = range(evidence.width)
-    made = list(tqdm(grounding.label(evidence, units), total=len(units), unit="feature"))
+    descriptions = list(tqdm(grounding.label(evidence, units), total=len(units), unit="feature"))
     with (out / "descriptions.jsonl").open("w") as file:
-        for description in made:
+        for description in descriptions:
             file.write(json.dumps(asdict(description), sort_keys=True) + "\n")
-    write_json(out / "figures.json", label_truth(evidence, grounding.facts, made))
+    write_json(out / "figures.json", label_truth(evidence, grounding.facts, descriptions))
 
 
 if __name__ == "__main__":

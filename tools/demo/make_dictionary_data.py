@@ -1,12 +1,13 @@
-"""Make the pictures that the demo's released dictionaries are trained on, and their stores.
+"""Make the training pictures of the demo's released dictionaries, and their activation stores.
 
     python -m tools.demo.make_dictionary_data pictures --cache DOWNLOADS --out DATA
     python -m tools.demo.make_dictionary_data stores --out DATA
 
-``pictures`` paints a part of the recipe of the demo CLIP (`vision_sae.demo.clip_pictures`), the
+``pictures`` paints a part of the recipe of the demo CLIP (`tools.demo.clip_pictures`), the
 drawings of six makers of emoji foremost, and writes ``DATA/pictures`` with its captions. ``stores``
-looks at them once with both models, whose first blocks are the same, and publishes an
-ActivationStore of each: ``DATA/vit`` and ``DATA/clip``. Both steps go on where they stopped.
+runs both models over the pictures in one pass, because their first blocks are the same, and
+publishes an ActivationStore of each: ``DATA/vit`` and ``DATA/clip``. Both steps resume after a
+stop.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tools.demo import clip_pictures
+from tools.demo.clip_figures import Taboo, held_out
+from tools.demo.clip_pictures import Picture as Recipe
+from tools.demo.make_clip_data import SEED, figures_of
 from vision_sae.config import HarvestConfig
-from vision_sae.demo import clip_pictures
 from vision_sae.demo.both import harvest_both
-from vision_sae.demo.clip_figures import Taboo, held_out
-from vision_sae.demo.clip_pictures import Picture as Recipe
-from vision_sae.demo.make_clip_data import SEED, figures_of
 from vision_sae.models.clip import ClipModel
-from vision_sae.models.registry import load_model
+from vision_sae.models.loading import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import CAPTIONS_JSONL, image_folder
 from vision_sae.statistics.sides import JOINED_BY, side_of
@@ -40,9 +41,9 @@ SHARES = {
     "scene": 700,
     "photograph": 1300,
 }
-"""How many pictures of each kind are taken, where the recipe has so many."""
+"""Largest number of pictures of each kind to take from the recipe."""
 MAKERS = {"game-icons": 0.3, "icon-park": 0.3}
-"""Makers of whose drawings only this share is taken: icons of one colour, and of interfaces."""
+"""{maker: share of its drawings to take}: icons of one colour, and interface icons."""
 VIT_SITES = ("blocks.8.update", "blocks.10.update")
 CLIP_SITES = ("blocks.9.update", "blocks.10.update")
 _SHARD = 512
@@ -63,10 +64,10 @@ def main() -> None:
 
 
 def choose(recipe: Sequence[Recipe], share: float, rng: random.Random) -> list[Recipe]:
-    """The pictures that are taken, in an order of their own.
+    """The chosen pictures, shuffled.
 
-    Of each drawing one picture; pairs only where both drawings lie on one side, so that every
-    picture can choose, judge or audit (`vision_sae.statistics.sides`).
+    Each drawing has one picture. A pair is taken only if both drawings are on the same side, so
+    that every picture can serve to choose, judge or audit (`vision_sae.statistics.sides`).
     """
     wanted = {kind: round(count * share) for kind, count in SHARES.items()}
     shown = set[str]()
@@ -87,13 +88,13 @@ def choose(recipe: Sequence[Recipe], share: float, rng: random.Random) -> list[R
 
 
 def _caption(picture: Recipe) -> tuple[str, list[str]]:
-    """(the caption that says most, all else that is said of it)"""
+    """(the most informative caption, the other captions)"""
     full = max(picture.captions, key=lambda text: (" background" in text, len(text)))
     return full, [text for text in dict.fromkeys(picture.captions) if text != full]
 
 
 def make_pictures(out: Path, cache: Path, share: float) -> None:
-    """Paint what is chosen into ``out/pictures`` as WebP files."""
+    """Paint the chosen pictures into ``out/pictures`` as WebP files."""
     figures = figures_of(cache)
     recipe = clip_pictures.plan(figures, Taboo(held_out(figures)), SEED)
     taken = choose(recipe, share, random.Random(SEED))

@@ -1,17 +1,17 @@
-"""Make the dictionaries of the demo generator's four blocks that are released, and their labels.
+"""Make the released dictionaries of the demo generator's four blocks, and their labels.
 
     python -m tools.demo.make_generator_dictionaries --out OUT
 
-Pictures of several thousand prompts are generated once and what happens at the four blocks is kept
-(``OUT/store``, and ``OUT/heldout`` of prompts that nothing is trained on). For each block follow a
-dictionary, its labels by the attributes of scenes, and what steering says of the labels of the
-features that fire most often:
+Several thousand pictures are generated once, and the vectors at the four blocks are stored
+(``OUT/store``, and ``OUT/heldout`` for held-out prompts). Each block then gets a dictionary, labels
+by the attributes of scenes, and causal scores by steering for the labels of the most frequent
+features:
 
     OUT/BLOCK/dictionary            a published dictionary
     OUT/BLOCK/descriptions.jsonl    a description of each feature
-    OUT/BLOCK/figures.json          how true the labels are
+    OUT/BLOCK/figures.json          the measured truth of the labels
 
-Every step that is done is kept, and one that was interrupted goes on or starts anew.
+Finished steps are reused; an interrupted step is resumed or repeated.
 """
 
 from __future__ import annotations
@@ -35,29 +35,28 @@ from vision_sae.bundles.statistics import Statistics, statistics
 from vision_sae.config import HarvestConfig, TrainConfig
 from vision_sae.demo import generations
 from vision_sae.descriptions.describers.scenes import ScenesDescriber
-from vision_sae.descriptions.evidence.arrays import ArrayEvidence
-from vision_sae.descriptions.evidence.protocol import FIRINGS
 from vision_sae.dictionaries.artifact import load_dictionary
 from vision_sae.dictionaries.pipeline import train_dictionary
 from vision_sae.dictionaries.protocol import Dictionary, SiteDictionary
 from vision_sae.evaluation.scene_attributes import AttributeClassifier, train_classifier
 from vision_sae.evaluation.scene_labels import figures, most_frequent
-from vision_sae.evaluation.scene_steering import Settings, judged_by_steering
+from vision_sae.evaluation.scene_steering import SteeringJudgement, judged_by_steering
+from vision_sae.evidence.arrays import ArrayEvidence
+from vision_sae.evidence.protocol import FIRINGS
 from vision_sae.files import write_json
 from vision_sae.models.generator import Generator
-from vision_sae.models.registry import load_generator
+from vision_sae.models.loading import load_generator
 
 PROMPTS, HELDOUT = 4000, 1000
 JUDGING_SEED = 2003
-"""Of the scenes in whose pictures features are raised: no dictionary and no label was made of
-them."""
+"""Seed of the scenes for steering; no dictionary and no label was made from these scenes."""
 TRAINING = TrainConfig(expansion=16, k=10, steps=1500, dead_after=200_000)
-STEERING = Settings(amount=24.0, adding=48.0)
+STEERING = SteeringJudgement(amount=24.0, adding=48.0)
 _BATCH = 1024
 
 
 def main() -> None:
-    """Read the command line and do what is left to do."""
+    """Read the command line and do the unfinished steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of all that is made")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="pictures to train on")
@@ -90,7 +89,7 @@ def _harvest() -> HarvestConfig:
 
 
 def kept_classifier(path: Path) -> AttributeClassifier:
-    """The classifier of scenes whose weights are at ``path``; trained where there are none."""
+    """The classifier of scenes with weights at ``path``, trained if the file is missing."""
     if not path.is_file():
         save_file(train_classifier().state_dict(), path)
     classifier = AttributeClassifier()
@@ -107,7 +106,7 @@ def make_block(
     classifier: AttributeClassifier,
     *,
     training: TrainConfig = TRAINING,
-    steering: Settings = STEERING,
+    steering: SteeringJudgement = STEERING,
 ) -> None:
     """Make the dictionary of one block, its descriptions, and their figures."""
     training = training.model_copy(update={"site": site})
@@ -146,7 +145,7 @@ def make_block(
 def evidence_of(
     store: ActivationStore, site: str, dictionary: Dictionary
 ) -> tuple[ArrayEvidence, Statistics]:
-    """What a dictionary's features fire on in a store, and how often."""
+    """Evidence of a dictionary's features over a store."""
     builder = CodesBuilder()
     with torch.inference_mode():
         for vectors in tqdm(store.batches(site, _BATCH), total=store.rows // _BATCH, desc="encode"):
@@ -186,7 +185,7 @@ def evidence_of(
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines; the file is there only when all are in it."""
+    """Write rows as JSON lines, atomically."""
     staging = path.with_name(f".{path.name}")
     staging.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), "utf-8")
     staging.replace(path)

@@ -1,13 +1,13 @@
-"""Make the table of nouns that captions are read with, from the files of WordNet 3.0.
+"""Make the table of nouns for parsing captions, from the files of WordNet 3.0.
 
     python -m tools.demo.make_nouns --wordnet FOLDER
 
 ``FOLDER`` holds ``index.noun``, ``data.noun``, ``noun.exc`` and ``cntlist.rev``, as the Debian
-package ``wordnet-base`` installs them in ``/usr/share/wordnet``. What is written, ``nouns.tsv.gz``,
-lists kinds of things, each behind its own hypernyms, and the nouns that name them; see
-`vision_sae.descriptions.predicates.wordnet` for its layout. Of a noun's senses those are left out
-that name a single person or place, and where some can be seen, those that cannot. How usual a name
-is comes from ``wordfreq``.
+package ``wordnet-base`` installs them in ``/usr/share/wordnet``. The output ``nouns.tsv.gz``
+lists kinds of things, each after its hypernyms, with the nouns that name them; see
+`vision_sae.descriptions.predicates.wordnet` for its layout. Senses that name a single person or
+place are left out. If a noun has visible senses, its invisible ones are left out too. The frequency
+of a name comes from ``wordfreq``.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from wordfreq import zipf_frequency
 from vision_sae.descriptions.predicates.wordnet import TABLE
 
 _SENSES = 2
-"""Senses of a noun that count, as METHODS of word-sense baselines have it: the most frequent."""
+"""Number of senses of a noun that count: the most frequent ones, as in word-sense baselines."""
 _RARE = 4
-"""A second sense that is said less often than a fourth of the first does not count."""
+"""A second sense counts if it is at least this share as frequent as the first sense."""
 _EVERYDAY = 3.0
 """Zipf frequency of an everyday word: once in a million."""
 _SEEN = ("physical_entity", "shape", "symbol", "sign", "body_part")
-"""Kinds of which everything can be seen in a picture."""
+"""Kinds whose members are all visible in pictures."""
 
 
 class Synset(NamedTuple):
-    """One sense: its names, and the byte offsets of what it is a kind of."""
+    """One sense: its names, and the byte offsets of its hypernyms."""
 
     names: list[str]
     hypernyms: list[int]
     single: bool
-    """Whether it is one person, place or thing."""
+    """Whether the synset names a single person, place or thing."""
 
 
 class WordNet:
@@ -76,7 +76,7 @@ class WordNet:
 
     @cached_property
     def counts(self) -> dict[tuple[str, int], int]:
-        """{(noun, number of its sense from 1): how often texts say it so}"""
+        """{(noun, number of its sense from 1): frequency in tagged texts}"""
         found: dict[tuple[str, int], int] = defaultdict(int)
         for line in self._lines("cntlist.rev"):
             key, sense, count = line.split()
@@ -95,7 +95,7 @@ class WordNet:
         return [line for line in text.splitlines() if line and not line.startswith("  ")]
 
     def ancestors(self, offset: int) -> set[int]:
-        """A synset and all that it is a kind of."""
+        """A synset and all its hypernyms."""
         found, todo = set[int](), [offset]
         while todo:
             at = todo.pop()
@@ -105,8 +105,8 @@ class WordNet:
         return found
 
     def usual(self, noun: str, seen: frozenset[int]) -> list[int]:
-        """The senses of a noun that count: no proper names, and no people that are called by the
-        name of a thing ("star")."""
+        """The senses of a noun that count: no proper names, and no people named after a thing
+        ("star")."""
         numbered = [
             (offset, self.counts.get((noun, number), 0))
             for number, offset in enumerate(self.senses[noun], start=1)
@@ -130,7 +130,7 @@ def _zipf(name: str) -> float:
 
 
 def _usual_name(names: list[str]) -> str:
-    """The first name that is an everyday word, or else the most usual one."""
+    """The first name that is an everyday word, or else the most frequent name."""
     words = [name for name in names if name.replace("_", "").isalpha()] or names
     return next((n for n in words if _zipf(n) >= _EVERYDAY), max(words, key=_zipf))
 

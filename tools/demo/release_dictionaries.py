@@ -1,13 +1,13 @@
-"""Put a trained dictionary among those that ship with the package.
+"""Add a trained dictionary to the dictionaries of the package.
 
     python -m tools.demo.release_dictionaries --dictionary DIR --notes notes.json \\
         --name demo:dinov2-s/blocks.8.update --labels BUNDLE/descriptions.jsonl --heldout STORE
 
-makes ``vision_sae/demo/dictionaries/dinov2-s/blocks.8.update`` with rounded weights, labels and a
-card, and enters it in ``index.json`` beside. ``notes.json`` says what no manifest knows: its keys
-are the fields of `vision_sae.dictionaries.released.cards.Notes`. Labels that lie in a bundle have
-to be those of the dictionary, rounded or not. On the store of ``--heldout`` the rounded weights are
-measured.
+makes ``dinov2-s/blocks.8.update`` in ``vision_sae/dictionaries/released/embedded`` with rounded
+weights, labels and a card, and enters it in ``index.json`` beside. ``notes.json`` has the facts
+that no manifest holds; its keys are the fields of
+`vision_sae.dictionaries.released.cards.Notes`. Labels from a bundle must belong to this dictionary,
+rounded or not. The rounded weights are measured on the store ``--heldout``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from vision_sae.activations.store import ActivationStore, read_jsonl
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.read import read_bundle
 from vision_sae.dictionaries.artifact import load_dictionary
-from vision_sae.dictionaries.released import registry
+from vision_sae.dictionaries.released import lookup
 from vision_sae.dictionaries.released.cards import Notes
-from vision_sae.dictionaries.released.registry import INDEX, Entry, add_to_index
+from vision_sae.dictionaries.released.lookup import INDEX, IndexEntry, add_to_index
 from vision_sae.dictionaries.released.release import release
 from vision_sae.errors import MismatchError
 from vision_sae.files import MANIFEST
@@ -38,9 +38,10 @@ def release_demo_dictionary(
     labels: Path | None = None,
     evaluation: Mapping[str, ActivationStore] | None = None,
     folder: Path | None = None,
-) -> Entry:
-    """Release a dictionary into ``folder``, by default that of the package, and enter it there."""
-    folder = folder or registry.PACKAGED
+) -> IndexEntry:
+    """Release a dictionary into ``folder`` (the package's by default), and enter it in the
+    index."""
+    folder = folder or lookup.PACKAGED
     rows = _rows(labels, dictionary) if labels else []
     path = name.partition(":")[2]
     release(
@@ -52,18 +53,18 @@ def release_demo_dictionary(
         evaluation=evaluation,
         overwrite=True,
     )
-    entry = Entry.of(folder / path, path)
+    entry = IndexEntry.of(folder / path, path)
     add_to_index(folder / INDEX, entry)
     return entry
 
 
 def _rows(labels: Path, dictionary: Path) -> list[dict[str, Any]]:
-    """The rows of a file of descriptions; refused when it lies in a bundle of another dictionary.
+    """The rows of a file of descriptions. Refuses the file of a bundle of another dictionary.
 
     The bundle may have been built with the rounded weights.
     """
     if (labels.parent / MANIFEST).is_file():
-        described = Bundle(labels.parent).dictionary.decoder
+        described = read_bundle(labels.parent).dictionary.decoder
         released = load_dictionary(dictionary)[0].decoder
         if described.shape != released.shape or not torch.equal(described.half(), released.half()):
             raise MismatchError(

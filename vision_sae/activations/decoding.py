@@ -1,4 +1,4 @@
-"""Pictures -> what a model takes, in threads that leave the model's own alone."""
+"""Picture files -> model inputs, decoded by threads while the model runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
+import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -18,33 +20,60 @@ from vision_sae.pictures.reading import Skipped, attempt
 
 
 class Decoded(NamedTuple):
-    """A picture made ready for the model."""
+    """A decoded and preprocessed picture."""
 
     record: ImageRecord
-    pixels: Tensor
-    """The model's input (3, H, W), float32."""
+    pixels: Float[Tensor, "C H W"]
+    """The model's input."""
     thumbnail: bytes
     """A small JPEG."""
 
 
-Outcome: TypeAlias = Decoded | Skipped
+class DecodedBatch(NamedTuple):
+    """The decoded pictures and the skipped files of one batch."""
+
+    decoded: list[Decoded]
+    skipped: list[Skipped]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Decoded | Skipped]) -> DecodedBatch:
+        """Separate the decoded pictures from the skipped files."""
+        return cls(
+            [outcome for outcome in outcomes if isinstance(outcome, Decoded)],
+            [outcome for outcome in outcomes if isinstance(outcome, Skipped)],
+        )
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """The records of the pictures."""
+        return [picture.record for picture in self.decoded]
+
+    @property
+    def thumbnails(self) -> list[bytes]:
+        """The JPEG thumbnails of the pictures."""
+        return [picture.thumbnail for picture in self.decoded]
+
+    @property
+    def pixels(self) -> Float[Tensor, "B C H W"]:
+        """The model's input; the batch must hold at least one picture."""
+        return torch.stack([picture.pixels for picture in self.decoded])
 
 
 def _thumbnail(image: Image.Image, side: int) -> bytes:
-    """JPEG of ``image``, which is shrunk in its place until its longer side is ``side``."""
-    # Beside a ViT on two cores the finer Lanczos filter costs a visible share of the harvest.
+    """JPEG of ``image``, which is shrunk in place until its longer side has ``side`` pixels."""
+    # The finer Lanczos filter would take a visible share of a ViT's harvest on two cores.
     image.thumbnail((side, side), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def decode(picture: Picture, model: Model, side: int) -> Outcome:
-    """Decode one file for ``model``, with a thumbnail of ``side`` pixels."""
+def decode(picture: Picture, model: Model, side: int) -> Decoded | Skipped:
+    """Decode one file for ``model``, with a thumbnail whose longer side has ``side`` pixels."""
 
     def ready(image: Image.Image) -> Decoded:
-        said = picture.caption, picture.tags, picture.source
-        record = ImageRecord(picture.id, image.width, image.height, *said)
+        words = picture.caption, picture.tags, picture.source
+        record = ImageRecord(picture.id, image.width, image.height, *words)
         return Decoded(record, model.preprocess(image), _thumbnail(image, side))
 
     return attempt(picture, ready)
@@ -57,9 +86,9 @@ def decode_batches(
     side: int,
     *,
     ahead: int,
-) -> Iterator[list[Outcome]]:
-    """Decode batch by batch, in order; ``ahead`` batches more than the reader has asked for."""
-    waiting: deque[list[Future[Outcome]]] = deque()
+) -> Iterator[list[Decoded | Skipped]]:
+    """Decode batch by batch, in order, at most ``ahead`` batches ahead of the consumer."""
+    waiting: deque[list[Future[Decoded | Skipped]]] = deque()
     for batch in batches:
         waiting.append([pool.submit(decode, picture, model, side) for picture in batch])
         if len(waiting) > ahead:
@@ -69,9 +98,10 @@ def decode_batches(
 
 
 def batches_ahead(model: Model) -> int:
-    """How many batches to decode while the model runs.
+    """The number of batches to decode while the model runs: 2 on an accelerator, 0 on a CPU.
 
-    One on an accelerator. None on a CPU, whose cores the model keeps busy: a thread beside it
-    halts all of its own at every barrier, which costs more than decoding between the passes.
+    An accelerator works on one batch while the next is copied to it, so the threads decode the one
+    after. On a CPU the model keeps all cores busy. The threads of a forward pass meet after every
+    step, so a core that decodes delays all of them; decoding between the passes costs less.
     """
-    return 0 if model.device.type == "cpu" else 1
+    return 0 if model.device.type == "cpu" else 2

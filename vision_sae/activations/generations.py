@@ -1,8 +1,8 @@
 """Prompts -> Generator at its sites, at every denoising step -> ActivationStore.
 
-A picture has one record a step, ``000012/step-3``, whose source is the picture, whose caption is
-its prompt and whose thumbnail is the finished picture. Of a batch with guidance the conditional
-half is kept.
+Each picture has one record a step, named as in ``000012/step-3``: its source is the picture, its
+caption the prompt, and its thumbnail the finished picture. With guidance, the store keeps the
+conditional half of each batch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from vision_sae.activations import store as layout
-from vision_sae.activations.making import Making, Report, make_store, plan_of
-from vision_sae.activations.shards import Shard, check_finite, rounded
+from vision_sae.activations.passes import Look, across
+from vision_sae.activations.shards import Departure, Rounding, Shard, check_finite
 from vision_sae.activations.store import ActivationStore, ImageRecord
+from vision_sae.activations.store_writer import make_store, plan_of
 from vision_sae.config import HarvestConfig
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.generator import GenerationSettings, Generator
@@ -30,7 +31,7 @@ from vision_sae.texts import read_lines
 
 
 class Prompted(NamedTuple):
-    """A picture to be made."""
+    """A picture to generate."""
 
     id: str
     prompt: str
@@ -38,10 +39,10 @@ class Prompted(NamedTuple):
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are passed over.
+    """The prompts of a text file, one a line; empty lines are skipped.
 
-    Raises `NotFoundError` without such a file and `InvalidInputError` when it holds none, or with
-    the line that is no text.
+    Raises `NotFoundError` when there is no such file, and `InvalidInputError` when the file holds
+    no prompt or a line that is not text.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} is not a text file of prompts", field="prompts")
@@ -53,7 +54,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def prompted(prompts: Sequence[str], seeds: int) -> list[Prompted]:
-    """``seeds`` pictures of each prompt; no two have the same noise."""
+    """``seeds`` pictures of each prompt, all with different noise."""
     return [
         Prompted(f"{number:06d}", prompt, number)
         for number, prompt in enumerate(p for p in prompts for _ in range(seeds))
@@ -61,8 +62,8 @@ def prompted(prompts: Sequence[str], seeds: int) -> list[Prompted]:
 
 
 def _data_sha256(pictures: Sequence[Prompted], generator: Generator) -> str:
-    made = [generator.identity()["weights_sha256"], generator.usual_steps, *pictures]
-    return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    inputs = [generator.identity()["weights_sha256"], generator.usual_steps, *pictures]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
 def _jpeg(image: Image.Image, side: int) -> bytes:
@@ -72,10 +73,9 @@ def _jpeg(image: Image.Image, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _compute(
-    generator: Generator, batch: Sequence[Prompted], config: HarvestConfig, shard: Shard
-) -> None:
-    """Generate one batch and add it to ``shard``, picture by picture and step by step."""
+def _generated(generator: Generator, config: HarvestConfig, batch: Sequence[Prompted]) -> Shard:
+    """Generate one batch; the shard is ordered by picture, then by step."""
+    shard = Shard()
     run = generator.start(*(GenerationSettings(p.prompt, seed=p.seed) for p in batch))
     sites = dict.fromkeys([*config.sites, generator.deepest])
     vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
@@ -83,14 +83,16 @@ def _compute(
         with generator.capture(list(sites)) as captured:
             run.advance()
         for site, steps in vectors.items():
-            steps.append(captured[site][-len(batch) :].cpu())
+            steps.append(captured[site][-len(batch) :])
+    # All steps leave the device at once, when the pictures are finished.
+    every = {site: torch.stack(steps, dim=1).flatten(0, 1) for site, steps in vectors.items()}
+    roundings = [Rounding.of(every[site], config.dtype) for site in config.sites]
+    departure = Departure(roundings, every[generator.deepest])
     pictures = run.pictures()
     names = [f"{item.id}/step-{step}" for item in batch for step in range(run.steps)]
-    for site in config.sites:
-        every = torch.stack(vectors[site], dim=1).flatten(0, 1)
-        low = rounded(site, every, config.dtype, pictures=names)
-        shard.arrays[f"{site}.npy"].append(low)
-    deepest = torch.stack(vectors[generator.deepest], dim=1).flatten(0, 1)
+    roundings, (deepest,) = departure.arrive()
+    for site, rounding in zip(config.sites, roundings, strict=True):
+        shard.arrays[f"{site}.npy"].append(rounding.array(site, names))
     check_finite("the embedding", deepest, names)
     shard.arrays[layout.EMBEDDING].append(deepest.float().mean(1).numpy())
     for item, picture in zip(batch, pictures, strict=True):
@@ -101,6 +103,16 @@ def _compute(
             for step in range(run.steps)
         ]
         shard.thumbnails += [_jpeg(picture, config.thumbnail)] * run.steps
+    return shard
+
+
+def _look(generator: Generator, config: HarvestConfig) -> Look[Prompted, Shard]:
+    """What generates batches of pictures on the generator's device."""
+
+    def look(batches: Sequence[Sequence[Prompted]]) -> Iterator[Shard]:
+        return (_generated(generator, config, batch) for batch in batches)
+
+    return look
 
 
 def harvest_generations(
@@ -111,11 +123,14 @@ def harvest_generations(
     *,
     progress: bool = True,
     overwrite: bool = False,
+    replicas: Sequence[Generator] = (),
 ) -> ActivationStore:
-    """Generate ``config.seeds`` pictures of each prompt and publish what happened at its sites.
+    """Generate ``config.seeds`` pictures of each prompt and publish the activations of its sites.
 
-    The sites must share one grid. A store that already holds exactly this is returned as it is,
-    and an interrupted run goes on; another store is replaced only with ``overwrite``.
+    ``replicas`` are the same generator on further devices, which take batches in turns with it.
+
+    The sites must share one grid. A finished store with the same inputs is returned as it is, and
+    an interrupted run is resumed; another store is replaced only with ``overwrite``.
     """
     if config.views > 1:
         raise InvalidInputError(
@@ -127,16 +142,8 @@ def harvest_generations(
     if first in generator.sites:
         model = model.on(generator.grid(first, side, side))
 
-    def collect(groups: Sequence[Sequence[Prompted]], report: Report) -> Iterator[Shard]:
-        for group in groups:
-            shard = Shard()
-            for start in range(0, len(group), config.batch_size):
-                batch = group[start : start + config.batch_size]
-                _compute(generator, batch, config, shard)
-                report(len(batch))
-            yield shard
-
+    looks = [_look(each, config) for each in (generator, *replicas)]
+    look = across(looks) if replicas else looks[0]
     pictures = prompted(prompts[: config.limit], config.seeds)
     plan = plan_of(model, config, _data_sha256(pictures, generator))
-    making = Making(plan, pictures, config.shard_images, "img", collect)
-    return make_store(making, directory, progress=progress, overwrite=overwrite)
+    return make_store(pictures, look, plan, directory, progress=progress, overwrite=overwrite)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,16 +31,16 @@ IMAGES = "images.jsonl"
 SKIPPED = "skipped.jsonl"
 EMBEDDING = "embedding.npy"
 ALIGNED = "text_aligned"
-"""The array of patches in the space of texts, among those of sites."""
+"""The name of the array of patches in the text embedding space, which is read like a site."""
 ALIGNED_WEIGHTS = "text_aligned_weights"
-"""What each of these patches contributes to a region."""
+"""The name of the array of weights with which these patches contribute to a region."""
 
 _ROWS = 4096
-"""Rows read at a time where all are."""
+"""Rows that are read at a time when all rows are."""
 
 
 class ImageRecord(NamedTuple):
-    """One stored image."""
+    """One stored picture."""
 
     id: str
     width: int
@@ -48,23 +49,24 @@ class ImageRecord(NamedTuple):
     """Height of the original picture in pixels."""
     caption: str
     tags: tuple[str, ...]
-    """Further words that go with the picture."""
+    """Further words for the picture."""
     source: str = ""
-    """What it was cut from: see `vision_sae.pictures.folder.Picture.source`."""
+    """The original that the picture was cut from: `vision_sae.pictures.folder.Picture.source`."""
 
     @property
     def origin(self) -> str:
-        """What makes it independent evidence: its source, or with none itself."""
+        """The picture's source, or its id when there is no source. Pictures of different origins
+        are independent evidence."""
         return self.source or self.id
 
     @property
     def data_set(self) -> str:
-        """The uppermost folder that it lay in; empty in none."""
+        """The topmost folder in the picture's id; empty when the id has no folder."""
         return self.id.rpartition("/")[0].partition("/")[0]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All objects of a JSON-lines file of ours; raises `CorruptArtifactError` for what is none."""
+    """All objects of a JSON-lines file; raises `CorruptArtifactError` for any other file."""
     try:
         return [json.loads(line.text) for line in lines_of(path.read_text("utf-8"))]
     except (FileNotFoundError, ValueError) as error:
@@ -84,27 +86,26 @@ def write_images(path: Path, images: Iterable[ImageRecord]) -> None:
     path.write_text("".join(rows))
 
 
-def sources_of(images: Sequence[ImageRecord]) -> NDArray[np.int64]:
-    """The number of each picture's source (N), counted in the order in which they come: the same
-    for pictures that are not independent."""
+def sources_of(images: Sequence[ImageRecord]) -> Int64[np.ndarray, " N"]:
+    """The number of each picture's source, in order of first appearance; pictures of one source
+    share a number."""
     number: dict[str, int] = {}
-    found = [number.setdefault(image.origin, len(number)) for image in images]
-    return np.array(found, dtype=np.int64)
+    sources = [number.setdefault(image.origin, len(number)) for image in images]
+    return np.array(sources, dtype=np.int64)
 
 
-def to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
-    """Stored values (a float type, or bfloat16 seen as uint16) -> a tensor of that precision."""
+def to_tensor(array: Shaped[np.ndarray, "*shape"], dtype: str) -> Float[Tensor, "*shape"]:
+    """Stored values (a float type, or bfloat16 as uint16) -> a tensor of that precision."""
     if dtype == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 class ActivationStore:
-    """Site vectors on disk, with where each came from.
+    """Site vectors on disk, with the pictures that they come from.
 
-    Opening reads the manifest alone; arrays are memory-mapped when asked for. Whatever reads them
-    as float32 checks that they hold numbers: NaN or infinity is an `InvalidInputError` that names
-    the first, never a quantity that is computed with.
+    Opening a store reads only the manifest; arrays are memory-mapped on use. Methods that return
+    float32 raise `InvalidInputError`, with the place of the first such value, for NaN or infinity.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,6 +117,10 @@ class ActivationStore:
         self.grid = PatchGrid(**self.manifest["grid"])
         self.preprocessing = Preprocessing(**self.manifest["preprocessing"])
         self.shards = [self.path / SHARDS / shard["name"] for shard in self.manifest["shards"]]
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name} ({dim})" for name, dim in self.sites.items())
+        return f"<ActivationStore {self.path.name}: {self.manifest['images']} images, {sites}>"
 
     def verify(self) -> None:
         """Check every file against the manifest; raises `CorruptArtifactError` with its name."""
@@ -132,17 +137,17 @@ class ActivationStore:
 
     @property
     def rows(self) -> int:
-        """Number of patches of all images."""
+        """Number of patches of all pictures."""
         return int(self.manifest["images"]) * self.grid.patches
 
     @cached_property
     def images(self) -> list[ImageRecord]:
-        """The stored images in row order."""
+        """The stored pictures in row order."""
         return [record for shard in self.shards for record in read_images(shard / IMAGES)]
 
     @property
     def skipped(self) -> list[Skipped]:
-        """The files of all shards that could not be read, also of those that hold no image."""
+        """The files that could not be read, of all shards, including shards without pictures."""
         return [
             Skipped(**row)
             for path in sorted(self.path.glob(f"{SHARDS}/*/{SKIPPED}"))
@@ -150,7 +155,7 @@ class ActivationStore:
         ]
 
     def geometry(self, image: int) -> Geometry:
-        """How image number ``image`` was resized and cropped."""
+        """The resizing and cropping of picture number ``image``."""
         record = self.images[image]
         return self.preprocessing.geometry(record.width, record.height)
 
@@ -164,21 +169,21 @@ class ActivationStore:
         return int(self.manifest["text_aligned"]["dim"]) if site == ALIGNED else self.sites[site]
 
     def arrays(self, site: str) -> Iterator[Tensor]:
-        """Mapped tensors (images, patches, D) of one site, or of `ALIGNED`, shard by shard, as they
-        are stored: `checked` makes numbers of them."""
+        """Mapped tensors (pictures, patches, D) of one site, or of `ALIGNED`, shard by shard, in
+        the stored precision; `checked` converts them."""
         for shard in self.shards:
             yield to_tensor(read_array(shard / f"{site}.npy", "c"), self.dtype)
 
-    def checked(self, site: str, stored: Tensor) -> Tensor:
-        """Some of what `arrays` gave, in any shape, as float32; raises `InvalidInputError` with the
-        first row and column of the site that hold no number, if any of these do."""
+    def checked(self, site: str, stored: Float[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+        """Values from `arrays`, in any shape, as float32. Raises `InvalidInputError` when they
+        contain NaN or infinity, with the first such row and column of the site."""
         vectors = stored.float()
         if not vectors.isfinite().all():
             self._refuse(site)
         return vectors
 
     def _refuse(self, site: str) -> NoReturn:
-        """Name the first value of a site that is no number."""
+        """Raise `InvalidInputError` with the first NaN or infinity of a site."""
         first = 0
         for array in self.arrays(site):
             for rows in array.flatten(0, 1).split(_ROWS):
@@ -197,13 +202,13 @@ class ActivationStore:
         raise AssertionError(f"all of {site} is finite")
 
     def batches(self, site: str, batch_size: int) -> Iterator[Tensor]:
-        """All patches in row order: float32 tensors (<= batch_size, D)."""
+        """All patches in row order, as float32 tensors (at most ``batch_size``, D)."""
         for array in self.arrays(site):
             yield from (self.checked(site, r) for r in array.flatten(0, 1).split(batch_size))
 
     def check_varies(self, site: str) -> None:
-        """Raise `InvalidInputError` when all patches hold the same vector, so that there is no
-        variance to explain. Reads no further than the first that differs."""
+        """Raise `InvalidInputError` when all patches have the same vector, so that there is no
+        variance to explain. Reading stops at the first batch with another vector."""
         batches = self.batches(site, _ROWS)
         first = next(batches)
         if not any((rows != first[0]).any() for rows in chain([first], batches)):
@@ -213,8 +218,8 @@ class ActivationStore:
                 field="store",
             )
 
-    def take(self, site: str, rows: NDArray[np.int64]) -> Tensor:
-        """The patches with these row numbers, in any order: float32 (len(rows), D)."""
+    def take(self, site: str, rows: Int64[np.ndarray, " N"]) -> Float32[Tensor, "N D"]:
+        """The vectors of the patches with these row numbers, which may be in any order."""
         taken = torch.empty(len(rows), self.dim(site))
         first = 0
         for array in self.arrays(site):
@@ -224,16 +229,16 @@ class ActivationStore:
             first += len(of_shard)
         return taken
 
-    def mean(self, site: str) -> Tensor:
-        """The mean site vector of all patches (D), float32, summed in float64."""
+    def mean(self, site: str) -> Float32[Tensor, " D"]:
+        """The mean site vector of all patches, summed in float64."""
         total = torch.zeros(self.sites[site], dtype=torch.float64)
         for vectors in self.batches(site, _ROWS):
             total += vectors.sum(0, dtype=torch.float64)
         return (total / self.rows).float()
 
     @cached_property
-    def embeddings(self) -> NDArray[np.float32]:
-        """Pooled embeddings (images, E); raises `InvalidInputError` where one is not finite."""
+    def embeddings(self) -> Float32[np.ndarray, "N E"]:
+        """Pooled embeddings of the pictures; raises `InvalidInputError` for NaN or infinity."""
         parts = [read_array(shard / EMBEDDING) for shard in self.shards]
         embeddings: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
         wrong = np.argwhere(~np.isfinite(embeddings))
@@ -247,6 +252,6 @@ class ActivationStore:
         return embeddings
 
     def thumbnails(self) -> Iterator[bytes]:
-        """The JPEG thumbnails of all images in row order."""
+        """The JPEG thumbnails of all pictures in row order."""
         for shard in self.shards:
             yield from Thumbnails(shard)

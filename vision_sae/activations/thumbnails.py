@@ -1,4 +1,4 @@
-"""Small JPEGs of a data set's pictures, in two files: their bytes, and where each begins."""
+"""Small JPEGs of a data set's pictures, in two files: the bytes of all JPEGs, and their offsets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THUMBNAIL_OFFSETS = "thumbnail_offsets.npy"
 
 
 def write_thumbnails(directory: Path, thumbnails: Iterable[bytes]) -> None:
-    """Write the two files."""
+    """Write the two files of thumbnails to ``directory``."""
     offsets = [0]
     with (directory / THUMBNAILS).open("wb") as file:
         for thumbnail in thumbnails:
@@ -25,7 +25,7 @@ def write_thumbnails(directory: Path, thumbnails: Iterable[bytes]) -> None:
 
 
 class Thumbnails(Sequence[bytes]):
-    """The JPEGs in row order, mapped: a picture is read when it is asked for."""
+    """The JPEGs in row order; the file is mapped, and a picture is read on access."""
 
     def __init__(self, directory: Path) -> None:
         self._offsets = read_array(directory / THUMBNAIL_OFFSETS)
@@ -50,5 +50,5 @@ class Thumbnails(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]  # refuses what is out of range
+        i = range(len(self))[index]  # raises IndexError and resolves negative indices
         return self._data[self._offsets[i] : self._offsets[i + 1]].tobytes()

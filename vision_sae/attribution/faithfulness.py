@@ -1,12 +1,12 @@
 """Whether an order of importance agrees with what the model does.
 
-Parts of a picture are taken away, or put back into the empty picture, the most important first, and
-the target is measured on the way (Petsiuk et al. 2018, arXiv:1806.07421). Parts are features of the
-code at a site (the empty picture has none, but keeps bias and error), or patches of the picture
-itself (the empty picture is a blurred one). Curves are drawn between the smallest value that the
-target took on the way, in any order, which is 0, and the largest, 1: some features speak against a
-target, so that the whole code may move it less than a part, or not at all. The area under the curve
-is small for a good order of deletion, large for one of insertion.
+Parts of a picture are deleted, or inserted into the empty picture, the most important first, and
+the target is measured after each step (Petsiuk et al. 2018, arXiv:1806.07421). Parts are features
+of the code at a site (the empty picture has no features, but keeps bias and error), or patches of
+the picture itself (the empty picture is a blurred one). A curve is scaled so that the smallest
+value of the target, over all orders, is 0 and the largest is 1: some features lower the target, so
+the whole code may change it less than a part, or not at all. The area under the curve is small for
+a good order of deletion and large for a good order of insertion.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from vision_sae.attribution.ledger import Scene
+from vision_sae.attribution.observation import Observation
 from vision_sae.dictionaries.protocol import Codes, SiteDictionary
+from vision_sae.dictionaries.resident import resident_at
 from vision_sae.models.grid import PatchGrid
+from vision_sae.transfers import to_host
 
 Space = Literal["code", "pixel"]
 Test = Literal["deletion", "insertion"]
@@ -41,41 +44,47 @@ class Faithfulness:
     space: Space
     test: Test
     area: float
-    """Of the order that was asked for."""
+    """The area of the order by contribution."""
     area_random: float
-    """The mean over random orders."""
+    """The mean area over random orders."""
     area_activation: float
-    """Of the order by activation: features by theirs, patches by that of all their features."""
-    curve: NDArray[np.float32]
-    """(points, 2): the share taken away or put back, and the target, from 0 to 1."""
+    """The area of the order by activation; a patch counts with the sum of its features."""
+    curve: Float32[np.ndarray, "points 2"]
+    """The share taken away or put back, and the target, from 0 to 1."""
 
 
-def orders_of(importance: Tensor, parts: Tensor) -> Tensor:
-    """``parts`` with the most important first; ties stay in their order."""
+def orders_of(importance: Float[Tensor, " F"], parts: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
+    """The numbers of ``parts`` with the most important first; ties stay in their order."""
     return parts[torch.argsort(-importance[parts], stable=True)]
 
 
 def faithfulness(
-    scene: Scene,
-    found: SiteDictionary,
-    per_feature: Tensor | None,
-    per_patch: Tensor,
-    image: Tensor,
+    observation: Observation,
+    site_dictionary: SiteDictionary,
+    per_feature: Float[Tensor, " F"] | None,
+    per_patch: Float[Tensor, " P"],
+    image: Float[Tensor, "C H W"],
     *,
     seed: int = 0,
 ) -> list[Faithfulness]:
-    """All four tests of one attribution: contributions of features (F) and patches (P) of a
-    picture (3, H, W). Some 60 forward passes. Those in code space only with ``per_feature``."""
-    codes = found.dictionary.encode(scene.updates[found.site])
+    """All four tests of one attribution of a picture, by the contributions of features and of
+    patches.
+
+    The tests in code space are left out without ``per_feature``. Costs some 60 forward passes.
+    """
+    update = observation.updates[site_dictionary.site]
+    beside = resident_at(site_dictionary, update.device)
+    on_device = beside.dictionary.encode(update)
+    codes = Codes(*to_host(*on_device))  # orders are chosen in host memory
     active = torch.unique(codes.indices[codes.values > 0])
-    activation = torch.zeros(found.dictionary.width).index_add_(
+    activation = torch.zeros(site_dictionary.dictionary.width).index_add_(
         0, codes.indices.reshape(-1), codes.values.reshape(-1)
     )
     patches = torch.arange(len(per_patch))
-    at_patches = codes.values[scene.special :].sum(1)
+    at_patches = codes.values[observation.special :].sum(1)
     random = torch.Generator().manual_seed(seed)
-    with_code = _code_space(scene, found, codes)
-    with_pixels = _pixel_space(scene, image)
+    with_code = _code_space(observation, beside, on_device)
+    with_pixels = _pixel_space(observation, image)
     results = []
     for test in ("deletion", "insertion"):
         if per_feature is not None:
@@ -87,33 +96,33 @@ def faithfulness(
 
 
 Measure = Callable[[Sequence[Tensor]], NDArray[np.float64]]
-"""Sets of parts that are left -> the target with each."""
+"""Maps sets of remaining parts to the target with each set."""
 
 
-def _code_space(scene: Scene, found: SiteDictionary, codes: Codes) -> Measure:
-    """The target with some features left of the code."""
-    update = scene.updates[found.site]
-    rest = update - found.dictionary.decode(codes)  # the error: what no feature explains
+def _code_space(observation: Observation, site_dictionary: SiteDictionary, codes: Codes) -> Measure:
+    """The target when only some features of the code remain."""
+    update = observation.updates[site_dictionary.site]
+    rest = update - site_dictionary.dictionary.decode(codes)  # the error: what no feature explains
 
     def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:
         updates = []
         for left in sets:
-            kept = codes.values * torch.isin(codes.indices, left)
-            updates.append(rest + found.dictionary.decode(Codes(codes.indices, kept)))
-        return np.asarray(scene.values_at(found.site, torch.stack(updates)))
+            kept = codes.values * torch.isin(codes.indices, left.to(codes.indices.device))
+            updates.append(rest + site_dictionary.dictionary.decode(Codes(codes.indices, kept)))
+        return np.asarray(observation.values_at(site_dictionary.site, torch.stack(updates)))
 
     return measure
 
 
-def _pixel_space(scene: Scene, image: Tensor) -> Measure:
-    """The target with some patches of the picture left sharp."""
-    grid = scene.model.grid
+def _pixel_space(observation: Observation, image: Tensor) -> Measure:
+    """The target when only some patches of the picture remain sharp."""
+    grid, image = observation.model.grid, image.to(observation.model.device)
     sigma = _BLUR * max(image.shape[1:])
     blurred = tvf.gaussian_blur(image, [2 * round(1.5 * sigma) + 1] * 2, [sigma] * 2)
 
     def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:
-        masks = torch.stack([_pixels(left, grid) for left in sets])[:, None]
-        return np.asarray(scene.values_of(torch.where(masks, image, blurred)))
+        masks = torch.stack([_pixels(left, grid) for left in sets])[:, None].to(image.device)
+        return np.asarray(observation.values_of(torch.where(masks, image, blurred)))
 
     return measure
 

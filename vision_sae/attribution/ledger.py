@@ -7,40 +7,55 @@ picture, a feature contributes ``sum over patches of (f_i - f_i') <d_i, G>``, th
 ``sum <eps - eps', G>`` and the bias, where the reference lacks it, ``sum <b_dec, G>``. One node at
 the picture itself is act x grad; Gauss-Legendre nodes are integrated gradients (Sundararajan et al.
 2017, arXiv:1703.01365). Special tokens are left as they are in the picture and in the reference,
-unless they are asked for: then they are attributed like patches, as rows in front of them.
+unless the caller asks for them: then they are attributed like patches, as rows in front of the
+patches.
 
-Only codes that fire are touched: memory does not grow with patches times features.
+Only codes that fire are stored, so memory does not grow with patches times features.
+
+All of a ledger is computed on the model's device, and copied to host memory once at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from vision_sae.attribution.targets import Target, measured
-from vision_sae.dictionaries.kernels import sampled_dot
+from vision_sae.attribution.firing import maps_of
+from vision_sae.attribution.observation import Observation
+from vision_sae.attribution.targets import Target
+from vision_sae.bundles.read import Bundle
+from vision_sae.dictionaries.kernels import add_rows_, sampled_dot
 from vision_sae.dictionaries.protocol import Codes, Dictionary, SiteDictionary
+from vision_sae.dictionaries.resident import resident
 from vision_sae.models.protocol import Model
-
-_AT_ONCE = 16
-"""Variants of a picture in one forward pass."""
+from vision_sae.transfers import finest_float, to_host
 
 
 class Reference(NamedTuple):
-    """What an attribution is measured from."""
+    """The state of a site that an attribution is measured from."""
 
-    update: Tensor
-    """The site vectors (R, D), or (D) for the same in every row."""
+    update: Float[Tensor, "*R D"]
+    """The site vectors of R rows, or one vector for all rows."""
     codes: Codes | None = None
-    """Codes of the rows (R, k); None for the zero code."""
-    mean_code: Tensor | None = None
-    """A code (F) of every row, in the place of `codes`."""
+    """Codes of the rows; None for the zero code."""
+    mean_code: Float[Tensor, " F"] | None = None
+    """The code of every row, instead of `codes`."""
     biased: bool = True
     """Whether ``b_dec`` is part of it."""
+
+    def to(self, device: torch.device) -> Reference:
+        """The same state on ``device``."""
+        codes, mean = self.codes, self.mean_code
+        return Reference(
+            self.update.to(device),
+            None if codes is None else Codes(*(part.to(device) for part in codes)),
+            None if mean is None else mean.to(device),
+            self.biased,
+        )
 
 
 def zero_code(dictionary: Dictionary) -> Reference:
@@ -53,38 +68,84 @@ def block_removed(dictionary: Dictionary) -> Reference:
     return Reference(torch.zeros_like(dictionary.bias), biased=False)
 
 
-def mean_code(site_mean: Tensor, mean_activations: Tensor) -> Reference:
-    """The mean code (F) and the mean error of a data set, whose mean site vector (D) is given."""
+def mean_code(site_mean: Float[Tensor, " D"], mean_activations: Float[Tensor, " F"]) -> Reference:
+    """The mean code and the mean error of a data set with this mean site vector."""
     return Reference(site_mean, mean_code=mean_activations)
 
 
-def of_picture(dictionary: Dictionary, vectors: Tensor) -> Reference:
-    """The codes and errors of another picture's site vectors (R, D), row by row."""
-    return Reference(vectors, codes=dictionary.encode(vectors))
+def mean_of(bundle: Bundle) -> Reference:
+    """`mean_code` of the pictures that a bundle was built from."""
+    stats, rows = bundle.statistics, len(bundle.codes.indptr) - 1
+    mean = torch.from_numpy(stats.mean * (stats.count / rows)).float()
+    return mean_code(torch.from_numpy(bundle.site_mean), mean)
+
+
+def of_picture(dictionary: Dictionary, vectors: Float[Tensor, "R D"]) -> Reference:
+    """The codes and errors of another picture's site vectors, row by row, on their device."""
+    return Reference(vectors, codes=resident(dictionary, vectors.device).encode(vectors))
+
+
+ReferenceKind = Literal["zero", "mean", "removed"]
+"""No feature fires, the mean code of the data, or the block adds nothing."""
+
+
+def reference_of(
+    kind: ReferenceKind, dictionary: Dictionary, bundle: Bundle | None = None
+) -> Reference:
+    """The reference of a kind; ``mean`` is of the data of ``bundle``."""
+    match kind:
+        case "zero":
+            return zero_code(dictionary)
+        case "removed":
+            return block_removed(dictionary)
+        case "mean":
+            assert bundle is not None
+            return mean_of(bundle)
 
 
 class MeanPart(NamedTuple):
-    """What the mean code of a reference takes from the books."""
+    """What the mean code of a reference subtracts from a ledger.
 
-    code: Tensor
-    """The mean code (F)."""
-    gradient: Tensor
-    """The averaged gradient by the rows (R, D)."""
-    decoder: Tensor
-    """(F, D)"""
+    Its tensors stay on the model's device, where the decoder is.
+    """
 
-    def per_row(self) -> Tensor:
-        """All features together at each row (R), float64."""
-        return -(self.gradient.double() @ (self.code @ self.decoder).double())
+    code: Float[Tensor, " F"]
+    """The mean code."""
+    gradient: Float[Tensor, "R D"]
+    """The averaged gradient by the rows."""
+    decoder: Float[Tensor, "F D"]
 
-    def per_feature(self) -> Tensor:
-        """Each feature over all rows (F), float64."""
-        return -(self.code.double() * (self.decoder @ self.gradient.sum(0)).double())
+    def per_row(self) -> Float64[Tensor, " R"]:
+        """All features together at each row."""
+        wide = finest_float(self.code.device)
+        return -(self.gradient.to(wide) @ (self.code @ self.decoder).to(wide))
 
-    def at(self, features: Tensor) -> Tensor:
-        """Some features (N) at each row (N, R), float64."""
-        slopes = self.decoder[features].double() @ self.gradient.double().T
-        return -self.code[features].double()[:, None] * slopes
+    def per_feature(self) -> Float64[Tensor, " F"]:
+        """Each feature over all rows."""
+        wide = finest_float(self.code.device)
+        return -(self.code.to(wide) * (self.decoder @ self.gradient.sum(0)).to(wide))
+
+    def at(self, features: Int64[Tensor, " N"]) -> Float64[Tensor, "N R"]:
+        """Some features at each row, in host memory."""
+        wide, features = finest_float(self.code.device), features.to(self.code.device)
+        along = self.decoder[features].to(wide) @ self.gradient.to(wide).T
+        return (-self.code[features].to(wide)[:, None] * along).cpu()
+
+
+class FeaturePart(NamedTuple):
+    """What one feature contributed."""
+
+    feature: int
+    contribution: float
+    """Over all rows of the ledger."""
+    at_special_tokens: float
+    """The part of `contribution` at special tokens."""
+    activation: float
+    """The largest activation over the rows."""
+    contributions: Float64[np.ndarray, " P"]
+    """The contribution at each patch."""
+    activations: Float64[np.ndarray, " P"]
+    """The activation at each patch."""
 
 
 class Ledger(NamedTuple):
@@ -93,29 +154,58 @@ class Ledger(NamedTuple):
     Its R rows are the special tokens that are attributed, if any, and then the patches.
     """
 
-    target_value: float
-    """The target for the picture as it is."""
-    baseline_value: float
-    """The target at the reference."""
-    update: Tensor
-    """The site vectors of the rows (R, D)."""
+    values: Float[Tensor, " 2"]
+    """The target for the picture as it is, and at the reference."""
+    update: Float[Tensor, "R D"]
+    """The site vectors of the rows."""
     codes: Codes
-    """The codes of the rows (R, k)."""
-    per_feature: Tensor
-    """What each feature contributed over all rows (F), float64."""
+    """The codes of the rows."""
+    per_feature: Float64[Tensor, " F"]
+    """What each feature contributed over all rows."""
     contributions: Codes
-    """What each code contributed (R, K), as (features, float64 values of either sign); codes of
-    the reference count against."""
+    """What each code contributed (R, K), as features and float64 values of either sign. The codes
+    of the reference enter with a minus sign."""
     mean: MeanPart | None
-    """What the reference's mean code took from the features; None without one."""
-    error: Tensor
-    """What the SAE error of each row contributed (R), float64."""
-    bias: Tensor
-    """What b_dec contributed at each row (R), float64; zero unless the reference lacks it."""
+    """What a mean code of the reference subtracts from the features; None without a mean code."""
+    error: Float64[Tensor, " R"]
+    """What the SAE error of each row contributed."""
+    bias: Float64[Tensor, " R"]
+    """What b_dec contributed at each row; zero unless the reference lacks b_dec."""
     nodes: int
     """Integration nodes used."""
     special: int = 0
     """How many rows, the first ones, are special tokens."""
+
+    def on_host(self) -> Ledger:
+        """The same ledger in host memory, where its figures are read; one transfer."""
+        values, update, per_feature, error, bias, *codes = to_host(
+            self.values,
+            self.update,
+            self.per_feature,
+            self.error,
+            self.bias,
+            *self.codes,
+            *self.contributions,
+        )
+        return self._replace(
+            values=values,
+            update=update,
+            codes=Codes(*codes[:2]),
+            per_feature=per_feature,
+            contributions=Codes(*codes[2:]),
+            error=error,
+            bias=bias,
+        )
+
+    @property
+    def target_value(self) -> float:
+        """The target for the picture as it is."""
+        return float(self.values[0])
+
+    @property
+    def baseline_value(self) -> float:
+        """The target at the reference."""
+        return float(self.values[1])
 
     @property
     def features_total(self) -> float:
@@ -133,8 +223,8 @@ class Ledger(NamedTuple):
         return self.target_value - self.baseline_value - self.total
 
     @property
-    def per_patch(self) -> Tensor:
-        """Features, error and bias together at each patch (P), float64."""
+    def per_patch(self) -> Float64[Tensor, " P"]:
+        """Features, error and bias together at each patch."""
         return self._per_row[self.special :]
 
     @property
@@ -143,120 +233,87 @@ class Ledger(NamedTuple):
         return float(self._per_row[: self.special].sum())
 
     @property
+    def counted(self) -> Int64[np.ndarray, " n"]:
+        """The features that contribute or could: those that fire in the picture or in the
+        reference."""
+        fires = self.codes.indices[self.codes.values > 0]
+        return np.unique(torch.cat([fires, self.per_feature.nonzero()[:, 0]]).numpy())
+
+    def strongest(self, limit: int) -> Int64[np.ndarray, " n"]:
+        """The features that contribute most by magnitude, at most ``limit``."""
+        counted = self.counted
+        order = np.argsort(-np.abs(self.per_feature.numpy()[counted]), kind="stable")
+        return counted[order[:limit]]
+
+    def parts(self, limit: int) -> list[FeaturePart]:
+        """What the `strongest` features contributed."""
+        shown, special = self.strongest(limit), self.special
+        contributed, fires = maps_of(self.contributions, shown), maps_of(self.codes, shown)
+        if self.mean is not None:
+            contributed += self.mean.at(torch.from_numpy(shown)).numpy()
+        return [
+            FeaturePart(
+                feature,
+                float(self.per_feature[feature]),
+                float(contributions[:special].sum()),
+                float(activations.max()),
+                contributions[special:],
+                activations[special:],
+            )
+            for feature, contributions, activations in zip(
+                shown.tolist(), contributed, fires, strict=True
+            )
+        ]
+
+    @property
     def _per_row(self) -> Tensor:
         of_codes = self.contributions.values.sum(1) + self.error + self.bias
-        return of_codes if self.mean is None else of_codes + self.mean.per_row()
-
-
-def gauss_legendre(nodes: int) -> tuple[list[float], list[float]]:
-    """(positions in (0, 1], weights that sum to 1); one node is the end of the way itself."""
-    if nodes == 1:
-        return [1.0], [1.0]
-    positions, weights = np.polynomial.legendre.leggauss(nodes)
-    return ((positions + 1) / 2).tolist(), (weights / 2).tolist()
-
-
-class Scene:
-    """One picture before one model: what its sites hold, and the target under other updates."""
-
-    def __init__(
-        self,
-        model: Model,
-        image: Tensor,
-        target: Target,
-        sites: Sequence[str],
-        *,
-        special_tokens: bool = False,
-    ) -> None:
-        """``image`` (3, H, W); ``sites`` are those to be changed, at their patches and, if they
-        are asked for, at their special tokens in front of them."""
-        self.model, self.target = model, target
-        self.special = model.grid.special if special_tokens else 0
-        self._held, self._batch = model.grid.special - self.special, image[None]
-        with torch.no_grad(), model.capture(sites) as captured:
-            _, values = measured(model, self._batch, [target])
-        self.value = float(values)
-        self.updates: dict[str, Tensor] = {
-            site: captured[site][0, self._held :].float().cpu() for site in sites
-        }
-
-    def _run(self, site: str, updates: Tensor) -> Tensor:
-        """The target with each of some updates (N, R, D) of a site (N).
-
-        What comes before the site is computed once: the batch of one becomes N there.
-        """
-
-        def setting(vectors: Tensor) -> Tensor:
-            held = vectors[:, : self._held].expand(len(updates), -1, -1)
-            return torch.cat([held, updates.to(vectors)], dim=1)
-
-        with self.model.replace(site, setting):
-            return measured(self.model, self._batch, [self.target])[1][:, 0]
-
-    def values_at(self, site: str, updates: Tensor) -> Tensor:
-        """The target with each of some updates (N, R, D) of a site, float64 (N)."""
-        with torch.no_grad():
-            parts = [self._run(site, some) for some in updates.split(_AT_ONCE)]
-        return torch.cat(parts).double().cpu()
-
-    def value_at(self, site: str, update: Tensor) -> float:
-        """The target with the update (R, D) of a site set."""
-        return float(self.values_at(site, update[None]))
-
-    def values_of(self, images: Tensor) -> Tensor:
-        """The target for other model inputs (N, 3, H, W) in the picture's place, float64 (N)."""
-        with torch.no_grad():
-            parts = [measured(self.model, i, [self.target])[1] for i in images.split(_AT_ONCE)]
-        return torch.cat(parts)[:, 0].double().cpu()
-
-    def gradient(self, site: str, start: Tensor | None = None, nodes: int = 1) -> Tensor:
-        """The gradient of the target by the site's update (R, D), averaged over the way from
-        ``start`` to the picture; at the picture itself for one node."""
-        update = self.updates[site]
-        start = update if start is None else start
-        positions, weights = (torch.tensor(part) for part in gauss_legendre(nodes))
-        gradient = torch.zeros_like(update)
-        for where, weight in zip(positions.split(_AT_ONCE), weights.split(_AT_ONCE), strict=True):
-            rows = (start + where[:, None, None] * (update - start)).requires_grad_()
-            (slopes,) = torch.autograd.grad(self._run(site, rows).sum(), rows)
-            gradient += torch.einsum("n,npd->pd", weight, slopes.float().cpu())
-        return gradient
+        return of_codes if self.mean is None else of_codes + self.mean.per_row().cpu()
 
 
 def attribute(
     model: Model,
-    found: SiteDictionary,
-    image: Tensor,
+    site_dictionary: SiteDictionary,
+    image: Float[Tensor, "C H W"],
     target: Target,
     *,
     nodes: int = 1,
     reference: Reference | None = None,
     special_tokens: bool = False,
 ) -> Ledger:
-    """Attribute ``target`` of one picture (3, H, W) to the features at a site.
+    """Attribute ``target`` of one picture to the features at a site.
 
     ``nodes`` 1 is act x grad (one backward pass); more are Gauss-Legendre integrated gradients.
-    Without ``reference`` it is the zero code. ``special_tokens`` attributes to the codes of special
-    tokens too, which is all there is at the last block of a model that reads its class token only.
+    The default ``reference`` is the zero code. ``special_tokens`` attributes to the codes of
+    special tokens too; at the last block of a model that reads only its class token, nothing else
+    counts.
     """
-    scene = Scene(model, image, target, [found.site], special_tokens=special_tokens)
-    return ledger(scene, found, nodes=nodes, reference=reference)
+    observation = Observation(
+        model, image, target, [site_dictionary.site], special_tokens=special_tokens
+    )
+    return ledger(observation, site_dictionary, nodes=nodes, reference=reference)
 
 
 def ledger(
-    scene: Scene, found: SiteDictionary, *, nodes: int, reference: Reference | None = None
+    observation: Observation,
+    site_dictionary: SiteDictionary,
+    *,
+    nodes: int = 1,
+    reference: Reference | None = None,
 ) -> Ledger:
-    """`attribute` of a picture that has been seen."""
-    dictionary, update = found.dictionary, scene.updates[found.site]
-    reference = reference or zero_code(dictionary)
+    """`attribute` for an existing `Observation`."""
+    update = observation.updates[site_dictionary.site]
+    dictionary = resident(site_dictionary.dictionary, update.device)
+    wide = finest_float(update.device)
+    reference = zero_code(dictionary) if reference is None else reference.to(update.device)
     start = reference.update.expand_as(update)
-    gradient = scene.gradient(found.site, start, nodes)
+    gradient = observation.gradient(site_dictionary.site, start, nodes)
     codes = dictionary.encode(update)
 
     def along(some: Codes) -> Tensor:
-        """What each of some codes (R, k) contributes."""
-        slopes = sampled_dot(some.indices, gradient, dictionary.decoder)
-        return some.values.double() * slopes.double()
+        """The contribution of each code (R, k)."""
+        gradients = sampled_dot(some.indices, gradient, dictionary.decoder)
+        return some.values.to(wide) * gradients.to(wide)
 
     parts = [Codes(codes.indices, along(codes))]
     reference_decoded = dictionary.bias.expand_as(update)
@@ -264,71 +321,30 @@ def ledger(
         parts.append(Codes(reference.codes.indices, -along(reference.codes)))
         reference_decoded = dictionary.decode(reference.codes)
     contributions = Codes(*(torch.cat(side, dim=1) for side in zip(*parts, strict=True)))
-    per_feature = torch.zeros(dictionary.width, dtype=torch.float64).index_add_(
-        0, contributions.indices.reshape(-1), contributions.values.reshape(-1)
-    )
+    per_feature = update.new_zeros(dictionary.width, dtype=wide)
+    add_rows_(per_feature, contributions.indices.flatten(), contributions.values.flatten())
     mean = None
     if reference.mean_code is not None:
         reference_decoded = reference_decoded + reference.mean_code @ dictionary.decoder
         mean = MeanPart(reference.mean_code, gradient, dictionary.decoder)
         per_feature += mean.per_feature()
-    bias = torch.zeros(len(update), dtype=torch.float64)
+    bias = update.new_zeros(len(update), dtype=wide)
     error = update - dictionary.decode(codes)
     if reference.biased:
         error = error - (start - reference_decoded)
     else:
-        bias += gradient.double() @ dictionary.bias.double()
+        bias += gradient.to(wide) @ dictionary.bias.to(wide)
+    error = (error.to(wide) * gradient.to(wide)).sum(1)
+    baseline = observation.measured_at(site_dictionary.site, start[None])
     return Ledger(
-        target_value=scene.value,
-        baseline_value=scene.value_at(found.site, start),
+        values=torch.cat([observation.measured[None], baseline]),
         update=update,
         codes=codes,
         per_feature=per_feature,
         contributions=contributions,
         mean=mean,
-        error=(error.double() * gradient.double()).sum(1),
+        error=error,
         bias=bias,
         nodes=nodes,
-        special=scene.special,
-    )
-
-
-def exact_ablation(scene: Scene, found: SiteDictionary, features: Sequence[int]) -> Ledger:
-    """Ablate each of some features alone, then the error alone, and measure the target again.
-
-    A feature's effect is spread over its rows by its activation there. Effects of several do
-    not add up: the gap holds what they do together, and what other features do.
-    """
-    dictionary, update = found.dictionary, scene.updates[found.site]
-    codes = dictionary.encode(update)
-    error = update - dictionary.decode(codes)
-    per_feature = torch.zeros(dictionary.width, dtype=torch.float64)
-    values = torch.zeros_like(codes.values, dtype=torch.float64)
-    firing = [codes.values * (codes.indices == feature) for feature in features]
-    without = [
-        update - fires.sum(1, keepdim=True) * dictionary.decoder[feature]
-        for feature, fires in zip(features, firing, strict=True)
-    ]
-    after = scene.values_at(found.site, torch.stack([*without, update - error]))
-    effects = (scene.value - after).tolist()
-    for feature, fires, effect in zip(features, firing, effects, strict=False):
-        if not fires.any():  # its effect is 0, whatever rounding says
-            continue
-        per_feature[feature] = effect
-        values += effect * (fires / fires.sum().clamp_min(1e-12)).double()
-    of_error = effects[-1]
-    norms = error.double().norm(dim=1)
-    nothing = torch.zeros(len(update), dtype=torch.float64)
-    return Ledger(
-        target_value=scene.value,
-        baseline_value=scene.value_at(found.site, dictionary.bias.expand_as(update)),
-        update=update,
-        codes=codes,
-        per_feature=per_feature,
-        contributions=Codes(codes.indices, values),
-        mean=None,
-        error=of_error * norms / norms.sum().clamp_min(1e-12),
-        bias=nothing,
-        nodes=1,
-        special=scene.special,
-    )
+        special=observation.special,
+    ).on_host()

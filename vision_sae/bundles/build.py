@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-import vision_sae
+from vision_sae import devices
 from vision_sae.activations.store import (
     ALIGNED,
     ActivationStore,
@@ -22,40 +23,46 @@ from vision_sae.activations.store import (
     write_images,
 )
 from vision_sae.activations.thumbnails import write_thumbnails
-from vision_sae.bundles import bundle as layout
+from vision_sae.artifacts import BUNDLE
 from vision_sae.bundles import codes as codes_module
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles import layout
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
-from vision_sae.bundles.patch_index import PatchIndexBuilder
+from vision_sae.bundles.patch_index_builder import PatchIndexBuilder
+from vision_sae.bundles.publish import descriptions_file
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.bundles.relations import nearest_floor, relations
 from vision_sae.bundles.statistics import statistics
 from vision_sae.config import BuildConfig
 from vision_sae.dictionaries.artifact import read_dictionary_manifest
 from vision_sae.dictionaries.metrics import MetricsAccumulator
-from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.protocol import Codes, Dictionary
 from vision_sae.dictionaries.released.labels import LABELS, labelled
-from vision_sae.dictionaries.released.registry import (
+from vision_sae.dictionaries.released.lookup import (
     LoadedDictionary,
     load_dictionary,
     locate,
     released_as,
 )
+from vision_sae.dictionaries.resident import resident
 from vision_sae.dictionaries.weights import WEIGHTS
-from vision_sae.errors import MismatchError, VisionSaeError
+from vision_sae.errors import CorruptArtifactError, MismatchError, VisionSaeError
 from vision_sae.files import publishing
 from vision_sae.models.grid import PatchGrid
 from vision_sae.places import check_output, check_replaceable
+from vision_sae.transfers import Leaving, finest_float, to_device
 from vision_sae.vectors import normalised
+from vision_sae.version import CODE_VERSION
 
 _BATCH = 1024
-"""Patches encoded at a time: few enough that the allocator keeps their pre-activations."""
+"""Patches encoded at a time: few enough that the allocator reuses the memory of pre-activations."""
 _UNUSUAL = 0.01
-"""Pictures explained worse than this share of the data set are called unusual."""
+"""Quantile of the pictures' explained variance below which a picture is called unusual."""
 
 
 def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
-    """Refuse, by name, a dictionary that was not trained on this model, site and preprocessing."""
+    """Raise `MismatchError` when the dictionary of this manifest was trained on another model, site
+    or preprocessing than the store's."""
     ours, theirs = store.manifest["model"], dictionary["model"]
     for key in ("weights_sha256", "preprocessing", "grid"):
         if ours[key] != theirs[key]:
@@ -72,6 +79,36 @@ def check_match(store: ActivationStore, dictionary: dict[str, Any]) -> None:
         )
 
 
+class Encoder:
+    """Encodes and measures the rows of a store, batch by batch, on one device.
+
+    The metrics and the squared errors of the rows stay there until the pass is over.
+    """
+
+    def __init__(self, dictionary: Dictionary, mean: Tensor, rows: int, device: str) -> None:
+        """``mean`` is the mean of all ``rows`` rows."""
+        self._device = torch.device(device)
+        self._dictionary = resident(dictionary, self._device)
+        self._mean = mean.to(self._device)
+        self._wide, self._done = finest_float(self._device), 0
+        self.metrics = MetricsAccumulator(dictionary.dim, dictionary.width, self._device)
+        self.squares = torch.empty(2, rows, dtype=self._wide, device=self._device)
+        """|x - x_hat|^2 and |x - mean|^2 of each row."""
+
+    def encode(self, batch: Float[Tensor, "N D"]) -> Leaving:
+        """Encode the next rows; returns the indices and values of their codes, on their way to host
+        memory."""
+        vectors = to_device(batch, self._device)
+        codes = self._dictionary.encode(vectors)
+        x_hat = self._dictionary.decode(codes)
+        self.metrics.add(vectors, x_hat, codes)
+        here = slice(self._done, self._done + len(vectors))
+        self._done = here.stop
+        self.squares[0, here] = (vectors - x_hat).to(self._wide).square().sum(1)
+        self.squares[1, here] = (vectors - self._mean).to(self._wide).square().sum(1)
+        return Leaving(*codes)
+
+
 def _encode(
     store: ActivationStore,
     site: str,
@@ -80,38 +117,37 @@ def _encode(
     index: PatchIndexBuilder,
     *,
     progress: bool,
+    device: str,
 ) -> tuple[SparseRows, MetricsAccumulator, NDArray[np.float64]]:
-    """The one pass: codes of every patch, the metrics, and the explained variance of each image
-    that has any.
-
-    Every patch is added to ``index`` too.
+    """Encode every patch on ``device`` and add it to ``index``; returns (the codes of all patches,
+    the metrics, the explained variance of each picture with any variance).
     """
-    # Of each patch: |x - x_hat|^2 and |x - mean|^2.
-    squares = torch.empty(2, store.rows, dtype=torch.float64)
-    builder, done = CodesBuilder(), 0
-    metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
+    encoder, builder = Encoder(dictionary, mean, store.rows, device), CodesBuilder()
+    leaving: Leaving | None = None
     with (
         torch.inference_mode(),
         tqdm(total=store.rows, desc="encode", unit="patch", disable=not progress) as bar,
     ):
         for vectors in store.batches(site, _BATCH):
-            codes = dictionary.encode(vectors)
-            x_hat = dictionary.decode(codes)
-            metrics.add(vectors, x_hat, codes)
-            here = slice(done, done := done + len(vectors))
-            squares[0, here] = (vectors - x_hat).double().square().sum(1)
-            squares[1, here] = (vectors - mean).double().square().sum(1)
-            builder.add(codes)
+            # Codes arrive one batch late: a GPU has the next to encode while the host adds them.
+            before, leaving = leaving, encoder.encode(vectors)
+            if before is not None:
+                builder.add(Codes(*before.arrive()))
             index.add(normalised(vectors.numpy(), mean.numpy()))
             bar.update(len(vectors))
+        if leaving is not None:
+            builder.add(Codes(*leaving.arrive()))
+    squares = encoder.squares.cpu().double()
     error, variance = squares.reshape(2, -1, store.grid.patches).sum(2)
-    varies = variance > 0  # of a picture all patches of which are the mean, nothing is explained
-    explained = 1 - error[varies] / variance[varies]
-    return builder.by_patch(), metrics, explained.numpy()
+    varies = variance > 0  # a picture with only mean vectors has no variance to explain
+    explained_variance = 1 - error[varies] / variance[varies]
+    return builder.by_patch(), encoder.metrics, explained_variance.numpy()
 
 
-def _text_aligned(store: ActivationStore, folder: Path, config: BuildConfig) -> dict[str, Any]:
-    """Index the patches in the space of texts; what the manifest says of it."""
+def _text_aligned(
+    store: ActivationStore, folder: Path, config: BuildConfig, device: str
+) -> dict[str, Any]:
+    """Index the patches in the text embedding space; returns the manifest's entry for the index."""
     if not store.text_aligned:
         return {}
     name = ALIGNED
@@ -122,6 +158,7 @@ def _text_aligned(store: ActivationStore, folder: Path, config: BuildConfig) -> 
         lambda rows: normalised(store.take(name, rows).numpy()),
         sources_of(store.images),
         shard_rows=config.index_shard_rows,
+        device=device,
     )
     for vectors in store.batches(name, _BATCH):
         builder.add(normalised(vectors.numpy()))
@@ -136,7 +173,8 @@ def write_measured(
     grid: PatchGrid,
     config: BuildConfig,
 ) -> None:
-    """Write the codes of every patch, and all that follows from them alone."""
+    """Write the codes of every patch, and the postings, statistics, exemplars and relations that
+    are computed from the codes."""
     postings = by_feature(codes, dictionary.width)
     codes_module.save(codes, staging / layout.CODES, layout.CODES_COLUMN)
     codes_module.save(postings, staging / layout.POSTINGS, layout.POSTINGS_COLUMN)
@@ -168,26 +206,27 @@ def _write_pictures(store: ActivationStore, staging: Path) -> None:
 
 
 def _carried(source: LoadedDictionary, staging: Path) -> dict[str, Any]:
-    """Write the descriptions of a released dictionary; what the manifest says of its release."""
+    """Write the descriptions of a released dictionary; returns the manifest's entries about the
+    release."""
     if source.released is None:
         return {}
-    said: dict[str, Any] = {"released": source.released}
+    entries: dict[str, Any] = {"released": source.released}
     if rows := source.descriptions:
-        (staging / layout.DESCRIPTIONS).write_bytes(layout.descriptions_file(rows.values()))
-        said["describe"] = {
+        (staging / layout.DESCRIPTIONS).write_bytes(descriptions_file(rows.values()))
+        entries["describe"] = {
             "released": source.released["name"],
             "identity": source.manifest["files"][LABELS]["sha256"],
             "labelled": labelled(rows),
             "abstained": len(rows) - labelled(rows),
         }
-    return said
+    return entries
 
 
 def _is_made_of(manifest: dict[str, Any], dictionary: Path) -> bool:
-    """Whether a bundle's manifest names the dictionary at this place.
+    """Whether a bundle's manifest names the dictionary at this path.
 
-    The weights of a released dictionary are rounded, so its file is another than the bundle's: the
-    hash of its manifest tells.
+    The weights of a released dictionary are rounded, so its file differs from the bundle's file;
+    released dictionaries are compared by the hash of their manifest.
     """
     if (released := released_as(dictionary)) or "released" in manifest:
         return bool(manifest.get("released") == released)
@@ -195,20 +234,27 @@ def _is_made_of(manifest: dict[str, Any], dictionary: Path) -> bool:
     return bool(manifest["files"][f"{layout.DICTIONARY}/{WEIGHTS}"] == trained[WEIGHTS])
 
 
-def is_current(
+def current_bundle(
     path: Path, store: ActivationStore, dictionary: Path | str, config: BuildConfig
-) -> bool:
-    """Whether the bundle at ``path`` was made from just these, by this version."""
+) -> Bundle | None:
+    """The bundle at ``path``, if this version built it from the same store, dictionary and
+    configuration; None otherwise, or when the bundle is damaged."""
     try:
-        manifest = Bundle(path).manifest
+        manifest = BUNDLE.manifest(path)
     except VisionSaeError:
-        return False
-    return bool(
+        return None
+    is_current = (
         manifest["data_sha256"] == store.manifest["data_sha256"]
         and _is_made_of(manifest, locate(dictionary))
         and manifest["build"] == config.model_dump(mode="json")
-        and manifest["code_version"] == vision_sae.__version__
+        and manifest["code_version"] == CODE_VERSION
     )
+    if not is_current:
+        return None
+    try:
+        return read_bundle(path)
+    except CorruptArtifactError:
+        return None
 
 
 def build(
@@ -219,27 +265,30 @@ def build(
     *,
     progress: bool = True,
     overwrite: bool = False,
+    device: str = "auto",
 ) -> Bundle:
     """Encode every patch of ``store`` once and publish a `Bundle` at ``directory``.
 
-    ``source`` is a dictionary's directory, or the name of a released one, whose descriptions the
-    bundle then carries. A bundle that was made from just these is returned as it is; another one
-    is replaced only with ``overwrite``.
+    ``source`` is a dictionary's directory or the name of a released dictionary. The bundle then
+    includes the released descriptions. A finished bundle with the same inputs is returned as it
+    is; another one is replaced only with ``overwrite``. ``device`` is read by `devices.chosen`; the
+    manifest records it.
 
-    Raises `MismatchError` when store and dictionary do not belong together and
-    `RecallTooLowError` when the patch index misses its floor; nothing is published then.
+    Raises `MismatchError` when store and dictionary do not belong together, and
+    `RecallTooLowError` when the patch index misses its recall floor; nothing is published then.
     """
-    there = check_output(
+    existing = check_output(
         directory, layout.FORMAT, inputs=[store.path, locate(source)], field="bundle"
     )
-    if not overwrite and is_current(directory, store, source, config):
-        return Bundle(directory)
-    check_replaceable(directory, there, overwrite=overwrite, field="bundle")
-    found = load_dictionary(source)
-    dictionary, trained = found.dictionary, found.manifest
+    if not overwrite and (current := current_bundle(directory, store, source, config)):
+        return current
+    check_replaceable(directory, existing, overwrite=overwrite, field="bundle")
+    loaded = load_dictionary(source)
+    dictionary, trained = loaded.dictionary, loaded.manifest
     check_match(store, trained)
     site = trained["site"]
     store.check_varies(site)
+    device = devices.chosen(device)
     with publishing(directory) as (staging, manifest):
         (staging / layout.DICTIONARY).mkdir()
         described = dictionary.save(staging / layout.DICTIONARY)
@@ -254,18 +303,20 @@ def build(
             lambda rows: normalised(store.take(site, rows).numpy(), mean.numpy()),
             sources_of(store.images),
             shard_rows=config.index_shard_rows,
+            device=device,
         )
-        codes, metrics, explained = _encode(
-            store, site, dictionary, mean, index_builder, progress=progress
+        codes, metrics, explained_variance = _encode(
+            store, site, dictionary, mean, index_builder, progress=progress, device=device
         )
         report = index_builder.finish(config.recall_floor)
-        aligned = _text_aligned(store, staging / layout.TEXT_ALIGNED_INDEX, config)
+        aligned = _text_aligned(store, staging / layout.TEXT_ALIGNED_INDEX, config, device)
         write_measured(staging, codes, dictionary, store.images, store.grid, config)
 
         manifest |= {
             "format": layout.FORMAT,
             "version": layout.VERSION,
-            "code_version": vision_sae.__version__,
+            "code_version": CODE_VERSION,
+            "computed": devices.recorded(device, "float32"),
             "model": store.manifest["model"],
             "site": site,
             "dictionary": described,
@@ -273,11 +324,11 @@ def build(
             "data_sha256": store.manifest["data_sha256"],
             "images": len(store.images),
             "metrics": trained["metrics"] | {"build": metrics.result()._asdict()},
-            "usual_explained_variance": float(np.quantile(explained, _UNUSUAL)),
+            "usual_explained_variance": float(np.quantile(explained_variance, _UNUSUAL)),
             "patch_index": report._asdict(),
             **aligned,
             "nearest_floor": nearest_floor(dictionary.width, dictionary.dim),
             "build": config.model_dump(mode="json"),
-            **_carried(found, staging),
+            **_carried(loaded, staging),
         }
-    return Bundle(directory)
+    return read_bundle(directory, verify=False)

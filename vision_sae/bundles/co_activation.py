@@ -5,14 +5,14 @@ from __future__ import annotations
 from copy import copy
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Int64
 from scipy.sparse import csr_array
 
 from vision_sae.bundles.codes import SparseRows
 
 
 class Activations:
-    """The codes of all patches as a sparse matrix, with the moments of every feature."""
+    """The codes of all patches as a sparse matrix, with every feature's mean and spread."""
 
     def __init__(self, codes: SparseRows, width: int) -> None:
         self.patches, self.width = len(codes.indptr) - 1, width
@@ -24,18 +24,20 @@ class Activations:
         square = np.bincount(codes.indices, np.square(values, dtype=np.float64), width)
         self.spread = np.sqrt(np.maximum(square / count - self.mean**2, 0))
 
-    def permuted(self, rows: NDArray[np.int64]) -> Activations:
-        """The same with its patches in another order."""
+    def permuted(self, rows: Int64[np.ndarray, " N"]) -> Activations:
+        """The same activations with the patches in the order of ``rows``."""
         other = copy(self)
         other.by_patch = self.by_patch[rows]
         other.by_feature = other.by_patch.T.tocsr()
         return other
 
-    def correlations(self, features: NDArray[np.int64], other: Activations) -> NDArray[np.float64]:
-        """Pearson's correlations (len(features), other.width) over the same patches; minus infinity
-        where one of the two never changes."""
+    def correlations(
+        self, features: Int64[np.ndarray, " n"], other: Activations
+    ) -> Float64[np.ndarray, "n F"]:
+        """Pearson's correlations of some features with all F features of ``other``, over the same
+        patches; minus infinity where an activation is constant."""
         products = (self.by_feature[features] @ other.by_patch).toarray() / max(self.patches, 1)
-        moved = products - self.mean[features, None] * other.mean
+        covariances = products - self.mean[features, None] * other.mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = moved / (self.spread[features, None] * other.spread)
-        return np.asarray(np.nan_to_num(found, nan=-np.inf))
+            correlations = covariances / (self.spread[features, None] * other.spread)
+        return np.asarray(np.nan_to_num(correlations, nan=-np.inf))

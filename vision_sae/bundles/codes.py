@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float16, Int64, Integer
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -17,21 +18,24 @@ from vision_sae.models.precision import MOST_LOST
 class SparseRows(NamedTuple):
     """Compressed sparse rows: row ``i`` owns the entries ``indptr[i]`` to ``indptr[i + 1]``."""
 
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.integer]
-    values: NDArray[np.float16]
+    indptr: Int64[np.ndarray, " bounds"]
+    """Where each row begins, and the number of all entries."""
+    indices: Integer[np.ndarray, " entries"]
+    """Column of each entry."""
+    values: Float16[np.ndarray, " entries"]
+    """Value of each entry."""
 
-    def row(self, i: int) -> tuple[NDArray[np.integer], NDArray[np.float16]]:
-        """(indices, values) of one row."""
+    def row(self, i: int) -> tuple[Integer[np.ndarray, " n"], Float16[np.ndarray, " n"]]:
+        """(indices, values) of the entries of one row."""
         span = slice(self.indptr[i], self.indptr[i + 1])
         return self.indices[span], self.values[span]
 
 
 class _Growing:
-    """An array that grows at its end.
+    """An array that grows at its end, in one block of memory.
 
-    It is one block: a block for every batch, left between the large ones that encoding frees, would
-    keep the allocator from using those again.
+    Separate blocks for each batch would lie between the large blocks that encoding frees, and keep
+    the allocator from reusing those.
     """
 
     def __init__(self, dtype: type[np.generic]) -> None:
@@ -41,7 +45,9 @@ class _Growing:
     def extend(self, values: NDArray[Any]) -> None:
         end = self._size + len(values)
         if end > len(self._data):
-            self._data.resize(end + end // 4)
+            # NumPy counts references to refuse a view into memory that moves, and takes a tracer's
+            # for one. No view is there yet: `array` gives the first when the growth is over.
+            self._data.resize(end + end // 4, refcheck=False)
         self._data[self._size : end] = values
         self._size = end
 
@@ -59,10 +65,10 @@ class CodesBuilder:
         self._squares = self._lost = 0.0
 
     def add(self, codes: Codes) -> None:
-        """Append a batch; zero activations are dropped, also those that float16 rounds to zero.
+        """Append a batch, without activations that are zero in float16.
 
-        Raises `InvalidInputError` for activations that float16 cannot hold, and when it has lost
-        more than `MOST_LOST` of all so far.
+        Raises `InvalidInputError` for activations beyond the range of float16, and when the
+        relative rounding error of all activations so far exceeds `MOST_LOST`.
         """
         exact = codes.values.numpy().astype(np.float64)
         with np.errstate(over="ignore"):
@@ -94,15 +100,15 @@ class CodesBuilder:
 
 
 def by_feature(codes: SparseRows, width: int) -> SparseRows:
-    """The same codes as feature -> (patches, activations), strongest first, then by patch."""
-    fits = np.int32 if len(codes.indices) <= np.iinfo(np.int32).max else np.int64
-    positions = np.arange(len(codes.indices), dtype=fits)
+    """Transpose codes to feature -> (patches, activations), strongest first, then by patch."""
+    dtype = np.int32 if len(codes.indices) <= np.iinfo(np.int32).max else np.int64
+    positions = np.arange(len(codes.indices), dtype=dtype)
     shape = (len(codes.indptr) - 1, width)
     columns = csr_array((positions, codes.indices, codes.indptr), shape).tocsc()
     order, patches = columns.data, columns.indices.astype(np.int64)
-    bits = codes.values.view(np.uint16)  # ascend like the values, which are positive
+    bits = codes.values.view(np.uint16)  # positive floats and their bits have the same order
     for span in map(slice, columns.indptr[:-1], columns.indptr[1:]):
-        # Stable, so equal values stay in order of patch; 16 bits, so NumPy sorts by radix.
+        # A stable sort keeps equal values in order of patch; NumPy sorts 16 bits by radix.
         strongest = np.argsort(~bits[order[span]], kind="stable")
         order[span], patches[span] = order[span][strongest], patches[span][strongest]
     return SparseRows(columns.indptr.astype(np.int64), patches, codes.values[order])
@@ -117,7 +123,7 @@ def save(rows: SparseRows, directory: Path, column: str) -> None:
 
 
 def load(directory: Path, column: str) -> SparseRows:
-    """Map what `save` wrote."""
+    """Map the arrays that `save` wrote."""
     return SparseRows(
         np.load(directory / "indptr.npy"),
         np.load(directory / f"{column}.npy", mmap_mode="r"),

@@ -1,9 +1,9 @@
-"""Taking pictures out of a published bundle.
+"""Deletion of pictures from a published bundle.
 
-What was measured on them goes: their codes, and with them every statistic, exemplar and relation;
-their thumbnails, embeddings, captions and names. The indexes still hold their vectors, which
-`Bundle.deleted` keeps from being found until the bundle is built anew without the pictures. Labels
-stay as they were written, and metrics as they were measured.
+The thumbnails, embeddings, captions, names and codes of the deleted pictures are removed, and all
+statistics, exemplars and relations are computed again without them. The indexes still hold their
+vectors; `Bundle.deleted` excludes these from searches until the bundle is rebuilt without the
+pictures. Labels and metrics stay as they are.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from PIL import Image
 
 from vision_sae.activations.store import ImageRecord, write_images
 from vision_sae.activations.thumbnails import write_thumbnails
-from vision_sae.bundles import bundle as layout
+from vision_sae.bundles import layout
 from vision_sae.bundles.build import write_measured
-from vision_sae.bundles.bundle import Bundle, republish
 from vision_sae.bundles.codes import SparseRows
+from vision_sae.bundles.publish import republish
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.config import BuildConfig
 from vision_sae.errors import InvalidInputError, NotFoundError
 
@@ -29,12 +30,12 @@ _GREY = (128, 128, 128)
 
 
 def delete_images(path: Path, images: Collection[str]) -> Bundle:
-    """Publish the bundle at ``path`` anew without the pictures of these identifiers.
+    """Publish the bundle at ``path`` again without the pictures of these identifiers.
 
-    Raises `NotFoundError` for a picture that is not in it, and `InvalidInputError` when none would
-    be left; nothing is changed then.
+    Raises `NotFoundError` for a picture that is not in the bundle, and `InvalidInputError` when no
+    picture would be left; nothing is changed then.
     """
-    bundle = Bundle(path)
+    bundle = read_bundle(path)
     unknown = sorted(set(images).difference(bundle.image_rows))
     if unknown:
         raise NotFoundError(f"{path} has no picture {unknown[0]!r}", field="image")
@@ -67,7 +68,7 @@ def delete_images(path: Path, images: Collection[str]) -> Bundle:
 
 
 def _without(codes: SparseRows, gone: NDArray[np.bool_]) -> SparseRows:
-    """Codes in which nothing fires in the rows that are gone."""
+    """The codes with every feature silent in the deleted rows."""
     counts = np.diff(codes.indptr)
     kept = np.repeat(~gone, counts)
     indptr = np.concatenate([[0], np.cumsum(np.where(gone, 0, counts))]).astype(np.int64)
@@ -79,7 +80,7 @@ def _nameless(row: int, record: ImageRecord) -> ImageRecord:
 
 
 def _grey(thumbnail: bytes) -> bytes:
-    """A plain picture of the size of a thumbnail."""
+    """A grey picture of the size of a thumbnail."""
     with Image.open(io.BytesIO(thumbnail)) as picture:
         size = picture.size
     data = io.BytesIO()

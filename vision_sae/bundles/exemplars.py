@@ -1,6 +1,7 @@
-"""Exemplars: for each feature the images that fire it most, and others across its quantiles.
+"""Exemplars: for each feature the pictures that fire it most, and others across its quantiles.
 
-A top-k alone shows only the extreme of a feature; the quantile exemplars show its everyday.
+The strongest exemplars alone would show only a feature's extremes; the quantile exemplars show its
+typical activations.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int64, Integer, UInt8
 from numpy.typing import NDArray
 
 from vision_sae.bundles.codes import SparseRows
@@ -16,18 +18,18 @@ from vision_sae.bundles.codes import SparseRows
 class Exemplars(NamedTuple):
     """Exemplars of all features; empty slots hold patch -1."""
 
-    patch: NDArray[np.int64]
-    """The strongest patch of each exemplar image (F, E)."""
-    activation: NDArray[np.float32]
-    """The activation there (F, E)."""
-    mask: NDArray[np.uint8]
-    """Which patches of the image fire above the feature's mask threshold (F, E, bytes): bits
-    packed by ``numpy.packbits``."""
+    patch: Int64[np.ndarray, "F slots"]
+    """The strongest patch of each exemplar picture."""
+    activation: Float32[np.ndarray, "F slots"]
+    """The activation on this patch."""
+    mask: UInt8[np.ndarray, "F slots bytes"]
+    """Whether each patch of the picture fires above the feature's mask threshold: bits packed by
+    ``numpy.packbits``."""
 
 
 def _choose(sources: NDArray[np.integer], top: int, across: int) -> NDArray[np.int64]:
     """Positions in a feature's postings (strongest first): the strongest patches of ``top``
-    sources, then of ``across`` further ones evenly spaced over what remains."""
+    sources, then those of ``across`` evenly spaced sources among the remaining ones."""
     _, strongest = np.unique(sources, return_index=True)
     strongest.sort()  # postings descend, so the position orders sources by their maximum
     rest = strongest[top:]
@@ -39,17 +41,18 @@ def _choose(sources: NDArray[np.integer], top: int, across: int) -> NDArray[np.i
 def exemplars(
     postings: SparseRows,
     patches: int,
-    thresholds: NDArray[np.float32],
+    thresholds: Float32[np.ndarray, " F"],
     top: int,
     across: int,
     *,
-    sources: NDArray[np.integer] | None = None,
+    sources: Integer[np.ndarray, " N"] | None = None,
 ) -> Exemplars:
-    """Choose exemplars for every feature, of each source at most one image.
+    """Choose exemplars for every feature, at most one picture of each source.
 
-    ``patches`` is the number of patches per image, ``thresholds`` (F) the activation above which
-    a patch belongs to a mask, ``top`` and ``across`` the numbers of slots of the two kinds, and
-    ``sources`` the number of each image's source; absent, each image is its own.
+    ``patches`` is the number of patches per picture, ``thresholds`` the least activation of a patch
+    in a mask, ``top`` and ``across`` the numbers of slots for strongest and for quantile exemplars,
+    and ``sources`` the number of each picture's source. Without ``sources``, each picture has a
+    separate source.
     """
     width, slots = len(postings.indptr) - 1, top + across
     patch = np.full((width, slots), -1, dtype=np.int64)
@@ -63,7 +66,7 @@ def exemplars(
         chosen = _choose(images if sources is None else sources[images], top, across)
         patch[feature, : len(chosen)] = rows[chosen]
         activation[feature, : len(chosen)] = values[chosen]
-        # Each posting above the threshold is drawn into the slot of its image, if it has one.
+        # Each posting above the threshold is marked in the slot of its picture, if there is one.
         slot_of = np.full(images.max() + 1, -1)
         slot_of[images[chosen]] = np.arange(len(chosen))
         drawn = (slot_of[images] >= 0) & (values.astype(np.float32) >= thresholds[feature])

@@ -1,12 +1,11 @@
-"""The counterparts of a bundle's features in another: another dictionary, layer or model.
+"""The counterparts of a bundle's features in another bundle (dictionary, layer or model).
 
-Two bundles of the same pictures whose models divide them into the same patches are compared by what
-their features do: the correlation of activations over all patches. Two of one site of one model
-that hold different pictures are compared by what their features are: the cosine of decoder
-directions. Either is given one to many (each feature its nearest) and, where that is not too much
-work, one to one (the assignment of largest total; Kuhn 1955). A mean says nothing without its
-floor: what the same method reaches by chance, with the pictures of one side in another order, or
-with random directions.
+Two bundles with the same pictures and the same patches are compared by the correlation of their
+features' activations over all patches. Two bundles of one site of one model with different
+pictures are compared by the cosine of decoder directions. Each feature gets its nearest
+counterpart, and also, in dictionaries that are not too wide, a one-to-one partner (the assignment
+of largest total; Kuhn 1955). The mean similarities are reported with their chance level, measured
+with the pictures of one bundle permuted, or with random directions.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from vision_sae.bundles.bundle import MATCHES, Bundle, republish
 from vision_sae.bundles.co_activation import Activations
+from vision_sae.bundles.layout import MATCHES
+from vision_sae.bundles.publish import republish
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.bundles.relations import Matches
 from vision_sae.dictionaries import matching
 from vision_sae.dictionaries.matching import Similarities, cosines
@@ -28,44 +29,45 @@ _SEED = 7
 
 
 def match_bundles(path: Path, against: Path) -> Bundle:
-    """Publish the bundle at ``path`` anew with its features' counterparts in ``against``.
+    """Publish the bundle at ``path`` again with its features' counterparts in ``against``.
 
-    Raises `MismatchError` for bundles that share neither pictures nor a site.
+    Raises `MismatchError` for bundles that share neither pictures nor a site, and
+    `InvalidInputError` for bundles of the same name.
     """
-    bundle, other = Bundle(path), Bundle(against)
+    bundle, other = read_bundle(path), read_bundle(against)
     if bundle.name == other.name:
         raise InvalidInputError(
             f"both bundles are called {bundle.name}; rename one of them", field="against"
         )
     measure, similarities, by_chance = _compared(bundle, other)
     one_to_one = max(bundle.dictionary.width, other.dictionary.width) <= matching.HUNGARIAN_WIDTH
-    found = _matches(similarities, one_to_one=one_to_one)
+    matches = _matches(similarities, one_to_one=one_to_one)
     chance = _matches(by_chance, one_to_one=one_to_one)
     entry = {
         "dictionary_sha256": other.dictionary_sha256,
         "measure": measure,
-        **_means(found),
+        **_means(matches),
         **{f"{name}_floor": value for name, value in _means(chance).items()},
     }
 
     def write(staging: Path) -> None:
         (staging / MATCHES).mkdir(exist_ok=True)
-        save_file(found._asdict(), staging / MATCHES / f"{other.name}.safetensors")
+        save_file(matches._asdict(), staging / MATCHES / f"{other.name}.safetensors")
 
     known = bundle.manifest.get("matches", {})
     return republish(bundle, path, {"matches": known | {other.name: entry}}, write=write)
 
 
-def _means(found: Matches) -> dict[str, float]:
+def _means(matches: Matches) -> dict[str, float]:
     pairs = {
-        "nearest": found.similarities[found.nearest >= 0],
-        "partner": found.partner_similarities[found.partner >= 0],
+        "nearest": matches.similarities[matches.nearest >= 0],
+        "partner": matches.partner_similarities[matches.partner >= 0],
     }
     return {name: float(values.mean()) for name, values in pairs.items() if len(values)}
 
 
 def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similarities]:
-    """(what is compared, the similarities, those by chance)"""
+    """(name of the measure, similarities, similarities by chance) of two bundles' features."""
     same_pictures = bundle.manifest["data_sha256"] == other.manifest["data_sha256"]
     if same_pictures and _same_places(bundle, other):
         ours = Activations(bundle.codes, bundle.dictionary.width)
@@ -97,7 +99,7 @@ def _compared(bundle: Bundle, other: Bundle) -> tuple[str, Similarities, Similar
 
 
 def _same_places(bundle: Bundle, other: Bundle) -> bool:
-    """Whether patches of the same number lie at the same place of a picture, up to a pixel."""
+    """Whether patches of the same number cover the same part of a picture, up to a pixel."""
     if (bundle.grid.rows, bundle.grid.cols) != (other.grid.rows, other.grid.cols):
         return False
     sizes = {(record.width, record.height): row for row, record in enumerate(bundle.images)}
@@ -118,18 +120,18 @@ def _correlations(ours: Activations, theirs: Activations) -> Similarities:
 
 def _matches(similarities: Similarities, *, one_to_one: bool) -> Matches:
     width = similarities.width
-    made = Matches(
+    matches = Matches(
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
     )
-    if one_to_one:  # asked for twice
-        similarities = similarities.held()
+    if one_to_one:  # the similarities are used twice
+        similarities = similarities.computed()
     pairs = matching.nearest(similarities)
-    made.nearest[pairs.left], made.similarities[pairs.left] = pairs.right, pairs.similarities
+    matches.nearest[pairs.left], matches.similarities[pairs.left] = pairs.right, pairs.similarities
     if one_to_one:
         pairs = matching.assign(similarities)
-        made.partner[pairs.left] = pairs.right
-        made.partner_similarities[pairs.left] = pairs.similarities
-    return made
+        matches.partner[pairs.left] = pairs.right
+        matches.partner_similarities[pairs.left] = pairs.similarities
+    return matches

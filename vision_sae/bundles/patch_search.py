@@ -1,4 +1,4 @@
-"""Search over the patches of a bundle: by site vector or by code, all or those a filter allows."""
+"""Search over the patches of a bundle, or over allowed ones, by site vector, text or code."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32
 from numpy.typing import NDArray
 
-from vision_sae.bundles.bundle import Bundle
 from vision_sae.bundles.patch_index import PatchIndex
+from vision_sae.bundles.read import Bundle
 from vision_sae.errors import InvalidInputError
 from vision_sae.vectors import normalised
 
 _EXACT_UP_TO = 50_000
-"""Allowed patches up to which they are compared one by one: an approximate index that visits some
-of its lists would miss too many of so few."""
+"""The most allowed patches for exact search. An approximate index visits only some of its lists,
+and would miss too many of so few patches."""
 _ALIKE = 0.95
-"""Cosine of site vectors from which patches of one picture are near-duplicates."""
+"""The least cosine between near-duplicate patches of one picture."""
 
-Mask = NDArray[np.bool_]
+PatchMask = Bool[np.ndarray, " N"]
+"""Whether a search may return each patch."""
 
 
-class Hit(NamedTuple):
-    """A patch that was found."""
+class PatchHit(NamedTuple):
+    """A search result: one patch."""
 
     patch: int
     score: float
-    """Cosine similarity; the activation, where a feature was searched for."""
+    """Cosine similarity, or the activation in a search by feature."""
     collapsed: int = 0
-    """Near-duplicates of the same picture that it stands for."""
+    """Number of near-duplicates in the same picture that this hit stands for."""
 
 
-class Firing(Sequence[Hit]):
-    """The patches on which a feature fires, strongest first, among those allowed; exact.
+class FiringPatches(Sequence[PatchHit]):
+    """The allowed patches on which a feature fires, strongest first; an exact search.
 
-    Hits are made as they are looked at: a feature may fire on most patches.
+    Hits are created on access, because a feature may fire on most patches.
     """
 
-    def __init__(self, bundle: Bundle, feature: int, allowed: Mask | None = None) -> None:
+    def __init__(self, bundle: Bundle, feature: int, allowed: PatchMask | None = None) -> None:
         rows, values = bundle.postings.row(feature)
         kept = slice(None) if allowed is None else allowed[rows]
         self._rows, self._values = rows[kept], values[kept]
@@ -47,39 +49,40 @@ class Firing(Sequence[Hit]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, at: int) -> Hit: ...
+    def __getitem__(self, at: int) -> PatchHit: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Hit]: ...
-    def __getitem__(self, at: int | slice) -> Hit | list[Hit]:
+    def __getitem__(self, at: slice) -> list[PatchHit]: ...
+    def __getitem__(self, at: int | slice) -> PatchHit | list[PatchHit]:
         if isinstance(at, int):
-            return Hit(int(self._rows[at]), float(self._values[at]))
+            return PatchHit(int(self._rows[at]), float(self._values[at]))
         pairs = zip(self._rows[at].tolist(), self._values[at].tolist(), strict=True)
-        return [Hit(*pair) for pair in pairs]
+        return [PatchHit(*pair) for pair in pairs]
 
 
 def by_vector(
-    bundle: Bundle, query: NDArray[np.float32], depth: int, allowed: Mask | None = None
-) -> list[Hit]:
-    """The patches whose centred site vectors are most like ``query`` (D), itself centred.
+    bundle: Bundle, query: Float[np.ndarray, " D"], depth: int, allowed: PatchMask | None = None
+) -> list[PatchHit]:
+    """The patches whose centred site vectors are nearest to the centred vector ``query``.
 
-    ``allowed`` (patches) costs no recall: few allowed patches are compared exactly, among many the
-    index searches with its own recall.
+    Filtering by ``allowed`` costs no recall: few allowed patches are compared exactly, and many
+    are searched with the recall of the index.
     """
-    return _nearest(bundle.patch_index, query, depth, _left(bundle, allowed))
+    return _nearest(bundle.patch_index, query, depth, _searchable(bundle, allowed))
 
 
 def by_text_aligned(
-    bundle: Bundle, query: NDArray[np.float32], depth: int, allowed: Mask | None = None
-) -> list[Hit]:
-    """The patches that are most like ``query`` (E), a text or a picture, in the space of texts.
+    bundle: Bundle, query: Float[np.ndarray, " E"], depth: int, allowed: PatchMask | None = None
+) -> list[PatchHit]:
+    """The patches that are nearest to ``query``, the vector of a text or a picture, in the text
+    embedding space.
 
-    Raises `InvalidInputError` for a bundle without such an index.
+    Raises `InvalidInputError` for a bundle without a text-aligned index.
     """
-    return _nearest(text_aligned_index(bundle), query, depth, _left(bundle, allowed))
+    return _nearest(text_aligned_index(bundle), query, depth, _searchable(bundle, allowed))
 
 
 def text_aligned_index(bundle: Bundle) -> PatchIndex:
-    """The index in the space of texts; raises `InvalidInputError` where the bundle has none."""
+    """The index in the text embedding space; raises `InvalidInputError` when there is none."""
     if bundle.text_aligned_index is None:
         raise InvalidInputError(
             f"the patches of {bundle.name} are not kept in the space of texts; harvest a "
@@ -90,32 +93,31 @@ def text_aligned_index(bundle: Bundle) -> PatchIndex:
     return bundle.text_aligned_index
 
 
-def _left(bundle: Bundle, allowed: Mask | None) -> Mask | None:
-    """Those of the allowed patches that may be found at all."""
-    if allowed is None or bundle.findable is None:
-        return bundle.findable if allowed is None else allowed
-    return bundle.findable & allowed
+def _searchable(bundle: Bundle, allowed: PatchMask | None) -> PatchMask | None:
+    """The allowed patches without those of deleted pictures."""
+    if allowed is None or bundle.searchable is None:
+        return bundle.searchable if allowed is None else allowed
+    return np.asarray(bundle.searchable & allowed)
 
 
 def _nearest(
-    index: PatchIndex, query: NDArray[np.float32], depth: int, allowed: Mask | None
-) -> list[Hit]:
+    index: PatchIndex, query: NDArray[np.float32], depth: int, allowed: PatchMask | None
+) -> list[PatchHit]:
     unit = normalised(query[None])
     if allowed is not None and int(allowed.sum()) <= _EXACT_UP_TO:
         rows = np.flatnonzero(allowed)
         cosines = index.vectors(rows) @ unit[0]
         return _best(rows, cosines, depth)
-    cosines, found = index.search(unit, min(depth, len(index)), allowed)
-    return [Hit(int(r), float(c)) for r, c in zip(found[0], cosines[0], strict=True) if r >= 0]
+    cosines, rows = index.search(unit, min(depth, len(index)), allowed)
+    return [PatchHit(int(r), float(c)) for r, c in zip(rows[0], cosines[0], strict=True) if r >= 0]
 
 
 def by_code(
-    bundle: Bundle, query: Mapping[int, float], depth: int, allowed: Mask | None = None
-) -> list[Hit]:
-    """The patches whose codes are most like ``query`` {feature: activation}, by cosine; exact.
+    bundle: Bundle, query: Mapping[int, float], depth: int, allowed: PatchMask | None = None
+) -> list[PatchHit]:
+    """The patches whose codes have the largest cosine to ``query`` {feature: activation}; exact.
 
-    Only the patches on which one of the features fires are touched: the codes by feature are an
-    inverted index.
+    The postings are an inverted index, so only patches that fire one of the features are visited.
     """
     dots = np.zeros(len(bundle.codes.indptr) - 1)
     for feature, activation in query.items():
@@ -127,8 +129,9 @@ def by_code(
     return _best(touched, cosines, depth)
 
 
-def collapsed(bundle: Bundle, hits: Sequence[Hit]) -> list[Hit]:
-    """Of near-duplicate patches of one picture only the best, which counts the others."""
+def collapsed(bundle: Bundle, hits: Sequence[PatchHit]) -> list[PatchHit]:
+    """``hits`` with near-duplicate patches of one picture merged into the best of them, which
+    counts the others."""
     if not hits:
         return []
     vectors = bundle.patch_index.vectors(np.array([hit.patch for hit in hits]))
@@ -146,14 +149,14 @@ def collapsed(bundle: Bundle, hits: Sequence[Hit]) -> list[Hit]:
     return [hits[number]._replace(collapsed=int(stands_for[number])) for number in kept]
 
 
-def vector_of(bundle: Bundle, patch: int) -> NDArray[np.float32]:
-    """The centred, unit-norm site vector (D) of a patch, as the index holds it."""
+def vector_of(bundle: Bundle, patch: int) -> Float32[np.ndarray, " D"]:
+    """The centred, unit-norm site vector of a patch, as stored in the index."""
     (vector,) = bundle.patch_index.vectors(np.array([patch]))
     return np.asarray(vector)
 
 
 def _best(
     rows: NDArray[np.integer[Any]], cosines: NDArray[np.floating[Any]], depth: int
-) -> list[Hit]:
+) -> list[PatchHit]:
     order = np.argsort(-cosines, kind="stable")[:depth]
-    return [Hit(int(rows[i]), float(cosines[i])) for i in order]
+    return [PatchHit(int(rows[i]), float(cosines[i])) for i in order]

@@ -1,7 +1,7 @@
-"""How the features of one dictionary are related: near in direction, fire together, cover another.
+"""Relations between the features of one dictionary: nearest directions, co-activation, parents.
 
-A feature's parent is a denser one that fires wherever it does, or nearly: families are a forest,
-because a parent always fires on more patches than its child.
+A feature's parent is a denser feature that fires on (nearly) all patches of its child. Because a
+parent always fires on more patches than its child, the parents form a forest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int32, Int64
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
@@ -19,58 +20,58 @@ from vision_sae.bundles.co_activation import Activations
 from vision_sae.bundles.codes import SparseRows
 
 RELATED = 5
-"""Features kept of each relation."""
+"""Number of features that are kept for each relation."""
 _COVERED = 0.9
-"""Share of a child's firing that its parent has a part in, at least."""
+"""The least share of a child's patches on which its parent fires."""
 _LIFT = 2.0
-"""How much more often the parent fires where its child does than elsewhere, at least: what fires
-nearly everywhere is nobody's parent."""
+"""The least ratio of that share to the share of all patches on which the parent fires; it excludes
+features that fire nearly everywhere."""
 _FEWEST = 10
-"""Patches below which a feature is too rare to have a parent."""
+"""The fewest patches of a feature with a parent; rarer features have none."""
 _BLOCK = 512
 _SEED = 5
 
 
 class Relations(NamedTuple):
-    """One row a feature; -1 where there is none."""
+    """The related features of each feature; -1 in empty slots."""
 
-    nearest: NDArray[np.int32]
-    """The features whose decoder directions are nearest (F, R), nearest first."""
-    cosines: NDArray[np.float32]
-    """Cosines of these directions (F, R)."""
-    together: NDArray[np.int32]
-    """The features whose activations go with its own (F, R), best first."""
-    correlations: NDArray[np.float32]
-    """Correlations of these over all patches (F, R)."""
-    parent: NDArray[np.int32]
-    """Of all features that cover its firing, the rarest (F)."""
-    covered: NDArray[np.float32]
-    """The share of its patches on which the parent fires (F)."""
+    nearest: Int32[np.ndarray, "F R"]
+    """The features with the nearest decoder directions, nearest first."""
+    cosines: Float32[np.ndarray, "F R"]
+    """Cosines of these directions."""
+    together: Int32[np.ndarray, "F R"]
+    """The features with the most correlated activations, best first."""
+    correlations: Float32[np.ndarray, "F R"]
+    """Correlations of these activations over all patches."""
+    parent: Int32[np.ndarray, " F"]
+    """The rarest feature that covers the feature's patches."""
+    covered: Float32[np.ndarray, " F"]
+    """The share of the feature's patches on which the parent fires."""
 
-    def children(self, feature: int) -> NDArray[np.int64]:
-        """The features whose parent it is, those that it covers most first."""
-        found = np.flatnonzero(self.parent == feature)
-        return found[np.argsort(-self.covered[found], kind="stable")]
+    def children(self, feature: int) -> Int64[np.ndarray, " n"]:
+        """The features with the parent ``feature``, by descending coverage."""
+        children = np.flatnonzero(self.parent == feature)
+        return children[np.argsort(-self.covered[children], kind="stable")]
 
 
 class Matches(NamedTuple):
-    """The counterparts of features in another dictionary (see `vision_sae.bundles.matches`): one
-    row a feature; -1 where there is no counterpart, as for a feature that never fires."""
+    """The counterpart of each feature in another dictionary (see `vision_sae.bundles.matches`); -1
+    when there is none, as for a feature that never fires."""
 
-    nearest: NDArray[np.int32]
-    """The most similar feature of the other bundle (F)."""
-    similarities: NDArray[np.float32]
-    """How similar it is (F)."""
-    partner: NDArray[np.int32]
-    """The feature it is paired with one to one (F); all -1 where that was too much work."""
-    partner_similarities: NDArray[np.float32]
-    """How similar that is (F)."""
+    nearest: Int32[np.ndarray, " F"]
+    """The most similar feature of the other bundle."""
+    similarities: Float32[np.ndarray, " F"]
+    """Similarity to the nearest feature."""
+    partner: Int32[np.ndarray, " F"]
+    """The partner in a one-to-one assignment; all -1 when the dictionaries are too wide for it."""
+    partner_similarities: Float32[np.ndarray, " F"]
+    """Similarity to the partner."""
 
 
-def relations(codes: SparseRows, decoder: Tensor) -> Relations:
-    """The relations of the features of ``decoder`` (F, D) over the ``codes`` of all patches.
+def relations(codes: SparseRows, decoder: Float[Tensor, "F D"]) -> Relations:
+    """The relations of the features of ``decoder`` over the ``codes`` of all patches.
 
-    Nothing of size F x F is held: features are looked at in blocks.
+    Features are processed in blocks, so that no array of size F x F is held in memory.
     """
     width, patches = len(decoder), len(codes.indptr) - 1
     count = min(RELATED, max(width - 1, 0))
@@ -81,7 +82,7 @@ def relations(codes: SparseRows, decoder: Tensor) -> Relations:
     counts = np.bincount(codes.indices, minlength=width)
     unit = F.normalize(decoder.float(), dim=1)
 
-    made = Relations(
+    related = Relations(
         np.full((width, count), -1, np.int32),
         np.zeros((width, count), np.float32),
         np.full((width, count), -1, np.int32),
@@ -94,10 +95,10 @@ def relations(codes: SparseRows, decoder: Tensor) -> Relations:
         own = (np.arange(len(rows)), rows)
         cosines = (unit[start : start + _BLOCK] @ unit.T).numpy()
         cosines[own] = -np.inf
-        _keep(made.nearest, made.cosines, rows, cosines, np.ones(len(rows), dtype=bool))
+        _keep(related.nearest, related.cosines, rows, cosines, np.ones(len(rows), dtype=bool))
         correlation = activations.correlations(rows, activations)
         correlation[own] = -np.inf
-        _keep(made.together, made.correlations, rows, correlation, counts[rows] > 0)
+        _keep(related.together, related.correlations, rows, correlation, counts[rows] > 0)
         shared = (fires_by_feature[rows] @ fires).toarray()
         covered = shared / np.maximum(counts[rows, None], 1)
         denser = counts > counts[rows, None]
@@ -105,10 +106,10 @@ def relations(codes: SparseRows, decoder: Tensor) -> Relations:
         fits = denser & (covered >= _COVERED) & (covered >= _LIFT * usual)
         fits &= (counts[rows] >= _FEWEST)[:, None]
         rarest = np.where(fits, counts, np.iinfo(np.int64).max).argmin(axis=1)
-        found = fits.any(axis=1)
-        made.parent[rows[found]] = rarest[found]
-        made.covered[rows[found]] = covered[found, rarest[found]]
-    return made
+        is_child = fits.any(axis=1)
+        related.parent[rows[is_child]] = rarest[is_child]
+        related.covered[rows[is_child]] = covered[is_child, rarest[is_child]]
+    return related
 
 
 def _keep(
@@ -118,7 +119,8 @@ def _keep(
     values: NDArray[np.floating[Any]],
     wanted: NDArray[np.bool_],
 ) -> None:
-    """Keep the largest of each row of ``values`` (len(rows), F), of the rows ``wanted``."""
+    """Write the largest values of each row of ``values`` (len(rows), F), and their features, into
+    ``strengths`` and ``features``; rows that are not ``wanted`` stay empty."""
     count = features.shape[1]
     best = np.argsort(-values, axis=1, kind="stable")[:, :count]
     strongest = np.take_along_axis(values, best, axis=1)
@@ -128,9 +130,9 @@ def _keep(
 
 
 def nearest_floor(width: int, dim: int) -> float:
-    """Mean cosine to the nearest of ``width`` random directions of ``dim`` dimensions: what the
-    nearest direction of a dictionary of this shape reaches by chance."""
+    """The chance level of the cosine to the nearest direction: its mean over ``width`` random
+    directions in ``dim`` dimensions."""
     random = torch.Generator().manual_seed(_SEED)
     directions = F.normalize(torch.randn(width, dim, generator=random), dim=1)
-    asked = F.normalize(torch.randn(min(width, _BLOCK), dim, generator=random), dim=1)
-    return float((asked @ directions.T).amax(1).mean())
+    queries = F.normalize(torch.randn(min(width, _BLOCK), dim, generator=random), dim=1)
+    return float((queries @ directions.T).amax(1).mean())

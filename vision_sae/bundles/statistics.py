@@ -1,11 +1,11 @@
-"""Statistics of each feature's activations, over its non-zero values."""
+"""Statistics of the non-zero activations of each feature."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float32, Int64
 
 from vision_sae.bundles.codes import SparseRows
 
@@ -15,27 +15,33 @@ QUANTILE_LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 class Statistics(NamedTuple):
     """One row per feature; all zero for a feature that never fires."""
 
-    count: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody needs
-    """Patches on which the feature fires (F)."""
-    mean: NDArray[np.float32]
-    """Mean non-zero activation (F): the unit of steering strengths."""
-    std: NDArray[np.float32]
-    """Standard deviation of the non-zero activations (F)."""
-    max: NDArray[np.float32]
-    """Largest activation (F)."""
-    quantiles: NDArray[np.float32]
-    """Quantiles of the non-zero activations at `QUANTILE_LEVELS` (F, Q), linear interpolation."""
+    count: Int64[np.ndarray, " F"]  # type: ignore[assignment]  # hides tuple.count, which is unused
+    """Number of patches on which the feature fires."""
+    mean: Float32[np.ndarray, " F"]
+    """Mean non-zero activation, which is the unit of steering strengths."""
+    std: Float32[np.ndarray, " F"]
+    """Standard deviation of the non-zero activations."""
+    max: Float32[np.ndarray, " F"]
+    """Largest activation."""
+    quantiles: Float32[np.ndarray, "F Q"]
+    """Quantiles of the non-zero activations at `QUANTILE_LEVELS`, with linear interpolation."""
+
+    @property
+    def alive(self) -> Int64[np.ndarray, " n"]:
+        """The features that fire in the data."""
+        return np.flatnonzero(self.count)
 
     @property
     def usual_mean(self) -> float:
-        """The mean non-zero activation of the usual feature: the median over those that fire, 0
-        where none does."""
+        """The median, over the features that fire, of the mean non-zero activation; 0 when no
+        feature fires."""
         fires = self.count > 0
         return float(np.median(self.mean[fires])) if fires.any() else 0.0
 
 
 def statistics(postings: SparseRows) -> Statistics:
-    """Compute the statistics from feature -> activations, strongest first."""
+    """Compute the statistics from postings, which list each feature's activations in descending
+    order."""
     count = np.diff(postings.indptr)
     values = postings.values.astype(np.float64)
     feature = np.repeat(np.arange(len(count)), count)

@@ -1,4 +1,4 @@
-"""The command ``vision-sae``: one module for each part of the work."""
+"""The command ``vision-sae``, with one module for each group of commands."""
 
 from vision_sae.cli import (  # registers their commands
     applications,

@@ -1,4 +1,4 @@
-"""Commands of bundles: build, serve, and the demo of it all."""
+"""Commands of bundles: build, delete, match, serve, demo."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from vision_sae.cli.command import Configuration, Overwrite, command
+from vision_sae.errors import InvalidInputError, quoted
 from vision_sae.places import check_output
 
 
-@command()
+@command(computes=True)
 def build(
     store: Annotated[Path, typer.Argument(help="ActivationStore to encode.")],
     dictionary: Annotated[
@@ -35,15 +36,15 @@ def build(
     from vision_sae.activations.store import ActivationStore
     from vision_sae.bundles.build import build as run
 
-    made = run(ActivationStore(store), dictionary, bundle, settings, overwrite=overwrite)
-    index = made.manifest["patch_index"]
+    result = run(ActivationStore(store), dictionary, bundle, settings, overwrite=overwrite)
+    index = result.manifest["patch_index"]
     typer.echo(
         f"{bundle}: {index['rows']} patches in {index['type']}, "
         f"recall@10 {index['recall_at_10']:.3f}, "
-        f"EV {made.manifest['metrics']['build']['explained_variance']:.4f}"
+        f"EV {result.manifest['metrics']['build']['explained_variance']:.4f}"
     )
-    described = made.manifest.get("describe", {})
-    if "released" in described:  # a bundle that was current already may be described otherwise
+    described = result.manifest.get("describe", {})
+    if "released" in described:  # an unchanged earlier bundle may have other labels
         typer.echo(f"{described['labelled']} labels of {described['released']}")
 
 
@@ -52,21 +53,21 @@ def delete(
     bundle: Annotated[Path, typer.Argument(help="Published bundle.")],
     image: Annotated[list[str], typer.Option(help="Identifier of a picture; may be repeated.")],
 ) -> None:
-    """Take pictures out of a bundle, with all that was measured on them."""
+    """Delete pictures from a bundle, with everything that was measured on them."""
     from vision_sae.artifacts import BUNDLE
 
     BUNDLE.manifest(bundle)
 
     from vision_sae.bundles.deletion import delete_images
 
-    made = delete_images(bundle, image)
-    typer.echo(f"{bundle}: {made.manifest['deleted']} pictures deleted in all")
+    result = delete_images(bundle, image)
+    typer.echo(f"{bundle}: {result.manifest['deleted']} pictures deleted in all")
 
 
-@command()
+@command(computes=True)
 def match(
     bundle: Annotated[Path, typer.Argument(help="Published bundle.")],
-    against: Annotated[Path, typer.Argument(help="Another one, to find counterparts in.")],
+    against: Annotated[Path, typer.Argument(help="Bundle in which counterparts are searched.")],
 ) -> None:
     """Find each feature's counterpart in another dictionary, layer or model."""
     from vision_sae.artifacts import BUNDLE
@@ -76,35 +77,43 @@ def match(
 
     from vision_sae.bundles.matches import match_bundles
 
-    made = match_bundles(bundle, against)
-    found = made.manifest["matches"][against.name]
+    result = match_bundles(bundle, against)
+    matches = result.manifest["matches"][against.name]
     for name in ("nearest", "partner"):
-        if name in found:
+        if name in matches:
             typer.echo(
-                f"{name} by {found['measure']}: mean {found[name]:.3f}, by chance "
-                f"{found[f'{name}_floor']:.3f}"
+                f"{name} by {matches['measure']}: mean {matches[name]:.3f}, by chance "
+                f"{matches[f'{name}_floor']:.3f}"
             )
 
 
-@command()
+@command(computes=True)
 def serve(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.")],
     host: Annotated[str | None, typer.Option(help="Address to bind, IPv4 or IPv6.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0 chooses one.")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port of the Prometheus endpoint; none when absent.")
+        int | None, typer.Option(help="Port of the Prometheus endpoint; no endpoint by default.")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="File or postgresql:// URL that keeps labels; in memory when absent."),
+        typer.Option(help="File or postgresql:// URL that keeps labels; in memory by default."),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="Contrastive model that labels, scores and finds; none when absent."),
+        typer.Option(help="Contrastive model for labels, scores and search; none by default."),
     ] = None,
     neurons: Annotated[
         list[Path] | None,
         typer.Option(help="Evidence of a model's raw neurons that jobs may label; repeatable."),
+    ] = None,
+    model_device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=DEVICE",
+            help="Another device for one model, as demo:clip=cuda:1, or several with a replica "
+            "each, as demo:clip=cuda:0,cuda:1; may be repeated.",
+        ),
     ] = None,
     allow_insecure_bind: Annotated[
         bool, typer.Option("--allow-insecure-bind", help="Bind an address others can reach.")
@@ -132,6 +141,7 @@ def serve(
             "labels": labels,
             "clip": clip,
             "neurons": tuple(neurons) if neurons else None,
+            "devices": _by_model(model_device) if model_device else None,
             "log_level": log_level,
         },
     )
@@ -144,21 +154,35 @@ def serve(
     )
 
 
-@command()
+def _by_model(assignments: list[str]) -> dict[str, str]:
+    """``["demo:clip=cuda:1"]`` -> ``{"demo:clip": "cuda:1"}``."""
+    devices: dict[str, str] = {}
+    for assignment in assignments:
+        model, sign, device = assignment.rpartition("=")
+        if not sign:
+            raise InvalidInputError(
+                f"{quoted(assignment)} is not MODEL=DEVICE, such as demo:clip=cuda:1",
+                field="model_device",
+            )
+        devices[model] = device
+    return devices
+
+
+@command(computes=True)
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the answer is written.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Folder of the answer.")] = Path("demo-out"),
     work: Annotated[
-        Path, typer.Option(help="Where stores, dictionary and bundle are kept for the next run.")
+        Path, typer.Option(help="Folder that keeps stores, dictionary and bundle for the next run.")
     ] = Path("runs/demo"),
     once: Annotated[
-        bool, typer.Option("--once", help="End after the answer instead of staying up.")
+        bool, typer.Option("--once", help="Exit after the answer instead of serving.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of the server that stays up.")] = 50051,
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 50051,
     web_port: Annotated[int, typer.Option(help="Port of the web page.")] = 7860,
 ) -> None:
-    """The whole job on the embedded default, from pictures to a labelled answer over gRPC."""
-    from vision_sae.demo.wheels import WHEELS
+    """Run the whole job on embedded models, from pictures to a labelled answer over gRPC."""
     from vision_sae.hosts import check_port
+    from vision_sae.models.embedded.wheels import WHEELS
 
     for wheel in WHEELS:
         wheel.path()

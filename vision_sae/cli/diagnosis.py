@@ -1,8 +1,8 @@
-"""What this machine and this installation are, for a report of a fault.
+"""Facts about this machine and this installation, for bug reports.
 
-Nothing personal is told: messages of errors lose their paths, and neither users, machines nor the
-environment are named. All of it works where packages are missing or broken: they are imported in a
-process of their own, which may end as it likes.
+The facts contain nothing personal: paths are cut from messages of errors, and users, machines and
+the environment are not named. Missing and broken packages do no harm: packages are imported in a
+separate process, which may crash.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import vision_sae
-from vision_sae.demo.wheels import WHEELS
+from vision_sae.devices import shown
 from vision_sae.errors import VisionSaeError
 from vision_sae.files import MANIFEST, read_json, sha256_file, verify_files
 from vision_sae.memory import available
+from vision_sae.models.embedded.wheels import WHEELS
+from vision_sae.version import CODE_VERSION
 
 PACKAGES = {
     "torch": "torch",
@@ -49,12 +51,12 @@ PACKAGES = {
     "numpy": "numpy",
     "pillow": "PIL",
 }
-"""The main packages by distribution, and what is imported of each."""
+"""{distribution of a main package: the module to import}"""
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd")
-"""What decides how fast models run on a CPU, as the kernel calls it."""
+"""CPU features that decide the speed of models, by the kernel's names."""
 WHOLE, MISSING = "whole", "not installed"
-_DEMO = Path(vision_sae.__file__).parent / "demo"
-_SUMS = _DEMO / "SHA256SUMS"
+_WEIGHTS = Path(vision_sae.__file__).parent / "models" / "embedded" / "weights"
+_SUMS = _WEIGHTS / "SHA256SUMS"
 """The hashes of the weights that are part of the package, as ``sha256sum`` writes them."""
 _IMPORT = """
 import importlib, sys
@@ -67,21 +69,18 @@ for name in sys.argv[1:]:
     else:
         print(flush=True)
 """
-_DEVICES = """
-import torch
-for i in range(torch.cuda.device_count()):
-    found = torch.cuda.get_device_properties(i)
-    print(f"cuda:{i} {found.name}, {found.total_memory / 1e9:.0f} GB")
-if torch.backends.mps.is_available():
-    print("mps")
+_ACCELERATORS = """
+from vision_sae.devices import available
+for device in available()[1:]:
+    print(device)
 """
 _IMPORT_SECONDS = 300
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything there is to tell, in plain values that JSON can hold."""
+    """All facts, in values that JSON can hold."""
     return {
-        "vision_sae": vision_sae.__version__,
+        "vision_sae": CODE_VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -91,16 +90,16 @@ def diagnose() -> dict[str, Any]:
             "working directory": _gigabytes(_disk_free(Path.cwd())),
             "temporary files": _gigabytes(_disk_free(Path(tempfile.gettempdir()))),
         },
-        "devices": ["cpu", *_devices()],
+        "devices": [shown("cpu"), *_accelerators()],
         "packages": _packages(),
         "extras": _extras(),
         "demo": {wheel.distribution: wheel.fault() or WHOLE for wheel in WHEELS} | _weights(),
     }
 
 
-def faults(found: dict[str, Any]) -> list[str]:
-    """The names of what is installed and broken, of what `diagnose` found."""
-    packages, demo = found["packages"], found["demo"]
+def faults(report: dict[str, Any]) -> list[str]:
+    """The names of installed but broken parts in a report of `diagnose`."""
+    packages, demo = report["packages"], report["demo"]
     broken = [name for name, state in packages.items() if state.startswith("broken")]
     return broken + [name for name, state in demo.items() if state not in (WHOLE, MISSING)]
 
@@ -117,7 +116,7 @@ def _disk_free(place: Path) -> int | None:
 
 
 def _cpu_features() -> list[str]:
-    """Those of `CPU_FEATURES` that the kernel tells of."""
+    """The `CPU_FEATURES` that the kernel lists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -128,12 +127,12 @@ def _cpu_features() -> list[str]:
 
 
 def without_paths(text: str) -> str:
-    """A message in which of each path only the last part is left: the rest may name a person."""
+    """A message with each path cut to its last part, because the rest may name a person."""
     return re.sub(r"(?:[A-Za-z]:)?(?:[/\\\\][^/\\\\:'\"]+)+[/\\\\]|~[/\\\\]", "", text)
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process of its own, without a word on its stderr."""
+    """Run ``code`` in a separate Python process; its stderr is discarded."""
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -147,49 +146,51 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def import_faults(modules: Sequence[str]) -> dict[str, str]:
-    """What goes wrong when each of these is imported; empty where nothing does."""
-    found: dict[str, str] = {}
-    while left := [module for module in modules if module not in found]:
+    """{module: error of its import}; the error is empty for a module that imports."""
+    errors: dict[str, str] = {}
+    while left := [module for module in modules if module not in errors]:
         ended = _python(_IMPORT, *left)
         lines = iter(ended.stdout.splitlines())
         for module in lines:
-            found[module] = without_paths(next(lines, _end(ended.returncode)))
-        found.setdefault(left[0], _end(ended.returncode))
-    return found
+            errors[module] = without_paths(next(lines, _end(ended.returncode)))
+        errors.setdefault(left[0], _end(ended.returncode))
+    return errors
 
 
 def _end(status: int) -> str:
-    """How a process ended that did not get to say so."""
+    """The way a crashed process ended."""
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _packages() -> dict[str, str]:
-    """{distribution: its version, or what is wrong with it}"""
+    """{distribution: its version, or its fault}"""
     versions = {name: _version(name) for name in PACKAGES}
-    installed = [name for name, found in versions.items() if found]
+    installed = [name for name, installed_version in versions.items() if installed_version]
     wrong = import_faults(list(dict.fromkeys(PACKAGES[name] for name in installed)))
     states: dict[str, str] = {}
-    for name, found in versions.items():
-        fault = wrong.get(PACKAGES[name], "") if found else ""
-        states[name] = f"broken: {found}, {fault}" if fault else found or MISSING
+    for name, installed_version in versions.items():
+        fault = wrong.get(PACKAGES[name], "") if installed_version else ""
+        states[name] = (
+            f"broken: {installed_version}, {fault}" if fault else installed_version or MISSING
+        )
     return states
 
 
 def _version(name: str) -> str:
-    """The version of a distribution; empty where it is not installed."""
+    """The version of a distribution; empty if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return ""
 
 
-def _devices() -> list[str]:
-    """The accelerators that torch sees."""
-    return _python(_DEVICES).stdout.splitlines()
+def _accelerators() -> list[str]:
+    """The devices beside the CPU, or none where torch is missing or broken."""
+    return _python(_ACCELERATORS).stdout.splitlines()
 
 
 def _extras() -> dict[str, str]:
-    """{extra: whether all that it asks for is there, or what is not}"""
+    """{extra: "installed", or the missing distributions}"""
     wanted: dict[str, list[str]] = {}
     for extra, name in _requirements():
         wanted.setdefault(extra, []).append(name)
@@ -200,10 +201,11 @@ def _extras() -> dict[str, str]:
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
-    """(extra, distribution) of each requirement of an extra, but for those on other extras."""
+    """(extra, distribution) of each requirement of an extra, except requirements on other
+    extras."""
     try:
         lines = requires("vision-sae") or []
-    except PackageNotFoundError:  # it runs from its sources
+    except PackageNotFoundError:  # the package runs from its sources
         return
     for line in lines:
         name = re.match(r"[A-Za-z0-9._-]+", line)
@@ -213,21 +215,21 @@ def _requirements() -> Iterator[tuple[str, str]]:
 
 
 def _weights() -> dict[str, str]:
-    """Whether the weights and dictionaries that are part of the package are whole."""
+    """Whether the weights and dictionaries of the package are undamaged."""
     return {"weights": _weights_fault() or WHOLE, "dictionaries": _dictionaries_fault() or WHOLE}
 
 
 def _weights_fault() -> str:
     try:
         rows = [line.split(maxsplit=1) for line in _SUMS.read_text().splitlines()]
-        wrong = [name for digest, name in rows if sha256_file(_DEMO / name) != digest]
+        wrong = [name for digest, name in rows if sha256_file(_WEIGHTS / name) != digest]
     except (OSError, ValueError) as error:
         return without_paths(str(error))
     return f"{wrong[0]} is not the file of the package" if wrong else ""
 
 
 def _dictionaries_fault() -> str:
-    from vision_sae.dictionaries.released.registry import locate, shipped
+    from vision_sae.dictionaries.released.lookup import locate, shipped
 
     try:
         for name in shipped():

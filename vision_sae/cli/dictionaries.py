@@ -9,11 +9,17 @@ import typer
 
 from vision_sae.cli.command import Configuration, Overwrite, command
 from vision_sae.cli.pictures import Strict, tell
-from vision_sae.errors import NotFoundError
+from vision_sae.dictionaries.interop.format import FORMATS
+from vision_sae.errors import InvalidInputError, NotFoundError, quoted
 from vision_sae.places import check_output
+from vision_sae.registries import ARCHITECTURES
+
+_ARCHITECTURES = ", ".join(ARCHITECTURES.names)
+
+_FOREIGN = ", ".join(FORMATS.names)
 
 
-@command()
+@command(computes=True, on_several=True)
 def harvest(
     source: Annotated[
         Path,
@@ -26,24 +32,29 @@ def harvest(
     site: Annotated[
         list[str] | None, typer.Option(help="Site to capture; may be repeated.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32 on disk.")] = None,
+    store_dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or float32 on disk.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per forward pass.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many pictures, or prompts.")
     ] = None,
     views: Annotated[
-        int | None, typer.Option(help="Pictures made of each: itself and random crops.")
+        int | None, typer.Option(help="Views per picture: the picture and random crops.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Pictures generated of each prompt.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Pictures generated per prompt.")] = None,
     text_aligned: Annotated[
         bool | None,
-        typer.Option("--text-aligned", help="Let patches be found by text; contrastive models."),
+        typer.Option(
+            "--text-aligned",
+            help="Store patches in the text space, for search by text; contrastive models only.",
+        ),
     ] = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
-    """Run a model over pictures, or generate some, and store the vectors of its sites. Resumes
+    """Run a model over pictures, or generate pictures, and store the vectors of its sites. Resumes
     after a stop."""
     from vision_sae.artifacts import STORE
     from vision_sae.cli import checks
@@ -52,12 +63,18 @@ def harvest(
     from vision_sae.pictures.folder import image_folder
     from vision_sae.pictures.reading import Reading
 
+    if store_dtype not in (None, "float16", "bfloat16", "float32"):
+        raise InvalidInputError(
+            f"--store-dtype (harvest.dtype) is float16, bfloat16 or float32, not "
+            f"{quoted(store_dtype)}",
+            field="store_dtype",
+        )
     settings = load_config(
         config,
         harvest={
             "model": model,
             "sites": tuple(site) if site else None,
-            "dtype": dtype,
+            "dtype": store_dtype,
             "batch_size": batch_size,
             "limit": limit,
             "views": views,
@@ -74,25 +91,37 @@ def harvest(
         _check_drawn(source, settings.model)
     checks.check_models(settings.model)
 
+    from vision_sae import devices
     from vision_sae.activations.generations import harvest_generations, read_prompts
     from vision_sae.activations.harvest import harvest as run
-    from vision_sae.models.registry import load_generator, load_model
+    from vision_sae.models.loading import load_generator, load_model
 
     if pictures is not None:
-        found = load_model(settings.model)
-        made = run(found, pictures, store, settings, reading=reading, overwrite=overwrite)
+        loaded, *replicas = (load_model(settings.model, device=one) for one in devices.several())
+        result = run(
+            loaded,
+            pictures,
+            store,
+            settings,
+            replicas=replicas,
+            reading=reading,
+            overwrite=overwrite,
+        )
     else:
-        prompts, generator = read_prompts(source), load_generator(settings.model)
-        made = harvest_generations(generator, prompts, store, settings, overwrite=overwrite)
+        prompts, several = read_prompts(source), devices.several()
+        generator, *further = (load_generator(settings.model, device=one) for one in several)
+        result = harvest_generations(
+            generator, prompts, store, settings, replicas=further, overwrite=overwrite
+        )
     typer.echo(
-        f"{store}: {made.manifest['images']} images, {made.rows} patches, "
-        f"sites {', '.join(made.sites)}"
+        f"{store}: {result.manifest['images']} images, {result.rows} patches, "
+        f"sites {', '.join(result.sites)}"
     )
     if source.is_dir():
         tell(reading)
 
 
-@command()
+@command(computes=True)
 def train(
     store: Annotated[Path, typer.Argument(help="ActivationStore to train on.")],
     dictionary: Annotated[Path, typer.Argument(help="Directory of the dictionary to make.")],
@@ -101,16 +130,24 @@ def train(
     ] = None,
     site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="topk, batch_topk, matryoshka, relu, jumprelu, gated, ...")
+        str | None, typer.Option(help=f"Architecture of the dictionary: {_ARCHITECTURES}.")
     ] = None,
     expansion: Annotated[int | None, typer.Option(help="Features per dimension.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Active features per patch.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the architecture; a list as JSON. May be repeated.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches per step.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="bagging or boosting.")] = None,
     members: Annotated[int | None, typer.Option(help="Dictionaries of the ensemble.")] = None,
     end_to_end: Annotated[
-        int | None, typer.Option(help="Further steps that train by the model's output.")
+        int | None, typer.Option(help="Further steps that train on the model's output.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for end-to-end training.")
@@ -124,7 +161,9 @@ def train(
     from vision_sae.artifacts import DICTIONARY, STORE
     from vision_sae.cli import checks
     from vision_sae.config import load_config
+    from vision_sae.dictionaries.architectures import checked
     from vision_sae.pictures.reading import Reading
+    from vision_sae.sections import parse_settings
 
     settings = load_config(
         config,
@@ -141,6 +180,8 @@ def train(
             "seed": seed,
         },
     ).train
+    if set_:
+        settings = settings.with_settings(settings.architecture, parse_settings(set_), "train")
     checks.check_training(store, dictionary, [settings])
     if heldout:
         STORE.manifest(heldout)
@@ -149,6 +190,7 @@ def train(
     if images:
         checks.check_folder(images, "a folder of pictures", field="images")
         checks.check_models(STORE.manifest(store)["model"]["name"])
+    settings = checked(settings)
 
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.pipeline import splice, train_dictionary
@@ -168,14 +210,14 @@ def train(
 
 
 def _check_drawn(source: Path, model: str) -> None:
-    """Refuse prompts, which ``source`` then holds, for a model that draws nothing."""
+    """Refuse a file of prompts for a model that does not generate pictures."""
     from vision_sae.models.names import check_generator
 
     try:
         check_generator(model)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{source} is no folder of pictures, so it is read as prompts; {error}", field="source"
+            f"{source} is not a folder, so it is read as a file of prompts; {error}", field="source"
         ) from error
 
 
@@ -185,16 +227,17 @@ def _show_metrics(metrics: dict[str, dict[str, float]]) -> None:
         typer.echo(f"{name}: {shown}")
 
 
-@command()
+@command(computes=True)
 def sweep(
     store: Annotated[Path, typer.Argument(help="ActivationStore to train on.")],
-    out: Annotated[Path, typer.Argument(help="Directory in which the dictionaries are made.")],
+    out: Annotated[Path, typer.Argument(help="Directory of the trained dictionaries.")],
     heldout: Annotated[
         Path | None, typer.Option(help="ActivationStore to measure the results on.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
     architecture: Annotated[
-        list[str] | None, typer.Option(help="May be repeated, like all below.")
+        list[str] | None,
+        typer.Option(help=f"{_ARCHITECTURES}; may be repeated, like all below."),
     ] = None,
     expansion: Annotated[list[int] | None, typer.Option(help="Features per dimension.")] = None,
     k: Annotated[list[int] | None, typer.Option("--k", help="Active features per patch.")] = None,
@@ -209,6 +252,7 @@ def sweep(
     from vision_sae.artifacts import STORE
     from vision_sae.cli import checks
     from vision_sae.config import load_config
+    from vision_sae.dictionaries.architectures import checked
 
     base = load_config(config).train
     settings = {}
@@ -224,29 +268,35 @@ def sweep(
     checks.check_training(store, out, settings.values())
     if heldout:
         STORE.manifest(heldout)
+    settings = {n: checked(each, beside=architecture or ()) for n, each in settings.items()}
 
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.pipeline import sweep as run
 
     evaluation = {"heldout": ActivationStore(heldout)} if heldout else {}
-    made = run(ActivationStore(store), out, settings, evaluation, overwrite=overwrite)
-    for name, metrics in made.items():
+    results = run(ActivationStore(store), out, settings, evaluation, overwrite=overwrite)
+    for name, metrics in results.items():
         typer.echo(out / name)
         _show_metrics(metrics)
 
 
-@command("import")  # a keyword, so the function has another name
+@command("import", computes=True)  # a keyword, so the function has another name
 def import_dictionary(
     source: Annotated[Path, typer.Argument(help="Checkpoint of another library: its directory.")],
     dictionary: Annotated[Path, typer.Argument(help="Directory of the dictionary to make.")],
-    store: Annotated[Path, typer.Option(help="ActivationStore of the model and site it is for.")],
+    store: Annotated[
+        Path, typer.Option(help="ActivationStore of the dictionary's model and site.")
+    ],
     site: Annotated[str | None, typer.Option(help="Site; needed when there are several.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="Format of SOURCE; found by its files when absent.")
+        str | None,
+        typer.Option(help=f"Format of SOURCE, recognised from its files by default: {_FOREIGN}."),
     ] = None,
     ignore_setting: Annotated[
         list[str] | None,
-        typer.Option(help="Unknown setting of SOURCE that changes nothing it computes; repeat."),
+        typer.Option(
+            help="Unknown setting of SOURCE that does not change its arithmetic; may be repeated."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -260,7 +310,7 @@ def import_dictionary(
     from vision_sae.activations.store import ActivationStore
     from vision_sae.dictionaries.interop.exchange import import_dictionary as run
 
-    made = run(
+    manifest = run(
         source,
         dictionary,
         ActivationStore(store),
@@ -269,15 +319,16 @@ def import_dictionary(
         ignored=ignore_setting or (),
         overwrite=overwrite,
     )
-    shown = " ".join(f"{key} {value:.4g}" for key, value in made["metrics"]["store"].items())
+    shown = " ".join(f"{key} {value:.4g}" for key, value in manifest["metrics"]["store"].items())
     typer.echo(
-        f"{dictionary}: {made['dictionary']['width']} features from "
-        f"{made['training']['imported_from']}, {made['dictionary']['architecture']}, {shown}"
+        f"{dictionary}: {manifest['dictionary']['width']} features from "
+        f"{manifest['training']['imported_from']}, {manifest['dictionary']['architecture']}, "
+        f"{shown}"
     )
-    if short := made["training"].get("vectors_short_of_k"):
+    if short := manifest["training"].get("vectors_short_of_k"):
         typer.echo(
-            f"{short} vectors have fewer positive features than k: negative ones would fire there "
-            "in saev, and do not here"
+            f"{short} vectors have fewer positive features than k: in saev, negative features fire "
+            "there, and here they do not"
         )
 
 
@@ -285,7 +336,9 @@ def import_dictionary(
 def export(
     dictionary: Annotated[Path, typer.Argument(help="Trained dictionary.")],
     out: Annotated[Path, typer.Argument(help="New directory to write.")],
-    format: Annotated[str, typer.Option(help="Format of another library.")] = "saelens",
+    format: Annotated[
+        str, typer.Option(help=f"Format to write, one of {_FOREIGN} that can be written.")
+    ] = "saelens",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a dictionary in the format of another library."""

@@ -1,4 +1,4 @@
-"""The command that prints what a report of a fault needs: doctor."""
+"""The command doctor, which prints the facts that a bug report needs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from vision_sae.exits import FAULT
 
 @command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what a bug report needs: versions, devices, memory, and whether files are whole.
 
-    Nothing personal is in it: no paths, no names of users or machines, no environment. The exit
-    status is 1 when something that is installed is broken.
+    The output has nothing personal: no paths, no names of users or machines, no environment. The
+    exit status is 1 if an installed part is broken.
     """
     from vision_sae.cli.diagnosis import diagnose, faults
 
-    found = diagnose()
-    typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
-    broken = faults(found)
+    report = diagnose()
+    typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(_lines(report)))
+    broken = faults(report)
     if broken:
         typer.secho(f"broken: {', '.join(broken)}", fg="red", err=True)
         raise typer.Exit(FAULT)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _lines(report: dict[str, Any]) -> list[str]:
     """A line for each plain value, and an indented one for each entry of a table."""
     lines: list[str] = []
-    for name, value in found.items():
+    for name, value in report.items():
         if isinstance(value, dict):
             lines.append(f"{name}:")
             lines += [f"  {key}: {entry}" for key, entry in value.items()]

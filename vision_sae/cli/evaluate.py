@@ -16,12 +16,12 @@ Prompts = Annotated[Path, typer.Option(help="Text file of prompts, one a line.")
 Amount = Annotated[
     float,
     typer.Option(
-        help="How much is added, in mean activations of the usual feature.", min=-1e6, max=1e6
+        help="Amount to add, in mean activations of the usual feature.", min=-1e6, max=1e6
     ),
 ]
 
 
-@command("dictionary", evaluations)
+@command("dictionary", evaluations, computes=True)
 def evaluate_dictionary(
     dictionary: Annotated[Path, typer.Argument(help="Dictionary or bundle to measure.")],
     store: Annotated[Path, typer.Option(help="ActivationStore to measure on, held out.")],
@@ -31,14 +31,14 @@ def evaluate_dictionary(
     ] = None,
     limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=1)] = 256,
     name: Annotated[
-        str, typer.Option(help="What a bundle's manifest calls these metrics.")
+        str, typer.Option(help="Name of these metrics in a bundle's manifest.")
     ] = "heldout",
     against: Annotated[
         Path | None, typer.Option(help="Dictionary or bundle to match the features with.")
     ] = None,
     strict: Strict = False,
 ) -> None:
-    """Measure a dictionary on held-out data; a bundle is published anew with the figures."""
+    """Measure a dictionary on held-out data; a bundle is published again with the figures."""
     from vision_sae.artifacts import STORE
     from vision_sae.cli.checks import check_measured
     from vision_sae.pictures.folder import image_folder
@@ -57,28 +57,26 @@ def evaluate_dictionary(
 
     matching = match_published(dictionary, against) if against else None
     chosen = choose(pictures, limit)
-    found = run(dictionary, ActivationStore(store), chosen, name=name, reading=reading)
-    for line in lines(found, matching):
+    report = run(dictionary, ActivationStore(store), chosen, name=name, reading=reading)
+    for line in lines(report, matching):
         typer.echo(line)
     if images:
         tell(reading)
 
 
-@command("labels", evaluations)
+@command("labels", evaluations, computes=True)
 def evaluate_labels(
-    labels: Annotated[
-        Path, typer.Argument(help="Table that `export-labels --milan` wrote, or anybody's like it.")
-    ],
+    labels: Annotated[Path, typer.Argument(help="Table in the format of `export-labels --milan`.")],
     annotations: Annotated[
-        Path, typer.Argument(help="People's words: a CSV with columns layer, unit, summary.")
+        Path, typer.Argument(help="Texts by people: a CSV with columns layer, unit, summary.")
     ],
     encoder: Annotated[
         str, typer.Option(help="Text encoder: demo:minilm, a directory or a hub name.")
     ] = "demo:minilm",
 ) -> None:
-    """How much do labels say what people said of the same units? BERTScore, layer by layer."""
-    from vision_sae.descriptions.files.annotations import read_annotations
+    """Compare labels with texts by people for the same units: BERTScore, layer by layer."""
     from vision_sae.errors import InvalidInputError, shortened
+    from vision_sae.labels.files.annotations import read_annotations
 
     ours, theirs = read_annotations(labels), read_annotations(annotations)
     common = [layer for layer in ours if layer in theirs]
@@ -92,33 +90,33 @@ def evaluate_labels(
             text = f"{path}: {len(others)} layers have no counterpart: {shortened(str(others))}"
             typer.secho(text, fg="yellow", err=True)
 
-    from vision_sae.descriptions.scores.agreement import agreement, text_encoder
+    from vision_sae.descriptions.scoring.agreement import agreement, text_encoder
 
     encode = text_encoder(encoder)
     for layer in common:
-        found = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
+        result = agreement((ours[layer] or [{}])[0], theirs[layer], encode)
         typer.echo(
-            f"{layer}: {found.units} units, BERTScore F1 {found.f1:.3f}, of labels of other units "
-            f"{found.permuted_f1:.3f}"
+            f"{layer}: {result.units} units, BERTScore F1 {result.f1:.3f}, of labels of other "
+            f"units {result.permuted_f1:.3f}"
         )
 
 
-@command("attribution", evaluations)
+@command("attribution", evaluations, computes=True)
 def evaluate_attribution(
     bundle: Annotated[Path, typer.Argument(help="Bundle of a ViT or CLIP.")],
     images: Annotated[list[Path], typer.Option(help="Folder of pictures; may be repeated.")],
     limit: Annotated[int, typer.Option(help="Use only this many pictures.", min=2)] = 200,
     tested: Annotated[
-        int, typer.Option(help="Of them, those to measure faithfulness on.", min=2)
+        int, typer.Option(help="Number of these pictures to measure faithfulness on.", min=2)
     ] = 40,
     scenes: Annotated[
-        int, typer.Option(help="Composed scenes to see where it points; 0: none.", min=0)
+        int, typer.Option(help="Composed scenes for the pointing test; 0 for none.", min=0)
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """How far can attributions be trusted? Sums, ablation, deletion, sensitivity, pointing."""
+    """Measure attributions: sums, ablation, deletion, sensitivity, pointing."""
     from vision_sae.cli.checks import check_bundles
     from vision_sae.files import write_json
     from vision_sae.pictures.folder import image_folder
@@ -141,32 +139,32 @@ def evaluate_attribution(
         write_json(out, report.to_json())
 
 
-@command("blocks", evaluations)
+@command("blocks", evaluations, computes=True)
 def evaluate_blocks(
     bundles: Bundles,
     prompts: Prompts,
     pictures: Annotated[int, typer.Option(help="Use only this many prompts.", min=2)] = 32,
     features: Annotated[int, typer.Option(help="Features to boost in each block.", min=1)] = 8,
     amount: Amount = 16.0,
-    out: Annotated[Path, typer.Option(help="Directory for the table and the picture.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory of the table and the picture.")] = Path(
         "blocks"
     ),
     overwrite: Overwrite = False,
 ) -> None:
-    """Which block does what? Switches each off and boosts its features, against random ones."""
+    """Measure the role of each block: ablate it and boost its features, against random features."""
     from vision_sae.cli.checks import check_bundles, check_exists
 
     check_bundles(bundles)
     check_exists(prompts, "file of prompts", field="prompts")
 
     from vision_sae.evaluation.generators import BLOCK_FILES, block_report
-    from vision_sae.steering.bundles import opened
+    from vision_sae.steering.bundles import open_bundles
 
     check_output_folder(out, BLOCK_FILES, inputs=[*bundles, prompts], overwrite=overwrite)
-    generator, found = opened(bundles)
+    generator, dictionaries = open_bundles(bundles)
     report = block_report(
         generator,
-        found,
+        dictionaries,
         _settings(prompts, pictures),
         out,
         features=features,
@@ -176,7 +174,7 @@ def evaluate_blocks(
     typer.echo(report)
 
 
-@command("causal", evaluations)
+@command("causal", evaluations, computes=True)
 def evaluate_causal(
     bundle: Annotated[Path, typer.Argument(help="Labelled bundle of a text-to-image model.")],
     prompts: Prompts,
@@ -187,7 +185,7 @@ def evaluate_causal(
     amount: Amount = 16.0,
     clip: Annotated[str, typer.Option(help="Contrastive model that judges.")] = "demo:clip",
 ) -> None:
-    """Does raising a feature move pictures toward its label? A further score of each label."""
+    """Score labels causally: does raising a feature move pictures toward its label?"""
     from vision_sae.cli.checks import check_bundles, check_exists
     from vision_sae.models.names import check_contrastive
 
@@ -196,13 +194,13 @@ def evaluate_causal(
     check_contrastive(clip)
 
     from vision_sae.evaluation.generators import causal_scores
-    from vision_sae.models.registry import load_model
-    from vision_sae.steering.bundles import opened
+    from vision_sae.models.loading import load_model
+    from vision_sae.steering.bundles import open_bundles
 
-    generator, (found,) = opened([bundle])
+    generator, (dictionary,) = open_bundles([bundle])
     judged = causal_scores(
         generator,
-        found,
+        dictionary,
         bundle,
         load_model(clip),
         _settings(prompts, pictures),
@@ -212,37 +210,39 @@ def evaluate_causal(
     typer.echo(judged)
 
 
-@command("edits", evaluations)
+@command("edits", evaluations, computes=True)
 def evaluate_edits(
     bundles: Bundles,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Edits of the demo generator's scenes by features, by neurons, by directions, by prompts."""
+    """Compare edits of the demo generator's scenes by features, neurons, directions and prompts."""
     from vision_sae.cli.checks import check_bundles
 
     check_bundles(bundles)
 
+    from vision_sae.devices import recorded
     from vision_sae.evaluation.edit_cases import evaluate_edits as run
     from vision_sae.evaluation.edit_cases import lines, read_cases, to_json
     from vision_sae.evaluation.scene_attributes import train_classifier
     from vision_sae.files import write_json
-    from vision_sae.steering.bundles import opened
+    from vision_sae.steering.bundles import open_bundles
 
     check_report(out, bundles, overwrite=overwrite)
-    generator, found = opened(bundles)
-    dictionaries = {f.bundle.name: f.dictionary for f in found}
-    made = run(generator, dictionaries, read_cases(), train_classifier())
-    for line in lines(made):
+    generator, steered = open_bundles(bundles)
+    dictionaries = {f.bundle.name: f.dictionary for f in steered}
+    results = run(generator, dictionaries, read_cases(), train_classifier())
+    for line in lines(results):
         typer.echo(line)
     if out is not None:
-        write_json(out, to_json(made))
+        computed = recorded(generator.device, generator.dtype)
+        write_json(out, to_json(results) | {"computed": computed})
 
 
 def _settings(prompts: Path, count: int) -> list[Any]:
-    """A generation of each of the first prompts, each from noise of its own."""
+    """Settings of one generation for each of the first ``count`` prompts, with distinct seeds."""
     from vision_sae.activations.generations import prompted, read_prompts
     from vision_sae.models.generator import GenerationSettings
 
-    made = prompted(read_prompts(prompts)[:count], 1)
-    return [GenerationSettings(item.prompt, seed=item.seed) for item in made]
+    items = prompted(read_prompts(prompts)[:count], 1)
+    return [GenerationSettings(item.prompt, seed=item.seed) for item in items]

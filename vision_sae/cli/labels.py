@@ -9,19 +9,65 @@ import typer
 
 from vision_sae.cli.command import Configuration, Overwrite, command
 from vision_sae.cli.pictures import Strict, tell
+from vision_sae.registries import DESCRIBERS
 
 if TYPE_CHECKING:
+    from vision_sae.config import Config
     from vision_sae.pictures.reading import Reading
 
 Describer = Annotated[
     str | None,
-    typer.Option(help="caption-pmi, contrastive, milan, vlm or effects.", show_default=False),
+    typer.Option(
+        help=f"How labels are made: {', '.join(DESCRIBERS.names)}; `describe --list` shows more.",
+        show_default=False,
+    ),
 ]
-Clip = Annotated[str | None, typer.Option(help="Contrastive model that labels and scores.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the describer, such as beam=20; may be repeated.",
+        show_default=False,
+    ),
+]
+Clip = Annotated[str | None, typer.Option(help="Contrastive model of describers and scores.")]
 Labels = Annotated[str, typer.Option(help="Label store: a file, or a postgresql:// URL.")]
 
 
-@command()
+def _list_kinds(requested: bool) -> None:
+    """Print the table of describers and scores, and exit."""
+    if not requested:
+        return
+    from vision_sae.descriptions.kinds import describers_described, scores_described
+
+    typer.echo("Describers (describe.describer, --describer):")
+    for kind in describers_described():
+        needs = f" Needs: {', '.join(kind.needs)}." if kind.needs else ""
+        typer.echo(f"\n{kind.name}, version {kind.version}: {kind.summary}{needs}")
+        for setting in kind.settings:
+            typer.echo(f"    {setting.name}: {setting.type} = {setting.default}")
+            typer.echo(f"        {setting.doc}")
+    typer.echo("\nScores (describe.metrics; describers and judges add those in brackets):")
+    for score in scores_described():
+        metrics = ", ".join(score.metrics)
+        names = metrics if score.selectable else f"[{metrics}]"
+        typer.echo(f"\n{score.name}, version {score.version}: {score.summary}\n    {names}")
+    raise typer.Exit
+
+
+def _with_settings(settings: Config, values: list[str] | None) -> Config:
+    """The configuration with the describer's settings from ``--set``."""
+    from vision_sae.sections import parse_settings
+
+    if not values:
+        return settings
+    describe = settings.describe
+    changed = describe.with_settings(describe.describer, parse_settings(values), "describe")
+    return settings.model_copy(update={"describe": changed})
+
+
+@command(computes=True)
 def describe(
     bundle: Annotated[Path, typer.Argument(help="Bundle to describe.")],
     describer: Describer = None,
@@ -29,11 +75,21 @@ def describe(
     probe_from: Annotated[
         Path | None,
         typer.Option(
-            help="Store that the contrastive model was harvested to with --text-aligned, from the "
-            "bundle's pictures: it need not look at them again.",
+            help="Store of the contrastive model over the bundle's pictures, harvested with "
+            "--text-aligned; saves a pass over the pictures.",
             show_default=False,
         ),
     ] = None,
+    set_: Settings = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Print all describers with their settings, and all scores; then exit.",
+            callback=_list_kinds,
+            is_eager=True,
+        ),
+    ] = False,
     config: Configuration = None,
 ) -> None:
     """Label every feature of a bundle, or abstain, with the evidence and scores."""
@@ -41,22 +97,23 @@ def describe(
     from vision_sae.cli.checks import check_describing
     from vision_sae.config import load_config
 
-    settings = load_config(config, describe={"describer": describer, "clip": clip}).describe
+    whole = load_config(config, describe={"describer": describer, "clip": clip})
     BUNDLE.manifest(bundle)
     if probe_from:
         STORE.manifest(probe_from)
+    settings = _with_settings(whole, set_).describe
     check_describing(settings)
 
     from vision_sae.activations.store import ActivationStore
     from vision_sae.descriptions.describe import describe_bundle
 
     store = ActivationStore(probe_from) if probe_from else None
-    made = describe_bundle(bundle, settings, store=store)
-    summary: dict[str, Any] = made.manifest["describe"]
+    described = describe_bundle(bundle, settings, store=store)
+    summary: dict[str, Any] = described.manifest["describe"]
     typer.echo(f"{bundle}: {summary['labelled']} labelled, {summary['abstained']} abstained")
 
 
-@command()
+@command(computes=True)
 def label(
     units: Annotated[
         str,
@@ -73,23 +130,28 @@ def label(
         ),
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="Where evidence and probes are kept for the next run.")
+        Path, typer.Option(help="Folder that keeps evidence and probes for the next run.")
     ] = Path("runs/labelling"),
-    workers: Annotated[int, typer.Option(help="Processes at work.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Number of worker processes.", min=1)] = 1,
     max_units: Annotated[
-        int | None, typer.Option(help="End when so many units are labelled.", min=1, max=2**62)
+        int | None, typer.Option(help="End after labelling this many units.", min=1, max=2**62)
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="End after so much computing, over all workers.", min=0)
+        float | None,
+        typer.Option(
+            help="End after this many seconds of computing, summed over all workers.", min=0
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many pictures.", min=1)] = None,
     strict: Strict = False,
     describer: Describer = None,
     clip: Clip = None,
+    set_: Settings = None,
     overwrite: Overwrite = False,
     config: Configuration = None,
 ) -> None:
-    """Label every feature of a bundle, or every neuron of a model, in one job. Resumes."""
+    """Label every feature of a bundle, or every neuron of a model, in one job. Resumes after a
+    stop."""
     from vision_sae.cli.checks import check_describing
     from vision_sae.config import load_config
     from vision_sae.pictures.reading import Reading
@@ -99,12 +161,13 @@ def label(
         neurons={"sites": tuple(site) if site else None},
         describe={"describer": describer, "clip": clip},
     )
-    check_describing(settings.describe)
     reading = Reading(strict)
     pictures = _pictures(units, images, settings, reading)
+    settings = _with_settings(settings, set_)
+    check_describing(settings.describe)
 
-    from vision_sae.descriptions.batch import label_all
-    from vision_sae.descriptions.jobs.job import Budget
+    from vision_sae.labels.batch import label_all
+    from vision_sae.labels.jobs.job import Budget
 
     folder = _evidence(units, pictures, work, limit, settings, reading, overwrite=overwrite)
     job = label_all(
@@ -123,8 +186,7 @@ def label(
 
 
 def _pictures(units: str, images: Path | None, settings: Any, reading: Reading) -> list[Any] | None:
-    """The pictures in which a model's neurons are looked at; None where ``units`` names a folder of
-    evidence."""
+    """The pictures for evidence of a model's neurons; None if ``units`` is a folder of evidence."""
     from vision_sae.cli import checks
     from vision_sae.errors import InvalidInputError
     from vision_sae.models.names import check_sites
@@ -154,12 +216,12 @@ def _evidence(
     *,
     overwrite: bool,
 ) -> Any:
-    """Where the evidence of a bundle lies, or of a model's neurons, which is collected first."""
+    """The evidence of a bundle, or of a model's neurons, which is collected first."""
     from vision_sae.activations.harvest import choose
-    from vision_sae.descriptions.batch import EvidenceFolder
-    from vision_sae.descriptions.evidence.neurons import collect_neurons
+    from vision_sae.evidence.neuron_pass import collect_neurons
     from vision_sae.files import sha256_json
-    from vision_sae.models.registry import load_model
+    from vision_sae.labels.batch import EvidenceFolder
+    from vision_sae.models.loading import load_model
     from vision_sae.resources import model_resource
 
     if pictures is None:

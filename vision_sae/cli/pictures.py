@@ -1,4 +1,4 @@
-"""What commands that read pictures share: the option --strict, and the account at their end."""
+"""Shared parts of commands that read pictures: the option --strict and the final summary."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="End where a file would be skipped or a caption matches no picture."
+        "--strict",
+        help="Refuse unreadable files and captions that match no picture, instead of skipping.",
     ),
 ]
 
 
 def tell(reading: Reading) -> None:
-    """Say how many pictures were read, and on stderr what was left out and why."""
+    """Print the number of pictures read, and on stderr the skipped files with reasons."""
     typer.echo(reading.summary())
     for line in reading.details():
         typer.secho(line, fg="yellow", err=True)

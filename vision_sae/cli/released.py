@@ -1,4 +1,4 @@
-"""Commands of released dictionaries: which there are, and fetching one."""
+"""Commands of released dictionaries: dictionaries, fetch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 
 from vision_sae.cli.command import Overwrite, command
+from vision_sae.tables import table
 
 
 @command()
 def dictionaries(
     index: Annotated[
-        str | None, typer.Option(help="URL or path of an index; what is here when absent.")
+        str | None,
+        typer.Option(help="URL or path of an index; dictionaries on this machine by default."),
     ] = None,
 ) -> None:
-    """List released dictionaries: those that ship and those that were fetched, or an index's."""
+    """List released dictionaries: shipped and fetched ones, or those of an index."""
     from vision_sae.dictionaries.released.fetching import read_index
-    from vision_sae.dictionaries.released.registry import fetched, shipped
+    from vision_sae.dictionaries.released.lookup import fetched, shipped
 
     if index is None:
         listed = [(entry, "ships") for entry in shipped().values()]
@@ -28,7 +30,7 @@ def dictionaries(
     if not listed:
         typer.echo("no dictionaries; `vision-sae fetch NAME --index URL` fetches one")
         return
-    rows = [("name", "width", "k", "EV", "labels", "")]
+    header, rows = ("name", "width", "k", "EV", "labels", ""), list[tuple[str, ...]]()
     for entry, where in listed:
         variance = entry.explained_variance
         rows.append(
@@ -41,10 +43,7 @@ def dictionaries(
                 where,
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [cell.rjust(w) for cell, w in zip(others[:-1], widths[1:], strict=False)]
-        typer.echo("  ".join([first.ljust(widths[0]), *cells, others[-1]]).rstrip())
+    typer.echo(table(header, rows, right={1, 2, 3, 4}, rule=False))
 
 
 @command()
@@ -53,16 +52,17 @@ def fetch(
         str, typer.Argument(help="demo:dinov2-s/blocks.10.update, hf-hub:ORG/NAME, ...")
     ],
     index: Annotated[
-        str | None, typer.Option(help="https:// or file:// URL, or path, of the index it is in.")
+        str | None,
+        typer.Option(help="https:// or file:// URL, or path, of the dictionary's index."),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Directory of the copy to make; in the cache when absent.")
+        Path | None, typer.Option(help="Directory of the copy; in the cache by default.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Copy or download a released dictionary, so that it can be loaded by its name."""
     from vision_sae.dictionaries.released.fetching import fetch as run
-    from vision_sae.dictionaries.released.registry import shipped
+    from vision_sae.dictionaries.released.lookup import shipped
 
     place = run(name, index=index, to=to, overwrite=overwrite)
     ships = " ships with the package" if to is None and name in shipped() else ""

@@ -1,4 +1,4 @@
-"""The command by which people judge labels: review."""
+"""The command review, with which people judge labels."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ def review(
     ratings: Annotated[
         int, typer.Option(help="Pictures drawn for each label, to rate it on.", min=2)
     ] = 10,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn at random.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of all draws.", min=0)] = 0,
     labelled_only: Annotated[
         bool, typer.Option("--labelled-only", help="Leave out features without a label.")
     ] = False,
     answers: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Sum up answers instead: a file that the quiz let somebody download; may be "
-            "repeated.",
+            help="Summarise answers instead: a file downloaded from the quiz; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +38,7 @@ def review(
 ) -> None:
     """Show features on a contact sheet and ask people about their labels in a blind quiz.
 
-    With --answers, keeps people's answers beside the quiz and tells what all of them amount to.
+    With --answers, stores answers beside the quiz and prints a summary of all answers.
     """
     from vision_sae.artifacts import BUNDLE
     from vision_sae.cli.checks import check_exists
@@ -48,14 +47,14 @@ def review(
     for path in answers or []:
         check_exists(path, "file of answers", field="answers")
 
-    from vision_sae.bundles.bundle import Bundle
-    from vision_sae.descriptions.evidence.bundle import BundleEvidence
-    from vision_sae.descriptions.review.quiz import FILES, PAGE, write_quiz
-    from vision_sae.descriptions.review.ratings import SUMMARY, lines, take_answers
-    from vision_sae.descriptions.review.sample import sample
-    from vision_sae.descriptions.review.sheet import write_sheet
+    from vision_sae.bundles.read import read_bundle
+    from vision_sae.evidence.bundle import BundleEvidence
+    from vision_sae.labels.review.quiz import FILES, PAGE, write_quiz
+    from vision_sae.labels.review.ratings import SUMMARY, lines, take_answers
+    from vision_sae.labels.review.sample import sample
+    from vision_sae.labels.review.sheet import write_sheet
 
-    opened = Bundle(bundle)
+    opened = read_bundle(bundle)
     if answers:
         for line in lines(take_answers(out, BundleEvidence(opened).identity, answers)):
             typer.echo(line)
@@ -63,9 +62,9 @@ def review(
         return
     check_output_folder(out, FILES, inputs=[bundle], overwrite=True)
     chosen = sample(opened, features, named=feature or (), seed=seed, labelled_only=labelled_only)
-    made = write_quiz(opened, out, chosen, ratings=ratings, seed=seed, overwrite=overwrite)
+    numbers = write_quiz(opened, out, chosen, ratings=ratings, seed=seed, overwrite=overwrite)
     typer.echo(f"{write_sheet(opened, out, chosen)}: {len(chosen.units)} features")
     typer.echo(
-        f"{out / PAGE}: {made['intruder']} intruders, {made['label']} choices of a label, "
-        f"{made['rating']} ratings"
+        f"{out / PAGE}: {numbers['intruder']} intruders, {numbers['label']} choices of a label, "
+        f"{numbers['rating']} ratings"
     )

@@ -1,4 +1,4 @@
-"""One picture of the whole answer: each feature's overlay with its label and its exemplars."""
+"""One picture of a whole answer: overlay, label and exemplars of each feature."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _SIDE, _GAP, _TEXT = 150, 10, 34
 _EXEMPLARS = 4
 
 
-class Row(NamedTuple):
+class FeatureRow(NamedTuple):
     """One feature of the answer."""
 
     overlay: Image.Image
     label: str
-    """The label, or that there is none."""
+    """The label, or a note that there is none."""
     figures: str
     """Its number and activation."""
     exemplars: Sequence[bytes]
-    """Thumbnails of pictures that fire it, as encoded files."""
+    """Thumbnails of pictures that fire the feature, as encoded files."""
 
 
 def _square(image: Image.Image) -> Image.Image:
@@ -33,8 +33,8 @@ def _square(image: Image.Image) -> Image.Image:
     return square
 
 
-def montage(rows: Sequence[Row]) -> Image.Image:
-    """Overlay at the left, exemplars at the right, one feature a row."""
+def montage(rows: Sequence[FeatureRow]) -> Image.Image:
+    """Paint one row per feature, with the overlay at the left and exemplars at the right."""
     columns = 1 + _EXEMPLARS
     height = _SIDE + _TEXT + _GAP
     sheet = Image.new("RGB", (columns * (_SIDE + _GAP) + _GAP, len(rows) * height + _GAP), "white")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_sae.demo.montage import Row, montage
+from vision_sae.demo.montage import FeatureRow, montage
 from vision_sae.pictures.folder import Picture
 from vision_sae.places import check_output_folder
 from vision_sae.tensors import from_proto
@@ -19,7 +19,7 @@ FILES = (
     *("answer.json", "answer.png", "index.html", "picture.*"),
     *("*-feature-*.png", "*-exemplar-*.jpg", "clip", "steered"),
 )
-"""What a folder of the demo's answers may hold."""
+"""Patterns of all files in a folder of the demo's answers."""
 _EXEMPLARS = 6
 _MONTAGE_ROWS = 5
 _AUC = description_pb2.SCORE_METRIC_DETECTION_AUC
@@ -40,7 +40,7 @@ def _box(box: image_pb2.Box) -> list[float]:
 
 
 def _detection_auc(description: description_pb2.Description) -> float | None:
-    """How well the label tells the feature's pictures from random others; None when not scored."""
+    """Detection AUC of the label against random pictures; None without that score."""
     for score in description.scores:
         if (score.metric, score.negatives) == (_AUC, _RANDOM):
             return round(score.value, 4)
@@ -56,19 +56,18 @@ def answer_json(
     """The answer in plain JSON; a label is null where the describer abstained, and ``judged_by`` is
     null where no independent judge has confirmed it."""
     features = []
-    for found in answer.features:
-        description = found.feature.description
+    for item in answer.features:
+        description = item.feature.description
         features.append(
             {
-                "feature": found.feature.index,
-                "activation": round(found.max_activation, 4),
+                "feature": item.feature.index,
+                "activation": round(item.max_activation, 4),
                 "label": description.text if description.HasField("text") else None,
                 "judged_by": description.judged_by or None,
                 "detection_auc": _detection_auc(description),
                 "abstention": description.abstention_reason or None,
                 "patches": [
-                    {"box": _box(p.box), "activation": round(p.activation, 4)}
-                    for p in found.patches
+                    {"box": _box(p.box), "activation": round(p.activation, 4)} for p in item.patches
                 ],
                 "exemplars": [
                     {
@@ -76,7 +75,7 @@ def answer_json(
                         "box": _box(e.box),
                         "activation": round(e.activation, 4),
                     }
-                    for e in found.feature.exemplars
+                    for e in item.feature.exemplars
                 ],
             }
         )
@@ -91,20 +90,22 @@ def answer_json(
 
 
 def label(row: dict[str, Any]) -> str:
-    """The label of a feature of `answer_json`, marked where it is a guess, or why there is none."""
+    """The label of a feature of `answer_json`, with guesses marked, or the reason for none."""
     if row["label"] is None:
         return f"no label: {row['abstention'] or 'not described'}"
-    said: str = row["label"]
-    return said if row["judged_by"] else f"guess: {said}"
+    text: str = row["label"]
+    return text if row["judged_by"] else f"guess: {text}"
 
 
 def pictured(features: Sequence[dict[str, Any]]) -> tuple[list[int], str]:
-    """Which features of `answer_json` are shown in ``answer.png``, and the rule by which they are
-    chosen, in words. The features come in the order of how much they say about the picture."""
-    confirmed, said = [], set[str]()
+    """The features of `answer_json` to show in ``answer.png``, and the rule of the choice in words.
+
+    The features are ordered from the most informative one.
+    """
+    confirmed, labels = [], set[str]()
     for place, row in enumerate(features):
-        if row["label"] and row["judged_by"] and row["label"] not in said:
-            said.add(row["label"])
+        if row["label"] and row["judged_by"] and row["label"] not in labels:
+            labels.add(row["label"])
             confirmed.append(place)
     if not confirmed:
         return list(range(len(features)))[:_MONTAGE_ROWS], (
@@ -117,8 +118,7 @@ def pictured(features: Sequence[dict[str, Any]]) -> tuple[list[int], str]:
 
 
 def _judged(description: description_pb2.Description) -> str:
-    """What the judge measured who confirmed the label; without one, how well the label tells the
-    feature's pictures from others."""
+    """The scores by the judge who confirmed the label; for a guess, the detection AUC."""
     if not description.judged_by:
         auc = _detection_auc(description)
         return f"not confirmed; detection AUC {'-' if auc is None else auc}"
@@ -148,12 +148,12 @@ def write_report(
     shutil.copyfile(picture.path, out / f"picture{picture.path.suffix}")
     seen = open_picture(picture.path)
     sections, rows = [], []
-    for rank, found in enumerate(answer.features, start=1):
-        name = f"{rank:02d}-feature-{found.feature.index}.png"
-        drawn = overlay(seen, from_proto(found.heatmap), answer.grid, found.patches)
+    for rank, item in enumerate(answer.features, start=1):
+        name = f"{rank:02d}-feature-{item.feature.index}.png"
+        drawn = overlay(seen, from_proto(item.heatmap), answer.grid, item.patches)
         (out / name).write_bytes(png(drawn))
         exemplars = []
-        for place, exemplar in enumerate(found.feature.exemplars[:_EXEMPLARS]):
+        for place, exemplar in enumerate(item.feature.exemplars[:_EXEMPLARS]):
             thumbnail = f"{rank:02d}-exemplar-{place}.jpg"
             (out / thumbnail).write_bytes(exemplar.thumbnail.data)
             exemplars.append(
@@ -162,9 +162,9 @@ def write_report(
             )
         row = data["features"][rank - 1]
         figures = f"feature {row['feature']}, activation {row['activation']:.2f}"
-        judged = _judged(found.feature.description)
-        thumbnails = [e.thumbnail.data for e in found.feature.exemplars]
-        rows.append(Row(drawn, label(row), f"{figures}; {judged}", thumbnails))
+        judged = _judged(item.feature.description)
+        thumbnails = [e.thumbnail.data for e in item.feature.exemplars]
+        rows.append(FeatureRow(drawn, label(row), f"{figures}; {judged}", thumbnails))
         sections.append(
             f'<section><img src="{name}" alt="where feature {row["feature"]} fires"><div>'
             f"<h2>{html.escape(label(row))}</h2>"
@@ -179,9 +179,9 @@ def write_report(
         f'<img src="picture{picture.path.suffix}" alt="{html.escape(picture.caption)}">'
         f"<p>{html.escape(picture.caption)}. The dictionary <b>{answer.dictionary}</b> explains "
         f"{data['explained_variance']:.1%} of it; recall@10 of its patch index is "
-        f"{data['recall_at_10']:.3f}.</p><p>What says most about the picture comes first: "
-        "confirmed labels, then what is strong here and seldom elsewhere. A guess is a label that "
-        f"no independent judge has confirmed. {rule}</p>{''.join(sections)}</html>"
+        f"{data['recall_at_10']:.3f}.</p><p>The most informative features come first: "
+        "confirmed labels, then features that are strong here and rare elsewhere. A guess is a "
+        f"label that no independent judge has confirmed. {rule}</p>{''.join(sections)}</html>"
     )
     (out / "answer.json").write_text(json.dumps(data, indent=1) + "\n")
     return data

@@ -1,7 +1,7 @@
 """The main job on the embedded default: pictures -> features, evidence and labels over gRPC.
 
-Every stage is the public command's own function, so the demo is also the shortest true example of
-how the pieces fit. Stages that are done are reused.
+Every stage calls the function behind the public command, so the demo is also the shortest complete
+example. Finished stages are reused.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 
 from vision_sae.activations.harvest import choose, harvest
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles.build import build, is_current
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.build import build, current_bundle
+from vision_sae.bundles.read import Bundle
 from vision_sae.config import Config, HarvestConfig, TrainConfig
-from vision_sae.demo import generations
+from vision_sae.demo import CORPUS, generations
 from vision_sae.demo.both import harvest_both
 from vision_sae.demo.report import FILES, label, write_report
-from vision_sae.descriptions.again import JUDGED_AGAIN, judge_again
 from vision_sae.descriptions.describe import describe_bundle, is_described
 from vision_sae.dictionaries.pipeline import train_dictionary
+from vision_sae.labels.again import JUDGED_AGAIN, judge_again
 from vision_sae.models.clip import ClipModel
-from vision_sae.models.registry import load_model
+from vision_sae.models.loading import load_model
 from vision_sae.models.vit import VitModel
 from vision_sae.pictures.folder import Picture, image_folder
 from vision_sae.places import check_output_folder
@@ -36,26 +36,25 @@ from vision_sae.resources import dictionary_resource, model_resource
 from vision_sae.v1.attribution_service_pb2 import ENCODE_ORDER_INFORMATIVE, EncodeResponse
 from vision_sae.v1.generation_service_pb2 import GenerationSettings
 
-CORPUS = Path(__file__).parent / "corpus"
 SITE = "blocks.10.update"
-"""Where targets are near: what attributions are best asked about."""
+"""A late site, close to the targets: the best site for attributions."""
 VIT, CLIP = "demo:dinov2-s", "demo:clip"
 MODELS = {VIT: "blocks.8.update", CLIP: "blocks.9.update"}
-"""The earlier site of each that is harvested; the first blocks of both are the same."""
+"""{model: its earlier harvested site}; the first blocks of both models are the same."""
 RELEASED = (f"{VIT}/{SITE}", f"{CLIP}/{SITE}")
-"""Dictionaries that the demo shows: trained and labelled on far more pictures, they come with the
-package. `vision_sae.load_dictionary` has those of the earlier sites too."""
+"""Released dictionaries that the demo shows. They were trained and labelled on far more pictures.
+`vision_sae.load_dictionary` also loads those of the earlier sites."""
 WORK = Path("runs/demo")
-"""Where everything is kept, as the command has it."""
+"""The default work folder of the command."""
 _KEPT = ("vit", "clip", "generator", "my-dictionary", "demo-*", "probes", ".*")
-"""What the folder of stores, dictionaries and bundles may hold; older ones of it are replaced."""
+"""Patterns of all entries of the work folder; older entries are replaced."""
 _HELDOUT_IMAGES = 80
 _TRAINING = TrainConfig(site=MODELS[VIT], steps=200, expansion=2, k=16)
-"""Of the dictionary that is trained before one's eyes: small, to be there in a minute."""
+"""Settings of the dictionary that the demo trains: small, so that training takes a minute."""
 _LOOKED_AT = 48
-"""Held-out pictures of which the demo asks about the one that most labels speak of."""
+"""Number of held-out pictures among which the demo chooses the one with most labels."""
 _SHOWN = 12
-"""Features of an answer."""
+"""Number of features in an answer."""
 
 
 @dataclass
@@ -74,40 +73,40 @@ class Stages:
 
 
 def most_telling(encode: Callable[[Picture], EncodeResponse]) -> Picture:
-    """The held-out picture of which the most features, among the first of its answer, have a label
-    that captions have confirmed: it is in no training split, and nobody chose it by hand."""
+    """The held-out picture with the most caption-confirmed labels among the first features of its
+    answer. The picture is in no training split, and the choice is automatic."""
 
     def named(picture: Picture) -> int:
-        found = (item.feature.description for item in encode(picture).features)
-        return sum("captions" in description.judged_by for description in found)
+        descriptions = (item.feature.description for item in encode(picture).features)
+        return sum("captions" in description.judged_by for description in descriptions)
 
     return max(choose(image_folder(CORPUS / "heldout"), _LOOKED_AT), key=named)
 
 
 def bundle_path(model: str, site: str = SITE, work: Path = WORK) -> Path:
-    """Where the demo keeps the bundle of a site of a model."""
+    """The demo's path for the bundle of a model's site."""
     return work / f"demo-{model.removeprefix('demo:')}-block{site.split('.')[1]}"
 
 
 class Harvested(NamedTuple):
-    """What both models made of the pictures."""
+    """The activation stores of both models."""
 
     vit: ActivationStore
     clip: ActivationStore
     heldout: ActivationStore
-    """What the ViT made of held-out pictures."""
+    """The store of the ViT over held-out pictures."""
 
     def store(self, model: str) -> ActivationStore:
-        """The store of a model by its name."""
+        """The training store of a model, by the model's name."""
         return self.clip if model == CLIP else self.vit
 
 
 def harvest_pictures(work: Path, stages: Stages) -> Harvested:
-    """Both models look at the corpus at once; whatever is there already is kept."""
+    """Harvest both models in one pass over the corpus; finished stores are reused."""
     pictures = image_folder(CORPUS / "train")
     of_vit = HarvestConfig(model=VIT, sites=(MODELS[VIT], SITE))
     of_clip = HarvestConfig(model=CLIP, sites=(MODELS[CLIP], SITE), text_aligned=True)
-    with stages.stage("harvest", f"what {VIT} and {CLIP} make of {len(pictures)} pictures"):
+    with stages.stage("harvest", f"vectors of {VIT} and {CLIP} for {len(pictures)} pictures"):
         vit, clip = load_model(VIT), load_model(CLIP)
         assert isinstance(vit, VitModel)
         assert isinstance(clip, ClipModel)
@@ -119,34 +118,36 @@ def harvest_pictures(work: Path, stages: Stages) -> Harvested:
     return Harvested(seen, by_clip, held)
 
 
-def train_one(found: Harvested, work: Path, stages: Stages, config: Config) -> Bundle:
-    """Train, build and describe a dictionary; whatever is there already is kept."""
+def train_one(stores: Harvested, work: Path, stages: Stages, config: Config) -> Bundle:
+    """Train, build and describe a dictionary; finished stages are reused."""
     path, dictionary = work / "my-dictionary", work / "vit" / "dictionary"
-    width = _TRAINING.expansion * found.vit.sites[MODELS[VIT]]
+    width = _TRAINING.expansion * stores.vit.sites[MODELS[VIT]]
     with stages.stage("train", f"a TopK SAE of {VIT} at {_TRAINING.site}, {width} features"):
         metrics = train_dictionary(
-            found.vit, dictionary, _TRAINING, {"heldout": found.heldout}, overwrite=True
+            stores.vit, dictionary, _TRAINING, {"heldout": stores.heldout}, overwrite=True
         )
         print(f"held-out pictures: {_shown(metrics['heldout'])}")
     with stages.stage("build", "its codes, statistics, exemplars and patch index"):
-        bundle = _current(path, found.vit, dictionary, config)
+        bundle = _current(path, stores.vit, dictionary, config)
     with stages.stage("describe", "label every feature, judge the label, or abstain"):
         if not is_described(bundle, config.describe):
-            bundle = describe_bundle(path, config.describe)
+            bundle = describe_bundle(path, config.describe, bundle=bundle)
         _print_labels(bundle)
     return bundle
 
 
-def build_released(name: str, found: Harvested, work: Path, stages: Stages, config: Config) -> Path:
-    """The bundle of a released dictionary over the demo's pictures, with its labels judged anew."""
+def build_released(
+    name: str, stores: Harvested, work: Path, stages: Stages, config: Config
+) -> Path:
+    """The bundle of a released dictionary over the demo's pictures, with its labels judged
+    again."""
     model, _, site = name.rpartition("/")
     path = bundle_path(model, site, work)
     with stages.stage(f"build {path.name}", f"the released dictionary {name} on the same pictures"):
-        _current(path, found.store(model), name, config)
-        bundle = judge_again(path)
+        bundle = judge_again(path, _current(path, stores.store(model), name, config))
         _print_labels(bundle)
         doubted = bundle.manifest["describe"][JUDGED_AGAIN]["doubted"]
-        print(f"{doubted} of the labels do not hold for these pictures: they are guesses here")
+        print(f"{doubted} of the labels do not hold for these pictures and become guesses")
     return path
 
 
@@ -163,15 +164,14 @@ def _shown(metrics: dict[str, float]) -> str:
 
 
 def _current(path: Path, store: ActivationStore, dictionary: Path | str, config: Config) -> Bundle:
-    """The bundle that is there, if it was made from just these, or a new one."""
-    if is_current(path, store, dictionary, config.build):
-        return Bundle(path)
-    return build(store, dictionary, path, config.build, overwrite=True)
+    """An existing bundle of the same store and dictionary, or a new bundle."""
+    current = current_bundle(path, store, dictionary, config.build)
+    return current or build(store, dictionary, path, config.build, overwrite=True)
 
 
 @contextmanager
 def serving(bundles: Sequence[Path], port: int = 0) -> Iterator[str]:
-    """The server as a process of its own; yields its address, and stops it at the end."""
+    """Run the server in another process; yield its address, and stop the server at the end."""
     command = [
         sys.executable, "-m", "vision_sae.cli", "serve", *map(str, bundles),
         "--port", str(port), "--clip", CLIP,
@@ -188,12 +188,11 @@ def serving(bundles: Sequence[Path], port: int = 0) -> Iterator[str]:
 
 
 def ask(address: str, bundle: str, stages: Stages, out: Path) -> dict[str, Any]:
-    """Ask about the most telling picture through the client, and write the answer of one dictionary
-    down."""
+    """Encode the most telling picture through the client, and write one dictionary's answer."""
     from vision_sae_client import Client
 
     name, order = dictionary_resource(bundle), ENCODE_ORDER_INFORMATIVE
-    says = f"which features of {name} fire in a picture that it never saw?"
+    says = f"which features of {name} fire in a held-out picture?"
     with stages.stage(f"ask {bundle}", says), Client(address) as client:
 
         def encode(picture: Picture, *, full: bool = False) -> EncodeResponse:
@@ -207,13 +206,13 @@ def ask(address: str, bundle: str, stages: Stages, out: Path) -> dict[str, Any]:
 
 
 def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
-    """Turn one feature of the generator up, and write the picture beside its twin."""
+    """Raise one feature of the generator, and write the picture beside its unedited twin."""
     from vision_sae_client import Client, report, steering
     from vision_sae_client.edits import edit
 
     feature = generations.strongest_cause(bundle)
-    said = bundle.descriptions.get(feature, {}).get("text") or "no label"
-    says = f"feature {feature} of {bundle.name} ({said}) turned up"
+    text = bundle.descriptions.get(feature, {}).get("text") or "no label"
+    says = f"feature {feature} of {bundle.name} ({text}) turned up"
     with stages.stage("steer", says), Client(address, timeout=600) as client:
         name = f"{dictionary_resource(bundle.name)}/features/{feature}"
         settings = GenerationSettings(
@@ -228,15 +227,15 @@ def steer(address: str, bundle: Bundle, stages: Stages, out: Path) -> None:
 
 
 def run(out: Path, work: Path, *, once: bool, port: int, web_port: int) -> None:
-    """Run all stages, write ``out``; without ``once`` keep the server and the page up."""
+    """Run all stages and write ``out``; without ``once``, keep the server and the web page up."""
     from vision_sae.config import load_config
 
     check_output_folder(work, _KEPT, overwrite=True, field="work")
     check_output_folder(out, FILES, inputs=[work], overwrite=True)
     stages, config = Stages(), load_config()
-    found = harvest_pictures(work, stages)
-    mine = train_one(found, work, stages, config)
-    bundles = [build_released(name, found, work, stages, config) for name in RELEASED]
+    stores = harvest_pictures(work, stages)
+    mine = train_one(stores, work, stages, config)
+    bundles = [build_released(name, stores, work, stages, config) for name in RELEASED]
     generated = generations.make_bundle(work, stages.stage, config.build)
     start = time.perf_counter()
     served = [*bundles, mine.path, generated.path]
@@ -255,9 +254,9 @@ def _print_answer(answer: dict[str, Any], out: Path) -> None:
         f"\n{answer['image']}: the dictionary explains {answer['explained_variance']:.1%} of it; "
         f"recall@10 of the patch index is {answer['recall_at_10']:.3f}"
     )
-    for found in answer["features"]:
-        shown = label(found)
-        print(f"  feature {found['feature']:>5}  activation {found['activation']:6.2f}  {shown}")
+    for row in answer["features"]:
+        shown = label(row)
+        print(f"  feature {row['feature']:>5}  activation {row['activation']:6.2f}  {shown}")
     print(f"\nwritten: {out / 'answer.json'}, overlays, and {out / 'index.html'}")
 
 

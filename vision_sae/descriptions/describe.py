@@ -11,16 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles.bundle import (
-    DESCRIPTIONS,
-    FORMAT,
-    Bundle,
-    add_descriptions,
-    descriptions_file,
-)
+from vision_sae.bundles.layout import DESCRIPTIONS, FORMAT
+from vision_sae.bundles.publish import add_descriptions, descriptions_file
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.config import DescribeConfig
-from vision_sae.descriptions.evidence.bundle import BundleEvidence
 from vision_sae.descriptions.toolbox import Toolbox, threads_for
+from vision_sae.evidence.bundle import BundleEvidence
 from vision_sae.files import sha256_json
 from vision_sae.places import check_output
 from vision_sae.storage import storing
@@ -28,38 +24,40 @@ from vision_sae.storage import storing
 _LOG = logging.getLogger(__name__)
 
 PROBES = "probes"
-"""Folder beside a bundle where labelling keeps what other bundles and servers can use again."""
+"""Folder beside a bundle for caches of labelling that other bundles and servers can share."""
 
 
 def is_described(bundle: Bundle, config: DescribeConfig) -> bool:
-    """Whether the bundle holds just the descriptions that this configuration would make of it."""
+    """Whether the bundle holds the descriptions that this configuration would produce."""
     toolbox = Toolbox(config, bundle.path.parent / PROBES)
-    made: dict[str, Any] = bundle.manifest.get("describe", {})
-    return made.get("identity") == toolbox.identity()
+    recorded: dict[str, Any] = bundle.manifest.get("describe", {})
+    return recorded.get("identity") == toolbox.identity()
 
 
 def describe_bundle(
     path: Path,
     config: DescribeConfig,
     *,
+    bundle: Bundle | None = None,
     store: ActivationStore | None = None,
     progress: bool = True,
 ) -> Bundle:
-    """Label every feature and publish the bundle at ``path`` anew with the labels.
+    """Label every feature and publish the bundle at ``path`` again, with the labels.
 
-    ``store`` spares the contrastive model a pass over the pictures; see `make_probe`. What was
-    labelled before a stop is kept beside the bundle: the next call labels the other features, and
-    ends in the same labels as an undisturbed one.
+    ``bundle`` is the open bundle at ``path``, if any; a bundle passed here is not read and hashed
+    again. ``store`` saves the contrastive model's pass over the pictures; see `make_probe`. After
+    an interruption, the next call resumes from a journal beside the bundle. Its labels equal those
+    of an uninterrupted call.
     """
-    bundle = Bundle(path)
+    bundle = bundle or read_bundle(path)
     check_output(path, FORMAT, field="bundle")
     evidence = BundleEvidence(bundle)
     toolbox = Toolbox(config, path.parent / PROBES, store=store, progress=progress)
     identity, labeller = toolbox.identity(), toolbox.labeller(evidence)
     width = bundle.dictionary.width
-    journal = path.with_name(f".{path.name}.{_work(identity, evidence)}.{DESCRIPTIONS}")
+    journal = path.with_name(f".{path.name}.{_plan(identity, evidence)}.{DESCRIPTIONS}")
     with storing(journal):
-        rows, whole = _read_journal(journal)
+        rows, length = _read_journal(journal)
         with (
             threads_for(config),
             journal.open("ab") as file,
@@ -71,16 +69,17 @@ def describe_bundle(
                 disable=not progress,
             ) as bar,
         ):
-            file.truncate(whole)
-            for made in labeller.label(evidence, range(len(rows), width)):
-                rows.append(asdict(made))
+            file.truncate(length)
+            for description in labeller.label(evidence, range(len(rows), width)):
+                rows.append(asdict(description))
                 file.write(descriptions_file(rows[-1:]))
-                file.flush()  # from here on it survives the death of this process
+                file.flush()  # the label survives if this process is killed
                 bar.update()
     labelled = sum(row["text"] is not None for row in rows)
     summary = {
-        **config.model_dump(mode="json"),
+        **toolbox.settings(),
         "identity": identity,
+        "computed": toolbox.computed,
         "labelled": labelled,
         "abstained": width - labelled,
     }
@@ -89,25 +88,27 @@ def describe_bundle(
     return described
 
 
-def _work(identity: str, evidence: BundleEvidence) -> str:
-    """What tells one labelling from others: they never go on from each other's labels."""
+def _plan(identity: str, evidence: BundleEvidence) -> str:
+    """The hash of a labelling's inputs: a labelling resumes only from a journal with its hash."""
     return sha256_json([identity, evidence.identity])[:12]
 
 
 def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The labels of the first features, as far as an earlier call came, and their bytes in the
-    file; a line that is not whole, and what follows it, does not count."""
+    """The labels that an earlier call wrote, and their length in bytes.
+
+    The first incomplete line and all later lines are ignored.
+    """
     rows: list[dict[str, Any]] = []
     length = 0
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
-            whole = row["feature"] == number and "text" in row and line.endswith(b"\n")
+            complete = row["feature"] == number and "text" in row and line.endswith(b"\n")
         except (ValueError, TypeError, LookupError):
-            whole = False
-        if not whole:
-            _LOG.warning("%s ends in a part of line %d: labelling goes on there", path, number + 1)
+            complete = False
+        if not complete:
+            _LOG.warning("line %d of %s is incomplete: labelling resumes there", number + 1, path)
             break
         rows.append(row)
         length += len(line)

@@ -1,4 +1,4 @@
-"""Grounded labels with their judges: each is looked up on pictures that its describer never saw."""
+"""Grounded labels with their judges: a label is tested on pictures that its describer never saw."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool
 
 from vision_sae.descriptions.describers.grounded import GroundedDescriber
-from vision_sae.descriptions.evidence.protocol import Evidence, split, spread
-from vision_sae.descriptions.evidence.sources import Sources
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label, label_from_json, read_label
 from vision_sae.descriptions.predicates.ranges import Over
 from vision_sae.descriptions.protocol import JUDGED_BY, Description
 from vision_sae.descriptions.scores.truth import Control, judge, judges_of
+from vision_sae.evidence.protocol import Evidence, split, spread
+from vision_sae.evidence.sources import Sources
 
 _POOL = 96
-"""Units whose labels are the pool of controls, evenly spaced over those that fire."""
+"""Units whose labels form the pool of controls, evenly spaced over the units that fire."""
 CONTROLS = 8
+"""Control labels of a judgement."""
 
 
 class Grounding:
-    """The facts of one evidence, and what they say of labels.
+    """Grounded labels for one evidence, and the judges of any label: captions and pixels.
 
-    Labels of other units are the control; they come from a fixed choice of units, so that a unit's
+    The control is labels of other units. They come from a fixed choice of units, so that a unit's
     label and scores depend on nothing but the evidence.
     """
 
@@ -35,80 +36,82 @@ class Grounding:
         self._pool: list[tuple[Control, str]] | None = None
 
     def label(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
-        """Grounded labels of ``units`` in order, judged; those that fail abstain."""
-        for made in self._describer.describe(evidence, units):
-            yield self.judged(evidence, made)
+        """Grounded labels of ``units`` in order, judged; a label that fails is an abstention."""
+        for description in self._describer.describe(evidence, units):
+            yield self.judged(evidence, description)
 
-    def can_judge(self, made: Description) -> bool:
-        """Whether captions or pixels can look any of a description up."""
-        return made.text is not None and bool(judges_of(self.facts, label_of(made)))
+    def can_judge(self, description: Description) -> bool:
+        """Whether captions or pixels can test any part of a description."""
+        return description.text is not None and bool(judges_of(self.facts, label_of(description)))
 
-    def judged(self, evidence: Evidence, made: Description) -> Description:
-        """A description with what the judges say of it; without its text when it fails.
+    def judged(self, evidence: Evidence, description: Description) -> Description:
+        """A description with the scores of its judges, and without its text when it fails.
 
-        A text that no judge can look up stays as it is, a guess.
+        A text that no judge can test stays unchanged; the text is then a guess.
         """
-        if made.text is None or not self.can_judge(made):
-            return made
-        label = label_of(made)
+        text = description.text
+        if text is None or not self.can_judge(description):
+            return description
         verdict = judge(
             self.facts,
             evidence,
-            made.feature,
-            label,
-            side=self._unseen(evidence, made),
-            controls=self.controls(evidence, made.feature, made.text),
-            over=over_of(made),
+            description.feature,
+            label_of(description),
+            side=self._unseen(evidence, description),
+            controls=self.controls(evidence, description.feature, text),
+            over=over_of(description),
         )
-        details = made.details | {JUDGED_BY: verdict.judged_by}
-        scores = (*made.scores, *verdict.scores)
+        details = description.details | {JUDGED_BY: verdict.judged_by}
+        scores = (*description.scores, *verdict.scores)
         if verdict.judged_by:
-            return replace(made, scores=scores, details=details)
-        own = made.scores[0].value if made.scores else float(made.details.get("gain", 0.0))
-        candidates = made.candidates or ((made.text, own),)
+            return replace(description, scores=scores, details=details)
+        gain = float(description.details.get("gain", 0.0))
+        objective = description.scores[0].value if description.scores else gain
         return replace(
-            made,
+            description,
             text=None,
             abstained=verdict.reason,
             scores=scores,
-            candidates=candidates,
-            details=details | {"rejected": made.text},
+            candidates=description.candidates or ((text, objective),),
+            details=details | {"rejected": text},
         )
 
-    def _unseen(self, evidence: Evidence, made: Description) -> NDArray[np.bool_]:
-        """The pictures (N) that no step of the choice of a label saw.
+    def _unseen(self, evidence: Evidence, description: Description) -> Bool[np.ndarray, N]:
+        """The pictures that no step of the choice of a label saw.
 
-        Other describers look at a half of the unit's own firing pictures and at a half of the
-        silent ones, whatever side their sources are on.
+        The grounded describer looks at the choosing side alone. Every other describer looks at one
+        half of the unit's firing pictures and at one half of the silent pictures.
         """
-        if made.describer == GroundedDescriber.name:
+        if description.describer == GroundedDescriber.name:
             return self.facts.side("judge")
-        described = [firing.image for firing in split(evidence, made.feature).describe]
+        described = [firing.image for firing in split(evidence, description.feature).describe]
         sources = Sources(evidence)
         unseen = sources.none_of(np.array(described, dtype=np.int64))
-        return np.asarray(unseen & (sources.for_scoring | (evidence.peaks(made.feature) > 0)))
+        fires = evidence.peaks(description.feature) > 0
+        return np.asarray(unseen & (sources.for_scoring | fires))
 
     def controls(self, evidence: Evidence, unit: int, text: str) -> Sequence[Control]:
-        """Labels of other units that say something else; the same whenever they are asked for."""
+        """Different labels, of other units; the same labels in every call."""
         if self._pool is None:
             self._pool = []
-            said = set[str]()
-            for made in self._describer.describe(evidence, spread(evidence, _POOL)):
-                if made.text is not None and made.text not in said:
-                    said.add(made.text)
-                    self._pool.append((Control(made.feature, label_of(made)), made.text))
+            texts = set[str]()
+            for description in self._describer.describe(evidence, spread(evidence, _POOL)):
+                if description.text is not None and description.text not in texts:
+                    texts.add(description.text)
+                    control = Control(description.feature, label_of(description))
+                    self._pool.append((control, description.text))
         others = [c for c, other in self._pool if c.unit != unit and other != text]
         chosen = np.random.default_rng(unit).permutation(len(others))[:CONTROLS]
         return [others[i] for i in sorted(chosen.tolist())]
 
 
-def over_of(made: Description) -> Over:
-    """Over what the truth of a description is compared with the activation."""
-    return "patches" if made.details.get("over") == "patches" else "pictures"
+def over_of(description: Description) -> Over:
+    """Whether a description's truth is compared with the activation by picture or by patch."""
+    return "patches" if description.details.get("over") == "patches" else "pictures"
 
 
-def label_of(made: Description) -> Label:
-    """What of a description can be looked up."""
-    if "label" in made.details:
-        return label_from_json(made.details["label"])
-    return read_label(made.text or "")
+def label_of(description: Description) -> Label:
+    """The part of a description that captions and pixels can test."""
+    if "label" in description.details:
+        return label_from_json(description.details["label"])
+    return read_label(description.text or "")

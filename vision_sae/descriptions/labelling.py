@@ -1,4 +1,4 @@
-"""Labels: what a describer says, judged on pictures that it has not seen, or an abstention."""
+"""Labels: the text of a describer, judged on pictures that the describer has not seen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_sae.descriptions.evidence.protocol import Evidence, spread
 from vision_sae.descriptions.grounding import Grounding
 from vision_sae.descriptions.protocol import Describer, Description, Metric
-from vision_sae.descriptions.scores.scorer import CONTROLS, JUDGED_BY, Scorer, abstain
+from vision_sae.descriptions.scoring.scorer import CONTROLS, JUDGED_BY, Scorer, abstain
+from vision_sae.evidence.protocol import Evidence, spread
 
 _POOL = 128
-"""Units whose labels are the pool of controls, evenly spaced over those that fire."""
+"""Units whose labels form the pool of controls, evenly spaced over the units that fire."""
 
 
 class _Control(NamedTuple):
@@ -25,11 +25,11 @@ class _Control(NamedTuple):
 
 
 class Labeller:
-    """A describer and the scores of what it says.
+    """A describer with the scores of its labels.
 
-    Each label is compared with labels of other units, the permuted-label control. These come from a
-    fixed choice of units of the same evidence, so a unit's label, scores and control depend on
-    nothing but the evidence.
+    A label is compared with labels of other units, the permuted-label control. The control labels
+    come from a fixed choice of units, so a unit's label, scores and control depend on nothing but
+    the evidence.
     """
 
     def __init__(
@@ -39,9 +39,11 @@ class Labeller:
         metrics: Sequence[Metric],
         grounding: Grounding | None = None,
     ) -> None:
-        """With a ``grounding`` captions and pixels decide which labels stand, where they can look
-        them up. What they cannot look up stands or falls by the ``scorer``, and without one as the
-        describer makes it; it is a guess."""
+        """``grounding`` decides about the labels that captions and pixels can test.
+
+        The ``scorer`` decides about all other labels. Without a scorer, such a label stands as the
+        describer wrote it. A label that no judge confirmed is a guess.
+        """
         self.describer = describer
         self.scorer = scorer
         self._grounding = grounding
@@ -51,24 +53,31 @@ class Labeller:
     def label(
         self, evidence: Evidence, units: Iterable[int], metrics: Sequence[Metric] = ()
     ) -> Iterator[Description]:
-        """The labels of ``units`` in order, scored by ``metrics``; with none, by the usual ones.
-        What decides whether one abstains is measured in any case."""
+        """The labels of ``units`` in order, scored by ``metrics`` or the configured metrics.
+
+        The metric that decides about abstention is measured in any case.
+        """
         wanted = metrics or self._metrics
-        for made in self.describer.describe(evidence, units):
-            if made.text is None:
-                yield made
+        for description in self.describer.describe(evidence, units):
+            if description.text is None:
+                yield description
                 continue
-            looked_up = self._grounding is not None and self._grounding.can_judge(made)
+            judgeable = self._grounding is not None and self._grounding.can_judge(description)
             if self.scorer is not None:
-                made = self._scored(
-                    self.scorer, evidence, made, made.text, wanted, decides=not looked_up
+                description = self._scored(
+                    self.scorer,
+                    evidence,
+                    description,
+                    description.text,
+                    wanted,
+                    decides=not judgeable,
                 )
-            if looked_up and self._grounding is not None:
-                made = self._grounding.judged(evidence, made)
-            yield made
+            if judgeable and self._grounding is not None:
+                description = self._grounding.judged(evidence, description)
+            yield description
 
     def controls(self, evidence: Evidence, unit: int, text: str) -> list[str]:
-        """Labels of other units that say something else; the same whenever they are asked for."""
+        """Different labels, of other units; the same labels in every call."""
         others = [c.text for c in self._pool(evidence) if c.unit != unit and c.text != text]
         count = min(CONTROLS, len(others))
         chosen = np.random.default_rng(unit).choice(len(others), count, replace=False)
@@ -76,8 +85,8 @@ class Labeller:
 
     def _pool(self, evidence: Evidence) -> list[_Control]:
         if evidence.identity not in self._pools:
-            made = self.describer.describe(evidence, spread(evidence, _POOL))
-            texts = {d.text: d.feature for d in made if d.text is not None}
+            descriptions = self.describer.describe(evidence, spread(evidence, _POOL))
+            texts = {d.text: d.feature for d in descriptions if d.text is not None}
             self._pools[evidence.identity] = [_Control(unit, t) for t, unit in texts.items()]
         return self._pools[evidence.identity]
 
@@ -85,21 +94,22 @@ class Labeller:
         self,
         scorer: Scorer,
         evidence: Evidence,
-        made: Description,
+        description: Description,
         text: str,
         metrics: Sequence[Metric],
         *,
         decides: bool,
     ) -> Description:
-        controls = self.controls(evidence, made.feature, text)
+        unit = description.feature
+        controls = self.controls(evidence, unit, text)
         measured = tuple(dict.fromkeys((*metrics, JUDGED_BY)))
-        scores = scorer.score(evidence, made.feature, text, measured, control_texts=controls)
+        scores = scorer.score(evidence, unit, text, measured, control_texts=controls)
         reason = abstain(scores) if decides else ""
-        own = made.scores[0].value if made.scores else 0.0
+        objective = description.scores[0].value if description.scores else 0.0
         return replace(
-            made,
+            description,
             text=None if reason else text,
             abstained=reason,
-            scores=(*made.scores, *scores),
-            candidates=made.candidates or ((text, own),),
+            scores=(*description.scores, *scores),
+            candidates=description.candidates or ((text, objective),),
         )

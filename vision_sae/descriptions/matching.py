@@ -1,7 +1,7 @@
-"""Whether a label speaks of something: whole words, so that "red" is not in "colored".
+"""Whether a label contains a word or phrase: whole words, so that "red" does not match "colored".
 
-Case and English plurals make no difference: "Dogs" finds "a dog". A query of several words is a
-phrase: they must follow each other in the label.
+Case and English plurals make no difference: "Dogs" matches "a dog". A query of several words is a
+phrase: the words must follow each other in the label.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IRREGULAR = {
     "women": "woman",
 }
 _SINGULAR = frozenset({"always", "gas", "lens", "news", "series", "species", "yes"})
-"""Words that end like a plural and are none."""
+"""Singular words that end like a plural."""
 _ENDINGS = (
     (re.compile(r"(?<=\w{2})ies$"), ("y", "ie")),
     (re.compile(r"(?<=\w)ves$"), ("f", "fe", "ve")),
@@ -36,7 +36,7 @@ _ENDINGS = (
 
 @lru_cache(maxsize=65536)
 def _singulars(word: str) -> frozenset[str]:
-    """The word and whatever it may be the plural of; spelling alone does not always tell."""
+    """The word and every possible singular of the word: spelling alone can leave several."""
     if word in _IRREGULAR:
         return frozenset({word, _IRREGULAR[word]})
     if word not in _SINGULAR:
@@ -51,16 +51,16 @@ def _words(text: str) -> list[frozenset[str]]:
 
 
 def matches(query: str, text: str) -> bool:
-    """Whether ``text`` holds the word or phrase ``query``.
+    """Whether ``text`` contains the word or phrase ``query``.
 
     Raises `InvalidInputError` for a query without a letter or digit.
     """
-    wanted, found = _words(query), _words(text)
+    wanted, words = _words(query), _words(text)
     if not wanted:
         raise InvalidInputError(
             f"the query {query!r} holds no word; give a word or a phrase", field="query"
         )
     return any(
-        all(not w.isdisjoint(f) for w, f in zip(wanted, found[start:], strict=False))
-        for start in range(len(found) - len(wanted) + 1)
+        all(not a.isdisjoint(b) for a, b in zip(wanted, words[start:], strict=False))
+        for start in range(len(words) - len(wanted) + 1)
     )

@@ -1,4 +1,4 @@
-"""What every describer takes and returns."""
+"""The types of labelling: a description, its scores, and the describer that writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.evidence.protocol import Evidence
 
 Metric = Literal[
     "pmi",
@@ -26,14 +26,14 @@ Metric = Literal[
     "lift",
     "silent_share",
 ]
-"""Definitions of quality; ``description.proto`` tells what each means."""
+"""Names of quality measures; ``description.proto`` defines each."""
 Negatives = Literal["", "random", "hard"]
-"""What the counter-examples of a score were: none, drawn from all silent pictures, or the silent
-pictures that resemble the firing ones most."""
+"""The counter-examples of a score: none, a random draw from all silent pictures, or the silent
+pictures most similar to the firing pictures."""
 
 
 JUDGED_BY = "judged_by"
-"""The detail of a description that names the judge who confirmed it."""
+"""The detail of a description that names the judge that confirmed the text."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class Score:
     metric: Metric
     value: float
     n: int
-    """Number of independent pictures (or trials) it was measured on."""
+    """Number of independent pictures (or trials) that the score rests on."""
     lower: float | None = None
-    """Lower end of the 95 % bootstrap interval; None when none was computed."""
+    """Lower end of the 95 % bootstrap interval; None when no interval was computed."""
     upper: float | None = None
-    """Upper end of the same."""
+    """Upper end of the same interval."""
     control: float | None = None
-    """The same score of texts taken from other units; None when it was not run."""
+    """The same score for texts of other units; None when no control was measured."""
     negatives: Negatives = ""
     judge: str = ""
-    """What looked up the truth of the text: ``captions``, ``pixels``, ``scenes``, ``steering``, or
-    the name of a contrastive model. Empty: the contrastive model of the configuration, which may
-    be the one that chose the text."""
+    """The judge of the text: ``captions``, ``pixels``, ``scenes``, ``steering``, or the name of a
+    contrastive model. Empty: the contrastive model of the configuration, which may also have
+    chosen the text."""
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,36 @@ class Description:
     text: str | None
     """None when the describer abstains."""
     abstained: str
-    """Why it abstained; empty when it did not."""
+    """The reason of the abstention; empty when there is a text."""
     describer: str
     describer_version: int
     scores: tuple[Score, ...] = ()
     evidence: tuple[int, ...] = ()
-    """Patches (rows of the data set) of the exemplars it was made from."""
+    """Patches (rows of the data set) of the exemplars that the describer used."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What the describer wants to say beyond that, for example its words and their p-values."""
+    """Further facts from the describer, for example its words and their p-values."""
     candidates: tuple[tuple[str, float], ...] = ()
-    """Texts it considered and their objective, best first."""
+    """Texts that the describer considered and their objective, best first."""
 
     @property
     def judged_by(self) -> str:
-        """The judge that the text passed, by its whole interval, and that had no part in choosing
-        it; `JUDGED_BY` among the details. Empty: none did, and the text is a guess."""
+        """The judge that confirmed the text, by its whole interval; `JUDGED_BY` in ``details``.
+
+        A judge has no part in choosing the text. Empty: no judge confirmed the text, a guess.
+        """
         return str(self.details.get(JUDGED_BY, ""))
 
     @property
     def is_guess(self) -> bool:
-        """Whether there is a text that no independent judge has confirmed."""
+        """Whether there is a text without an independent judge's confirmation."""
         return self.text is not None and not self.judged_by
 
 
 class Describer(Protocol):
     """Turns units into descriptions.
 
-    A description depends on nothing but the evidence: not on which units are asked for together,
-    nor in which order.
+    A description depends on the evidence alone: the order of the units and the other units of a
+    call make no difference.
     """
 
     name: str

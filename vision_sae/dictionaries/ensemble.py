@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from vision_sae.dictionaries.architectures import read_weights
 from vision_sae.dictionaries.kernels import bag
 from vision_sae.dictionaries.protocol import Codes, Dictionary
+from vision_sae.dictionaries.resident import resident
 from vision_sae.errors import InvalidInputError
 
 
 class Ensemble:
-    """The features of all members side by side, those of the first member first."""
+    """The features of all members side by side, in the order of the members."""
 
     architecture: str
 
@@ -41,36 +44,40 @@ class Ensemble:
         return int(self._offsets[-1])
 
     @property
-    def decoder(self) -> Tensor:
-        """Feature directions (F, D)."""
+    def decoder(self) -> Float[Tensor, "F D"]:
+        """The members' feature directions."""
         return torch.cat([member.decoder for member in self.members])
 
     @property
-    def bias(self) -> Tensor:
-        """What the zero code decodes to (D)."""
+    def bias(self) -> Float[Tensor, " D"]:
+        """The sum of the members' biases."""
         return torch.stack([member.bias for member in self.members]).sum(0)
 
     def _joined(self, codes: Sequence[Codes]) -> Codes:
-        """The members' codes of the same rows, features renumbered; those that fire first."""
+        """The members' codes of the same rows as one, features renumbered, active slots first."""
         shifted = [c.indices + offset for c, offset in zip(codes, self._offsets, strict=False)]
         indices, values = torch.cat(shifted, 1), torch.cat([c.values for c in codes], 1)
         order = (values <= 0).sort(dim=1, stable=True).indices
         return Codes(indices.gather(1, order), values.gather(1, order))
 
-    def encode(self, vectors: Tensor) -> Codes:
-        """Site vectors (N, D) -> `Codes`."""
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Codes:
+        """Site vectors -> `Codes`."""
         raise TypeError(f"{type(self).__name__} is not an architecture: it lacks `encode`")
 
-    def decode(self, codes: Codes) -> Tensor:
-        """`Codes` of N vectors -> reconstructions (N, D)."""
+    def decode(self, codes: Codes) -> Float[Tensor, "N D"]:
+        """`Codes` of N vectors -> reconstructions."""
         return bag(codes.indices, codes.values, self.decoder) + self.bias
 
-    def slope(self, feature: int) -> Tensor | None:
-        """None: members may see what others leave."""
+    def gradient(self, feature: int) -> Float[Tensor, " D"] | None:
+        """None: a member may encode the residual of other members."""
         return None
 
+    def to(self, device: torch.device) -> Self:
+        """See `Dictionary.to`."""
+        return type(self)([member.to(device) for member in self.members])
+
     def save(self, directory: Path) -> dict[str, Any]:
-        """Write every member into a directory of its own."""
+        """Write each member into its own directory. Returns the manifest entries."""
         described = []
         for number, member in enumerate(self.members):
             place = directory / _place(number)
@@ -86,8 +93,6 @@ class Ensemble:
     @classmethod
     def load(cls, directory: Path, config: dict[str, Any]) -> Self:
         """Read what `save` wrote."""
-        from vision_sae.dictionaries.architectures import read_weights
-
         return cls(
             [
                 read_weights(directory / _place(number), described)
@@ -101,47 +106,55 @@ def _place(number: int) -> str:
 
 
 class Bagging(Ensemble):
-    """Members trained from different seeds; the reconstruction is the mean of theirs."""
+    """Members trained from different seeds; the reconstruction is the mean over the members."""
 
     architecture = "bagging"
 
     @property
-    def decoder(self) -> Tensor:
-        """Feature directions (F, D): the members' over their number."""
+    def decoder(self) -> Float[Tensor, "F D"]:
+        """The members' feature directions, divided by the number of members."""
         return super().decoder / len(self.members)
 
     @property
-    def bias(self) -> Tensor:
-        """The mean of the members' biases (D)."""
+    def bias(self) -> Float[Tensor, " D"]:
+        """The mean of the members' biases."""
         return super().bias / len(self.members)
 
-    def slope(self, feature: int) -> Tensor | None:
-        """That of the member whose feature it is (D)."""
+    def gradient(self, feature: int) -> Float[Tensor, " D"] | None:
+        """The gradient of the feature in its member."""
         member = int((self._offsets <= feature).sum()) - 1
-        return self.members[member].slope(feature - int(self._offsets[member]))
+        return self.members[member].gradient(feature - int(self._offsets[member]))
 
-    def encode(self, vectors: Tensor) -> Codes:
-        """Site vectors (N, D) -> `Codes`: every member encodes them."""
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Codes:
+        """Site vectors -> `Codes`; every member encodes the vectors."""
         return self._joined([member.encode(vectors) for member in self.members])
 
 
 class Boosting(Ensemble):
-    """Each member trained on what those before it left over; the reconstruction is their sum."""
+    """Each member is trained on the residual of the members before; reconstructions add up."""
 
     architecture = "boosting"
 
-    def encode(self, vectors: Tensor) -> Codes:
-        """Site vectors (N, D) -> `Codes`: every member encodes what is left over."""
-        left, codes = vectors.float(), []
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Codes:
+        """Site vectors -> `Codes`; every member encodes the residual of the members before."""
+        residual, codes = vectors.float(), []
         for member in self.members:
-            codes.append(member.encode(left))
-            left = left - member.decode(codes[-1])
+            codes.append(member.encode(residual))
+            residual = residual - member.decode(codes[-1])
         return self._joined(codes)
 
 
-def residual_after(members: Sequence[Dictionary], vectors: Tensor) -> Tensor:
-    """What boosting ``members`` leave over of site vectors (N, D)."""
-    left = vectors.float()
+ENSEMBLES: dict[str, type[Ensemble]] = {kind.architecture: kind for kind in (Bagging, Boosting)}
+"""{name in manifests: class}. `TrainConfig.ensemble` chooses one. An ensemble is not an
+architecture: its members are dictionaries of any architecture."""
+
+
+def residual_after(
+    members: Sequence[Dictionary], vectors: Float[Tensor, "N D"]
+) -> Float[Tensor, "N D"]:
+    """The residual of site vectors after the reconstructions of boosting ``members``."""
+    residual = vectors.float()
     for member in members:
-        left = left - member.decode(member.encode(left))
-    return left
+        there = resident(member, residual.device)
+        residual = residual - there.decode(there.encode(residual))
+    return residual

@@ -1,11 +1,11 @@
 """The loops of a k-sparse autoencoder on a CPU, compiled by Numba.
 
-Every function works on a range of rows or features, alone and without the interpreter's lock, so
-that one Python thread a core can run the whole step (see `Lanes`). Nothing of shape (N, k, D) and
-no gradient of shape (F, D) is ever written: a feature's gradient lives in the first-level cache
-between its sum and Adam's update of its row.
+Every function works on a range of rows or features without the interpreter's lock, so that one
+Python thread per core can run the whole step (see `Lanes`). No array of shape (N, K, D) and no
+gradient of shape (F, D) is written: a feature's gradient stays in the first-level cache between its
+sum and Adam's update of the feature's row.
 
-Shapes: N rows, D dimensions, F features, K slots a row of which the first ``counts[n]`` are taken,
+Shapes: N rows, D dimensions, F features, K slots per row (row n uses the first ``counts[n]``),
 G nested prefixes of the dictionary (1 but for Matryoshka).
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ from vision_sae.threads import compute_with
 
 T = TypeVar("T")
 _BLOCK = 64
-"""Pre-activations that are compared with a bound together."""
+"""Pre-activations that are compared with a bound at once."""
 _STRIPE = 32
-"""Pre-activations of which only the largest is looked at first."""
+"""Pre-activations of which only the largest is compared at first."""
 
 
 @intrinsic
@@ -47,7 +47,7 @@ def _bits_of(_typing: Any, _value: Any) -> Any:
 
 @compiled
 def _kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
-    """The k-th largest of ``values[:count]``, whose order is lost (Hoare's selection)."""
+    """The k-th largest of ``values[:count]`` by Hoare's selection, which reorders them."""
     low, high, wanted = 0, count - 1, k - 1
     while low < high:
         pivot = values[(low + high) >> 1]
@@ -74,21 +74,24 @@ def _kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
 def choose_largest(
     bits: NDArray[Any], k: int, features: NDArray[np.int32], counts: NDArray[np.int32]
 ) -> None:
-    """The k largest positive pre-activations of each row, as feature numbers in ascending order.
+    """The features of the k largest positive pre-activations of each row, in ascending order.
 
     ``bits`` (N, F) are floating-point numbers seen as signed integers of their size: positive
-    floats keep their order as integers, and negative ones stay negative. Writes ``features``
-    (N, >= k) and ``counts`` (N). Equal values go to the lower feature numbers.
+    floats keep their order as integers, and negative floats stay negative. Writes ``features``
+    (N, >= k) and ``counts`` (N). Of equal values, those of lower feature numbers are chosen.
 
-    A row is cut into stripes, each every ``len(maxima)``-th value. The k-th largest maximum of the
-    stripes is at most the k-th largest value, so only what reaches it is looked at further.
+    A row is cut into stripes; a stripe holds every ``len(maxima)``-th value. The k-th largest
+    maximum of the stripes is at most the k-th largest value, so smaller values are not considered.
     """
     rows, width = bits.shape
     stripes = max(1, min(width, max(width // _STRIPE, 4 * k)))
     maxima = np.empty(stripes, dtype=bits.dtype)
     scratch = np.empty(width, dtype=bits.dtype)
-    found = np.empty(width + 1, dtype=np.int32)
-    one, none = bits.dtype.type(1), bits.dtype.type(0)  # one type throughout: it vectorises
+    candidates = np.empty(width + 1, dtype=np.int32)
+    one, none = (
+        bits.dtype.type(1),
+        bits.dtype.type(0),
+    )  # constants of one type, so that the loop vectorises
     for n in range(rows):
         row = bits[n]
         for i in range(stripes):
@@ -110,27 +113,27 @@ def choose_largest(
             for i in range(len(block)):
                 hit |= one if block[i] >= bound else none
             if hit:
-                for i in range(len(block)):  # without a branch: most guesses would be wrong
-                    found[count] = start + i
+                for i in range(len(block)):  # without a branch, which would mostly be mispredicted
+                    candidates[count] = start + i
                     count += block[i] >= bound
         if count <= k:
-            features[n, :count] = found[:count]
+            features[n, :count] = candidates[:count]
             counts[n] = count
             continue
         for i in range(count):
-            scratch[i] = row[found[i]]
+            scratch[i] = row[candidates[i]]
         last = _kth_largest(scratch, count, k)
         ties = k
         for i in range(count):
-            if row[found[i]] > last:
+            if row[candidates[i]] > last:
                 ties -= 1
         kept = 0
         for i in range(count):
-            value = row[found[i]]
+            value = row[candidates[i]]
             if value > last or (value == last and ties > 0):
                 if value == last:
                     ties -= 1
-                features[n, kept] = found[i]
+                features[n, kept] = candidates[i]
                 kept += 1
         counts[n] = kept
 
@@ -142,7 +145,7 @@ def take(
     counts: NDArray[np.int32],
     out: NDArray[np.int32],
 ) -> None:
-    """``out[n, j] = bits[n, features[n, j]]`` of the slots taken."""
+    """``out[n, j] = bits[n, features[n, j]]`` for the slots in use."""
     for n in range(len(counts)):
         for slot in range(counts[n]):
             out[n, slot] = bits[n, features[n, slot]]
@@ -170,7 +173,7 @@ def dot_rows(
     rows: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """``out[n, j] = a[n] . rows[features[n, j]]``; slots not taken become 0."""
+    """``out[n, j] = a[n] . rows[features[n, j]]``; unused slots become 0."""
     for n in range(len(counts)):
         for slot in range(out.shape[1]):
             total = np.float32(0)
@@ -198,24 +201,6 @@ def activate(
 
 
 @compiled
-def add_rows(
-    features: NDArray[np.int32],
-    counts: NDArray[np.int32],
-    values: NDArray[np.float32],
-    rows: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """``out[n] += sum_j values[n, j] * rows[features[n, j]]``."""
-    for n in range(len(counts)):
-        for slot in range(counts[n]):
-            value = values[n, slot]
-            if value != 0:
-                row = rows[features[n, slot]]
-                for d in range(out.shape[1]):
-                    out[n, d] += value * row[d]
-
-
-@compiled
 def reconstruct(
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
@@ -225,16 +210,20 @@ def reconstruct(
     ends: NDArray[np.int32],
     weights: NDArray[np.float32],
     error: NDArray[np.float32],
-    slopes: NDArray[np.float32],
+    output_gradients: NDArray[np.float32],
     g_values: NDArray[np.float32],
 ) -> None:
     """Errors of the nested reconstructions, and the gradients that follow from them.
 
     Prefix g reconstructs with the features below ``ends[g]``; the loss is
-    ``sum_g weights[g] * |x_hat_g - x|^2 / 2``. Writes ``error`` (N, D), that of the whole
-    dictionary; ``slopes`` (G, N, D), the loss's gradient by the output of a feature of group g
-    (the weighted errors of all prefixes that hold it); ``g_values`` (N, K), by each activation.
-    Features ascend in a row, so the prefixes are reached one after another.
+    ``sum_g weights[g] * |x_hat_g - x|^2 / 2``. The function writes three arrays:
+
+    - ``error`` (N, D), the error of the whole dictionary;
+    - ``output_gradients`` (G, N, D), the gradient of the loss by the output of the features of
+      group g, which is the sum of the weighted errors of all prefixes with that group;
+    - ``g_values`` (N, K), the gradient of the loss by each activation.
+
+    Features ascend in a row, so the prefixes are complete one after another.
     """
     groups, dim = len(ends), centred.shape[1]
     for n in range(len(counts)):
@@ -248,10 +237,10 @@ def reconstruct(
                     error[n, d] += value * row[d]
                 slot += 1
             for d in range(dim):
-                slopes[g, n, d] = weights[g] * error[n, d]
+                output_gradients[g, n, d] = weights[g] * error[n, d]
         for g in range(groups - 2, -1, -1):
             for d in range(dim):
-                slopes[g, n, d] += slopes[g + 1, n, d]
+                output_gradients[g, n, d] += output_gradients[g + 1, n, d]
         g = 0
         for slot in range(g_values.shape[1]):
             total = np.float32(0)
@@ -260,27 +249,31 @@ def reconstruct(
                     g += 1
                 row = w_dec[features[n, slot]]
                 for d in range(dim):
-                    total += slopes[g, n, d] * row[d]
+                    total += output_gradients[g, n, d] * row[d]
             g_values[n, slot] = total
 
 
 @compiled
 def sum_rows(
-    slope: NDArray[np.float32],
+    output_gradient: NDArray[np.float32],
     centred: NDArray[np.float32],
     error: NDArray[np.float32],
     values: NDArray[np.float32],
     by_column: NDArray[np.float64],
     numbers: NDArray[np.float64],
 ) -> None:
-    """Add to ``by_column`` (2, D) the sums of ``slope`` and ``centred`` (N, D), and to ``numbers``
-    the sums of ``error^2`` and ``centred^2`` and how many ``values`` (N, K) are positive."""
+    """Add sums over the rows to ``by_column`` and ``numbers``.
+
+    ``by_column`` (2, D) receives the sums of ``output_gradient`` and ``centred`` (N, D).
+    ``numbers`` receives the sums of ``error^2`` and ``centred^2``, and the number of positive
+    ``values`` (N, K).
+    """
     for n in range(len(centred)):
         wrong, length = np.float32(0), np.float32(0)
         for d in range(centred.shape[1]):
             wrong += error[n, d] * error[n, d]
             length += centred[n, d] * centred[n, d]
-            by_column[0, d] += slope[n, d]
+            by_column[0, d] += output_gradient[n, d]
             by_column[1, d] += centred[n, d]
         numbers[0] += wrong
         numbers[1] += length
@@ -295,10 +288,10 @@ def transpose(
     values: NDArray[np.float32],
     width: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """(starts (F + 1), slots): the numbers ``n * K + j`` of the slots with positive values,
-    feature by feature.
+    """(starts (F + 1), slots): the slots with positive values, sorted by feature.
 
-    A counting sort: within a feature, rows ascend.
+    Slot j of row n has the number ``n * K + j``. The sort is a counting sort: within a feature,
+    rows ascend.
     """
     starts = np.zeros(width + 1, dtype=np.int64)
     for n in range(len(counts)):
@@ -317,16 +310,80 @@ def transpose(
     return starts, slots
 
 
+class Firings(NamedTuple):
+    """The slots where each feature fires in a batch, and the arrays that make its gradients."""
+
+    starts: NDArray[np.int64]
+    """Feature f fires in the slots numbered ``slots[starts[f]:starts[f + 1]]`` (F + 1)."""
+    slots: NDArray[np.int32]
+    """Numbers of slots with positive values, sorted by feature; see `transpose`."""
+    values: NDArray[np.float32]
+    """Activations (N, K)."""
+    g_values: NDArray[np.float32]
+    """Gradients of the loss by the activations (N, K)."""
+    output_gradients: NDArray[np.float32]
+    """Gradients of the loss by the output of a feature of each nested group (G, N, D)."""
+    centred: NDArray[np.float32]
+    """Inputs of the encoder (N, D)."""
+    ends: NDArray[np.int32]
+    """Where the nested prefixes end (G)."""
+
+
+class FurtherGradients(NamedTuple):
+    """Gradients beside the gradients of the reconstruction."""
+
+    rows: NDArray[np.int32]
+    """(F): a feature's row in the three arrays below, or -1 without a gradient of AuxK."""
+    w_enc: NDArray[np.float32]
+    """(E, D)"""
+    b_enc: NDArray[np.float32]
+    """(E)"""
+    w_dec: NDArray[np.float32]
+    """(E, D)"""
+    decoder: NDArray[np.float32]
+    """Gradient of penalties on the decoder (F, D), or empty (0, D)."""
+
+
+class Parameters(NamedTuple):
+    """The arrays that an update changes: the parameters, and Adam's two moments of each."""
+
+    w_enc: NDArray[np.float32]
+    """(F, D)"""
+    b_enc: NDArray[np.float32]
+    """(F)"""
+    w_dec: NDArray[np.float32]
+    """(F, D), rows of unit norm."""
+    m_w_enc: NDArray[np.float32]
+    v_w_enc: NDArray[np.float32]
+    m_b_enc: NDArray[np.float32]
+    v_b_enc: NDArray[np.float32]
+    m_w_dec: NDArray[np.float32]
+    v_w_dec: NDArray[np.float32]
+    low: NDArray[np.uint16]
+    """A copy of w_enc in bfloat16 bits (F, D), or empty (0, D)."""
+
+
+class AdamNumbers(NamedTuple):
+    """The numbers of one Adam step (Kingma & Ba 2015)."""
+
+    rate: np.float32
+    """Learning rate over (1 - beta1^t)."""
+    beta1: np.float32
+    beta2: np.float32
+    unbias: np.float32
+    """1 / sqrt(1 - beta2^t)."""
+    epsilon: np.float32
+
+
 @compiled
 def _adam_row(
     p: NDArray[np.float32],
     g: NDArray[np.float32],
     m: NDArray[np.float32],
     v: NDArray[np.float32],
-    adam: NDArray[np.float32],
+    adam: AdamNumbers,
 ) -> None:
-    """One Adam step of a row; ``adam`` holds (rate / (1 - beta1^t), beta1, beta2,
-    1 / sqrt(1 - beta2^t), epsilon)."""
+    """One Adam step of a row."""
     rate, beta1, beta2, unbias, epsilon = adam
     for d in range(len(p)):
         m[d] = beta1 * m[d] + (np.float32(1) - beta1) * g[d]
@@ -338,86 +395,81 @@ def _adam_row(
 def gradient_rows(
     first: int,
     last: int,
-    starts: NDArray[np.int64],
-    slots: NDArray[np.int32],
-    slot_count: int,
-    values: NDArray[np.float32],
-    g_values: NDArray[np.float32],
-    slopes: NDArray[np.float32],
-    centred: NDArray[np.float32],
-    ends: NDArray[np.int32],
+    firings: Firings,
     g_enc: NDArray[np.float32],
     g_b: NDArray[np.float32],
     g_dec: NDArray[np.float32],
 ) -> None:
     """Gradients of the features ``first`` to ``last - 1``, added to the (last - first) rows of
     ``g_enc``, ``g_b`` and ``g_dec``."""
-    dim, g = centred.shape[1], 0
+    starts, slots, values, g_values, output_gradients, centred, ends = firings
+    dim, slot_count, g = centred.shape[1], values.shape[1], 0
     for f in range(first, last):
         while f >= ends[g]:
             g += 1
         enc, dec = g_enc[f - first], g_dec[f - first]
         for place in range(starts[f], starts[f + 1]):
             n, slot = divmod(slots[place], slot_count)
-            value, slope = values[n, slot], g_values[n, slot]
-            g_b[f - first] += slope
+            value, g_value = values[n, slot], g_values[n, slot]
+            g_b[f - first] += g_value
             for d in range(dim):
-                dec[d] += value * slopes[g, n, d]
-                enc[d] += slope * centred[n, d]
+                dec[d] += value * output_gradients[g, n, d]
+                enc[d] += g_value * centred[n, d]
+
+
+@compiled
+def _unit_norm(row: NDArray[np.float32]) -> None:
+    """Scale a row to unit norm."""
+    square = np.float32(0)
+    for d in range(len(row)):
+        square += row[d] * row[d]
+    scale = np.float32(1) / np.sqrt(square)
+    for d in range(len(row)):
+        row[d] *= scale
+
+
+@compiled
+def _round_row(row: NDArray[np.float32], low: NDArray[np.uint16]) -> None:
+    """The bfloat16 bits of a row: rounded to nearest, ties to even."""
+    for d in range(len(row)):
+        bits: Any = _bits_of(row[d])  # type: ignore[call-arg]
+        low[d] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(
+            16
+        )
 
 
 @compiled
 def update_rows(
     first: int,
     last: int,
-    starts: NDArray[np.int64],
-    slots: NDArray[np.int32],
-    slot_count: int,
-    values: NDArray[np.float32],
-    g_values: NDArray[np.float32],
-    slopes: NDArray[np.float32],
-    centred: NDArray[np.float32],
-    ends: NDArray[np.int32],
-    extra_row: NDArray[np.int32],
-    extra_enc: NDArray[np.float32],
-    extra_b: NDArray[np.float32],
-    extra_dec: NDArray[np.float32],
-    decoder_extra: NDArray[np.float32],
-    w_enc: NDArray[np.float32],
-    b_enc: NDArray[np.float32],
-    w_dec: NDArray[np.float32],
-    moments: tuple[NDArray[np.float32], ...],
-    low: NDArray[np.uint16],
-    adam: NDArray[np.float32],
+    firings: Firings,
+    further: FurtherGradients,
+    parameters: Parameters,
+    adam: AdamNumbers,
     through_bias: NDArray[np.float32],
 ) -> None:
     """Sum the gradients of the features ``first`` to ``last - 1`` and take their Adam step.
 
-    A decoder row's gradient loses its part along the row before, and the row gets unit norm after.
-    ``extra_*`` are further gradients (AuxK's) of the features with ``extra_row[f] >= 0``;
-    ``decoder_extra`` (F, D) or (0, D) those of a penalty on the decoder. ``moments`` are Adam's of
-    w_enc, b_enc, w_dec. ``low`` (F, D) or (0, D) receives w_enc as bfloat16 bits. ``through_bias``
-    (D) collects ``sum_f db_enc[f] * w_enc[f]`` before the update, for the gradient of b_dec.
+    A decoder row's gradient loses its part along the row before the step, and the row gets unit
+    norm after the step. ``through_bias`` (D) collects ``sum_f db_enc[f] * w_enc[f]`` before the
+    update, for the gradient of b_dec.
     """
-    m_enc, v_enc, m_b, v_b, m_dec, v_dec = moments
-    dim = centred.shape[1]
+    w_enc, b_enc, w_dec, m_enc, v_enc, m_b, v_b, m_dec, v_dec, low = parameters
+    dim = w_enc.shape[1]
     enc, dec = np.zeros((1, dim), dtype=np.float32), np.zeros((1, dim), dtype=np.float32)
     bias = np.zeros(1, dtype=np.float32)
     for f in range(first, last):
         enc[:], dec[:], bias[0] = 0, 0, 0
-        gradient_rows(
-            f, f + 1, starts, slots, slot_count, values, g_values, slopes, centred, ends,
-            enc, bias, dec,
-        )  # fmt: skip
-        extra = extra_row[f]
+        gradient_rows(f, f + 1, firings, enc, bias, dec)
+        extra = further.rows[f]
         if extra >= 0:
-            bias[0] += extra_b[extra]
+            bias[0] += further.b_enc[extra]
             for d in range(dim):
-                enc[0, d] += extra_enc[extra, d]
-                dec[0, d] += extra_dec[extra, d]
-        if len(decoder_extra):
+                enc[0, d] += further.w_enc[extra, d]
+                dec[0, d] += further.w_dec[extra, d]
+        if len(further.decoder):
             for d in range(dim):
-                dec[0, d] += decoder_extra[f, d]
+                dec[0, d] += further.decoder[f, d]
 
         row = w_dec[f]
         radial = np.float32(0)
@@ -429,36 +481,30 @@ def update_rows(
         _adam_row(row, dec[0], m_dec[f], v_dec[f], adam)
         _adam_row(w_enc[f], enc[0], m_enc[f], v_enc[f], adam)
         _adam_row(b_enc[f : f + 1], bias, m_b[f : f + 1], v_b[f : f + 1], adam)
-        square = np.float32(0)
-        for d in range(dim):
-            square += row[d] * row[d]
-        scale = np.float32(1) / np.sqrt(square)
-        for d in range(dim):
-            row[d] *= scale
+        _unit_norm(row)
         if len(low):
-            for d in range(dim):  # round to nearest, ties to even
-                bits: Any = _bits_of(w_enc[f, d])  # type: ignore[call-arg]
-                low[f, d] = (
-                    bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-                ) >> np.uint32(16)
+            _round_row(w_enc[f], low[f])
 
 
 class Lanes:
-    """One Python thread a core. Each runs its share of the rows or features from end to end, with
-    torch's own threading off, so that what it has just computed is still in its cache."""
+    """One Python thread per core.
+
+    Each thread runs all operations on its share of the rows or features, with torch's own threading
+    off, so that intermediate results stay in the core's cache.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool = ThreadPoolExecutor(count, initializer=partial(compute_with, 1))
-        # at::set_num_threads is remembered for threads to come: keep that as it was for others.
+        # at::set_num_threads applies to all later threads too: restore the count for others.
         threads = torch.get_num_threads()
         list(self._pool.map(lambda _: compute_with(1), range(count)))
         torch.set_num_threads(threads)
 
     def run(self, work: Callable[[int, int], T], total: int, *, grain: int = 1) -> list[T]:
-        """``work(start, stop)`` on ``count`` even shares of ``range(total)``; waits for all.
+        """Run ``work(start, stop)`` on ``count`` even shares of ``range(total)``, and wait.
 
-        Shares begin at multiples of ``grain``. A single lane is the calling thread.
+        Shares begin at multiples of ``grain``. With a single lane the calling thread works.
         """
         grains = -(-total // grain)
         cuts = [min(grains * i // self.count * grain, total) for i in range(self.count + 1)]
@@ -474,5 +520,5 @@ def _lanes(count: int, _process: int) -> Lanes:
 
 
 def current_lanes() -> Lanes:
-    """As many lanes as torch has threads, those of this process: a fork has none."""
+    """This process' lanes, one per torch thread; a forked process gets new ones."""
     return _lanes(torch.get_num_threads(), os.getpid())

@@ -1,11 +1,13 @@
-"""What all sparse autoencoders share: an encoder matrix, a decoder matrix, and two biases."""
+"""The base of all sparse autoencoders: an encoder matrix, a decoder matrix, and two biases."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.dictionaries.kernels import bag
@@ -14,20 +16,27 @@ from vision_sae.dictionaries.weights import WEIGHTS, read_tensors, write_tensors
 from vision_sae.errors import CorruptArtifactError
 
 _ENCODE_ROWS = 4096
-"""Rows encoded at a time: bounds the dense pre-activations."""
+"""Rows encoded at a time, which bounds the memory of the dense pre-activations."""
 
 
 class Sae:
     """``f = activate((x - b_dec) W_enc + b_enc)``, ``x_hat = f W_dec + b_dec``.
 
-    An architecture gives `activate` and, where it has any, its `settings` (JSON) and its further
-    `tensors`, which are also its constructor's keywords.
+    A subclass defines `activate`. A subclass with further settings (JSON) or tensors returns them
+    from `settings` and `tensors`; their names are also keywords of its constructor.
     """
 
     architecture: str
 
-    def __init__(self, *, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, b_dec: Tensor) -> None:
-        """Take ``w_enc`` (F, D), one encoder direction a row; ``w_dec`` (F, D); and biases."""
+    def __init__(
+        self,
+        *,
+        w_enc: Float[Tensor, "F D"],
+        b_enc: Float[Tensor, " F"],
+        w_dec: Float[Tensor, "F D"],
+        b_dec: Float[Tensor, " D"],
+    ) -> None:
+        """Take the weights; each row of ``w_enc`` is the encoder direction of one feature."""
         self.w_enc, self.b_enc, self.w_dec, self.b_dec = w_enc, b_enc, w_dec, b_dec
 
     @property
@@ -41,44 +50,55 @@ class Sae:
         return self.w_dec.shape[0]
 
     @property
-    def decoder(self) -> Tensor:
-        """Feature directions W_dec (F, D)."""
+    def decoder(self) -> Float[Tensor, "F D"]:
+        """Feature directions W_dec."""
         return self.w_dec
 
     @property
-    def bias(self) -> Tensor:
-        """What the zero code decodes to, b_dec (D)."""
+    def bias(self) -> Float[Tensor, " D"]:
+        """The reconstruction b_dec of a code without active features."""
         return self.b_dec
 
     def settings(self) -> dict[str, Any]:
-        """What else the manifest must say to load these weights."""
+        """Further manifest entries that loading these weights needs."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What else the weights file holds."""
+        """Further tensors of the weights file, beside those of this class."""
         return {}
 
-    def activate(self, pre_activations: Tensor) -> Codes:
-        """Pre-activations (N, F) -> `Codes`."""
+    def activate(self, pre_activations: Float[Tensor, "N F"]) -> Codes:
+        """Pre-activations -> `Codes`."""
         raise TypeError(f"{type(self).__name__} is not an architecture: it lacks `activate`")
 
-    def pre_activations(self, vectors: Tensor) -> Tensor:
-        """``(x - b_dec) W_enc + b_enc`` of site vectors (N, D) -> (N, F), float32."""
+    def pre_activations(self, vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N F"]:
+        """``(x - b_dec) W_enc + b_enc`` of site vectors x, in float32."""
         return F.linear(vectors.float() - self.b_dec, self.w_enc, self.b_enc)
 
-    def encode(self, vectors: Tensor) -> Codes:
-        """Site vectors (N, D) -> `Codes`."""
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Codes:
+        """Site vectors -> `Codes`."""
         return join(
             [self.activate(self.pre_activations(rows)) for rows in vectors.split(_ENCODE_ROWS)]
         )
 
-    def decode(self, codes: Codes) -> Tensor:
-        """`Codes` of N vectors -> reconstructions (N, D)."""
+    def decode(self, codes: Codes) -> Float[Tensor, "N D"]:
+        """`Codes` of N vectors -> reconstructions."""
         return bag(codes.indices, codes.values, self.w_dec) + self.b_dec
 
-    def slope(self, feature: int) -> Tensor | None:
-        """The encoder direction of a feature (D)."""
+    def gradient(self, feature: int) -> Float[Tensor, " D"] | None:
+        """The encoder direction of a feature."""
         return self.w_enc[feature]
+
+    def to(self, device: torch.device) -> Self:
+        """See `Dictionary.to`."""
+        weights = {
+            "w_enc": self.w_enc,
+            "b_enc": self.b_enc,
+            "w_dec": self.w_dec,
+            "b_dec": self.b_dec,
+        }
+        moved = {name: t.to(device) for name, t in (weights | self.tensors()).items()}
+        return type(self)(**moved, **self.settings())
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write the weights in the canonical orientation: W_enc (D, F), W_dec (F, D)."""

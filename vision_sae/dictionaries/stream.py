@@ -2,7 +2,7 @@
 
 Each epoch visits blocks of rows in a random order, fills a buffer with whole blocks, shuffles the
 buffer's rows and cuts it into batches, while a thread fills the next buffer. The order depends
-only on (seed, epoch), so any step can be found again without reading what came before it.
+only on (seed, epoch), so the stream can start at any step without reading the steps before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BLOCK_IMAGES = 8
 """Images read together: large enough for sequential reads, small enough to mix."""
 
 _Block: TypeAlias = tuple[int, int, int]
-"""(shard, first row, row behind the last)"""
+"""(shard, first row, last row + 1)"""
 
 
 def _rows(blocks: list[_Block]) -> int:
@@ -52,17 +52,17 @@ class ShuffledRows:
             for start in range(0, len(array), block)
         ]
         row_bytes = self._arrays[0].shape[1] * self._arrays[0].element_size()
-        # Two buffers live at a time: the one in use and the one being filled.
+        # Two buffers exist at a time: the current one, and the next one being filled.
         self._buffer_rows = max(shuffle_mb * 2**20 // (2 * row_bytes), batch_size + block)
 
     def _epoch(self, epoch: int) -> list[tuple[list[_Block], int]]:
-        """The buffers of an epoch: (their blocks, seed of their row shuffle)."""
+        """The buffers of an epoch: (blocks, seed of the row shuffle) each."""
         random = np.random.default_rng([self._seed, epoch])
         groups: list[list[_Block]] = [[]]
         filled = 0
         for i in random.permutation(len(self._blocks)):
             block, rows = self._blocks[i], _rows([self._blocks[i]])
-            # By rows, not by blocks: those at the end of a shard are short.
+            # Count rows, not blocks: the last block of a shard is short.
             if filled + rows > self._buffer_rows:
                 groups.append([])
                 filled = 0
@@ -77,7 +77,7 @@ class ShuffledRows:
         return torch.cat([self._arrays[shard][start:stop] for shard, start, stop in blocks])
 
     def _buffers(self, step: int) -> Iterator[tuple[list[_Block], int, int]]:
-        """(blocks, seed, batches to skip) of every buffer from ``step`` on, without end."""
+        """The endless buffers from ``step`` on: (blocks, seed, batches to skip) each."""
         epoch = 0
         while True:
             for blocks, seed in self._epoch(epoch):
@@ -88,7 +88,7 @@ class ShuffledRows:
             epoch += 1
 
     def batches(self, step: int = 0) -> Generator[Tensor]:
-        """Batches from ``step`` on, without end."""
+        """The endless batches (batch_size, D) from ``step`` on."""
         with ThreadPoolExecutor(1) as reader:
             buffers = self._buffers(step)
             blocks, seed, skip = next(buffers)

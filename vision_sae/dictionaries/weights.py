@@ -21,7 +21,7 @@ HALF = "float16"
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Where the first of named tensors that holds NaN or infinity does so; None where none does."""
+    """The place of the first NaN or infinity in named tensors; None if all values are finite."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             place = (~tensor.isfinite()).nonzero()[0].tolist()
@@ -39,14 +39,17 @@ def write_tensors(directory: Path, tensors: Mapping[str, Tensor]) -> None:
             f"this dictionary cannot be saved: {wrong}; train it again, with a lower learning rate",
             field="dictionary",
         )
-    # Copies: tensors that are one in memory, as of tied weights, are two in the file.
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     save_file(copies, directory / WEIGHTS)
 
 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises `CorruptArtifactError`, with its name, for one that
-    is missing, cut short or of something else."""
+    """The tensors of a safetensors file.
+
+    Raises `CorruptArtifactError`, with the file's name, if it is missing, cut short or no
+    safetensors file.
+    """
     try:
         return dict(load_file(path))
     except (FileNotFoundError, SafetensorError) as error:
@@ -56,10 +59,9 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors of the weights file in ``directory``; those in half precision as float32.
+    """The tensors of the weights file in ``directory``, converted from half precision to float32.
 
-    Raises `CorruptArtifactError` for a file that is damaged, and for a tensor that holds NaN or
-    infinity.
+    Raises `CorruptArtifactError` for a damaged file, and for a tensor with NaN or infinity.
     """
     stored = read_tensor_file(directory / WEIGHTS)
     if wrong := not_finite(stored):
@@ -70,11 +72,11 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 def round_to_half(directory: Path) -> None:
     """Rewrite every weights file in and below ``directory`` with its float32 tensors in float16.
 
-    Raises `InvalidInputError` for a tensor with values that float16 cannot hold, or loses.
+    Raises `InvalidInputError` for values that are too large or too small for float16.
     """
     for path in sorted(directory.rglob(WEIGHTS)):
         rounded = {name: _half(name, tensor) for name, tensor in load_file(path).items()}
-        with replacing(path) as beside:  # what was read may be a map of the file
+        with replacing(path) as beside:  # the tensors may be a memory map of the old file
             save_file(rounded, beside)
 
 

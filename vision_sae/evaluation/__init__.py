@@ -1,1 +1,1 @@
-"""What a dictionary is worth: metrics, and planted worlds in which the right answer is known."""
+"""Metrics of dictionaries, attributions, edits and labels."""

@@ -1,18 +1,18 @@
-"""What each block of a generator does to the picture.
+"""The effect of each block of a generator on the picture.
 
-A block is switched off (its update replaced by nothing), and its features are boosted, over many
-prompts; pictures are compared with their twins from the same noise. Four things are measured apart,
+Over many prompts, a block is switched off (its update becomes zero), and its features are boosted.
+Pictures are compared with their twins from the same noise. Four effects are measured separately,
 with Y the luma and C the two chroma channels of YCbCr, from 0 to 1, and B a blur whose standard
 deviation is a sixteenth of the picture's side:
 
 - light: ``|mean Y - mean Y'|``
-- layout: ``mean |B(Y - mean Y) - B(Y' - mean Y')|``, where coarse things are
+- layout: ``mean |B(Y - mean Y) - B(Y' - mean Y')|``, the coarse structure
 - detail: ``mean |(Y - B Y) - (Y' - B Y')|``, what the blur takes away
 - colour: ``mean |B C - B C'|``
 
-Each is divided by the same between pictures of different prompts and seeds: 1 is as different as
-another picture. The control is a random direction in the place of the block's: of the norm that the
-block's update has at each position, or that the feature adds.
+Each effect is divided by the same difference between pictures of different prompts and seeds, so 1
+means "as different as another picture". The control is a random direction, with the norm of the
+block's update at each position, or the norm of the feature's addition.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SEED = 3
 
 
 class Roles(NamedTuple):
-    """How much of each a change moves; 1 is as much as another picture."""
+    """The effect of a change on each part; 1 means as much as another picture."""
 
     layout: float
     detail: float
@@ -55,30 +55,30 @@ class Roles(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Boosted:
-    """The features of one block that are boosted."""
+class BoostedFeatures:
+    """The features of one block to boost."""
 
     dictionary: Dictionary
     features: Sequence[int]
     amount: float
-    """What is added of each, in the units of the site."""
+    """The multiple of each feature's direction that is added, in the units of the site."""
 
 
 @dataclass(frozen=True)
 class BlockEffects:
-    """What one block does."""
+    """The measured effects of one block."""
 
     site: str
     ablated: Roles
     ablated_random: Roles
-    """With a random direction of the update's norm added at each position instead."""
+    """The control: a random direction of the update's norm is added at each position."""
     boosted: Roles
     """The mean over its features."""
     boosted_random: Roles
 
     @property
     def role(self) -> str:
-        """What boosting its features moves more than random directions do, by the ratio."""
+        """The part that boosting the features moves most, relative to random directions."""
         ratios = {
             name: getattr(self.boosted, name) / max(getattr(self.boosted_random, name), 1e-6)
             for name in Roles._fields
@@ -86,7 +86,7 @@ class BlockEffects:
         return max(ratios, key=ratios.__getitem__)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, in plain JSON."""
+        """All figures as plain JSON."""
         measured = {
             name: getattr(self, name)._asdict()
             for name in ("ablated", "ablated_random", "boosted", "boosted_random")
@@ -95,7 +95,7 @@ class BlockEffects:
 
 
 class _Parts(NamedTuple):
-    """What of a picture each role is about."""
+    """The parts of a picture that the roles compare."""
 
     layout: NDArray[np.float32]
     detail: NDArray[np.float32]
@@ -113,7 +113,7 @@ def _parts(picture: Image.Image) -> _Parts:
 
 
 def difference(one: Image.Image, other: Image.Image) -> Roles:
-    """How two pictures of one size differ, not yet divided by anything."""
+    """How two pictures of one size differ, before any normalisation."""
     pairs = zip(_parts(one), _parts(other), strict=True)
     return Roles(*(float(np.abs(a - b).mean()) for a, b in pairs))
 
@@ -127,18 +127,18 @@ class _Pictures:
 
     def __init__(self, model: Generator, prompts: Sequence[GenerationSettings]) -> None:
         self._model, self._prompts = model, prompts
-        self.plain = self.made()
+        self.plain = self.drawn()
         shifted = self.plain[1:] + self.plain[:1]
         others = [difference(a, b) for a, b in zip(self.plain, shifted, strict=True)]
         self._unit = np.maximum(_mean(others), 1e-9)
 
-    def made(self, change: Change = nullcontext) -> list[Image.Image]:
+    def drawn(self, change: Change = nullcontext) -> list[Image.Image]:
         """The pictures with ``change`` in force."""
         return generate(self._model, self._prompts, change, at_once=_BATCH)
 
     def moved(self, change: Change) -> Roles:
-        """How far ``change`` moves them."""
-        pairs = zip(self.made(change), self.plain, strict=True)
+        """How far ``change`` moves the pictures."""
+        pairs = zip(self.drawn(change), self.plain, strict=True)
         return Roles(*(_mean([difference(*pair) for pair in pairs]) / self._unit).tolist())
 
 
@@ -149,12 +149,12 @@ def _unit_rows(shape: Sequence[int], random: torch.Generator) -> Tensor:
 
 def evaluate_blocks(
     model: Generator,
-    blocks: Mapping[str, Boosted],
+    blocks: Mapping[str, BoostedFeatures],
     prompts: Sequence[GenerationSettings],
     *,
     progress: bool = True,
 ) -> list[BlockEffects]:
-    """Measure the blocks of these sites over ``prompts``; see the module.
+    """Measure the blocks of these sites over ``prompts``; the module's text defines the figures.
 
     Raises `InvalidInputError` for fewer than two prompts: changes are measured in differences
     between prompts.
@@ -171,7 +171,9 @@ def evaluate_blocks(
     ]
 
 
-def _evaluate(model: Generator, site: str, boosted: Boosted, pictures: _Pictures) -> BlockEffects:
+def _evaluate(
+    model: Generator, site: str, boosted: BoostedFeatures, pictures: _Pictures
+) -> BlockEffects:
     random = torch.Generator().manual_seed(_SEED)
 
     def nothing(vectors: Tensor) -> Tensor:
@@ -179,7 +181,9 @@ def _evaluate(model: Generator, site: str, boosted: Boosted, pictures: _Pictures
 
     def aside(vectors: Tensor) -> Tensor:
         norms: Tensor = vectors.float().norm(dim=-1, keepdim=True)
-        moved: Tensor = vectors + (norms * _unit_rows(vectors.shape, random)).to(vectors.dtype)
+        # One generator in host memory, so that every device adds the same directions.
+        rows = _unit_rows(vectors.shape, random).to(vectors.device)
+        moved: Tensor = vectors + (norms * rows).to(vectors.dtype)
         return moved
 
     def adding(directions: Tensor) -> Iterator[Roles]:
@@ -197,15 +201,20 @@ def _evaluate(model: Generator, site: str, boosted: Boosted, pictures: _Pictures
     )
 
 
+def _switched_off(model: Generator, site: str) -> Change:
+    """The change that sets the update of a block to zero."""
+    return lambda _: model.replace(site, torch.zeros_like)
+
+
 def examples(
-    model: Generator, blocks: Mapping[str, Boosted], prompts: Sequence[GenerationSettings]
+    model: Generator, blocks: Mapping[str, BoostedFeatures], prompts: Sequence[GenerationSettings]
 ) -> list[list[Image.Image]]:
-    """Rows of pictures to look at: plain, then with each block off, then with its first feature
-    boosted."""
+    """Rows of example pictures: plain ones, then for each block a row with the block off and a row
+    with its first feature boosted."""
     pictures = _Pictures(model, prompts)
     rows = [pictures.plain]
     for site, boosted in blocks.items():
-        rows.append(pictures.made(lambda _: model.replace(site, torch.zeros_like)))  # noqa: B023
+        rows.append(pictures.drawn(_switched_off(model, site)))
         addition = boosted.amount * boosted.dictionary.decoder[boosted.features[0]]
-        rows.append(pictures.made(raising(model, site, addition)))
+        rows.append(pictures.drawn(raising(model, site, addition)))
     return rows

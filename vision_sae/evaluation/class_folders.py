@@ -1,4 +1,4 @@
-"""Pictures in one folder a class, made ready for a model."""
+"""Pictures that lie in one folder per class, as model inputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
+from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
@@ -18,17 +19,17 @@ from vision_sae.pictures.folder import Picture
 from vision_sae.pictures.reading import Reading
 
 _Change: TypeAlias = Callable[[int, Image.Image], Image.Image]
-"""Takes the number of a picture and its pixels, gives others."""
+"""Maps the number of a picture and the picture to another picture."""
 
 
 def class_of(picture: Picture) -> str:
-    """The folder that a picture lies in, below the folder of all pictures."""
+    """The class of a picture: the name of its folder, '' at the top."""
     return picture.id.rpartition("/")[0].rpartition("/")[2]
 
 
 def class_names(pictures: Sequence[Picture]) -> list[str]:
-    """The classes of all pictures, in order; raises `InvalidInputError` for fewer than two, and for
-    pictures that are of none."""
+    """The classes of all pictures, sorted; raises `InvalidInputError` for fewer than two classes,
+    and for pictures without a class."""
     names = sorted({class_of(picture) for picture in pictures})
     if len(names) < 2:
         raise InvalidInputError(
@@ -51,10 +52,10 @@ def classified(
     names: Sequence[str],
     reading: Reading | None = None,
 ) -> Classified:
-    """Decode pictures for ``model``; their classes are their folders, ``dog/1.jpg`` a dog.
+    """Decode pictures for ``model``; the class of ``dog/1.jpg`` is ``dog``.
 
-    ``names`` are the `class_names` of these and of any others that they are used with. Files that
-    cannot be read are left out and told to ``reading``; without one they are refused.
+    ``names`` are the `class_names` of these pictures and of all others in the same evaluation.
+    Files that cannot be read are left out and reported to ``reading``; without it they are refused.
     """
     return _ready(model, pictures, names, reading, lambda _number, image: image)[0]
 
@@ -66,30 +67,30 @@ def _ready(
     reading: Reading | None,
     change: _Change,
 ) -> tuple[Classified, list[int]]:
-    """(pictures that were changed and made ready, the number of each among ``pictures``)."""
+    """(changed pictures as model inputs, the number of each among ``pictures``)."""
     account = Reading(strict=True) if reading is None else reading
 
     def prepared(number: int, image: Image.Image) -> Tensor:
         return model.preprocess(change(number, image))
 
-    found = [
+    readable = [
         (number, picture, pixels)
         for number, each in enumerate(pictures)
         for picture, pixels in account.each([each], partial(prepared, number))
     ]
-    if not found:
+    if not readable:
         raise InvalidInputError(f"none of {len(pictures)} pictures could be read", field="images")
-    numbers, kept, pixels = zip(*found, strict=True)
-    made = Classified(torch.stack(pixels), torch.tensor(_numbers(kept, names)), names)
-    return made, list(numbers)
+    numbers, kept, pixels = zip(*readable, strict=True)
+    ready = Classified(torch.stack(pixels), torch.tensor(_numbers(kept, names)), names)
+    return ready, list(numbers)
 
 
 class PaintedOver(NamedTuple):
     """Pictures with the name of a wrong class painted on each."""
 
     pictures: Classified
-    words: Tensor
-    """Number of the class whose name is on each (N), int64."""
+    words: Int64[Tensor, " N"]
+    """Number of the class whose name is on each picture."""
 
 
 def painted_over(
@@ -101,14 +102,14 @@ def painted_over(
 ) -> PaintedOver:
     """`classified`, with the name of a wrong class painted on every picture."""
     wrong = wrong_classes(_numbers(pictures, names), len(names), seed)
-    made, numbers = _ready(
+    painted, numbers = _ready(
         model,
         pictures,
         names,
         reading,
         lambda number, image: paint_word(image, names[wrong[number]], seed + number),
     )
-    return PaintedOver(made, torch.tensor(wrong)[numbers])
+    return PaintedOver(painted, torch.tensor(wrong)[numbers])
 
 
 def _numbers(pictures: Sequence[Picture], names: Sequence[str]) -> list[int]:

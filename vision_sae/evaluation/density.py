@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from vision_sae.errors import InvalidInputError
@@ -14,15 +15,15 @@ _STEP = 0.25
 
 
 class DensityHistogram(NamedTuple):
-    """Features by ``log10`` of their firing rate; the dead ones, which have none, apart."""
+    """Features by ``log10`` of their firing rate; dead features are counted separately."""
 
     dead: int
     """Features that never fire."""
-    edges: NDArray[np.float64]
-    """Edges of the bins (B + 1), log10 of rows that fire over all rows, from the rate of a single
+    edges: Float64[np.ndarray, " bins+1"]
+    """Edges of the bins, log10 of rows that fire over all rows, from the rate of a single
     row up to 0. Bin b holds ``edges[b] <= log10(rate) < edges[b + 1]``, the last also its end."""
-    counts: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.count, which nobody needs
-    """Features in each bin (B)."""
+    counts: Int64[np.ndarray, " bins"]  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    """Features in each bin."""
 
 
 def density_histogram(fired: NDArray[np.integer], rows: int) -> DensityHistogram:

@@ -1,22 +1,22 @@
-"""Edits of composed scenes, measured: does what was asked for change, and nothing else?
+"""Edits of composed scenes, measured: does the requested attribute change, and nothing else?
 
-A case is a prompt, another that differs in one attribute, and the part of the picture that shows
-it. Each method carries the change into the first prompt's picture:
+A case is a prompt, a second prompt that differs in one attribute, and the part of the picture that
+shows the attribute. Each method carries the change into the first prompt's picture:
 
 - ``features``: codes of the SAEs are carried over from the second prompt's picture (`transport`)
 - ``neurons``: the same with raw neurons of the blocks, of either sign, instead of features
 - ``difference``: the difference of the region's mean vectors is added to its patches
-- ``prompt``: the second prompt, from the same noise: what a user without any of this would do
+- ``prompt``: the second prompt, from the same noise: the baseline without any steering
 
-``toward`` is how much the probability of the asked-for value rises, as the attribute classifier
-sees it; ``beside`` is how much all else changes: the mean total variation of the other attributes'
+``toward`` is the rise of the attribute classifier's probability of the requested value. ``beside``
+is the change of everything else: the mean total variation of the other attributes'
 probabilities, plus the pixel change outside of the region in units of that between pictures of
-different prompts. Editing precision is the first over the sum of both.
+different prompts. Editing precision is ``toward`` over the sum of both.
 
-A count becomes two: a second object of the same kind where there was none. The classifier knows
-scenes of one object, so it looks at such a picture twice: with the first place painted over for
-what was asked for, with the second for what should have stayed. The demo's prompts know no
-numbers; the second prompt of these cases has the object at the second place.
+An edit of the count adds a second object of the same kind at an empty place. The classifier knows
+only scenes of one object, so it looks at such a picture twice: with the first object painted over
+to see the new object, and with the second painted over to see the old object. The demo's prompts
+cannot express numbers; the second prompt of these cases has the object at the second place.
 """
 
 from __future__ import annotations
@@ -31,82 +31,83 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vision_sae.dictionaries.neurons import NeuronBasis
+from vision_sae.dictionaries.kinds.neurons import NeuronBasis
 from vision_sae.dictionaries.protocol import SiteDictionary
-from vision_sae.evaluation.planted_scenes import (
+from vision_sae.evaluation.scene_attributes import SIDE, AttributeClassifier
+from vision_sae.models.generator import Denoising, GenerationSettings, Generator, finish
+from vision_sae.pictures.scenes import (
     VALUES,
     Attributes,
     Place,
     draw,
     random_attributes,
 )
-from vision_sae.evaluation.scene_attributes import SIDE, AttributeClassifier
-from vision_sae.models.generator import Denoising, GenerationSettings, Generator, finish
 from vision_sae.steering import effects
 from vision_sae.steering.generation import (
     PICTURE,
     SOURCES,
     TWIN,
     Changes,
-    Steered,
+    SteeredPictures,
     generate,
 )
 from vision_sae.steering.transport import Transport
 
 CASES = Path(__file__).parent / "edit_cases.jsonl"
-Method = Literal["features", "neurons", "difference", "prompt"]
-METHODS: tuple[Method, ...] = get_args(Method)
+EditMethod = Literal["features", "neurons", "difference", "prompt"]
+METHODS: tuple[EditMethod, ...] = get_args(EditMethod)
 COUNT = "count"
 EDITED = ("colour", "texture", "shape", "background", COUNT)
 _PER_ATTRIBUTE = 12
 _SEED = 77
 _BORDER = 5
-"""Pixels around an object that are painted over with it: it may be drawn a little beside."""
+"""Pixels around an object that are painted over too, since its place varies a little."""
 _TOP_K = 20
 _STRENGTHS = (1.0, 2.0, 4.0)
-"""Of which the first half of an attribute's cases chooses for each method, by how far the edit gets
-and how precisely."""
+"""Candidate strengths. The first half of an attribute's cases chooses one for each method, by
+``toward`` times precision."""
 ALL = "all"
-"""All attributes together, in what `evaluate_edits` returns."""
+"""The key of all attributes together in the result of `evaluate_edits`."""
 
 
 @dataclass(frozen=True)
-class Case:
+class EditCase:
     """One edit."""
 
     before: Attributes
     attribute: str
-    """What changes, of `EDITED`."""
+    """The attribute that changes, one of `EDITED`."""
     value: str
-    """What it becomes; of a count, the place that the second object comes to."""
+    """The new value; for a count, the place of the second object."""
     seed: int
 
     @property
     def after(self) -> Attributes:
-        """What the second prompt says."""
+        """The attributes that the second prompt describes."""
         changed = "place" if self.attribute == COUNT else self.attribute
         change: dict[str, Any] = {changed: self.value}
         return replace(self.before, **change)
 
     @property
-    def asked(self) -> dict[str, str]:
-        """{attribute: value} of what the edit should bring."""
+    def expected(self) -> dict[str, str]:
+        """{attribute: value} that the edit should produce."""
         if self.attribute != COUNT:
             return {self.attribute: self.value}
         return {"place": self.value, "shape": self.before.shape, "colour": self.before.colour}
 
     @property
-    def kept(self) -> list[str]:
-        """The attributes that should stay: of the first object, where there will be two."""
+    def unchanged(self) -> list[str]:
+        """The attributes that should stay; for a count, those of the first object."""
         return [name for name in VALUES if name != self.attribute]
 
-    def region(self) -> NDArray[np.bool_]:
-        """The pixels (SIDE, SIDE) that may change: the object's place, or all around it."""
+    def region(self) -> Bool[np.ndarray, "H W"]:
+        """The pixels that may change, where the attribute shows before or after the edit."""
         before, after = (draw(a, side=SIDE, seed=0) for a in (self.before, self.after))
         if self.attribute == COUNT:
             return after.parts["object"]
@@ -114,18 +115,18 @@ class Case:
         return np.asarray(shown)
 
     def views(self, picture: Image.Image) -> tuple[Image.Image, Image.Image]:
-        """(where the classifier sees what was asked for, where it sees what should stay)"""
+        """(the picture that shows the requested change, the picture that shows what should stay)"""
         sized = _sized(picture)
         if self.attribute != COUNT:
             return sized, sized
         first, second = _around(self.before), _around(self.after)
         pixels = np.asarray(sized.convert("RGB"))
         ground = np.median(pixels[~(first | second)], axis=0).astype(np.uint8)
-        asked, kept = (
+        expected, unchanged = (
             Image.fromarray(np.where(hidden[..., None], ground, pixels))
             for hidden in (first, second)
         )
-        return asked, kept
+        return expected, unchanged
 
 
 def _around(attributes: Attributes) -> NDArray[np.bool_]:
@@ -138,76 +139,61 @@ def _around(attributes: Attributes) -> NDArray[np.bool_]:
 
 
 def _apart(one: Attributes) -> list[str]:
-    """The places where a second object has nothing in common with the first, and its border."""
+    """The places where a second object, with its border, does not overlap the first."""
     elsewhere = (replace(one, place=place) for place in get_args(Place))
     return [other.place for other in elsewhere if not (_around(one) & _around(other)).any()]
 
 
-def make_cases() -> list[Case]:
-    """The cases of `CASES`: as many of each attribute, all else at random; objects are large."""
+def make_cases() -> list[EditCase]:
+    """The cases of `CASES`: equally many of each attribute, otherwise random, with large
+    objects."""
     cases = []
     for number in range(_PER_ATTRIBUTE * len(EDITED)):
         random = np.random.default_rng([_SEED, number])
         before = replace(random_attributes(random), word=None, size="large")
         attribute = EDITED[number % len(EDITED)]
         if attribute == COUNT:
-            if before.place == "centre":  # there is no room beside it
+            if before.place == "centre":  # no room for a second object
                 before = replace(before, place="left")
             others = _apart(before)
         else:
             others = [v for v in VALUES[attribute] if v != getattr(before, attribute)]
-        cases.append(Case(before, attribute, others[random.integers(len(others))], number))
+        cases.append(EditCase(before, attribute, others[random.integers(len(others))], number))
     return cases
 
 
-def write_cases(path: Path = CASES) -> None:
-    """Write `make_cases` down, a case a line, with both prompts for people to read."""
-    rows = [
-        {
-            "prompt": case.before.caption,
-            "edited": case.after.caption,
-            "before": {name: getattr(case.before, name) for name in VALUES},
-            "attribute": case.attribute,
-            "value": case.value,
-            "seed": case.seed,
-        }
-        for case in make_cases()
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def read_cases(path: Path = CASES) -> list[Case]:
+def read_cases(path: Path = CASES) -> list[EditCase]:
     """The cases of a file."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [
-        Case(Attributes(**row["before"]), row["attribute"], row["value"], row["seed"])
+        EditCase(Attributes(**row["before"]), row["attribute"], row["value"], row["seed"])
         for row in rows
     ]
 
 
-class Edited(NamedTuple):
-    """What a method does, over many cases."""
+class EditScores(NamedTuple):
+    """Mean scores of a method over many cases."""
 
     success: float
-    """Share of cases whose attribute is seen to have become what was asked for."""
+    """Share of cases in which the classifier sees the requested value."""
     preserved: float
-    """Share of the other attributes that are seen as before."""
+    """Share of the other attributes that the classifier sees unchanged."""
     toward: float
     beside: float
     precision: float
     strength: float | None
-    """That the method did best with; None where strengths differ."""
+    """The method's chosen strength; None where strengths differ."""
 
 
-class _Outcome(NamedTuple):
+class _CaseScores(NamedTuple):
     success: float
     preserved: float
     toward: float
     beside: float
 
 
-def patches_of(region: NDArray[np.bool_], rows: int, cols: int) -> Tensor:
-    """Patches (P) of which a quarter or more lies in a region of pixels."""
+def patches_of(region: Bool[np.ndarray, "H W"], rows: int, cols: int) -> Bool[Tensor, " P"]:
+    """Mask of the patches of which a quarter or more lies in a region of pixels."""
     height, width = region.shape
     shares = region.reshape(rows, height // rows, cols, width // cols).mean((1, 3))
     return torch.from_numpy(shares >= min(0.25, float(shares.max()))).flatten()
@@ -216,10 +202,10 @@ def patches_of(region: NDArray[np.bool_], rows: int, cols: int) -> Tensor:
 def _carry(
     model: Generator,
     dictionaries: Mapping[str, SiteDictionary],
-    case: Case,
+    case: EditCase,
     strength: float,
     patches: Tensor,
-) -> Steered:
+) -> SteeredPictures:
     source = GenerationSettings(case.after.caption, seed=case.seed)
     transports = [
         Transport(
@@ -237,8 +223,8 @@ def _carry(
 
 
 def _add_difference(
-    model: Generator, sites: Sequence[str], case: Case, strength: float, patches: Tensor
-) -> Steered:
+    model: Generator, sites: Sequence[str], case: EditCase, strength: float, patches: Tensor
+) -> SteeredPictures:
     settings = GenerationSettings(case.before.caption, seed=case.seed)
     run = model.start(settings, settings, replace(settings, prompt=case.after.caption))
 
@@ -256,14 +242,14 @@ def _add_difference(
             yield
 
     picture, twin, _ = finish(run, edited)
-    return Steered(picture, twin, run.batch[PICTURE])
+    return SteeredPictures(picture, twin, run.batch[PICTURE])
 
 
-def _reprompt(model: Generator, case: Case) -> Steered:
+def _reprompt(model: Generator, case: EditCase) -> SteeredPictures:
     settings = GenerationSettings(case.before.caption, seed=case.seed)
     run = model.start(replace(settings, prompt=case.after.caption), settings)
     picture, twin = finish(run)
-    return Steered(picture, twin, run.batch[TWIN])
+    return SteeredPictures(picture, twin, run.batch[TWIN])
 
 
 def _unit() -> float:
@@ -274,18 +260,20 @@ def _unit() -> float:
     return float(np.mean([effects.difference(a, b).mean() for a, b in pairs]))
 
 
-def _measure(case: Case, made: Steered, classifier: AttributeClassifier, unit: float) -> _Outcome:
-    asked, kept = zip(*map(case.views, (made.picture, made.twin)), strict=True)
-    seen, stayed = classifier.probabilities(asked), classifier.probabilities(kept)
-    wanted = {name: VALUES[name].index(value) for name, value in case.asked.items()}
+def _measure(
+    case: EditCase, steered: SteeredPictures, classifier: AttributeClassifier, unit: float
+) -> _CaseScores:
+    changing, fixed = zip(*map(case.views, (steered.picture, steered.twin)), strict=True)
+    seen, stayed = classifier.probabilities(changing), classifier.probabilities(fixed)
+    wanted = {name: VALUES[name].index(value) for name, value in case.expected.items()}
     after, before = (
         prod(float(seen[name][at, number]) for name, number in wanted.items()) for at in (0, 1)
     )
-    others = [stayed[name] for name in case.kept]
+    others = [stayed[name] for name in case.unchanged]
     variation = float(np.mean([float((a - b).abs().sum()) / 2 for a, b in others]))
     outside = ~case.region()
-    moved = effects.difference(_sized(made.picture), _sized(made.twin))
-    return _Outcome(
+    moved = effects.difference(_sized(steered.picture), _sized(steered.twin))
+    return _CaseScores(
         float(all(seen[name][0].argmax() == number for name, number in wanted.items())),
         float(np.mean([float(a.argmax() == b.argmax()) for a, b in others])),
         after - before,
@@ -300,16 +288,16 @@ def _sized(picture: Image.Image) -> Image.Image:
 def evaluate_edits(
     model: Generator,
     dictionaries: Mapping[str, SiteDictionary],
-    cases: Sequence[Case],
+    cases: Sequence[EditCase],
     classifier: AttributeClassifier,
     *,
     progress: bool = True,
-) -> dict[Method, dict[str, Edited]]:
-    """What every method does to each attribute, and to `ALL`.
+) -> dict[EditMethod, dict[str, EditScores]]:
+    """Scores of every method for each attribute, and for `ALL`.
 
-    Strengths are chosen on the first half of an attribute's cases, figures are of the second.
+    Strengths are chosen on the first half of an attribute's cases; scores are of the second half.
     """
-    sites = [found.site for found in dictionaries.values()]
+    sites = [each.site for each in dictionaries.values()]
     neurons = {
         site: SiteDictionary(
             NeuronBasis.fit([torch.zeros(1, model.sites[site].dim)], signed=True), site
@@ -318,49 +306,49 @@ def evaluate_edits(
     }
     unit = _unit()
 
-    def outcome(method: Method, strength: float, case: Case) -> _Outcome:
+    def scores_of(method: EditMethod, strength: float, case: EditCase) -> _CaseScores:
         grid = model.grid(sites[0], model.usual_side, model.usual_side)
         patches = patches_of(case.region(), grid.rows, grid.cols)
         if method == "prompt":
-            made = _reprompt(model, case)
+            steered = _reprompt(model, case)
         elif method == "difference":
-            made = _add_difference(model, sites, case, strength, patches)
+            steered = _add_difference(model, sites, case, strength, patches)
         else:
             used = dictionaries if method == "features" else neurons
-            made = _carry(model, used, case, strength, patches)
-        return _measure(case, made, classifier, unit)
+            steered = _carry(model, used, case, strength, patches)
+        return _measure(case, steered, classifier, unit)
 
-    def promise(method: Method, strength: float, some: Sequence[Case]) -> float:
-        tried = _summary([outcome(method, strength, case) for case in some], strength)
+    def merit(method: EditMethod, strength: float, some: Sequence[EditCase]) -> float:
+        tried = _mean_scores([scores_of(method, strength, case) for case in some], strength)
         return tried.toward * tried.precision
 
-    results: dict[Method, dict[str, Edited]] = {}
+    results: dict[EditMethod, dict[str, EditScores]] = {}
     for method in tqdm(METHODS, desc="edits", disable=not progress):
-        found: dict[str, Edited] = {}
-        outcomes: list[_Outcome] = []
+        by_attribute: dict[str, EditScores] = {}
+        all_scores: list[_CaseScores] = []
         for attribute in sorted({case.attribute for case in cases}, key=EDITED.index):
             mine = [case for case in cases if case.attribute == attribute]
             known, judged = mine[: len(mine) // 2], mine[len(mine) // 2 :]
             best = 1.0
             if known and method != "prompt":
-                tried = {s: promise(method, s, known) for s in _STRENGTHS}
+                tried = {s: merit(method, s, known) for s in _STRENGTHS}
                 best = max(tried, key=tried.__getitem__)
-            made = [outcome(method, best, case) for case in judged]
-            found[attribute] = _summary(made, best)
-            outcomes += made
-        results[method] = {ALL: _summary(outcomes, None), **found}
+            judged_scores = [scores_of(method, best, case) for case in judged]
+            by_attribute[attribute] = _mean_scores(judged_scores, best)
+            all_scores += judged_scores
+        results[method] = {ALL: _mean_scores(all_scores, None), **by_attribute}
     return results
 
 
-def _summary(found: Sequence[_Outcome], strength: float | None) -> Edited:
-    success, preserved, toward, beside = np.mean(np.array(found), axis=0).tolist()
+def _mean_scores(scores: Sequence[_CaseScores], strength: float | None) -> EditScores:
+    success, preserved, toward, beside = np.mean(np.array(scores), axis=0).tolist()
     rise = max(toward, 0.0)
-    return Edited(success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength)
+    return EditScores(success, preserved, toward, beside, rise / max(rise + beside, 1e-9), strength)
 
 
-def lines(results: Mapping[Method, Mapping[str, Edited]]) -> list[str]:
-    """A table for people: what each method does to all attributes, and to each."""
-    figures = Edited._fields[:-1]
+def lines(results: Mapping[EditMethod, Mapping[str, EditScores]]) -> list[str]:
+    """A table of the scores of each method, for all attributes and for each."""
+    figures = EditScores._fields[:-1]
     header = f"{'method':12}{'attribute':12}" + "".join(f"{name:>11}" for name in figures)
     return [
         header + f"{'strength':>11}",
@@ -374,7 +362,7 @@ def lines(results: Mapping[Method, Mapping[str, Edited]]) -> list[str]:
     ]
 
 
-def to_json(results: Mapping[Method, Mapping[str, Edited]]) -> dict[str, Any]:
+def to_json(results: Mapping[EditMethod, Mapping[str, EditScores]]) -> dict[str, Any]:
     """{method: {attribute: {figure: value}}}"""
     return {
         method: {attribute: edited._asdict() for attribute, edited in of_attributes.items()}

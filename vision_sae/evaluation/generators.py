@@ -1,4 +1,4 @@
-"""Reports about a generator's dictionaries: what its blocks do, and what its labels cause."""
+"""Reports about a generator's dictionaries: effects of blocks, and causal scores of labels."""
 
 from __future__ import annotations
 
@@ -10,47 +10,58 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vision_sae.bundles.bundle import FORMAT, add_descriptions
+from vision_sae.bundles.layout import FORMAT
+from vision_sae.bundles.publish import add_descriptions
 from vision_sae.descriptions.protocol import JUDGED_BY, Score
-from vision_sae.descriptions.scores.texts import TextEmbeddings
+from vision_sae.descriptions.scores.causal import CausalScorer
+from vision_sae.descriptions.scoring.texts import TextEmbeddings
 from vision_sae.errors import InvalidInputError
-from vision_sae.evaluation.blocks import BlockEffects, Boosted, Roles, evaluate_blocks, examples
+from vision_sae.evaluation.blocks import (
+    BlockEffects,
+    BoostedFeatures,
+    Roles,
+    evaluate_blocks,
+    examples,
+)
 from vision_sae.files import replacing, write_json
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.protocol import ContrastiveModel, Model
 from vision_sae.pictures.sheet import contact_sheet
 from vision_sae.places import check_output, check_output_folder
 from vision_sae.steering.bundles import SteeringBundle
-from vision_sae.steering.causal import CausalScorer
 from vision_sae.steering.movements import RANDOMS
 
 BLOCK_FILES = ("blocks.json", "blocks.png")
-"""What `block_report` writes."""
+"""The files that `block_report` writes."""
 _SHOWN = 8
 """Prompts in the picture of the blocks."""
 
 
-def boosted(found: Sequence[SteeringBundle], features: int, amount: float) -> dict[str, Boosted]:
-    """{site: which of its features are boosted, and by how much}
+def features_to_boost(
+    bundles: Sequence[SteeringBundle], features: int, amount: float
+) -> dict[str, BoostedFeatures]:
+    """{site: features to boost, and by how much}
 
     Raises `InvalidInputError` for a bundle in which no feature fires.
     """
-    for each in found:
-        if not len(each.alive):
+    for bundle in bundles:
+        if not len(bundle.alive):
             raise InvalidInputError(
-                f"no feature of {each.bundle.name} fires in its pictures, so there is none to "
+                f"no feature of {bundle.bundle.name} fires in its pictures, so there is none to "
                 "boost; name another bundle",
                 field="bundle",
             )
     return {
-        f.bundle.site: Boosted(f.dictionary.dictionary, f.spread(features), amount * f.usual_mean)
-        for f in found
+        bundle.bundle.site: BoostedFeatures(
+            bundle.dictionary.dictionary, bundle.spread(features), amount * bundle.usual_mean
+        )
+        for bundle in bundles
     }
 
 
 def block_report(
     model: Generator,
-    found: Sequence[SteeringBundle],
+    bundles: Sequence[SteeringBundle],
     prompts: Sequence[GenerationSettings],
     out: Path,
     *,
@@ -59,25 +70,25 @@ def block_report(
     progress: bool = True,
     overwrite: bool = False,
 ) -> str:
-    """Measure the blocks; write ``blocks.json`` and ``blocks.png``; gives the table in words.
+    """Measure the blocks; write ``blocks.json`` and ``blocks.png``; returns the table as text.
 
-    Earlier ones are replaced only with ``overwrite``.
+    Existing files are replaced only with ``overwrite``.
 
     The picture has a row of plain generations, and for each block one with the block off and one
     with a feature of it boosted.
     """
     check_output_folder(out, BLOCK_FILES, overwrite=overwrite)
-    blocks = boosted(found, features, amount)
+    blocks = features_to_boost(bundles, features, amount)
     effects = evaluate_blocks(model, blocks, prompts, progress=progress)
     table_file, picture_file = (out / name for name in BLOCK_FILES)
     write_json(table_file, [effect.to_json() for effect in effects])
     with replacing(picture_file) as temporary:
-        contact_sheet(examples(model, blocks, prompts[:_SHOWN])).save(temporary, "PNG")
+        contact_sheet(examples(model, blocks, prompts[:_SHOWN]), gap=2).save(temporary, "PNG")
     return "\n".join(table(effects))
 
 
 def table(effects: Sequence[BlockEffects]) -> list[str]:
-    """The figures for people: 1 is as different as another picture."""
+    """The figures as lines of a table; 1 means as different as another picture."""
     rows = [f"{'':36}" + "".join(f"{name:>9}" for name in Roles._fields)]
     for effect in effects:
         rows.append(f"{effect.site}: {effect.role}")
@@ -91,7 +102,7 @@ def table(effects: Sequence[BlockEffects]) -> list[str]:
 def label_directions(
     contrastive: ContrastiveModel, labels: Iterable[tuple[int, str]]
 ) -> TextEmbeddings:
-    """Texts as directions from the mean of all these labels."""
+    """Embeddings of texts as directions from the mean embedding of these labels."""
     texts = sorted({text for _, text in labels})
     vectors = contrastive.embed_texts(texts).float().cpu().numpy()
     return TextEmbeddings(contrastive, vectors.mean(0))
@@ -105,9 +116,8 @@ def is_confirmed(row: Mapping[str, Any]) -> bool:
 def best_labelled(
     rows: Iterable[Mapping[str, Any]], limit: int | None = None
 ) -> list[tuple[int, str]]:
-    """(feature, label) of descriptions: those that a judge has confirmed before the guesses; of
-    either, those with the best first scores; of equal ones, those chosen with the larger
-    objective."""
+    """(feature, label) of descriptions: labels that a judge has confirmed before guesses, then by
+    the first score, then by the objective that chose the label."""
 
     def worth(row: Mapping[str, Any]) -> tuple[bool, float, float]:
         score = row["scores"][0]["value"] if row["scores"] else 0.0
@@ -120,7 +130,7 @@ def best_labelled(
 
 def causal_scores(
     model: Generator,
-    found: SteeringBundle,
+    steering_bundle: SteeringBundle,
     path: Path,
     contrastive: Model,
     prompts: Sequence[GenerationSettings],
@@ -130,22 +140,22 @@ def causal_scores(
     randoms: int = RANDOMS,
     progress: bool = True,
 ) -> str:
-    """Measure the causal score of labels and publish the bundle at ``path`` anew with them; gives
-    a summary in words.
+    """Measure the causal score of labels, and publish the bundle at ``path`` again with the scores;
+    returns a summary as text.
 
     Raises `InvalidInputError` for a bundle without labels or a model without texts.
     """
     if not isinstance(contrastive, ContrastiveModel):
         raise InvalidInputError(f"{contrastive.name} has no texts", field="clip")
     check_output(path, FORMAT, field="bundle")
-    rows = found.bundle.descriptions.values()
+    rows = steering_bundle.bundle.descriptions.values()
     labelled = best_labelled(rows, limit)
     if not labelled:
         raise InvalidInputError(
             f"{path} has no labels; run `vision-sae describe` first", field="bundle"
         )
     scorer = CausalScorer(
-        found.movements(model, contrastive, prompts, amount=amount, randoms=randoms),
+        steering_bundle.movements(model, contrastive, prompts, amount=amount, randoms=randoms),
         label_directions(contrastive, best_labelled(rows)),
     )
     measured: dict[int, Score] = {}
@@ -160,9 +170,11 @@ def causal_scores(
             f"no other feature of {path} fires that those with labels could be compared with",
             field="bundle",
         )
-    add_descriptions(found.bundle, path, [_with_score(row, measured) for row in rows], {})
+    add_descriptions(steering_bundle.bundle, path, [_with_score(row, measured) for row in rows], {})
     values = [score.value for score in measured.values()]
-    confirmed = sum(is_confirmed(found.bundle.descriptions[feature]) for feature, _ in labelled)
+    confirmed = sum(
+        is_confirmed(steering_bundle.bundle.descriptions[feature]) for feature, _ in labelled
+    )
     return (
         f"{path}: {len(values)} labels ({confirmed} confirmed by a judge before, the others "
         f"guesses), causal score {np.mean(values):.3f} on average (chance .5); "

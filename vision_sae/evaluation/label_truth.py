@@ -1,4 +1,4 @@
-"""How true a dictionary's labels are, on pictures that neither chose nor judged any of them."""
+"""How true a dictionary's labels are, on pictures that neither chose nor judged the labels."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.grounding import label_of, over_of
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
 from vision_sae.descriptions.protocol import Description, Metric
 from vision_sae.descriptions.scores.truth import CAPTIONS, PIXELS, Verdict, judge
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.statistics.sides import Side
 
 _FEWEST = 10
-"""Pictures of the side in which a feature must fire to count in the share that is labelled."""
+"""A feature counts in the labelled share if it fires in at least this many pictures of the side."""
 _HALF = 0.5
 
 
 def label_truth(
     evidence: Evidence,
     facts: Facts,
-    made: Sequence[Description],
+    descriptions: Sequence[Description],
     sides: Sequence[Side] = ("audit",),
 ) -> dict[str, Any]:
     """The figures of a list of labels, on the pictures of ``sides``."""
     side = facts.side(*sides)
-    peaks = {d.feature: evidence.peaks(d.feature) for d in made}
+    peaks = {d.feature: evidence.peaks(d.feature) for d in descriptions}
     firing = {unit: int((peak[side] > 0).sum()) for unit, peak in peaks.items()}
-    alive = [d for d in made if (peaks[d.feature] > 0).any()]
-    counted = [d for d in made if firing[d.feature] >= _FEWEST]
+    alive = [d for d in descriptions if (peaks[d.feature] > 0).any()]
+    counted = [d for d in descriptions if firing[d.feature] >= _FEWEST]
     labelled = [d for d in counted if d.text is not None]
     with_noun = [d for d in labelled if label_of(d).kinds]
     verdicts = {d.feature: _audit(facts, evidence, d, sides) for d in labelled}
@@ -47,7 +47,7 @@ def label_truth(
         if not label_of(d).looks and _value(verdicts[d.feature], "precision", CAPTIONS) == 0
     ]
     return {
-        "features": len(made),
+        "features": len(descriptions),
         "alive": len(alive),
         "features_with_10_pictures": len(counted),
         "labels": len(labelled),
@@ -76,22 +76,28 @@ def label_truth(
     }
 
 
-def _audit(facts: Facts, evidence: Evidence, made: Description, sides: Sequence[Side]) -> Verdict:
-    side, label = facts.side(*sides), label_of(made)
-    return judge(facts, evidence, made.feature, label, side=side, over=over_of(made))
+def _audit(
+    facts: Facts, evidence: Evidence, description: Description, sides: Sequence[Side]
+) -> Verdict:
+    side, label = facts.side(*sides), label_of(description)
+    return judge(facts, evidence, description.feature, label, side=side, over=over_of(description))
 
 
 def best_constant(
-    evidence: Evidence, facts: Facts, made: Sequence[Description], sides: Sequence[Side]
+    evidence: Evidence, facts: Facts, descriptions: Sequence[Description], sides: Sequence[Side]
 ) -> dict[str, Any]:
-    """The one label that, given to every unit, has the highest median correlation: what a list of
-    labels must be better than."""
+    """The baseline of a list of labels: the one label that, given to every unit, has the highest
+    median correlation."""
     side = facts.side(*sides)
     weights = facts.weights * side
     weights = weights / weights.sum()
-    labels = {label_of(d) for d in made}
+    labels = {label_of(d) for d in descriptions}
     best: dict[str, Any] = {"label": "", "correlation_median": None}
-    activations = np.stack([evidence.peaks(d.feature) for d in made]) if made else np.zeros((0, 1))
+    activations = (
+        np.stack([evidence.peaks(d.feature) for d in descriptions])
+        if descriptions
+        else np.zeros((0, 1))
+    )
     if not len(activations):
         return best
     a = activations - (activations @ weights)[:, None]
@@ -107,8 +113,8 @@ def best_constant(
 
 
 def agreement_of_halves(one: Sequence[Description], other: Sequence[Description]) -> float | None:
-    """Share of the units that both lists label whose labels say the same, or one a hypernym of what
-    the other says."""
+    """Of the units that both lists label, the share whose two labels agree: they mean the same, or
+    one is a hypernym of the other."""
     from vision_sae.descriptions.predicates.wordnet import nouns
 
     def same(a: Label, b: Label) -> bool:
@@ -128,8 +134,8 @@ def agreement_of_halves(one: Sequence[Description], other: Sequence[Description]
 
 
 def _value(verdict: Verdict, metric: Metric, by: str) -> float | None:
-    found = [s.value for s in verdict.scores if (s.metric, s.judge) == (metric, by)]
-    return found[0] if found else None
+    values = [s.value for s in verdict.scores if (s.metric, s.judge) == (metric, by)]
+    return values[0] if values else None
 
 
 def _values(verdicts: dict[int, Verdict], metric: Metric, *, control: bool = False) -> list[float]:

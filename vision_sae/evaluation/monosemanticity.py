@@ -5,7 +5,7 @@ by the feature's smallest and largest::
 
     MS_k = sum_{i<j} a_ik a_jk cos(e_i, e_j) / sum_{i<j} a_ik a_jk
 
-No pair is ever formed: the numerator is ``(|sum_i a_ik e_i|^2 - sum_i a_ik^2) / 2`` and the
+No pair is formed explicitly: the numerator is ``(|sum_i a_ik e_i|^2 - sum_i a_ik^2) / 2`` and the
 denominator ``((sum_i a_ik)^2 - sum_i a_ik^2) / 2``, so that time is linear in the images and
 memory does not depend on them.
 """
@@ -13,16 +13,19 @@ memory does not depend on them.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int64, Num
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.errors import InvalidInputError
+from vision_sae.transfers import finest_float
 
 _DEVIATES = 1.96
 """Standard errors to either side of a 95 % interval."""
@@ -33,51 +36,58 @@ class FeatureMonosemanticity(NamedTuple):
 
     value: float
     lower: float | None
-    """Lower end of its 95 % interval, by the jackknife over sources; None for less than three."""
+    """Lower end of the 95 % interval, by the jackknife over sources; None for fewer than three
+    sources."""
     upper: float | None
     images: int
-    """Pictures that it rests on: those that fire the feature more than the weakest does."""
+    """Pictures that count: those on which the feature exceeds its smallest activation."""
 
 
-def max_pooled(codes: Codes, patches: int, width: int) -> Tensor:
-    """Codes of whole images, ``patches`` rows each -> largest activation per image (N, F)."""
+def max_pooled(codes: Codes, patches: int, width: int) -> Float[Tensor, "N F"]:
+    """The largest activation of each feature in each picture, from codes of whole pictures with
+    ``patches`` rows each."""
     images = len(codes.indices) // patches
     shape = (images, patches * codes.indices.shape[1])
-    pooled = torch.zeros(images, width)
+    pooled = torch.zeros(images, width, device=codes.values.device)
     return pooled.scatter_reduce_(
         1, codes.indices.reshape(shape), codes.values.reshape(shape), "amax"
     )
 
 
 class MonosemanticityAccumulator:
-    """Accumulates `MonoSemanticity` over images in any order and batching, in float64."""
+    """Accumulates `MonoSemanticity` over images in any order and batching, in float64.
 
-    def __init__(self, width: int, embedding_dim: int) -> None:
+    Sums stay on ``device``, where the activations are, until the result is read.
+    """
+
+    def __init__(self, width: int, embedding_dim: int, device: torch.device | str = "cpu") -> None:
+        device = torch.device(device)
+        self._device, self._wide = device, finest_float(device)
+        zeros = partial(torch.zeros, dtype=self._wide, device=device)
         self._images = 0
-        self._total = torch.zeros(width, dtype=torch.float64)
-        self._square = torch.zeros(width, dtype=torch.float64)
-        self._low = torch.full((width,), torch.inf, dtype=torch.float64)
-        self._at_low = torch.zeros(width, dtype=torch.int64)
-        self._high = torch.full((width,), -torch.inf, dtype=torch.float64)
-        self._weighted = torch.zeros(width, embedding_dim, dtype=torch.float64)
-        self._embedding = torch.zeros(embedding_dim, dtype=torch.float64)
+        self._total, self._square = zeros(width), zeros(width)
+        self._low, self._high = zeros(width) + torch.inf, zeros(width) - torch.inf
+        self._at_low = torch.zeros(width, dtype=torch.int64, device=device)
+        self._weighted = zeros(width, embedding_dim)
+        self._embedding = zeros(embedding_dim)
 
-    def add(self, activations: Tensor, embeddings: Tensor) -> None:
-        """Add images: their max-pooled activations (N, F) and their embeddings (N, E), any norm.
+    def add(self, activations: Num[Tensor, "N F"], embeddings: Float[Tensor, "N E"]) -> None:
+        """Add the max-pooled activations of pictures, and their embeddings in host memory, of any
+        norm.
 
         Raises `InvalidInputError` for an embedding without direction.
         """
         if not len(activations):
             return
-        a, e = activations.double(), embeddings.double()
-        norm = e.norm(dim=1)
+        norm = embeddings.double().norm(dim=1)
         if not (norm > 0).all() or not torch.isfinite(norm).all():
             raise InvalidInputError(
                 "an image's embedding is zero or not finite, so that nothing is similar to it; "
                 "leave the image out",
                 field="embeddings",
             )
-        e = F.normalize(e, dim=1)
+        a = activations.to(self._wide)
+        e = F.normalize(embeddings.to(self._device, self._wide), dim=1)
         low = torch.minimum(self._low, a.amin(0))
         self._at_low = torch.where(low < self._low, 0, self._at_low) + (a == low).sum(0)
         self._low = low
@@ -88,11 +98,11 @@ class MonosemanticityAccumulator:
         self._weighted += a.T @ e
         self._embedding += e.sum(0)
 
-    def result(self) -> Tensor:
-        """MonoSemanticity of each feature (F), float64, in [-1, 1].
+    def result(self) -> Float64[Tensor, " F"]:
+        """MonoSemanticity of each feature, in [-1, 1].
 
         Activations are scaled by their smallest and largest over all images, as in the paper. NaN
-        for a feature that this leaves positive on less than two images: there is no pair.
+        for a feature whose scaled activation is positive on fewer than two images: no pair exists.
         """
         n, low = self._images, self._low
         scale = self._high - low
@@ -103,10 +113,11 @@ class MonosemanticityAccumulator:
         pairs = total.square() - square
         defined = (n - self._at_low > 1) & (pairs > 0)
         similar = (weighted.square().sum(1) - square) / pairs
-        return similar.clamp(-1, 1).where(defined, torch.nan)
+        return similar.clamp(-1, 1).where(defined, torch.nan).cpu()
 
     def floor(self) -> float:
-        """What a feature scores that fires alike on all images: the mean cosine of two images."""
+        """The score of a feature that fires equally on all images: the mean cosine of two
+        images."""
         return _mean_cosine(float(self._embedding.square().sum()), self._images)
 
 
@@ -115,9 +126,9 @@ def _mean_cosine(square: float, n: int) -> float:
     return (square - n) / (n * (n - 1)) if n > 1 else math.nan
 
 
-def floor(embeddings: NDArray[np.floating]) -> float:
-    """What a feature scores that fires alike on all images (N, E): the mean cosine of two of them;
-    NaN for less than two, or where one has no direction."""
+def floor(embeddings: Float[np.ndarray, "N E"]) -> float:
+    """The score of a feature that fires equally on all images: the mean cosine of two images; NaN
+    for fewer than two images, or where an embedding has no direction."""
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     if not np.all(np.isfinite(norms) & (norms > 0)):
         return math.nan
@@ -125,24 +136,28 @@ def floor(embeddings: NDArray[np.floating]) -> float:
     return _mean_cosine(float(total @ total), len(embeddings))
 
 
-def monosemanticity(activations: Tensor, embeddings: Tensor) -> Tensor:
-    """MonoSemanticity of each feature (F) from activations (N, F) and embeddings (N, E)."""
-    found = MonosemanticityAccumulator(activations.shape[1], embeddings.shape[1])
-    found.add(activations, embeddings)
-    return found.result()
+def monosemanticity(
+    activations: Num[Tensor, "N F"], embeddings: Float[Tensor, "N E"]
+) -> Float64[Tensor, " F"]:
+    """MonoSemanticity of each feature."""
+    accumulator = MonosemanticityAccumulator(activations.shape[1], embeddings.shape[1])
+    accumulator.add(activations, embeddings)
+    return accumulator.result()
 
 
 def of_feature(
-    activations: NDArray[np.floating], embeddings: NDArray[np.floating], sources: NDArray[np.int64]
+    activations: Num[np.ndarray, " N"],
+    embeddings: Float[np.ndarray, "N E"],
+    sources: Int64[np.ndarray, " N"],
 ) -> FeatureMonosemanticity | None:
-    """MonoSemanticity of one feature with its interval, from its max-pooled activations (N), the
-    embeddings (N, E), of any norm, and the sources (N) of the images.
+    """MonoSemanticity of one feature with its interval, from max-pooled activations, embeddings of
+    any norm, and the sources of the images.
 
-    None where it is undefined: it is above its smallest on less than two images, or one of these
-    has an embedding without direction.
+    None where the score is undefined: fewer than two images exceed the smallest activation, or one
+    of these images has an embedding without direction.
     """
     a = activations.astype(np.float64)
-    a -= a.min(initial=np.inf)  # of no image: nothing
+    a -= a.min(initial=np.inf)  # of no image: the array stays empty
     above = np.flatnonzero(a)
     if len(above) < 2:
         return None

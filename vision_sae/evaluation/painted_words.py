@@ -1,8 +1,8 @@
 """A test of robustness against spurious text: pictures with the name of a wrong class painted on.
 
 A contrastive model that reads may trust the word more than the thing (Goh et al. 2021, "typographic
-attacks"). Every picture gets the name of another class, white with a black rim, at a place of its
-own; what is painted where depends on the seed alone.
+attacks"). Every picture gets the name of another class, white with a black rim, at a random
+place. Words and places depend only on the seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WIDEST = 0.94
 
 
 def wrong_classes(classes: Sequence[int], count: int, seed: int) -> list[int]:
-    """For each picture a class that is not its own, uniform over the ``count - 1`` others."""
+    """A wrong class for each picture, uniform over the ``count - 1`` other classes."""
     random = np.random.default_rng(seed)
     return [int((own + random.integers(1, count)) % count) for own in classes]
 

@@ -1,7 +1,7 @@
-"""Dictionary or bundle + held-out store -> its figures: what ``vision-sae evaluate`` does.
+"""The figures of a dictionary or bundle on a held-out store, as in ``vision-sae evaluate``.
 
-Everything about codes comes from one pass over the store; the model runs only where pictures are
-given.
+All figures of codes come from one pass over the store. The model runs only when the caller passes
+pictures.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from tqdm import tqdm
 
-import vision_sae
+from vision_sae import devices
 from vision_sae.activations.store import ActivationStore
-from vision_sae.bundles import bundle as layout
+from vision_sae.bundles import layout
 from vision_sae.bundles.build import check_match
-from vision_sae.bundles.bundle import Bundle, republish
+from vision_sae.bundles.publish import republish
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.dictionaries.artifact import load_dictionary
+from vision_sae.dictionaries.downstream import Downstream, downstream
 from vision_sae.dictionaries.matching import Matching, match
 from vision_sae.dictionaries.metrics import Metrics, MetricsAccumulator
 from vision_sae.dictionaries.protocol import Dictionary
+from vision_sae.dictionaries.resident import resident
 from vision_sae.errors import InvalidInputError
 from vision_sae.evaluation.coherence import average_max_decoder_cosine_sim
 from vision_sae.evaluation.density import DensityHistogram, density_histogram
-from vision_sae.evaluation.downstream import Downstream, downstream
 from vision_sae.evaluation.monosemanticity import MonosemanticityAccumulator, max_pooled
 from vision_sae.files import MANIFEST, published, read_json
 from vision_sae.models.bound import load_bound_model
@@ -36,6 +39,7 @@ from vision_sae.models.protocol import Model
 from vision_sae.pictures.folder import Picture
 from vision_sae.pictures.reading import Reading
 from vision_sae.places import check_output
+from vision_sae.version import CODE_VERSION
 
 _ROWS = 4096
 """Patches encoded at a time."""
@@ -50,35 +54,37 @@ class Evaluation:
     metrics: Metrics
     average_max_decoder_cosine_sim: float
     density: DensityHistogram
-    monosemanticity: Tensor
-    """Of each feature (F), float64; NaN where it is undefined."""
+    monosemanticity: Float64[Tensor, " F"]
+    """MonoSemanticity of each feature; NaN where it is undefined."""
     monosemanticity_floor: float
-    """What a feature scores that fires alike on all images."""
+    """The score of a feature that fires equally on all images."""
     downstream: Downstream | None
-    """None when no pictures were given to run the model on."""
+    """None without pictures to run the model on."""
     heldout: bool
-    """Whether the data set is other data than the dictionary was made from."""
+    """Whether the data set differs from the training data of the dictionary."""
+    computed: dict[str, str]
+    """The device and the precision of the model; see `devices.recorded`."""
 
     def values(self) -> dict[str, float]:
-        """The single numbers by name; those that are undefined on this data set are left out."""
-        found = self.metrics._asdict() | {
+        """The single numbers by name; undefined numbers are left out."""
+        values = self.metrics._asdict() | {
             "average_max_decoder_cosine_sim": self.average_max_decoder_cosine_sim,
             "monosemanticity": float(self.monosemanticity.nanmean()),
             "monosemanticity_floor": self.monosemanticity_floor,
         }
         if self.downstream:
-            found |= self.downstream.metrics()
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            values |= self.downstream.metrics()
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def open_dictionary(path: Path) -> tuple[Dictionary, dict[str, Any], Bundle | None]:
-    """A published dictionary, or that of a bundle: (dictionary, manifest, the bundle if it is one).
+    """Open a published dictionary or bundle: (dictionary, manifest, the bundle or None).
 
-    Raises `NotFoundError` when there is neither.
+    Raises `NotFoundError` when ``path`` holds neither.
     """
     manifest = published(path) / MANIFEST
     if manifest.is_file() and read_json(manifest).get("format") == layout.FORMAT:
-        bundle = Bundle(path)
+        bundle = read_bundle(path)
         return bundle.dictionary, bundle.manifest, bundle
     return *load_dictionary(path), None
 
@@ -99,12 +105,12 @@ def _pixels(
 
 
 def _measure(
-    dictionary: Dictionary, store: ActivationStore, site: str, *, progress: bool
+    dictionary: Dictionary, store: ActivationStore, site: str, *, progress: bool, device: str
 ) -> tuple[MetricsAccumulator, MonosemanticityAccumulator]:
-    """The one pass over the store, whole images at a time."""
+    """One pass over the store, whole pictures at a time; ``dictionary`` is on ``device``."""
     patches, embeddings = store.grid.patches, torch.from_numpy(store.embeddings)
-    metrics = MetricsAccumulator(dictionary.dim, dictionary.width)
-    similar = MonosemanticityAccumulator(dictionary.width, embeddings.shape[1])
+    metrics = MetricsAccumulator(dictionary.dim, dictionary.width, device)
+    similar = MonosemanticityAccumulator(dictionary.width, embeddings.shape[1], device)
     first = 0
     with (
         torch.inference_mode(),
@@ -112,7 +118,7 @@ def _measure(
     ):
         for array in store.arrays(site):
             for images in array.split(max(1, _ROWS // patches)):
-                vectors = store.checked(site, images.flatten(0, 1))
+                vectors = store.checked(site, images.flatten(0, 1)).to(device)
                 codes = dictionary.encode(vectors)
                 metrics.add(vectors, dictionary.decode(codes), codes)
                 last = first + len(images)
@@ -130,15 +136,17 @@ def evaluate(
     name: str = "heldout",
     reading: Reading | None = None,
     progress: bool = True,
+    device: str = "auto",
 ) -> Evaluation:
     """Measure the dictionary or bundle at ``path`` on ``store`` and, downstream, on ``pictures``.
 
-    Files that cannot be read are left out and told to ``reading``; without one they are refused.
+    Files that cannot be read are left out and reported to ``reading``; without it they are refused.
+    ``device`` is read by `devices.chosen`.
 
-    A bundle is published anew with the figures under ``metrics[name]`` and ``evaluations[name]``
-    of its manifest. Raises `MismatchError` when the store, or the model that answers to the
-    manifest's name, is not of the dictionary's model, and `InvalidInputError` when the figures are
-    undefined; nothing is published then.
+    A bundle is published again with the figures under ``metrics[name]`` and ``evaluations[name]``
+    of its manifest. Raises `MismatchError` when the store, or the model of the manifest's name, is
+    not of the dictionary's model, and `InvalidInputError` when the figures are undefined. After an
+    error nothing is published.
     """
     if name == "build":
         raise InvalidInputError(
@@ -150,8 +158,12 @@ def evaluate(
     if bundle:
         check_output(path, layout.FORMAT, field="dictionary")
     check_match(store, manifest)
-    model = load_bound_model(manifest["model"]) if pictures else None
-    metrics, similar = _measure(dictionary, store, manifest["site"], progress=progress)
+    device = devices.chosen(device)
+    model = load_bound_model(manifest["model"], device=device) if pictures else None
+    dictionary = resident(dictionary, torch.device(device))
+    metrics, similar = _measure(
+        dictionary, store, manifest["site"], progress=progress, device=device
+    )
     measured = metrics.result()
     evaluation = Evaluation(
         metrics=measured,
@@ -169,6 +181,7 @@ def evaluate(
         if model
         else None,
         heldout=store.manifest["data_sha256"] != manifest["data_sha256"],
+        computed=devices.recorded(device, model.dtype if model else "float32"),
     )
     if bundle:
         republish(bundle, path, _entries(evaluation, store, bundle.manifest, name))
@@ -178,12 +191,13 @@ def evaluate(
 def _entries(
     evaluation: Evaluation, store: ActivationStore, manifest: dict[str, Any], name: str
 ) -> dict[str, Any]:
-    """What changes in the manifest of a bundle."""
+    """The entries of a bundle's manifest that change."""
     density, run = evaluation.density, evaluation.downstream
     described = {
         "data_sha256": store.manifest["data_sha256"],
         "heldout": evaluation.heldout,
-        "code_version": vision_sae.__version__,
+        "code_version": CODE_VERSION,
+        "computed": evaluation.computed,
         "images": len(store.images),
         "density": {
             "dead": density.dead,

@@ -1,4 +1,4 @@
-"""A classifier of what composed scenes show: an eye on generated ones that knows no generator."""
+"""A classifier of the attributes of composed scenes, trained without any generated picture."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vision_sae.evaluation.planted_scenes import VALUES, draw, random_attributes
+from vision_sae.pictures.scenes import VALUES, draw, random_attributes
 
 SIDE = 64
-"""Pixels of the pictures it looks at."""
+"""The side in pixels of the classifier's input."""
 _SEED = 909
 _SCENES = 16_000
 _EPOCHS = 10
@@ -24,16 +25,18 @@ _RATE = 4e-3
 _WIDTHS = (16, 32, 64, 96, 128)
 
 
-def pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures -> (N, 3, SIDE, SIDE), from -1 to 1."""
+def pixels(pictures: Sequence[Image.Image]) -> Float32[Tensor, "N C H W"]:
+    """Pictures as model input of `SIDE` pixels, from -1 to 1."""
     sized = [p.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR) for p in pictures]
     arrays = np.stack([np.asarray(p) for p in sized])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class AttributeClassifier(nn.Module):
-    """A convolution of every pixel, four strided ones, and a head for each attribute of `VALUES`;
-    batch normalisation, without which textures take many times as long."""
+    """A convolution of stride 1, four of stride 2, and a head for each attribute of `VALUES`.
+
+    Without batch normalisation, textures take many times as long to learn.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,14 +48,14 @@ class AttributeClassifier(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(corner, 256), nn.GELU())
         self.head = nn.Linear(256, sum(map(len, VALUES.values())))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (N, 3, SIDE, SIDE) -> the logits (N, values) of each attribute."""
+    def forward(self, images: Float[Tensor, "N C H W"]) -> list[Float[Tensor, "N _"]]:
+        """The logits of the values of each attribute."""
         logits: Tensor = self.head(self.body(images))
         return list(logits.split([len(values) for values in VALUES.values()], dim=1))
 
     @torch.inference_mode()
-    def probabilities(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """{attribute: (N, values)}"""
+    def probabilities(self, pictures: Sequence[Image.Image]) -> dict[str, Float[Tensor, "N _"]]:
+        """{attribute: probabilities of its values}"""
         parts = [self(pixels(pictures[at : at + _BATCH])) for at in range(0, len(pictures), _BATCH)]
         return {
             name: torch.cat([part[i] for part in parts]).softmax(1) for i, name in enumerate(VALUES)
@@ -61,28 +64,30 @@ class AttributeClassifier(nn.Module):
     def accuracy(
         self, pictures: Sequence[Image.Image], shown: Sequence[Sequence[int]]
     ) -> dict[str, float]:
-        """Share of pictures whose attribute is seen as it should be; ``shown`` holds the numbers
-        of the values, `Attributes.numbers` of each picture."""
+        """{attribute: share of pictures that are classified right}.
+
+        ``shown`` holds the true values, `Attributes.numbers` of each picture.
+        """
         truth = torch.tensor(np.array(shown))
         return {
-            name: float((found.argmax(1) == truth[:, i]).float().mean())
-            for i, (name, found) in enumerate(self.probabilities(pictures).items())
+            name: float((probabilities.argmax(1) == truth[:, i]).float().mean())
+            for i, (name, probabilities) in enumerate(self.probabilities(pictures).items())
         }
 
 
 def train_classifier(
     scenes: int = _SCENES, epochs: int = _EPOCHS, *, progress: bool = True
 ) -> AttributeClassifier:
-    """Train on real scenes without words; they are blurred and noised a little at random, so that
-    a picture is not refused for being soft."""
+    """Train on composed scenes without words. Random blur and noise make the classifier accept the
+    softer pictures of generators."""
     torch.manual_seed(_SEED)
-    made, shown = [], []
+    pictures, shown = [], []
     for i in range(scenes):
         random = np.random.default_rng([_SEED, i])
         attributes = replace(random_attributes(random), word=None)
-        made.append(draw(attributes, side=SIDE, seed=int(random.integers(2**32))).image)
+        pictures.append(draw(attributes, side=SIDE, seed=int(random.integers(2**32))).image)
         shown.append(attributes.numbers)
-    images, truth = pixels(made), torch.tensor(shown)
+    images, truth = pixels(pictures), torch.tensor(shown)
     model = AttributeClassifier()
     steps = epochs * (len(images) // _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)

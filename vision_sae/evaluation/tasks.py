@@ -1,4 +1,4 @@
-"""Classification tasks whose accuracy can be watched while a model is edited."""
+"""Classification tasks, to measure a model's accuracy before and after edits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -19,14 +20,14 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Classified:
-    """Pictures made ready for a model, and the class of each."""
+    """Pictures as model inputs, with the class of each."""
 
-    pixels: Tensor
-    """Model input (N, 3, H, W)."""
-    classes: Tensor
-    """Number of each picture's class (N), int64."""
+    pixels: Float[Tensor, "pictures channels H W"]
+    """Model inputs."""
+    classes: Int64[Tensor, " classes"]
+    """Number of each picture's class."""
     names: Sequence[str]
-    """Of the classes."""
+    """Names of the classes."""
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.classes) or not len(self.pixels):
@@ -38,21 +39,21 @@ class Classified:
 
 
 class Task(Protocol):
-    """A classification, by whatever means."""
+    """A classifier that runs a model."""
 
-    def predict(self, model: Model, pixels: Tensor) -> Tensor:
-        """The class of each picture (N), as the model stands."""
+    def predict(self, model: Model, pixels: Float[Tensor, "N channels H W"]) -> Int64[Tensor, " N"]:
+        """The class of each picture, by the model in its present state."""
         ...
 
 
-def embeddings(model: Model, pixels: Tensor) -> Tensor:
-    """The model's pooled embeddings of pictures (N, 3, H, W), in batches: (N, E), float32."""
+def embeddings(model: Model, pixels: Float[Tensor, "N channels H W"]) -> Float[Tensor, "N E"]:
+    """The model's pooled embeddings of pictures, computed in batches."""
     with torch.inference_mode():
-        return torch.cat([model.forward(part).embedding.cpu() for part in pixels.split(_BATCH)])
+        return torch.cat([model.forward(part).embedding for part in pixels.split(_BATCH)]).cpu()
 
 
 def accuracy(task: Task, model: Model, pictures: Classified) -> float:
-    """The share of pictures that get their class."""
+    """The share of pictures that are classified right."""
     return float((task.predict(model, pictures.pixels) == pictures.classes).float().mean())
 
 
@@ -60,22 +61,22 @@ class ZeroShot:
     """The class whose name lies nearest to the picture, for models with texts."""
 
     def __init__(self, model: ContrastiveModel, names: Sequence[str], template: str = "{}") -> None:
-        """``template`` puts a name into words, as in ``a picture of {}``."""
-        self._names = model.embed_texts([template.format(name) for name in names])
+        """``template`` makes a text of a class name, as in ``a picture of {}``."""
+        self._names = model.embed_texts([template.format(name) for name in names]).cpu()
 
-    def predict(self, model: Model, pixels: Tensor) -> Tensor:
-        """The nearest class of each picture (N)."""
+    def predict(self, model: Model, pixels: Float[Tensor, "N channels H W"]) -> Int64[Tensor, " N"]:
+        """The nearest class of each picture."""
         return (embeddings(model, pixels) @ self._names.T).argmax(1)
 
 
 class LinearProbe:
-    """Logistic regression on the model's embeddings, fitted once, on the model as it was then."""
+    """Logistic regression on the embeddings of the model as it is when the probe is created."""
 
     def __init__(self, model: Model, pictures: Classified, *, inverse_penalty: float = 1.0) -> None:
         self._probe = LogisticRegression(C=inverse_penalty, max_iter=2000)
         self._probe.fit(embeddings(model, pictures.pixels).numpy(), pictures.classes.numpy())
 
-    def predict(self, model: Model, pixels: Tensor) -> Tensor:
-        """The likeliest class of each picture (N)."""
-        found = self._probe.predict(embeddings(model, pixels).numpy())
-        return torch.from_numpy(np.asarray(found, dtype=np.int64))
+    def predict(self, model: Model, pixels: Float[Tensor, "N channels H W"]) -> Int64[Tensor, " N"]:
+        """The likeliest class of each picture."""
+        classes = self._probe.predict(embeddings(model, pixels).numpy())
+        return torch.from_numpy(np.asarray(classes, dtype=np.int64))

@@ -1,1 +1,1 @@
-"""Frozen vision networks behind one protocol: see `protocol.Model` and `registry.load_model`."""
+"""Frozen vision networks behind one protocol: see `protocol.Model` and `loading.load_model`."""

@@ -1,4 +1,4 @@
-"""The model that an artifact was made from: found by name, and refused unless it is the same."""
+"""The model that an artifact was made from: loaded by name, and refused if it has changed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from vision_sae.errors import MismatchError
 from vision_sae.models.grid import PatchGrid
+from vision_sae.models.loading import load_model
 from vision_sae.models.noised import NoisedPictures
 from vision_sae.models.protocol import Model
-from vision_sae.models.registry import load_model
 
 
 def check_identity(model: Model, identity: dict[str, Any]) -> None:
@@ -34,6 +34,6 @@ def bound(model: Model, identity: dict[str, Any]) -> Model:
     return model
 
 
-def load_bound_model(identity: dict[str, Any]) -> Model:
+def load_bound_model(identity: dict[str, Any], *, device: str = "auto") -> Model:
     """Load the model that a manifest names; see `bound`."""
-    return bound(load_model(identity["name"]), identity)
+    return bound(load_model(identity["name"], device=device), identity)

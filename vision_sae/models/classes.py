@@ -1,4 +1,4 @@
-"""What the classes of a classifier are called, and which class a name means."""
+"""The names of a classifier's classes, and the class that a name means."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from vision_sae.errors import InvalidInputError
 
 _MOST_NEAR = 5
-"""Names that a refusal offers."""
+"""The most names that an error message offers."""
 
 
 def timm_class_names(module: Any, *, released: bool) -> tuple[str, ...]:
-    """The names of a timm model's classes by index; empty when nobody says.
+    """The names of a timm model's classes by index; empty where they are unknown.
 
-    A model's own configuration may tell them. Weights that timm itself has ``released`` are of the
-    ImageNet with as many classes; of others the number of classes says nothing.
+    The model's own configuration may list them. Weights that timm itself ``released`` were trained
+    on the ImageNet that has as many classes; for other weights the number of classes says nothing.
     """
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     count = int(getattr(module, "num_classes", 0) or 0)
     config: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
-    if told := config.get("label_names"):
-        by_index = {int(i): n for i, n in told.items()} if isinstance(told, Mapping) else told
+    if labels := config.get("label_names"):
+        by_index = {int(i): n for i, n in labels.items()} if isinstance(labels, Mapping) else labels
         descriptions = config.get("label_descriptions") or {}
         indices = range(count) if len(by_index) == count else ()
         return tuple(str(descriptions.get(by_index[i], by_index[i])) for i in indices)
@@ -41,13 +41,13 @@ def class_index(names: Sequence[str], wanted: str, *, model: str, field: str) ->
         raise InvalidInputError(
             f"{model} does not name its classes; give the index of one", field=field
         )
-    found = [index for index, name in enumerate(names) if name == wanted]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    indices = [index for index, name in enumerate(names) if name == wanted]
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
         raise InvalidInputError(
-            f"{len(found)} classes of {model} are named {wanted!r}; give the index, one of "
-            f"{', '.join(map(str, found))}",
+            f"{len(indices)} classes of {model} are named {wanted!r}; give the index, one of "
+            f"{', '.join(map(str, indices))}",
             field=field,
         )
     near = _near(names, wanted)

@@ -1,4 +1,4 @@
-"""What every text-to-image model can do, and what it is asked for."""
+"""The protocol of text-to-image models, and the settings of a generation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -15,15 +16,16 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.models.grid import PatchGrid
 from vision_sae.models.hooks import Edit
 from vision_sae.models.protocol import Site
+from vision_sae.transfers import Placed
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What to generate. Numbers that are 0 or None mean the model's usual ones."""
+    """What to generate. A number of 0 or None stands for the model's usual number."""
 
     prompt: str = ""
     negative_prompt: str = ""
-    """Only with guidance."""
+    """Used only with guidance."""
     seed: int = 0
     steps: int = 0
     guidance_scale: float | None = None
@@ -33,23 +35,30 @@ class GenerationSettings:
     image: Image.Image | Tensor | None = None
     """A picture to start from; as a tensor (3, H, W), from 0 to 1."""
     strength: float = 0.5
-    """How much of it is noised away, in (0, 1]."""
+    """How much of the picture is replaced by noise, in (0, 1]."""
 
     @property
     def steps_run(self) -> int:
-        """Steps that are taken: with a picture to start from only the last of them."""
+        """Steps that run: a generation from a picture runs only the last steps."""
         share = 1.0 if self.image is None else self.strength
         return min(self.steps, int(self.steps * share))
 
-    def filled(self, *, steps: int, guidance_scale: float, side: int) -> GenerationSettings:
-        """With these in the place of what is missing."""
+    def filled(self, model: Generator) -> GenerationSettings:
+        """These settings, with the model's usual numbers where a number is missing."""
+        usual, guidance = model.usual_side, self.guidance_scale
         return replace(
             self,
-            steps=self.steps or steps,
-            guidance_scale=(guidance_scale if self.guidance_scale is None else self.guidance_scale),
-            width=self.width or side,
-            height=self.height or side,
+            steps=self.steps or model.usual_steps,
+            guidance_scale=model.usual_guidance if guidance is None else guidance,
+            width=self.width or usual,
+            height=self.height or usual,
         )
+
+    def check_negative_prompt(self, field: str) -> None:
+        """Raise `InvalidInputError`, which names ``field``, for complete settings whose negative
+        prompt would not be used."""
+        if self.negative_prompt and (self.guidance_scale or 0) <= 1:
+            raise InvalidInputError("a negative prompt needs a guidance_scale above 1", field=field)
 
 
 _ALIKE = ("steps", "guidance_scale", "width", "height")
@@ -74,17 +83,20 @@ class Denoising(Protocol):
     """A batch of generations under way, a step at a time."""
 
     batch: tuple[GenerationSettings, ...]
-    """One for each picture; nothing is missing in them any more."""
+    """The settings of each picture, with every number filled in."""
     step: int
-    """Steps done."""
-    noise_sha256: tuple[str, ...]
-    """Of the latents that each of the batch began from."""
+    """The number of steps done."""
     guided: bool
     """Whether a step's batch holds an unconditional half in front of the conditional one."""
 
     @property
+    def noise_sha256(self) -> tuple[str, ...]:
+        """SHA-256 of the first latents of each picture of the batch."""
+        ...
+
+    @property
     def steps(self) -> int:
-        """How many steps it takes in all."""
+        """The number of steps in all."""
         ...
 
     def advance(self) -> None:
@@ -92,11 +104,11 @@ class Denoising(Protocol):
         ...
 
     def pictures(self) -> list[Image.Image]:
-        """What it has come to, a picture for each of the batch."""
+        """The current latents as pictures, one for each of the batch."""
         ...
 
     def previews(self) -> list[Image.Image]:
-        """What the last step takes the pictures for, with the noise gone."""
+        """The pictures without noise that the last step predicts."""
         ...
 
 
@@ -125,7 +137,7 @@ class Generator(Protocol):
 
     @property
     def deepest(self) -> str:
-        """The site in the middle, whose positions are fewest: what stands for a whole picture."""
+        """The site in the middle, which has the fewest positions and stands for a whole picture."""
         ...
 
     def grid(self, site: str, height: int, width: int) -> PatchGrid:
@@ -133,9 +145,9 @@ class Generator(Protocol):
         ...
 
     def unread_text(self, text: str) -> str:
-        """The end of a prompt that is too long, which a text encoder never sees; "" else.
+        """The end of a prompt that is too long for a text encoder; "" where all is read.
 
-        Of several encoders the one that reads least counts.
+        With several encoders, the one that reads least counts.
         """
         ...
 
@@ -161,30 +173,34 @@ class Generator(Protocol):
         """Add to a site during steps in the body, without computing it."""
         ...
 
-    def perceive(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) from 0 to 1 -> maps (B, C, h, w) of a few depths, for comparing what
-        pictures look like."""
+    def perceive(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Maps (B, C, h, w) of a few depths for pictures from 0 to 1, to compare their looks."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest binds."""
+        """What a manifest records to recognise this model."""
         ...
 
 
 _AT_ONCE = 50
 
 Change = Callable[[Denoising], AbstractContextManager[object]]
-"""Makes a context in which the next step of a batch is done otherwise."""
+"""Makes a context in which the next step of a batch is changed."""
 
 
-def raising(model: Generator, site: str, direction: Tensor) -> Change:
-    """The change that adds ``direction`` (D) at every position of a site, as an edit does: with
-    guidance to the half that sees the prompt."""
+def raising(model: Generator, site: str, direction: Float[Tensor, " D"]) -> Change:
+    """The change that adds ``direction`` at every position of a site.
+
+    With guidance, it is added only to the half of the batch that sees the prompt, as an edit is.
+    """
+
+    placed = Placed(direction)
 
     def change(run: Denoising) -> AbstractContextManager[None]:
-        halves = torch.zeros(1 + run.guided, len(run.batch), 1, len(direction))
-        halves[-1] = direction
-        addition = halves.flatten(0, 1).to(model.device)
+        shape = 1 + run.guided, len(run.batch), 1, len(direction)
+        halves = torch.zeros(*shape, device=model.device)
+        halves[-1] = placed.at(model.device)
+        addition = halves.flatten(0, 1)
         return model.add(site, lambda: addition)
 
     return change

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from vision_sae.errors import ImageTooLargeError
+from vision_sae.errors import ImageTooLargeError, InvalidInputError
 
 _MAX_RESIZED = 100_000_000
 """Pixels that a picture may have after resizing and before cropping."""
@@ -38,6 +39,11 @@ class Geometry:
     """Columns cut off (negative: padded) at the left of the resized picture."""
     top: int
     """Rows cut off (negative: padded) at the top of the resized picture."""
+
+    @classmethod
+    def whole(cls, width: int, height: int) -> Geometry:
+        """The geometry of a picture that enters the model unchanged, as a generated one does."""
+        return cls(width, height, 1, 1, 0, 0)
 
 
 def _cut(surplus: int) -> int:
@@ -86,8 +92,8 @@ class Preprocessing:
             top=_cut(resized_h - self.height),
         )
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """RGB picture -> normalised float32 tensor (3, height, width).
+    def __call__(self, image: Image.Image) -> Float32[torch.Tensor, "C H W"]:
+        """An RGB picture as normalised model input.
 
         Raises `ImageTooLargeError` for a sliver that would be enlarged beyond `_MAX_RESIZED`.
         """
@@ -122,7 +128,7 @@ class Preprocessing:
         return resized if whole else f"{resized}, crop centre"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as bound into manifests."""
+        """The fields, as a manifest records them."""
         return asdict(self)
 
 
@@ -145,11 +151,11 @@ class PatchGrid:
 
     @property
     def patches(self) -> int:
-        """Patches per image, ``rows * cols``."""
+        """Patches per picture, ``rows * cols``."""
         return self.rows * self.cols
 
-    def boxes(self, geometry: Geometry) -> NDArray[np.float32]:
-        """Boxes[patches, 4] of all patches as (x0, y0, x1, y1), half open, in original pixels.
+    def boxes(self, geometry: Geometry) -> Float32[np.ndarray, "P 4"]:
+        """Boxes of all patches as (x0, y0, x1, y1), half open, in original pixels.
 
         Boxes are clipped to the picture: a patch wholly in padding has an empty box.
         """
@@ -157,11 +163,11 @@ class PatchGrid:
 
     def inside(
         self, box: tuple[float, float, float, float], geometry: Geometry
-    ) -> NDArray[np.bool_]:
-        """Mask[patches] of the patches half of which, or more, lies in ``box`` (original pixels).
+    ) -> Bool[np.ndarray, " P"]:
+        """Mask of the patches that lie by half or more in ``box`` (original pixels).
 
-        A box that covers half of none selects the one that it overlaps most; a box beside the
-        picture, or beside what the model sees of it, selects none.
+        A box that covers half of no patch selects the patch that it overlaps most. A box outside of
+        the part of the picture that the model sees selects no patch.
         """
         boxes = self.boxes(geometry).astype(np.float64)
         low, high = boxes[:, :2], boxes[:, 2:]
@@ -172,6 +178,24 @@ class PatchGrid:
             mask[shared.argmax()] = True
         return np.asarray(mask, dtype=np.bool_)
 
+    def check_selects(
+        self, mask: Bool[np.ndarray, " P"], geometry: Geometry, field: str, advice: str = ""
+    ) -> None:
+        """Raise `InvalidInputError`, which names ``field``, for a mask without any patch.
+
+        The message says which part of the picture the model sees, and ends with ``advice``.
+        """
+        if mask.any():
+            return
+        boxes = self.boxes(geometry)
+        (x0, y0), (x1, y1) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+        raise InvalidInputError(
+            f"the region selects no patch: of the picture's {geometry.width} x {geometry.height} "
+            f"pixels the model sees x {x0:g} to {x1:g} and y {y0:g} to {y1:g}; choose a part of "
+            f"that{advice}",
+            field=field,
+        )
+
     def nearest(self, x: float, y: float, geometry: Geometry) -> int:
         """The patch whose middle is nearest to a point of the original picture."""
         boxes = self.boxes(geometry).astype(np.float64)
@@ -179,13 +203,13 @@ class PatchGrid:
         return int(np.square(middles - (x, y)).sum(1).argmin())
 
     def to_json(self) -> dict[str, int]:
-        """The fields, as bound into manifests."""
+        """The fields, as a manifest records them."""
         return asdict(self)
 
 
 @lru_cache(maxsize=1024)
 def _boxes(grid: PatchGrid, geometry: Geometry) -> NDArray[np.float32]:
-    """The same for all pictures of a size; nobody may write to it."""
+    """`PatchGrid.boxes`, shared by all pictures of one size, and so read-only."""
     row, col = np.divmod(np.arange(grid.patches), grid.cols)
     x = np.stack([col, col + 1]) * grid.patch_width + geometry.left
     y = np.stack([row, row + 1]) * grid.patch_height + geometry.top

@@ -1,7 +1,7 @@
 """Hooks that read or change a site during one forward pass, and are always removed.
 
-All of them are context managers. A hook acts only for the thread that opened it, so concurrent
-calls on one model never see each other's.
+All of them are context managers. A hook acts only in the thread that opened it, so concurrent
+calls on one model never see the hooks of others.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def capturing(taps: dict[str, Tap], *, stop: bool = False) -> Iterator[dict[str,
     """
     owner = threading.get_ident()
     captured: dict[str, Tensor] = {}
-    enough = StopForward()  # of this one: another may be around it
+    enough = StopForward()  # this capture's own: captures may be nested
 
     def record(site: str, value: Tensor) -> None:
         captured[site] = taps[site].vectors(value)
@@ -127,15 +127,15 @@ def replacing_site(tap: Tap, edit: Edit) -> Iterator[None]:
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if threading.get_ident() != owner:
             return None
-        made = changed(args[0], args[0])
-        return None if made is None else (made, *args[1:])
+        replaced = changed(args[0], args[0])
+        return None if replaced is None else (replaced, *args[1:])
 
     def after(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if threading.get_ident() != owner:
             return None
         value = _first(output)
-        made = changed(value - args[0] if tap.part == "update" else value, value)
-        return None if made is None else _rewrap(output, made)
+        replaced = changed(value - args[0] if tap.part == "update" else value, value)
+        return None if replaced is None else _rewrap(output, replaced)
 
     handle: torch.utils.hooks.RemovableHandle
     if tap.part == "input":
@@ -148,10 +148,10 @@ def replacing_site(tap: Tap, edit: Edit) -> Iterator[None]:
 
 @contextmanager
 def adding_to_site(tap: Tap, addition: Callable[[], Tensor | None]) -> Iterator[None]:
-    """Add to the output of ``tap.module`` what ``addition`` gives, without looking at the site.
+    """Add the result of ``addition`` to the output of ``tap.module``, without computing the site.
 
-    ``addition()`` is called once a forward pass of the body and gives (B, T, D), or None to leave
-    it alone; it broadcasts over B and T.
+    ``addition()`` is called once in each forward pass of the body. It returns (B, T, D), which
+    broadcasts over B and T, or None for no change.
     """
     owner = threading.get_ident()
 

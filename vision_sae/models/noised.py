@@ -1,9 +1,9 @@
-"""A generator as a model of pictures: what it makes of one that is noised half way.
+"""A text-to-image model as a model of pictures: its sites on a picture that is noised half way.
 
-Features of a text-to-image model live inside denoising. A real picture enters as image-to-image
-generation does it: the autoencoder's latents, noise of one seed on top, one denoising step under
-the empty prompt. Behind the `Model` protocol everything that works on pictures works on generators
-too, and a bundle of generated pictures is bound to just this model.
+Features of a text-to-image model are active during denoising. A picture enters as in image-to-image
+generation: the autoencoder's latents, noise of one seed added, one denoising step with the empty
+prompt. Behind the `Model` protocol, everything that works on pictures works on generators too, and
+a bundle of generated pictures is bound to this model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor
 
@@ -20,21 +21,35 @@ from vision_sae.errors import InvalidInputError
 from vision_sae.models.generator import GenerationSettings, Generator
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Edit
-from vision_sae.models.protocol import ModelOutput, Site
+from vision_sae.models.protocol import Model, ModelOutput, Site
 
 
 @dataclass(frozen=True)
 class Noising:
-    """How a picture enters: noised, and denoised for one step with a prompt."""
+    """How a picture enters the model: noise is added, and one step with a prompt denoises it."""
 
     strength: float = 0.5
-    """How much of it is noised away, in (0, 1]."""
+    """How much of the picture is replaced by noise, in (0, 1]."""
     prompt: str = ""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 HALF_WAY = Noising()
+
+
+def generator_of(model: Model, name: str, field: str) -> Generator:
+    """The text-to-image model behind ``model``.
+
+    Raises `InvalidInputError`, which names ``field``, for any other model; ``name`` is the model or
+    bundle that the caller named, for the message.
+    """
+    if not isinstance(model, NoisedPictures):
+        raise InvalidInputError(
+            f"{name} does not generate pictures; name a text-to-image model, or a bundle of one",
+            field=field,
+        )
+    return model.generator
 
 
 class NoisedPictures:
@@ -70,11 +85,11 @@ class NoisedPictures:
         return ()
 
     def on(self, grid: PatchGrid) -> NoisedPictures:
-        """The same, of the sites with this grid."""
+        """This model with the sites of another grid."""
         return NoisedPictures(self.generator, grid, self._noising)
 
     def noised(self, noising: Noising) -> NoisedPictures:
-        """The same, of pictures that enter in another way."""
+        """This model for pictures that are noised in another way."""
         return NoisedPictures(self.generator, self.grid, noising)
 
     @property
@@ -87,12 +102,12 @@ class NoisedPictures:
             if self.generator.grid(name, side, side) == self.grid
         }
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, side, side), from 0 to 1."""
+    def preprocess(self, image: Image.Image) -> Float32[Tensor, "C H W"]:
+        """An RGB picture as model input, from 0 to 1."""
         return self.preprocessing(image)
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Pictures (B, 3, side, side) -> `ModelOutput` without logits."""
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
+        """The embeddings of pictures; no logits."""
         noising = self._noising
         plain = GenerationSettings(
             noising.prompt, seed=noising.seed, guidance_scale=0.0, strength=noising.strength
@@ -124,7 +139,7 @@ class NoisedPictures:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest binds."""
+        """What a manifest records to recognise this model."""
         return {
             **self.generator.identity(),
             "preprocessing": self.preprocessing.to_json(),

@@ -1,8 +1,8 @@
-"""A model does here what its own library does, or it is not loaded.
+"""A check of every model that is loaded: it must compute what its own library computes.
 
-Which options of timm, torchvision and open_clip change what a model computes, where its patches lie
-and what it makes of a picture is more than a list can hold. So every model is asked once, when it
-is loaded, with one picture. The cost is two passes of that picture.
+Too many options of timm, torchvision and open_clip change what a model computes, where its patches
+lie and how it preprocesses a picture for a list of the supported ones. So each model is run on one
+picture when it is loaded, by its library and here. The check costs two forward passes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def check_architecture(model: VitModel) -> None:
 
 
 def check_texts(model: ClipModel, library: Callable[[list[str]], Tensor]) -> None:
-    """The same for the texts of a contrastive model, whose embeddings ``library`` gives at any
-    length."""
+    """`check_parity` for the texts of a contrastive model; ``library(texts)`` gives embeddings of
+    any length."""
     with _undisturbed(model):
         theirs = torch.nn.functional.normalize(library([_TEXT]).float(), dim=-1)
     ours = model.embed_texts([_TEXT])
@@ -81,7 +81,7 @@ def check_texts(model: ClipModel, library: Callable[[list[str]], Tensor]) -> Non
 
 
 def refuse(model: Any, reason: str) -> InvalidInputError:
-    """The error for a model that does otherwise than its library."""
+    """The error for a model that differs from its library."""
     return InvalidInputError(f"{model.name} is not supported: {reason}; {_WAY_OUT}", field="model")
 
 
@@ -91,7 +91,7 @@ def _last_block(model: VitModel) -> str:
 
 @contextmanager
 def _undisturbed(model: VitModel) -> Iterator[None]:
-    """Without gradients, and with random numbers as they were: a model may draw some."""
+    """No gradients in the body; the random state is restored, since a model may draw numbers."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices=devices):
         yield
@@ -115,11 +115,11 @@ def _check_shapes(model: VitModel, output: ModelOutput, captured: dict[str, Tens
     grid = model.grid
     tokens = grid.special + grid.patches
     for name in captured:
-        expected, found = (1, tokens, model.sites[name].dim), tuple(captured[name].shape)
-        if found != expected:
+        expected, actual = (1, tokens, model.sites[name].dim), tuple(captured[name].shape)
+        if actual != expected:
             raise refuse(
                 model,
-                f"its {name} is {_by(found)} where a grid of {grid.rows} x {grid.cols} patches "
+                f"its {name} is {_by(actual)} where a grid of {grid.rows} x {grid.cols} patches "
                 f"behind {grid.special} special tokens is {_by(expected)}",
             )
     covered = (grid.rows * grid.patch_height, grid.cols * grid.patch_width)
@@ -140,20 +140,21 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _check_output(model: VitModel, ours: ModelOutput, theirs: Tensor) -> None:
-    found = ours.embedding if ours.logits is None else ours.logits
-    if not torch.isfinite(found).all():
+    actual = ours.embedding if ours.logits is None else ours.logits
+    if not torch.isfinite(actual).all():
         raise refuse(model, "its output is not finite; look for NaN in its weights")
-    if not torch.equal(found, theirs.float()):
+    if not torch.equal(actual, theirs.float()):
         raise refuse(model, "its library's own forward pass has another result than the one here")
 
 
 def _first(model: VitModel) -> dict[str, Tap]:
-    """What is given to the first block: patches that have not seen each other."""
+    """The input of the first block, where no attention has mixed the patches yet."""
     return {"tokens": Tap(model.backbone.blocks()[0][0], "input")}
 
 
 def _check_places(model: VitModel, images: Tensor, tokens: Tensor) -> None:
-    """The token that a patch of the picture moves most is the one that the grid gives it."""
+    """Raise unless a change of one patch of the picture changes most the token that the grid
+    assigns to this patch."""
     grid = model.grid
     row, col = grid.rows // 4, 2 * grid.cols // 3  # not its own mirror image on grids of any size
     lit = images.clone()

@@ -1,9 +1,10 @@
-"""A text-to-image model takes its pipeline's own steps, or it is not loaded.
+"""A check of every text-to-image model that is loaded: it must take its pipeline's own steps.
 
-Schedulers, autoencoders, guidance and what a U-Net is told beside the prompt come in more kinds
-than a list can hold. So the pipeline's own call and our steps draw one small picture each, with a
-stand-in for the U-Net, which would take nearly all the time. They must ask it for the same, to the
-last bit, and make the same picture. The U-Net itself runs one step, for the shapes of its sites.
+There are too many kinds of schedulers, autoencoders, guidance and conditions of a U-Net for a list
+of the supported ones. So the pipeline's own call and our steps generate one small picture each. A
+stand-in takes the place of the U-Net, which would need nearly all the time. Both must give the
+stand-in the same inputs, to the last bit, and make the same picture. The U-Net itself runs one
+step, to check the shapes of its sites.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vision_sae.models.sources import said
 if TYPE_CHECKING:
     from vision_sae.models.sdxl import SdxlModel
 
-Asked = dict[str, Any]
+UnetInputs = dict[str, Any]
 """What the U-Net is given for one step, by name."""
 
 
@@ -36,7 +37,7 @@ def check_pipeline(model: SdxlModel) -> None:
     unet = model.pipeline.unet
     if unet.config.get("time_cond_proj_dim"):
         raise _refusal(model, "its U-Net is told the guidance (time_cond_proj_dim)")
-    # The least that leaves the deepest maps more than one position.
+    # The smallest picture whose deepest maps have more than one position.
     side = 2 * model.pipeline.vae_scale_factor << (len(unet.config.block_out_channels) - 1)
     settings = GenerationSettings(
         "a small red star", "grey", steps=model.usual_steps, guidance_scale=3.0
@@ -71,20 +72,20 @@ def _check_steps(model: SdxlModel, settings: GenerationSettings) -> None:
             generator=torch.Generator().manual_seed(settings.seed),
         ).images[0]
     with _refusing(model, "a generation"), _stand_in(model) as ours:
-        (made,) = generate(model, [settings])
+        (ours_drawn,) = generate(model, [settings])
     if len(ours) != len(theirs):
         raise _refusal(model, f"its pipeline takes {len(theirs)} steps where {len(ours)} are known")
-    for step, (found, expected) in enumerate(zip(ours, theirs, strict=True)):
-        for name in sorted(found.keys() | expected.keys()):
-            if not _same(found.get(name), expected.get(name)):
+    for step, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
+        for name in sorted(actual.keys() | expected.keys()):
+            if not _same(actual.get(name), expected.get(name)):
                 raise _refusal(model, f"in step {step} its pipeline tells the U-Net another {name}")
-    if not np.array_equal(np.asarray(made), np.asarray(picture)):
+    if not np.array_equal(np.asarray(ours_drawn), np.asarray(picture)):
         raise _refusal(model, "its pipeline makes another picture of the last latents")
 
 
 @contextmanager
 def _refusing(model: SdxlModel, what: str) -> Iterator[None]:
-    """What fails in the body is a reason to refuse."""
+    """Refuse the model when anything in the body fails."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -94,24 +95,25 @@ def _refusing(model: SdxlModel, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stand_in(model: SdxlModel) -> Iterator[list[Asked]]:
-    """In the body, what the U-Net is asked is kept, and answered by simple sums of it.
+def _stand_in(model: SdxlModel) -> Iterator[list[UnetInputs]]:
+    """Record the inputs of the U-Net in the body, and answer with simple sums of them.
 
-    In float32, in which a pipeline computes: that ours rounds for its U-Net is no difference.
+    Both sides compute in float32, as a pipeline does: the rounding of our inputs to the precision
+    of the U-Net is no difference.
     """
-    asked: list[Asked] = []
+    recorded: list[UnetInputs] = []
 
-    def answer(sample: Tensor, time: Tensor, encoder_hidden_states: Tensor, **told: Any) -> Any:
-        added = told.pop("added_cond_kwargs", None) or {}
-        told |= {"latents": sample, "timestep": time, "texts": encoder_hidden_states} | added
-        asked.append({name: value for name, value in told.items() if name != "return_dict"})
+    def answer(sample: Tensor, time: Tensor, encoder_hidden_states: Tensor, **options: Any) -> Any:
+        added = options.pop("added_cond_kwargs", None) or {}
+        options |= {"latents": sample, "timestep": time, "texts": encoder_hidden_states} | added
+        recorded.append({name: value for name, value in options.items() if name != "return_dict"})
         texts = encoder_hidden_states.mean(dim=(1, 2))[:, None, None, None]
         return (0.5 * sample.roll(1, -1) + texts,)
 
     unet, dtype = model.pipeline.unet, model.dtype
     unet.forward, model.dtype = answer, torch.float32
     try:
-        yield asked
+        yield recorded
     finally:
         model.dtype = dtype
         del unet.forward

@@ -1,7 +1,7 @@
-"""A vision transformer whose image embedding is a weighted sum of its patches, and a whole.
+"""A vision transformer whose image embedding is a weighted sum of its patches plus one vector.
 
 open_clip's configs can name any timm model as their vision tower but none that pools this way, so
-this one is registered with timm under a name of its own, `NAME`, which also fixes the image size
+this one is registered with timm under the name `NAME`, which also fixes the image size
 that open_clip does not pass on. With such a tower the embedding of a region is a part of the
 embedding of the image rather than an approximation.
 """
@@ -12,17 +12,18 @@ from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 NAME = "vision_sae_vit_small_patch14_pooled_224"
 SHALLOW = 8
-"""The block whose output is read beside the last one's: it keeps more of what is where."""
+"""The block whose output is read beside the last block's, since it keeps more of places."""
 
 
 class PatchPooling(nn.Module):
-    """Attention over patches, asked by the class token, with values that stay apart.
+    """Attention over patches whose query is the class token and whose values stay separate.
 
     A patch's value passes through layers of its own before the attention and through one linear
     map behind it: a weighted sum of one vector a patch, to which is added what the class token says
@@ -60,8 +61,8 @@ class PatchPooling(nn.Module):
         by_head: Tensor = values.unflatten(-1, (self.heads, -1)).transpose(1, 2).float()
         return by_head
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, 1 + P, width) -> embedding (B, E)."""
+    def forward(self, tokens: Float[Tensor, "B tokens width"]) -> Float[Tensor, "B E"]:
+        """The embeddings of tokens, class token first."""
         pooled = torch.einsum("bhp,bhpd->bhd", self._attention(tokens), self._values(tokens))
         embedding: Tensor = self.proj(pooled.flatten(1) + self._whole(tokens))
         return embedding
@@ -73,8 +74,10 @@ class PatchPooling(nn.Module):
             added = added * (torch.rand(len(added), 1, device=added.device) < 0.5)
         return added
 
-    def apart(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens -> vectors (B, P, E), weights (B, P), and the embedding (B, E).
+    def apart(
+        self, tokens: Float[Tensor, "B tokens width"]
+    ) -> tuple[Float[Tensor, "B P E"], Float[Tensor, "B P"], Float[Tensor, "B E"]]:
+        """(vectors of the patches, their weights, the embeddings).
 
         The weight of a patch is its mean share over heads; its vector is what the patch adds,
         divided by that weight. Their weighted sum is the embedding without what the class token

@@ -1,4 +1,4 @@
-"""What every model can do, whatever library it comes from."""
+"""The protocols that models of every library implement."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor
 
@@ -28,10 +29,10 @@ class Site:
 class ModelOutput(NamedTuple):
     """What a forward pass returns."""
 
-    embedding: Tensor
-    """The pooled image embedding (B, E), float32, not normalised."""
-    logits: Tensor | None
-    """Class logits (B, C) before any softmax; None for a model without a head."""
+    embedding: Float[Tensor, "B E"]
+    """The pooled image embedding, float32, not normalised."""
+    logits: Float[Tensor, "B C"] | None
+    """Class logits before any softmax; None for a model without a head."""
 
 
 @runtime_checkable
@@ -41,7 +42,7 @@ class Model(Protocol):
     name: str
     """The name it was loaded by, for example ``demo:dinov2-s``."""
     kind: str
-    """``vit``, ``clip`` or ``sdxl``."""
+    """``vit``, ``clip``, ``sdxl``, or the word that another family chooses."""
     preprocessing: Preprocessing
     grid: PatchGrid
     device: torch.device
@@ -50,7 +51,7 @@ class Model(Protocol):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """What its classes are called, by index; empty where it has none, or nobody says."""
+        """Names of the classes, by index; empty for a model without classes or without names."""
         ...
 
     @property
@@ -68,12 +69,12 @@ class Model(Protocol):
         """Every site by name, in the order in which they are computed."""
         ...
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """RGB picture -> model input (3, H, W), float32."""
+    def preprocess(self, image: Image.Image) -> Float32[Tensor, "C H W"]:
+        """An RGB picture as model input."""
         ...
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Images (B, 3, H, W) -> `ModelOutput`."""
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
+        """The embeddings and logits of pictures."""
         ...
 
     def capture(
@@ -91,22 +92,23 @@ class Model(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest binds: name, kind, weights hash, preprocessing, grid."""
+        """What a manifest records to recognise this model: name, kind, weights hash, preprocessing,
+        grid."""
         ...
 
 
 class PatchEmbeddings(NamedTuple):
-    """An image in pieces: its patches in the space its texts are in.
+    """The patches of pictures in the space that texts share.
 
     The embedding of a region is the normalised sum of ``weights * vectors`` over its patches.
     """
 
-    vectors: Tensor
-    """(B, P, E) float32, row-major patches, not normalised."""
-    weights: Tensor
-    """(B, P) float32, not negative, summing to one for each image."""
-    whole: Tensor | None = None
-    """The embedding of the image (B, E), where it comes out on the way; else None."""
+    vectors: Float32[Tensor, "B P E"]
+    """Row-major patches, not normalised."""
+    weights: Float32[Tensor, "B P"]
+    """Not negative; they sum to one for each picture."""
+    whole: Float32[Tensor, "B E"] | None = None
+    """The embedding of the picture, where the same pass computes it; else None."""
 
 
 @runtime_checkable
@@ -118,14 +120,14 @@ class ContrastiveModel(Model, Protocol):
     logit_scale: float
     """What cosines are multiplied by before a softmax; the exponential of the parameter."""
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (T, E) float32 of unit length; no text gives (0, E)."""
+    def embed_texts(self, texts: Sequence[str]) -> Float32[Tensor, "T E"]:
+        """The embeddings of texts, of unit length."""
         ...
 
     def unread_text(self, text: str) -> str:
-        """The end of a text that is too long, which its embedding knows nothing of; "" else."""
+        """The end of a text that is too long for the encoder; "" where all is read."""
         ...
 
-    def embed_patches(self, images: Tensor) -> PatchEmbeddings:
-        """Images (B, 3, H, W) -> one vector and one weight for each patch of the grid."""
+    def embed_patches(self, images: Float[Tensor, "B C H W"]) -> PatchEmbeddings:
+        """One vector and one weight for each patch of the grid."""
         ...

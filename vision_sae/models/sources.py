@@ -1,5 +1,5 @@
-"""Where models are read from: folders, whose files are looked at first, and hubs, which may be out
-of reach. What a library raises on the way becomes one error of the catalogue."""
+"""Reading models from folders, whose files are checked first, and from hubs, which may be out of
+reach. An exception of a library becomes an error of the catalogue."""
 
 from __future__ import annotations
 
@@ -31,41 +31,42 @@ _LIBRARIES_OF_NETWORKS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "htt
 
 
 def said(error: BaseException) -> str:
-    """What an error of another library says, on one line."""
+    """The message of another library's error, shortened, on one line."""
     return shortened(" ".join(str(error).split()) or type(error).__name__, _SAID)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises what is wrong with it."""
+    """The JSON object in a file. Raises `NotFoundError` without the file, and
+    `CorruptArtifactError` for a file of anything else."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}", field="model") from error
     except ValueError as error:  # not UTF-8, or not JSON
         raise CorruptArtifactError(f"{path} is not JSON: {said(error)}", field="model") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise CorruptArtifactError(f"{path} does not hold a JSON object", field="model")
-    return found
+    return config
 
 
 def check_weights(folder: Path) -> None:
     """Raise unless a folder holds weights as safetensors, every file of them whole."""
     from safetensors import SafetensorError, safe_open
 
-    found = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob("*.safetensors"))
     pickles = sorted(path for path in folder.glob("*") if path.suffix in _PICKLES)
-    if not found and pickles:
+    if not weights and pickles:
         raise InvalidInputError(
             f"{pickles[0]} is a pickle, which can run code when it is read; save the weights as "
             "model.safetensors",
             field="model",
         )
-    if not found:
+    if not weights:
         raise NotFoundError(
             f"{folder} holds no weights; put model.safetensors beside its configuration",
             field="model",
         )
-    for path in found:
+    for path in weights:
         try:
             with safe_open(str(path), "pt") as file:
                 file.keys()
@@ -88,11 +89,11 @@ def numbers_in(folder: Path) -> int:
 
 
 @contextmanager
-def loading(name: str, *, config: Path | None = None) -> Iterator[None]:
-    """A library loads the model ``name`` in the body; ``config`` is its configuration, where that
-    is a file.
+def translated_errors(name: str, *, config: Path | None = None) -> Iterator[None]:
+    """Translate what a library raises in the body, while it loads the model ``name``.
 
-    Raises `NotFoundError` where a hub does not give what is needed, else `CorruptArtifactError`.
+    ``config`` is the file of the model's configuration, where there is one. Raises `NotFoundError`
+    where a hub does not give what is needed, else `CorruptArtifactError`.
     """
     try:
         with _without_retries():
@@ -116,7 +117,7 @@ def loading(name: str, *, config: Path | None = None) -> Iterator[None]:
 
 
 def _of_a_network(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, is that a name could not be had from a hub."""
+    """Whether an error, or a cause of it, is that a hub is out of reach or lacks a name."""
     while error is not None:
         library = type(error).__module__.partition(".")[0]
         if library in _LIBRARIES_OF_NETWORKS:
@@ -129,10 +130,10 @@ def _of_a_network(error: BaseException | None) -> bool:
 
 @contextmanager
 def _without_retries() -> Iterator[None]:
-    """Where the hub of Hugging Face has no address, its library asks no network at all.
+    """Keep the library of Hugging Face off the network where the address of its hub is unknown.
 
-    It asks six times for every file otherwise, for 23 seconds, and reports each to the log. A proxy
-    would find the address itself.
+    Otherwise the library asks six times for every file, which takes 23 seconds, and logs each
+    attempt. With a proxy nothing is changed: the proxy looks up the address.
     """
     from huggingface_hub import constants
 

@@ -6,49 +6,49 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
+from jaxtyping import Float, Float32
 from PIL import Image
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
+from vision_sae.devices import Dtype
 from vision_sae.errors import InvalidInputError, NotFoundError
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.models.hooks import Edit, Tap, capturing, replacing_site
-from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.precision import computing_dtype
 from vision_sae.models.protocol import ModelOutput, Site
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class VitBackbone(Protocol):
-    """The little that differs between libraries."""
+    """What differs between the libraries of vision transformers."""
 
     module: nn.Module
     grid: PatchGrid
     dim: int
     special_tokens: tuple[str, ...]
-    """What the tokens in front of the patches are, in their order."""
+    """The names of the tokens in front of the patches, in their order."""
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """(block, its attention, the last linear of its MLP) in order of computation."""
         ...
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Images (B, 3, H, W) -> embedding and logits."""
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
+        """The embeddings and logits of pictures."""
         ...
 
-    def classify(self, tokens: Tensor) -> Tensor | None:
-        """Tokens behind the last block (B, n, D) -> the logits (B, C) of these alone, pooled as the
-        model pools (by class token: their mean); None without a classifier."""
+    def classify(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"] | None:
+        """The logits of some tokens behind the last block, pooled as the model pools; None without
+        a classifier. Where the model pools by class token, the tokens are averaged."""
         ...
 
 
 class TimmBackbone:
-    """Any timm model with ``blocks``: CLS, registers, none; square or not.
+    """Any timm model with ``blocks``, with or without class token and registers, square or not.
 
-    ``size`` is the height and width of its input, where that is not the one it was built for.
+    ``size`` is the height and width of its input, where the model was built for another size.
     """
 
     def __init__(self, module: nn.Module, size: tuple[int, int] | None = None) -> None:
@@ -68,7 +68,7 @@ class TimmBackbone:
         self.module = module.eval()  # training drops patches
         dynamic = size is not None and getattr(module, "dynamic_img_size", False)
         rows, cols = patch_embed.dynamic_feat_size(size) if dynamic else patch_embed.grid_size
-        # Behind a ResNet, the patches of its maps are many times as large in the picture.
+        # In a hybrid, patches are of a ResNet's maps: each covers many more pixels of the picture.
         patch_h, patch_w = patch_embed.feat_ratio(as_scalar=False)
         self.special_tokens = _prefix_of(module)
         self.grid = PatchGrid(rows, cols, len(self.special_tokens), patch_h, patch_w)
@@ -76,8 +76,8 @@ class TimmBackbone:
         self._check_tokens()
 
     def _check_tokens(self) -> None:
-        """Refuse a model whose first block is not given all tokens of the grid in a row: whose
-        class token joins later, as CaiT's, or that keeps maps, as SAM's."""
+        """Refuse a model whose first block does not get all tokens of the grid as one sequence: a
+        model whose class token joins later, such as CaiT, or that keeps maps, such as SAM."""
         grid, module = self.grid, self.module
         size = (grid.rows * grid.patch_height, grid.cols * grid.patch_width)
         # On the device `meta` only shapes are computed.
@@ -87,21 +87,21 @@ class TimmBackbone:
         first = {"tokens": Tap(self.blocks()[0][0], "input")}
         with torch.inference_mode(), capturing(first, stop=True) as captured:
             torch.func.functional_call(module, weights, (images,))
-        expected, found = (1, grid.special + grid.patches, self.dim), captured["tokens"].shape
-        if tuple(found) != expected:
+        expected, shape = (1, grid.special + grid.patches, self.dim), captured["tokens"].shape
+        if tuple(shape) != expected:
             raise InvalidInputError(
                 f"{type(module).__name__} is not a plain vision transformer: its first block is "
-                f"given {tuple(found)} where its patches and special tokens are {expected}; choose "
+                f"given {tuple(shape)} where its patches and special tokens are {expected}; choose "
                 "a timm vit, deit, eva or beit",
                 field="model",
             )
 
     def blocks(self) -> list[tuple[nn.Module, nn.Module, nn.Linear]]:
         """See `VitBackbone.blocks`."""
-        found = cast(Sequence[Any], self.module.blocks)
-        return [(b, b.attn, b.mlp.fc2) for b in found]
+        blocks = cast(Sequence[Any], self.module.blocks)
+        return [(b, b.attn, b.mlp.fc2) for b in blocks]
 
-    def forward(self, images: Tensor) -> ModelOutput:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
         """See `VitBackbone.forward`."""
         module = cast(Any, self.module)
         features = module.forward_features(images)
@@ -110,12 +110,12 @@ class TimmBackbone:
         return ModelOutput(embedding.float(), logits)
 
     def _heads(self) -> list[nn.Module]:
-        """Its classifier; two of a distilled DeiT, which says the mean of both."""
-        found = cast(Any, self.module).get_classifier()
-        heads = found if isinstance(found, tuple) else (found,)
+        """The classifier; a distilled DeiT has two, and its logits are the mean of both."""
+        classifier = cast(Any, self.module).get_classifier()
+        heads = classifier if isinstance(classifier, tuple) else (classifier,)
         return [h for h in heads if isinstance(h, nn.Module) and not isinstance(h, nn.Identity)]
 
-    def classify(self, tokens: Tensor) -> Tensor | None:
+    def classify(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"] | None:
         """See `VitBackbone.classify`."""
         module, heads = cast(Any, self.module), self._heads()
         if not heads:
@@ -155,7 +155,7 @@ class TorchvisionBackbone:
         layers = cast(Any, self.module).encoder.layers
         return [(b, b.self_attention, b.mlp[3]) for b in layers]
 
-    def forward(self, images: Tensor) -> ModelOutput:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
         """See `VitBackbone.forward`."""
         vit = cast(Any, self.module)
         tokens = vit._process_input(images)
@@ -163,7 +163,7 @@ class TorchvisionBackbone:
         embedding = vit.encoder(torch.cat([cls, tokens], dim=1))[:, 0]
         return ModelOutput(embedding.float(), vit.heads(embedding).float())
 
-    def classify(self, tokens: Tensor) -> Tensor | None:
+    def classify(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"] | None:
         """See `VitBackbone.classify`."""
         vit = cast(Any, self.module)
         logits: Tensor = vit.heads(vit.encoder.ln(tokens).mean(1)).float()
@@ -178,8 +178,9 @@ class VitModel:
     """A ViT behind the `Model` protocol: see `vision_sae.models.protocol.Model`.
 
     Matrix products run in ``dtype`` under autocast; the residual stream stays float32, so that a
-    block update is never the difference of two rounded numbers. It is made so where it begins:
-    without CLS, position table and LayerScale nothing else would lift it out of ``dtype``.
+    block update is never the difference of two rounded numbers. A hook converts the input of the
+    first block to float32: in a model without class token, position table and LayerScale, no other
+    operation would.
     """
 
     kind = "vit"
@@ -200,7 +201,7 @@ class VitModel:
         self.preprocessing = preprocessing
         self.grid = backbone.grid
         self.device = torch.device(device)
-        self.dtype = fastest_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        self.dtype = computing_dtype(dtype, device)
         backbone.module.eval().requires_grad_(False).to(self.device)
         backbone.blocks()[0][0].register_forward_pre_hook(_float32_input)
 
@@ -208,7 +209,7 @@ class VitModel:
     def _taps(self) -> dict[str, tuple[Site, Tap]]:
         taps: dict[str, tuple[Site, Tap]] = {}
         for index, (block, attention, mlp_out) in enumerate(self.backbone.blocks()):
-            # In the order in which a block computes them.
+            # The order in which a block computes its sites.
             for kind, dim, tap in (
                 ("attn", self.backbone.dim, Tap(attention, "output")),
                 ("mlp", mlp_out.in_features, Tap(mlp_out, "input")),
@@ -244,8 +245,8 @@ class VitModel:
             )
         return self._taps[site][1]
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """RGB picture -> model input (3, H, W), float32."""
+    def preprocess(self, image: Image.Image) -> Float32[Tensor, "C H W"]:
+        """An RGB picture as model input."""
         return self.preprocessing(image)
 
     def autocast(self) -> torch.autocast:
@@ -253,8 +254,8 @@ class VitModel:
         half = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=half)
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Images (B, 3, H, W) -> `ModelOutput`."""
+    def forward(self, images: Float[Tensor, "B C H W"]) -> ModelOutput:
+        """The embeddings and logits of pictures."""
         with self.autocast():
             return self.backbone.forward(images.to(self.device))
 
@@ -268,7 +269,7 @@ class VitModel:
         """Length E of the image embedding; the first time it takes a forward pass."""
         return self._embedding_width
 
-    def classify(self, tokens: Tensor) -> Tensor | None:
+    def classify(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"] | None:
         """See `VitBackbone.classify`."""
         with self.autocast():
             return self.backbone.classify(tokens)
@@ -293,7 +294,8 @@ class VitModel:
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What a manifest binds. The name is informative: the weights hash is what must match."""
+        """What a manifest records to recognise this model; the weights hash must match, the name
+        need not."""
         return {
             "name": self.name,
             "kind": self.kind,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from jaxtyping import Float
 from open_clip.hf_model import register_pooler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 WIDTH = 384
-"""Of MiniLM. open_clip tells a pooling nothing about its tower."""
+"""The width of MiniLM. open_clip tells a pooling nothing about its tower."""
 
 
 class WordsAndMeaningPooler(nn.Module):
@@ -34,8 +35,10 @@ class WordsAndMeaningPooler(nn.Module):
         """transformers' output for tokens (B, T), and which of them are no padding -> (B, D)."""
         return self.join(*read(output, attention_mask))
 
-    def join(self, words: Tensor, meanings: Tensor) -> Tensor:
-        """What `read` gave, (B, D) each, as one (B, D)."""
+    def join(
+        self, words: Float[Tensor, "B D"], meanings: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B D"]:
+        """The two results of `read` as one embedding."""
         return meanings + cast(Tensor, self.words(words))
 
 

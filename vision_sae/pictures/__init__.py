@@ -1,1 +1,1 @@
-"""Pictures: safe decoding of untrusted bytes, and folders of captioned images."""
+"""Pictures: safe decoding of untrusted bytes, and folders of captioned pictures."""

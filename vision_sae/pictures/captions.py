@@ -1,17 +1,17 @@
-"""What people say of the pictures of a folder: its sidecar, and which picture each row means.
+"""Captions of the pictures of a folder: the sidecar file, and the picture that each row names.
 
 The sidecar is ``captions.jsonl``: objects with ``file``, ``caption`` (a text, or a list of texts)
 and optionally a list of ``tags`` and a ``source``; or ``captions.csv`` with the columns ``file``
-and ``caption``, in any order and letter case. Of a CSV whose last column is the caption, unquoted
+and ``caption``, in any order and letter case. If the caption is the last column of a CSV, unquoted
 commas belong to the caption.
 
-``file`` is relative to the folder. It means the picture of exactly that name; failing that, the
-only one that differs by nothing but ``./`` and ``\\``, spaces around it or how accents are encoded;
-failing that, by letter case; failing that, by a suffix that is not given. A picture of several
-captions has them joined by "; ", each once, with the tags of all rows.
+``file`` is relative to the folder. A row names the picture with exactly this path. If there is
+none, it names the only picture whose path differs by ``./``, ``\\``, surrounding spaces or the
+encoding of accents; then by letter case; then by a missing suffix. Several captions of one picture
+are joined by "; " without repetitions, and the tags of all rows are merged.
 
-Rows that mean no picture, or more than one, are told with their lines and change nothing. A file
-that cannot be read as a whole is refused with the line at fault.
+Rows that name no picture, or several, are ignored and reported with their lines. A sidecar with a
+line that cannot be parsed is refused, and the message names the line.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from vision_sae.texts import (
 CAPTIONS_JSONL = "captions.jsonl"
 CAPTIONS_CSV = "captions.csv"
 _KEYS = frozenset({"file", "caption", "tags", "source", "license"})
-"""Of a JSON line; the license is for people."""
+"""The known keys of a JSON line; the license is for human readers."""
 
 
-class Said(NamedTuple):
-    """What is said of one picture."""
+class CaptionRecord(NamedTuple):
+    """The caption, tags and source of one picture."""
 
     caption: str = ""
     tags: tuple[str, ...] = ()
@@ -58,24 +58,26 @@ class Row(NamedTuple):
 
 
 class Sidecar(NamedTuple):
-    """The rows of a sidecar, and what in it is not read."""
+    """The content of a sidecar file."""
 
     path: Path | None
+    """None when the folder has no sidecar."""
     rows: list[Row]
     remarks: list[str]
+    """Keys, columns and files that are ignored, one sentence each."""
 
 
 def read_sidecar(folder: Path) -> Sidecar:
-    """The sidecar of a folder, empty without one.
+    """Read the sidecar of a folder; the result is empty when there is none.
 
-    Raises `InvalidInputError` that names the file and the lines that cannot be read.
+    Raises `InvalidInputError`, with the file and the lines that cannot be read.
     """
     jsonl, table = folder / CAPTIONS_JSONL, folder / CAPTIONS_CSV
     if jsonl.is_file():
-        found = _read(jsonl, _json_rows)
+        sidecar = _read(jsonl, _json_rows)
         if table.is_file():
-            found.remarks.append(f"{table} is not read, since {CAPTIONS_JSONL} is there")
-        return found
+            sidecar.remarks.append(f"{table} is not read, since {CAPTIONS_JSONL} is there")
+        return sidecar
     return _read(table, _csv_rows) if table.is_file() else Sidecar(None, [], [])
 
 
@@ -83,11 +85,11 @@ def _read(
     path: Path, rows_of: Callable[[Path, set[str]], Iterator[tuple[int, Row | str]]]
 ) -> Sidecar:
     unread: set[str] = set()
-    found = list(rows_of(path, unread))
-    bad = [(line, row) for line, row in found if isinstance(row, str)]
+    rows = list(rows_of(path, unread))
+    bad = [(line, row) for line, row in rows if isinstance(row, str)]
     if bad:
         raise InvalidInputError(
-            f"the captions {path} cannot be read, {len(bad)} of {len(found)} lines: "
+            f"the captions {path} cannot be read, {len(bad)} of {len(rows)} lines: "
             f"{examples(bad)}. Every line needs `file` and `caption`",
             field="images",
         )
@@ -96,18 +98,18 @@ def _read(
         names = shortened(", ".join(map(quoted, sorted(unread))))
         instead = f"; {CAPTIONS_JSONL} can give tags and a source" if unread & _KEYS else ""
         remarks.append(f"{path}: nothing reads {names}{instead}")
-    return Sidecar(path, [row for _, row in found if isinstance(row, Row)], remarks)
+    return Sidecar(path, [row for _, row in rows if isinstance(row, Row)], remarks)
 
 
 def _json_rows(path: Path, unread: set[str]) -> Iterator[tuple[int, Row | str]]:
-    """(line, its row or what is wrong with it); keys that nothing reads are added to ``unread``."""
+    """(line, its row or its fault) of each line; unknown keys are added to ``unread``."""
     for number, line in read_lines(path, "images"):
         if not line.strip():
             continue
         try:
-            found = json.loads(line, object_pairs_hook=_distinct)
-            yield number, _row(number, found)
-            unread |= found.keys() - _KEYS
+            value = json.loads(line, object_pairs_hook=_distinct)
+            yield number, _row(number, value)
+            unread |= value.keys() - _KEYS
         except json.JSONDecodeError as error:
             yield number, f"no JSON ({error.msg}, column {error.colno})"
         except (ValueError, RecursionError) as error:
@@ -115,26 +117,26 @@ def _json_rows(path: Path, unread: set[str]) -> Iterator[tuple[int, Row | str]]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         raise ValueError(f"a key stands twice in {quoted(pairs)}")
-    return found
+    return value
 
 
-def _row(line: int, found: Any) -> Row:
-    if not isinstance(found, dict):
-        raise ValueError(f"no object but {quoted(found)}")
+def _row(line: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"no object but {quoted(value)}")
     for key in ("file", "caption"):
-        if key not in found:
-            raise ValueError(f"no {key!r} in {quoted(found)}")
-    captions = found["caption"] if isinstance(found["caption"], list) else [found["caption"]]
-    tags, source = found.get("tags", []), found.get("source", "")
-    texts = (found["file"], *captions, source, *(tags if isinstance(tags, list) else [None]))
+        if key not in value:
+            raise ValueError(f"no {key!r} in {quoted(value)}")
+    captions = value["caption"] if isinstance(value["caption"], list) else [value["caption"]]
+    tags, source = value.get("tags", []), value.get("source", "")
+    texts = (value["file"], *captions, source, *(tags if isinstance(tags, list) else [None]))
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"not text: {quoted(found)}")
+        raise ValueError(f"not text: {quoted(value)}")
     if any(map(has_lone_surrogate, texts)):
-        raise ValueError(f"half of a surrogate pair in {quoted(found)}")
-    return Row(line, found["file"], tuple(captions), tuple(tags), source)
+        raise ValueError(f"half of a surrogate pair in {quoted(value)}")
+    return Row(line, value["file"], tuple(captions), tuple(tags), source)
 
 
 def _csv_rows(path: Path, unread: set[str]) -> Iterator[tuple[int, Row | str]]:
@@ -176,22 +178,22 @@ _SPELLINGS: tuple[Callable[[str], str], ...] = (_same, _path, _caseless)
 
 
 class _Names:
-    """Which pictures a spelling of a name means."""
+    """A lookup of pictures by the spellings of their names."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = ids
         self._by: dict[tuple[int, bool], dict[str, list[str]]] = {}
 
     def meant(self, file: str) -> list[str]:
-        """The pictures that the strictest rule by which there is any gives."""
+        """The pictures that ``file`` names, by the strictest rule that yields any."""
         for without_suffix in (False, True):
             for number, spelling in enumerate(_SPELLINGS):
-                if found := self._table(number, without_suffix).get(spelling(file)):
-                    return found
+                if pictures := self._table(number, without_suffix).get(spelling(file)):
+                    return pictures
         return []
 
     def _table(self, number: int, without_suffix: bool) -> dict[str, list[str]]:
-        """{spelling: pictures}, made when it is first asked for: most rows need the first only."""
+        """{spelling: pictures}, computed on first use: most rows need only the first table."""
         if (number, without_suffix) not in self._by:
             table: dict[str, list[str]] = defaultdict(list)
             for name in self._ids:
@@ -200,8 +202,8 @@ class _Names:
         return self._by[number, without_suffix]
 
 
-def captions_of(sidecar: Sidecar, ids: Sequence[str]) -> tuple[dict[str, Said], list[str]]:
-    """({picture: what is said of it}, what is said of none: a sentence for each kind)."""
+def captions_of(sidecar: Sidecar, ids: Sequence[str]) -> tuple[dict[str, CaptionRecord], list[str]]:
+    """({picture: its caption record}, remarks on the rows that match no picture, by cause)."""
     names, rows = _Names(ids), defaultdict[str, list[Row]](list)
     nameless, unknown, unclear, torn = [], [], [], []
     for row in sidecar.rows:
@@ -219,20 +221,21 @@ def captions_of(sidecar: Sidecar, ids: Sequence[str]) -> tuple[dict[str, Said], 
         if len(sources) > 1:
             torn.append((of_one[1].line, f"{quoted(name)} has the sources {quoted([*sources])}"))
     remarks = [
-        f"{sidecar.path}: captions that {what}: {len(found)} ({examples(found)})"
-        for what, found in (
+        f"{sidecar.path}: captions that {what}: {len(lines)} ({examples(lines)})"
+        for what, lines in (
             ("name no file", nameless),
             ("match no picture", unknown),
             ("match several pictures", unclear),
             ("give a picture several sources, of which the first counts", torn),
         )
-        if found
+        if lines
     ]
     return {name: _joined(of_one) for name, of_one in rows.items()}, remarks
 
 
-def _joined(rows: Iterable[Row]) -> Said:
+def _joined(rows: Iterable[Row]) -> CaptionRecord:
     rows = list(rows)
     captions = dict.fromkeys(text for row in rows for text in row.captions if text.strip())
     tags = dict.fromkeys(tag for row in rows for tag in row.tags)
-    return Said("; ".join(captions), tuple(tags), next((r.source for r in rows if r.source), ""))
+    source = next((row.source for row in rows if row.source), "")
+    return CaptionRecord("; ".join(captions), tuple(tags), source)

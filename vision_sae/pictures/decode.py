@@ -1,11 +1,11 @@
-"""Bytes that claim to be a picture -> RGB, within limits, or a clear refusal.
+"""Decoding of untrusted bytes to RGB pictures, within limits.
 
-Written rules: JPEG, PNG and WebP only; the header is read and judged before any pixel is decoded;
-EXIF orientation is applied; the first frame of an animation is taken; alpha and transparent values
-of any depth are composited on white; 16-bit greyscale is scaled to 8 bits; CMYK and palettes are
-converted; texts and colour profiles are not read, however large; truncated data is refused.
+The rules: JPEG, PNG and WebP only; the header is checked before any pixel is decoded; EXIF
+orientation is applied; the first frame of an animation is taken; alpha and transparent values of
+any depth are composited on white; 16-bit greyscale is scaled to 8 bits; CMYK and palettes are
+converted; texts and colour profiles are ignored, however large; truncated data is refused.
 
-This is the only door: whatever a decoder throws at the bytes becomes `InvalidImageError` here.
+All untrusted bytes are decoded here: any exception of a decoder becomes `InvalidImageError`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts a picture of each EXIF orientation upright; any other value turns nothing."""
+"""{EXIF orientation: the transposition that puts the picture upright}; other values need none."""
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Whatever is thrown while a picture is opened, turned, converted or shrunk becomes
-    `InvalidImageError`, or `ImageTooLargeError` where memory ends.
+    """Convert any exception in the body, which opens, turns, converts or shrinks a picture, to
+    `InvalidImageError`, or to `ImageTooLargeError` when memory runs out.
 
-    A broken file makes Pillow, struct and zlib raise nearly anything, so there is no list.
+    Pillow, struct and zlib raise exceptions of nearly every type on a broken file, so all types
+    are converted.
     """
     try:
         yield
@@ -55,22 +56,22 @@ def guarded() -> Iterator[None]:
         ) from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageTooLargeError(
-            f"the image needs too much memory ({_said(error)}); send a smaller one", field="image"
+            f"the image needs too much memory ({_cause(error)}); send a smaller one", field="image"
         ) from error
     except Exception as error:
         raise InvalidImageError(
-            f"the image is broken or truncated ({_said(error)}); send the whole file",
+            f"the image is broken or truncated ({_cause(error)}); send the whole file",
             field="image",
         ) from error
 
 
-def _said(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     return shortened(" ".join(str(error).split())) or "its decoder stopped"
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow's warnings must not pass for refusals, nor fill the log: our limits stand below."""
+    """Silence Pillow's warnings, which would fill the log; `decode_image` has its own limits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
@@ -82,8 +83,8 @@ def decode_image(
 ) -> Image.Image:
     """Decode a picture to RGB.
 
-    Raises `InvalidImageError` for anything that is not a whole JPEG, PNG or WebP, and
-    `ImageTooLargeError` above ``max_bytes`` or ``max_pixels`` (before decoding); nothing else.
+    Raises `InvalidImageError` for anything but a whole JPEG, PNG or WebP, and, before decoding,
+    `ImageTooLargeError` above ``max_bytes`` or ``max_pixels``; it raises no other error.
     """
     if not data:
         raise InvalidImageError(
@@ -106,7 +107,7 @@ def decode_image(
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header alone, and judge it."""
+    """Read the header alone; raises `ImageTooLargeError` above ``max_pixels``."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
@@ -119,14 +120,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """A loaded picture on white, without its notes; ``data`` is its file."""
+    """A loaded picture, composited on white, without metadata; ``data`` is the file's content."""
     clear = transparent(image, data)
     if clear is None and image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     if clear is not None:
-        image.info.pop("transparency")  # `convert` would compare it its own way
+        image.info.pop("transparency")  # `convert` would compare the value differently
     if image.mode.startswith("I"):  # 16-bit greyscale; convert("RGB") would clip at 255
         grey = np.asarray(image).astype(np.uint32) // 257
         rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +22,7 @@ from vision_sae.files import sha256_file
 from vision_sae.pictures.captions import (
     CAPTIONS_CSV,
     CAPTIONS_JSONL,
-    Said,
+    CaptionRecord,
     captions_of,
     read_sidecar,
 )
@@ -40,21 +40,29 @@ class Picture:
     path: Path
     caption: str = ""
     tags: tuple[str, ...] = ()
-    """Further words that go with the picture, for example its category."""
+    """Further words for the picture, for example its category."""
     source: str = ""
-    """What it was cut from, for example a photograph with several crops; empty: from nothing that
-    another picture was. Pictures of one source are not independent evidence."""
+    """The original that the picture was cut from, for example a photograph with several crops;
+    empty when no other picture shares the original. Pictures of one source are not independent
+    evidence."""
+
+    def content_sha256(self) -> str:
+        """Hex SHA-256 of the file; ``unreadable`` when the file cannot be read."""
+        try:
+            return sha256_file(self.path)
+        except OSError:
+            return "unreadable"
 
     def decode(self) -> Image.Image:
         """Read and decode the file to RGB; raises `InvalidInputError` or ``OSError``, which do not
         name the file."""
         size = self.path.stat().st_size
-        if size > MAX_BYTES:  # before the bytes are read
+        if size > MAX_BYTES:  # checked before the bytes are read
             raise ImageTooLargeError(f"the file has {size} bytes, the limit is {MAX_BYTES}")
         return decode_image(self.path.read_bytes())
 
     def load(self) -> Image.Image:
-        """Read and decode the file to RGB; raises `InvalidInputError` that names it."""
+        """Read and decode the file to RGB; raises `InvalidInputError`, which names the file."""
         try:
             return self.decode()
         except InvalidInputError as error:
@@ -68,8 +76,8 @@ class Picture:
 def image_folder(folder: Path, reading: Reading | None = None) -> list[Picture]:
     """Every picture below ``folder``, sorted by id. Files are not opened yet.
 
-    What is left out, and what captions do not match, goes to ``reading``; without one it is warned
-    of. Raises `NotFoundError` when there is no picture, and `InvalidInputError` for captions that
+    Skipped files and unmatched captions are entered in ``reading``, or raise warnings when it is
+    None. Raises `NotFoundError` when there is no picture, and `InvalidInputError` for captions that
     cannot be read.
     """
     if not folder.is_dir():
@@ -77,30 +85,31 @@ def image_folder(folder: Path, reading: Reading | None = None) -> list[Picture]:
             f"{folder} is not a directory; give a folder of pictures", field="images"
         )
     account = Reading() if reading is None else reading
-    files, left_out = picture_files(folder, besides=(CAPTIONS_JSONL, CAPTIONS_CSV))
-    account.leave_out(left_out)
+    files, skipped = picture_files(folder, besides=(CAPTIONS_JSONL, CAPTIONS_CSV))
+    account.leave_out(skipped)
     if not files:
-        told = "".join(f"; {line}" for line in account.details()[:3])
-        raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file{told}", field="images")
+        details = "".join(f"; {line}" for line in account.details()[:3])
+        raise NotFoundError(f"{folder} holds no .jpg, .png or .webp file{details}", field="images")
     ids = [path.relative_to(folder).as_posix() for path in files]
     sidecar = read_sidecar(folder)
-    said, remarks = captions_of(sidecar, ids)
+    captions, remarks = captions_of(sidecar, ids)
     account.remark(sidecar.remarks + remarks)
     if reading is None:
         for line in account.details():
             warnings.warn(f"{folder}: {line}", stacklevel=2)
-    return [Picture(id, path, *said.get(id, Said())) for id, path in zip(ids, files, strict=True)]
+    return [
+        Picture(id, path, *captions.get(id, CaptionRecord()))
+        for id, path in zip(ids, files, strict=True)
+    ]
 
 
 def data_sha256(pictures: Sequence[Picture]) -> str:
-    """Hex SHA-256 of what the pictures show and of what is said of them, in their order."""
+    """Hex SHA-256 of the contents, captions, tags and sources of the pictures, in their order."""
     digest = hashlib.sha256()
-    for path, views in groupby(pictures, lambda picture: picture.path):
-        try:
-            content = sha256_file(path)
-        except OSError:
-            content = "unreadable"
-        for view in views:
-            said = [view.id, view.caption, view.tags, view.source]
-            digest.update(json.dumps([*said, content]).encode())
+    for _, views in groupby(pictures, lambda picture: picture.path):
+        first = next(views)
+        content = first.content_sha256()
+        for view in chain([first], views):
+            record = [view.id, view.caption, view.tags, view.source, content]
+            digest.update(json.dumps(record).encode())
     return digest.hexdigest()

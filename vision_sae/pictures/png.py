@@ -1,4 +1,4 @@
-"""What Pillow does not do for PNG: large notes, and transparent values of 2, 4 and 16 bits."""
+"""PNG features that Pillow lacks: large text chunks, and transparent values of 2, 4 and 16 bits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NOTES = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 _ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-"""Keywords of the notes that may say which way up a picture is."""
+"""Keywords of the text chunks that may hold a picture's orientation."""
 _LARGEST_NOTE = 2**18
-"""Bytes of a note that is worth reading, unpacked."""
+"""Text chunks of this many bytes or more, uncompressed, are dropped."""
 _DEPTH, _COLOUR_TYPE = 24, 25
-"""Where the bits of a sample and the colour type stand in a file."""
+"""Offsets of the bit depth and the colour type in a file."""
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of each whole chunk, its length and checksum among its bytes."""
+    """(type, start, end) of each complete chunk, including its length and checksum."""
     start = len(_SIGNATURE)
     while start + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -33,7 +33,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _small(kind: bytes, note: bytes) -> bool:
-    """Whether a note is small, also when it is unpacked."""
+    """Whether a text chunk is small, also after decompression."""
     text = note.partition(b"\0")[2]
     if kind == b"zTXt":
         text = _unpacked(text[1:])
@@ -43,7 +43,7 @@ def _small(kind: bytes, note: bytes) -> bool:
 
 
 def _unpacked(text: bytes) -> bytes:
-    """The beginning of a text, as much as a large note has; empty where it is broken."""
+    """The first `_LARGEST_NOTE` bytes of a compressed text; empty when the data is broken."""
     try:
         return zlib.decompressobj().decompress(text, _LARGEST_NOTE)
     except zlib.error:
@@ -51,10 +51,10 @@ def _unpacked(text: bytes) -> bytes:
 
 
 def without_notes(data: bytes) -> bytes:
-    """A PNG without its texts and its colour profile, which nothing here reads: Pillow refuses the
-    picture when they are large, and takes a text called "transparency" for the picture's own.
+    """A PNG without its text chunks and its colour profile, which nothing here reads. Pillow
+    refuses a picture with large ones, and takes a text called "transparency" for the value.
 
-    Small ones that may say which way up the picture is stay; what is no PNG stays as it is.
+    Small chunks that may hold the orientation are kept. Bytes that are no PNG are returned as is.
     """
     if not data.startswith(_SIGNATURE):
         return data
@@ -67,10 +67,10 @@ def without_notes(data: bytes) -> bytes:
 
 
 def transparent(image: Image.Image, data: bytes) -> NDArray[np.bool_] | None:
-    """The pixels (height, width) of a grey or RGB PNG that have its transparent value; None when
-    the picture is something else, or has none. ``image`` is the loaded picture, ``data`` its file.
+    """The pixels (height, width) of a grey or RGB PNG that have the transparent value; None for
+    other pictures. ``image`` is the loaded picture, ``data`` the content of its file.
 
-    Pillow compares the value with samples that it has already scaled to eight bits.
+    Pillow itself compares the value with samples that it has already scaled to eight bits.
     """
     value = image.info.get("transparency")
     if image.format != "PNG" or value is None or data[_COLOUR_TYPE] not in (0, 2):
@@ -88,8 +88,8 @@ def transparent(image: Image.Image, data: bytes) -> NDArray[np.bool_] | None:
 
 
 def _low_bytes(data: bytes) -> NDArray[np.uint8]:
-    """The lower byte of every sample (height, width, 3) of an RGB PNG of 16 bits: Pillow keeps the
-    upper ones of samples in the file's order, and these where it is told the other order."""
+    """The lower byte of every sample (height, width, 3) of a 16-bit RGB PNG. Pillow keeps the upper
+    byte of each sample; told that the byte order is reversed, it keeps the lower one."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
         return np.array(image)

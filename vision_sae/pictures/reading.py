@@ -1,7 +1,7 @@
-"""What became of the files of a folder: pictures read, files skipped and why, captions unmatched.
+"""The account of a folder's files: pictures read, files skipped and why, captions unmatched.
 
-One `Reading` goes with a command from the folder to its last picture. A file that is no picture
-never ends a run: it is skipped, counted and told, unless the reading is ``strict``.
+A command keeps one `Reading` from the folder to the last picture. A file that is no picture does
+not end a run: it is skipped, counted and reported, unless the reading is ``strict``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BROKEN, TOO_LARGE, UNREADABLE = "broken", "too large", "unreadable"
 _EXAMPLES = 3
 _LEAVE = "mend or remove them, or do without --strict"
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Skipped:
     id: str
     """Path relative to the folder; bytes that are not UTF-8 are written ``\\xe9``."""
     error: str
-    """What was wrong, in a sentence."""
+    """The fault, in a sentence."""
     reason: str = UNREADABLE
-    """The same in a word or two: files are counted by it."""
+    """The kind of fault in a word or two, by which files are counted."""
 
     def __str__(self) -> str:
         name = self.id if self.id.isprintable() else repr(self.id)
         return f"{name}: {self.error}"
 
 
-def attempt(picture: Picture, work: Callable[[Image.Image], Made]) -> Made | Skipped:
-    """What ``work`` makes of a picture, or why the picture cannot be read."""
+def attempt(picture: Picture, work: Callable[[Image.Image], Result]) -> Result | Skipped:
+    """The result of ``work`` on a picture, or the reason why the picture cannot be read."""
     try:
         image = picture.decode()
         with guarded():
@@ -62,56 +62,60 @@ class Reading:
     """The account of one command's pictures."""
 
     strict: bool = False
-    """Raise `InvalidInputError` for what would be skipped or left unmatched."""
+    """Raise `InvalidInputError` instead of skipping files or ignoring captions."""
     read: int = 0
+    """Number of pictures that were read."""
     skipped: list[Skipped] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    """What captions do not match, a sentence each."""
+    """Sentences about captions that match no picture."""
     _seen: set[Path] = field(default_factory=set)
 
     def leave_out(self, skipped: Sequence[Skipped]) -> None:
-        """Count files that are not read; when strict, refuse them."""
+        """Enter skipped files; raises `InvalidInputError` when strict."""
         self.check(skipped)
         self.skipped += skipped
 
-    def check(self, more: Sequence[Skipped]) -> None:
-        """Refuse files that cannot be read, when strict: at once instead of when all is done."""
-        if self.strict and more:
-            shown = "; ".join(shortened(str(skipped), 200) for skipped in more[:_EXAMPLES])
+    def check(self, skipped: Sequence[Skipped]) -> None:
+        """Raise `InvalidInputError` for skipped files when strict, before the run goes on."""
+        if self.strict and skipped:
+            shown = "; ".join(shortened(str(file), 200) for file in skipped[:_EXAMPLES])
             raise InvalidInputError(
-                f"{_counted(more)} ({shown}{_further(more)}); {_LEAVE}", field="images"
+                f"{_counted(skipped)} ({shown}{_further(skipped)}); {_LEAVE}", field="images"
             )
 
     def remark(self, remarks: Sequence[str]) -> None:
-        """Note what captions do not match; when strict, refuse it."""
+        """Enter remarks about captions; raises `InvalidInputError` when strict."""
         if self.strict and remarks:
             raise InvalidInputError("; ".join(remarks) + f"; {_LEAVE}", field="images")
         self.remarks += remarks
 
     def each(
-        self, pictures: Iterable[Picture], work: Callable[[Image.Image], Made]
-    ) -> Iterator[tuple[Picture, Made]]:
-        """The pictures that can be read, each with what ``work`` makes of it. One that is read
-        several times counts once."""
+        self, pictures: Iterable[Picture], work: Callable[[Image.Image], Result]
+    ) -> Iterator[tuple[Picture, Result]]:
+        """(picture, result of ``work``) of each picture that can be read; others are entered as
+        skipped. A file that is read several times counts once."""
         for picture in pictures:
-            made = attempt(picture, work)
+            result = attempt(picture, work)
             is_new = picture.path not in self._seen
             self._seen.add(picture.path)
-            if not isinstance(made, Skipped):
+            if not isinstance(result, Skipped):
                 self.read += is_new
-                yield picture, made
+                yield picture, result
             elif is_new:
-                self.leave_out([made])
+                self.leave_out([result])
 
-    def all(self, pictures: Sequence[Picture], work: Callable[[Image.Image], Made]) -> list[Made]:
-        """What ``work`` makes of the pictures that can be read; `InvalidInputError` for none."""
-        made = [each for _, each in self.each(pictures, work)]
-        if pictures and not made:
+    def all(
+        self, pictures: Sequence[Picture], work: Callable[[Image.Image], Result]
+    ) -> list[Result]:
+        """The results of ``work`` on the pictures that can be read; raises `InvalidInputError` when
+        none can."""
+        results = [result for _, result in self.each(pictures, work)]
+        if pictures and not results:
             raise InvalidInputError(
                 f"none of the {len(pictures)} pictures could be read; {self.skipped[-1]}",
                 field="images",
             )
-        return made
+        return results
 
     def summary(self) -> str:
         """``12 pictures read, 3 skipped: 2 broken, 1 hidden``."""
@@ -119,7 +123,7 @@ class Reading:
         return f"{self.read} pictures read{skipped}"
 
     def details(self) -> list[str]:
-        """Three files of each reason, and what captions do not match: a line each."""
+        """Lines on up to three skipped files of each reason, then the remarks about captions."""
         lines = []
         for reason in Counter(skipped.reason for skipped in self.skipped):
             same = [skipped for skipped in self.skipped if skipped.reason == reason]

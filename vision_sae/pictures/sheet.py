@@ -1,4 +1,4 @@
-"""Many small pictures as one."""
+"""Contact sheets: many small pictures in one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-_GAP = 2
+_GAP = 4
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], *, gap: int = _GAP) -> Image.Image:
-    """Rows of pictures, all of one size, with ``gap`` white pixels between them; a row may be
-    shorter than others."""
-    width, height = rows[0][0].size
-    columns = max(map(len, rows))
-    size = (columns * (width + gap) - gap, len(rows) * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
+    """Lay out rows of pictures, with ``gap`` white pixels between them. Rows may differ in length,
+    and pictures in size."""
+    widths = [sum(picture.width + gap for picture in row) for row in rows]
+    heights = [max(picture.height for picture in row) + gap for row in rows]
+    sheet = Image.new("RGB", (max(widths) - gap, sum(heights) - gap), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + gap
+        top += height
     return sheet

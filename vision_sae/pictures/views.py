@@ -1,8 +1,8 @@
-"""More pictures to train on: random crops of those that are there, mirrored half the time.
+"""Data augmentation: random crops of the pictures, mirrored half the time.
 
-A dictionary trained on few pictures explains others less well than its own; views of the same
-pictures at other places and scales narrow that gap. A view is a picture of its own: its size is
-the crop's, and boxes are in its pixels.
+A dictionary that is trained on few pictures reconstructs new pictures less well than its training
+pictures; crops at other places and scales narrow that gap. A view counts as a separate picture:
+its size is the size of the crop, and boxes are in pixels of the crop.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image, ImageOps
 from vision_sae.pictures.folder import Picture
 
 _AREA = (0.4, 1.0)
-"""Share of the picture's area that a crop keeps, drawn evenly."""
+"""Range of a crop's share of the picture's area, drawn uniformly."""
 _ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a crop, over the picture's own, drawn evenly on a log scale."""
+"""Range of a crop's aspect ratio relative to the picture's, drawn log-uniformly."""
 
 
 @dataclass(frozen=True)
 class View(Picture):
-    """A crop of a picture: ``id`` is the picture's with ``#number`` behind it, and the seed."""
+    """A crop of a picture; its ``id`` is the picture's id and ``#number``, and seeds the crop."""
 
     def decode(self) -> Image.Image:
-        """Read the file, and crop and perhaps mirror it: always the same for the same id."""
+        """Read the file, crop it and perhaps mirror it; equal ids give equal views."""
         image = super().decode()
         random = np.random.default_rng(list(self.id.encode()))
         area = random.uniform(*_AREA)
@@ -40,7 +40,7 @@ class View(Picture):
 
 
 def with_views(pictures: Sequence[Picture], views: int) -> list[Picture]:
-    """Each picture, followed by ``views - 1`` crops of it."""
+    """Each picture, followed by ``views - 1`` crops of this picture."""
     return [
         view
         for picture in pictures

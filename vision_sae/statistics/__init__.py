@@ -1,1 +1,1 @@
-"""Figures with intervals, and which pictures are independent evidence."""
+"""Statistics with confidence intervals, and the split of pictures into independent sides."""

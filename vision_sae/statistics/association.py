@@ -1,13 +1,13 @@
-"""How well a unit's activation and the truth of a label go together over all pictures.
+"""Association between a unit's activation and the truth of a label over all pictures.
 
-An activation (N) is a unit's strongest value in each of N pictures, 0 where the unit is silent and
-never negative. A truth (N) says how far a label fits each picture, from 0 to 1; figures that need a
-yes or a no take `TRUE_FROM` and more for a yes. A weight (N) says how much each picture counts, all
-the same where it is None; pictures of weight 0 are not looked at. A figure that is not defined for
-what it is given (a constant truth, a label that fits nothing) is NaN.
+``activation`` is a unit's strongest value in each of N pictures, never negative, and 0 where the
+unit is silent. ``truth`` is the degree, from 0 to 1, to which a label fits each picture; binary
+statistics count a truth of `TRUE_FROM` or more as a yes. ``weights`` of the pictures are equal
+when None; pictures of weight 0 are ignored. A statistic that is undefined for its arguments (a
+constant truth, a label that fits no picture) is NaN.
 
-Which of these figures can tell a true label from a false one: Oikarinen et al., Evaluating Neuron
-Explanations (NeuronEval), ICML 2025.
+Oikarinen et al., Evaluating Neuron Explanations (NeuronEval), ICML 2025, study which of these
+statistics can tell true labels from false ones.
 """
 
 from __future__ import annotations
@@ -17,31 +17,35 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Integer, Shaped
 from numpy.typing import NDArray
 from scipy import sparse
 
-Numbers = NDArray[np.floating[Any]]
+PerPicture = Shaped[np.ndarray, " N"]
+"""One number, or yes or no, for each of N pictures."""
 Floats = NDArray[np.float64]
 
 TRUE_FROM = 0.5
 """The least truth that counts as a yes."""
 RESAMPLES = 1000
-"""Resamples that an interval is made of."""
+"""Number of resamples for an interval."""
 
 _COVERAGE = (0.025, 0.975)
 _UNKNOWN = (float("nan"), float("nan"))
-"""The interval of what is undefined."""
+"""The interval of an undefined statistic."""
 _CONSTANT = 1e-12
-"""A variance below this share of the mean square is rounding: the numbers are constant."""
+"""A variance below this share of the mean square is rounding error: the numbers are constant."""
 _ELEMENTS = 2**20
-"""Numbers of resamples (8 bytes each) that are worked on at a time."""
+"""The most counts of resamples (8 bytes each) in memory at a time."""
 
 
-# Figures of the whole range
+# Statistics of the whole range of activations
 
 
-def correlation(activation: Numbers, truth: Numbers, weights: Numbers | None = None) -> float:
-    """Pearson's correlation of activation (N) and truth (N), both as they are, from -1 to 1.
+def correlation(
+    activation: PerPicture, truth: PerPicture, weights: PerPicture | None = None
+) -> float:
+    """Pearson's correlation of activation and truth, from -1 to 1; neither is thresholded.
 
     NaN when either is constant. Source: Oikarinen and Weng, Linear Explanations for Individual
     Neurons, ICML 2024, who correlate simulated with true activations; Oikarinen et al. 2025.
@@ -57,12 +61,12 @@ def correlation(activation: Numbers, truth: Numbers, weights: Numbers | None = N
 
 
 def correlations(
-    activations: sparse.csr_array, truths: Any, weights: Numbers | None = None
-) -> Floats:
-    """`correlation` of each of U units with each of T labels, (U, T), float64.
+    activations: sparse.csr_array, truths: Any, weights: PerPicture | None = None
+) -> Float64[np.ndarray, "U T"]:
+    """`correlation` of each of U units with each of T labels.
 
-    ``activations`` (U, N) is a sparse matrix and is not made dense; ``truths`` (T, N) is an array
-    or a sparse matrix. The cost is one sparse product.
+    ``activations`` (U, N) is a sparse matrix, which is not made dense; ``truths`` (T, N) is an
+    array or a sparse matrix. The cost is one sparse product.
     """
     a = sparse.csr_array(activations, dtype=np.float64)
     w = _weights(weights, a.shape[1])
@@ -85,19 +89,19 @@ def _pearson(a: Floats, t: Floats, aa: Floats, tt: Floats, at: Floats) -> Floats
 
 
 def _variance(mean: Floats, mean_square: Floats) -> Floats:
-    """NaN for what is constant."""
+    """The variance from the mean and the mean square; NaN for constant numbers."""
     variance = mean_square - mean * mean
     return np.where(variance > _CONSTANT * mean_square, variance, np.nan)
 
 
-def auprc(activation: Numbers, truth: Numbers, weights: Numbers | None = None) -> float:
-    """Average precision, from 0 to 1: the ACTIVATION (N) ranks the pictures that the label fits.
+def auprc(activation: PerPicture, truth: PerPicture, weights: PerPicture | None = None) -> float:
+    """Average precision, from 0 to 1, of the activation as a ranking of the true pictures.
 
     The sum over distinct activations, from the largest, of the gain in recall times the precision
     so far; pictures of equal activation enter together, as in scikit-learn's
-    ``average_precision_score``. A label that has nothing to do with the unit reaches `base_rate`,
-    and one that fits every picture reaches 1: read the figure against that rate. NaN when the label
-    fits no picture. Source: Oikarinen et al. 2025.
+    ``average_precision_score``. Compare the result with `base_rate`, which a label without relation
+    to the unit reaches; a label that fits every picture reaches 1. NaN when the label fits no
+    picture. Source: Oikarinen et al. 2025.
     """
     if not len(activation):
         return float("nan")
@@ -113,58 +117,67 @@ def auprc(activation: Numbers, truth: Numbers, weights: Numbers | None = None) -
 
 
 def _average_precision(hits: Floats, seen: Floats) -> Floats:
-    """From the weights of true and of all pictures down to each threshold (K, B), the last being
-    all pictures: average precisions (B)."""
+    """Average precisions (B) from the weights of true pictures and of all pictures above each
+    threshold (K, B); the last threshold admits all pictures."""
     precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
     gains = np.diff(hits, axis=0, prepend=0)
     total = np.where(hits[-1] > 0, hits[-1], np.nan)
     return np.asarray((gains * precision).sum(0) / total)
 
 
-# Figures of firing or not
+# Statistics of firing or not
 
 
-def firing_threshold(activation: Numbers) -> float:
-    """Median of the non-zero activations (N): half of the pictures that fire a unit at all lie
-    above, so that faint traces do not count as firing. NaN, which nothing exceeds, for a unit that
-    is silent everywhere."""
+def firing_threshold(activation: PerPicture) -> float:
+    """Median of the non-zero activations. Half of the pictures with a non-zero activation lie above
+    the threshold, so faint activations do not count as firing. NaN, which no activation exceeds,
+    for a unit that is silent everywhere."""
     values = np.asarray(activation)[np.asarray(activation) != 0]
     return float(np.median(values)) if len(values) else float("nan")
 
 
 def f1(
-    activation: Numbers, truth: Numbers, threshold: float, weights: Numbers | None = None
+    activation: PerPicture,
+    truth: PerPicture,
+    threshold: float,
+    weights: PerPicture | None = None,
 ) -> float:
-    """Harmonic mean of the precision and the recall of "the activation (N) exceeds ``threshold``"
-    as a prediction of the truth; NaN when nothing exceeds it and nothing is true."""
+    """Harmonic mean of the precision and the recall of "the activation exceeds ``threshold``" as a
+    prediction of the truth; NaN when no activation exceeds it and the label fits no picture."""
     fires, true, both = _overlap(activation, truth, threshold, weights)
     return 2 * both / (fires + true) if fires + true > 0 else float("nan")
 
 
 def iou(
-    activation: Numbers, truth: Numbers, threshold: float, weights: Numbers | None = None
+    activation: PerPicture,
+    truth: PerPicture,
+    threshold: float,
+    weights: PerPicture | None = None,
 ) -> float:
-    """Intersection over union of the pictures whose activation (N) exceeds ``threshold`` and those
-    that the label fits; NaN when there are neither. Source: Bau et al., Network Dissection, CVPR
-    2017; Mu and Andreas 2020."""
+    """Intersection over union of the pictures whose activation exceeds ``threshold`` and the
+    pictures that the label fits; NaN when both sets are empty. Source: Bau et al., Network
+    Dissection, CVPR 2017; Mu and Andreas 2020."""
     fires, true, both = _overlap(activation, truth, threshold, weights)
     return both / (fires + true - both) if fires + true > 0 else float("nan")
 
 
 def _overlap(
-    activation: Numbers, truth: Numbers, threshold: float, weights: Numbers | None
+    activation: PerPicture, truth: PerPicture, threshold: float, weights: PerPicture | None
 ) -> tuple[float, float, float]:
-    """Weights of the pictures that fire, that the label fits, and of which both hold."""
+    """Weights of the pictures that fire the unit, that the label fits, and with both properties."""
     w, true = _weights(weights, len(activation)), _is_true(truth)
     fires = np.asarray(activation) > threshold
     return float(w[fires].sum()), float(w[true].sum()), float(w[fires & true].sum())
 
 
 def precision_of_strongest(
-    activation: Numbers, truth: Numbers, sources: NDArray[np.integer[Any]], count: int = 20
+    activation: PerPicture,
+    truth: PerPicture,
+    sources: Integer[np.ndarray, " N"],
+    count: int = 20,
 ) -> tuple[float, int]:
-    """(share that the label fits, number) of the ``count`` pictures of largest activation (N), each
-    of another source (N). Silent pictures are never among them; NaN and 0 when all are silent."""
+    """(share that the label fits, number) of the ``count`` pictures with the largest activation,
+    one of each source. Silent pictures are never among them; (NaN, 0) when all are silent."""
     a = np.asarray(activation)
     firing = np.flatnonzero(a > 0)
     ranked = firing[np.argsort(-a[firing], kind="stable")]
@@ -174,15 +187,18 @@ def precision_of_strongest(
     return share, len(chosen)
 
 
-def base_rate(truth: Numbers, weights: Numbers | None = None) -> float:
-    """Share of all pictures (N) that the label fits: what `precision_of_strongest` and `auprc` come
-    to for a label that has nothing to do with the unit."""
+def base_rate(truth: PerPicture, weights: PerPicture | None = None) -> float:
+    """Share of all pictures that the label fits: the value of `precision_of_strongest` and `auprc`
+    for a label without relation to the unit."""
     return _share(_is_true(truth), _weights(weights, len(truth)))
 
 
-def silent_share(activation: Numbers, truth: Numbers, weights: Numbers | None = None) -> float:
-    """Share of the pictures that the label fits in which the activation (N) is 0; lower is better.
-    One minus this share is the recall of firing at all. NaN when the label fits no picture."""
+def silent_share(
+    activation: PerPicture, truth: PerPicture, weights: PerPicture | None = None
+) -> float:
+    """Among the pictures that the label fits, the share in which the unit is silent; lower is
+    better. One minus this share is the recall of firing at all. NaN when the label fits no
+    picture."""
     w, true = _weights(weights, len(activation)), _is_true(truth)
     return _share(np.asarray(activation)[true] == 0, w[true])
 
@@ -192,37 +208,37 @@ def _share(holds: NDArray[np.bool_], weights: Floats) -> float:
     return float(weights[holds].sum() / total) if total > 0 else float("nan")
 
 
-def _is_true(truth: Numbers) -> NDArray[np.bool_]:
+def _is_true(truth: PerPicture) -> NDArray[np.bool_]:
     return np.asarray(truth) >= TRUE_FROM
 
 
-def _weights(weights: Numbers | None, count: int) -> Floats:
+def _weights(weights: PerPicture | None, count: int) -> Floats:
     return np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
 # Intervals over sources
 
 
-def source_weights(sources: NDArray[np.integer[Any]]) -> Floats:
-    """Weights (N) of pictures by their sources (N): each source weighs one and its pictures share
-    it, because crops of one photograph are one piece of evidence."""
+def source_weights(sources: Integer[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """Weights of pictures: the pictures of each source share a weight of 1, because crops of one
+    photograph are one piece of evidence."""
     return _of_sources(sources)[1]
 
 
 def bootstrap_by_source(
     statistic: Callable[[Floats], float],
-    sources: NDArray[np.integer[Any]],
+    sources: Integer[np.ndarray, " N"],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """(lower, upper) of the 95 % percentile interval of ``statistic``, which takes weights (N).
+    """(lower, upper) of the 95 % percentile interval of ``statistic``, a function of weights (N).
 
-    Each resample draws as many sources as there are, with replacement; the pictures of a source
-    share the number of times that it was drawn. The value that belongs to the interval is thus
-    ``statistic(source_weights(sources))``. Resamples where the statistic is NaN are left out; both
-    ends are NaN when it always is. The same seed draws the same resamples. Source: Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; clusters as in Davison and
-    Hinkley 1997, section 3.8.
+    Each resample draws all S sources S times with replacement; the weight of a source is the number
+    of times that it was drawn, and its pictures share that weight. The point estimate for the
+    interval is therefore ``statistic(source_weights(sources))``. Resamples where the statistic is
+    NaN are left out; both ends are NaN when all resamples are. The same seed draws the same
+    resamples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13;
+    clusters as in Davison and Hinkley 1997, section 3.8.
     """
     if not len(sources):
         return _UNKNOWN
@@ -232,25 +248,25 @@ def bootstrap_by_source(
 
 
 def correlation_interval(
-    activation: Numbers,
-    truth: Numbers,
-    sources: NDArray[np.integer[Any]],
+    activation: PerPicture,
+    truth: PerPicture,
+    sources: Integer[np.ndarray, " N"],
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """`bootstrap_by_source` of `correlation`, with the same resamples, some hundred times faster.
 
-    A correlation is made of five sums. A source whose pictures are all silent and false adds to
-    none, so the cost is that of the sources that have something to say.
+    A correlation depends on five sums. A source whose pictures are all silent and false contributes
+    0 to each sum, so the cost depends only on the other sources.
     """
     if not len(sources):
         return _UNKNOWN
     a, t = (np.asarray(x, dtype=np.float64) for x in (activation, truth))
     of_picture, weights = _of_sources(sources)
     count = int(of_picture.max()) + 1
-    (told,) = np.nonzero((a != 0) | (t != 0))
-    a, t, source = a[told], t[told], of_picture[told]
-    terms = weights[told] / count * np.stack([a, t, a * a, t * t, a * t])
+    (nonzero,) = np.nonzero((a != 0) | (t != 0))
+    a, t, source = a[nonzero], t[nonzero], of_picture[nonzero]
+    terms = weights[nonzero] / count * np.stack([a, t, a * a, t * t, a * t])
     sums = np.stack([np.bincount(source, term, minlength=count) for term in terms])
     drawn, means = _draws(count, resamples, seed), np.zeros((len(terms), resamples))
     rows = np.unique(source)
@@ -260,26 +276,28 @@ def correlation_interval(
 
 
 class Sums(NamedTuple):
-    """Of the patches of each picture (N): what a correlation over patches is made of."""
+    """Sums over the patches of each of N pictures, for a correlation over all patches."""
 
-    patches: Floats
-    """How many there are."""
-    a: Floats
-    """Sum of the activations."""
-    t: Floats
-    """Sum of the truths."""
-    aa: Floats
-    tt: Floats
-    at: Floats
-    """Sums of squares and products."""
+    patches: PerPicture
+    """Numbers of patches."""
+    a: PerPicture
+    """Sums of the activations."""
+    t: PerPicture
+    """Sums of the truths."""
+    aa: PerPicture
+    """Sums of the squared activations."""
+    tt: PerPicture
+    """Sums of the squared truths."""
+    at: PerPicture
+    """Sums of activation times truth."""
 
 
 def patch_correlation(
-    sums: Sums, sources: NDArray[np.integer[Any]], seed: int = 0, resamples: int = RESAMPLES
+    sums: Sums, sources: Integer[np.ndarray, " N"], seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """(correlation over the patches of all pictures, lower, upper end of its interval).
 
-    A picture's patches share its weight; pictures are drawn by their sources, as in
+    The patches of a picture share the picture's weight; resamples draw sources of pictures, as in
     `bootstrap_by_source`. NaN where activation or truth is constant.
     """
     of_picture, weights = _of_sources(sources)
@@ -295,9 +313,11 @@ def patch_correlation(
     return value, *_percentiles(_pearson(*means))
 
 
-def auprc_of_firing(activation: Numbers, truth: Numbers, true: float, total: float) -> float:
-    """`auprc` where only what fires is listed: activations > 0 (K) and their truth (K), beside
-    ``true`` of ``total`` items in all, the silent ones among them."""
+def auprc_of_firing(
+    activation: Shaped[np.ndarray, " K"], truth: Shaped[np.ndarray, " K"], true: float, total: float
+) -> float:
+    """`auprc` from the K items that fire, with activations > 0, and the totals of all items: the
+    label fits ``true`` of ``total`` items, including silent ones."""
     order = np.argsort(-np.asarray(activation), kind="stable")
     ends = np.append(np.diff(np.asarray(activation)[order]) != 0, True)[: len(order)]
     hits = np.cumsum(_is_true(truth)[order].astype(np.float64))[ends]
@@ -306,46 +326,8 @@ def auprc_of_firing(activation: Numbers, truth: Numbers, true: float, total: flo
     return float(_average_precision(hits, seen)[0])
 
 
-def auprc_interval(
-    activation: Numbers,
-    truth: Numbers,
-    sources: NDArray[np.integer[Any]],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """`bootstrap_by_source` of `auprc`, with the same resamples, many times faster.
-
-    Silent pictures are tied for the last place: only their true weight is needed, by source.
-    """
-    if not len(sources):
-        return _UNKNOWN
-    a, true = np.asarray(activation), _is_true(truth)
-    of_picture, weights = _of_sources(sources)
-    count = int(of_picture.max()) + 1
-    (firing,) = np.nonzero(a > 0)
-    ranked = firing[np.argsort(-a[firing], kind="stable")]
-    ends = np.flatnonzero(np.append(np.diff(a[ranked]) != 0, True)[: len(ranked)])
-    true_of_source = np.bincount(of_picture[true], weights[true], minlength=count)
-    rows = np.flatnonzero(true_of_source)
-    drawn = _draws(count, resamples, seed)
-    values = []
-    width = max(len(ranked), len(rows), 1)
-    for part in np.array_split(drawn, width * resamples // _ELEMENTS + 1, axis=1):
-        weight = part[of_picture[ranked]] * weights[ranked, None]
-        hits = np.cumsum(weight * true[ranked, None], axis=0)[ends]
-        seen = np.cumsum(weight, axis=0)[ends]
-        all_true = true_of_source[rows] @ part[rows].astype(np.float64)
-        # Both sums of all true pictures are rounded: no gain may become negative.
-        all_true = np.maximum(all_true, hits[-1]) if len(hits) else all_true
-        everything = np.full(part.shape[1], float(count))
-        values.append(
-            _average_precision(np.vstack([hits, all_true]), np.vstack([seen, everything]))
-        )
-    return _percentiles(np.concatenate(values))
-
-
 def _of_sources(sources: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], Floats]:
-    """The sources of pictures (N), numbered from 0 without gaps, and the weights of pictures."""
+    """(sources of pictures, renumbered from 0 without gaps; weights of pictures), both (N)."""
     _, of_picture, sizes = np.unique(sources, return_inverse=True, return_counts=True)
     return of_picture, 1 / sizes[of_picture]
 
@@ -354,7 +336,7 @@ def _of_sources(sources: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], F
 def _draws(sources: int, resamples: int, seed: int) -> NDArray[np.uint8]:
     """How often each of S sources was drawn in each of B resamples (S, B).
 
-    Stored by source, so that the draws of a few sources are read without the others'.
+    The array is stored source by source, so that the draws of a few sources are read fast.
     """
     random = np.random.default_rng([seed, sources])
     drawn = np.empty((resamples, sources), dtype=np.uint8)

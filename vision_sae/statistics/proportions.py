@@ -1,4 +1,4 @@
-"""Shares of yes among answers, with intervals."""
+"""Proportions with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Z = 1.959963984540054
 
 
 class Estimate(NamedTuple):
-    """A figure and where its true value lies with 95 % confidence."""
+    """An estimate with its 95 % confidence interval."""
 
     value: float
     lower: float
@@ -18,9 +18,9 @@ class Estimate(NamedTuple):
 
 
 def wilson(right: float, answers: int) -> Estimate:
-    """The share ``right / answers`` with its score interval, which holds for few answers and for
-    shares near 0 and 1: of no answers, anything from 0 to 1. ``right`` may be fractional where
-    several people's answers to one question are averaged.
+    """The share ``right / answers`` with its score interval, which is valid for few answers and for
+    shares near 0 and 1. Without answers the share is NaN and the interval is 0 to 1. ``right`` may
+    be fractional, as when several people's answers to one question are averaged.
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """

@@ -1,8 +1,8 @@
-"""Who may look at which pictures: three sides that share no source.
+"""The split of pictures into three sides that share no source.
 
-What chooses a label, what decides whether it is given, and what reports how true labels are must
-see different pictures, or each flatters the one before it. A source (a photograph, a drawing) is on
-the same side in every data set: the side is read off a hash of its name.
+A label is chosen on one side, accepted or rejected on a second, and its truth is reported from a
+third. With shared pictures, each step would confirm the errors of the step before. A source (a
+photograph, a drawing) is on the same side in every data set: a hash of its name decides the side.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool
 
 Side = Literal["choose", "judge", "audit"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -20,11 +20,11 @@ SIDES: tuple[Side, ...] = get_args(Side)
 _QUARTERS: tuple[Side, ...] = ("choose", "choose", "judge", "audit")
 
 JOINED_BY = " + "
-"""Between the names of sources of which one picture was composed."""
+"""The separator between the names of the sources of a composed picture."""
 
 
 def side_of(origin: str) -> Side | None:
-    """The side of a picture by what it was made of; None where its sources lie on several."""
+    """The side of a picture, from the names of its sources; None when they lie on several sides."""
     sides = {_of_source(source) for source in origin.split(JOINED_BY)}
     return sides.pop() if len(sides) == 1 else None
 
@@ -33,6 +33,6 @@ def _of_source(source: str) -> Side:
     return _QUARTERS[hashlib.sha256(source.encode()).digest()[0] % len(_QUARTERS)]
 
 
-def on_sides(origins: Iterable[str], *sides: Side) -> NDArray[np.bool_]:
-    """Which pictures (N), given by their origins, lie on one of ``sides``."""
+def on_sides(origins: Iterable[str], *sides: Side) -> Bool[np.ndarray, " N"]:
+    """Whether each picture, named by its origin, lies on one of ``sides``."""
     return np.array([side_of(origin) in sides for origin in origins], dtype=np.bool_)

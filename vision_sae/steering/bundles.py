@@ -1,4 +1,4 @@
-"""Bundles of a generator, opened to steer it with."""
+"""Bundles of a generator, for steering the generator."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64
 
-from vision_sae.bundles.bundle import Bundle
+from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.errors import InvalidInputError
 from vision_sae.models.bound import load_bound_model
 from vision_sae.models.generator import GenerationSettings, Generator
-from vision_sae.models.noised import NoisedPictures
+from vision_sae.models.noised import generator_of
 from vision_sae.models.protocol import ContrastiveModel
 from vision_sae.steering.movements import RANDOMS, Movements
 
 
 @dataclass(frozen=True)
 class SteeringBundle:
-    """A bundle with what steering needs of it."""
+    """A bundle, with the figures of its features that steering needs."""
 
     bundle: Bundle
     dictionary: SiteDictionary
 
     @property
-    def alive(self) -> NDArray[np.int64]:
+    def alive(self) -> Int64[np.ndarray, " n"]:
         """The features that fire in the data."""
-        return np.flatnonzero(self.bundle.statistics.count)
+        return self.bundle.statistics.alive
 
     @property
     def usual_mean(self) -> float:
-        """The mean non-zero activation of the usual feature: the median over those that fire."""
+        """The mean non-zero activation of a usual feature: the median over features that fire."""
         return self.bundle.statistics.usual_mean
 
     def spread(self, count: int) -> list[int]:
@@ -52,8 +52,8 @@ class SteeringBundle:
         randoms: int = RANDOMS,
         seed: int = 0,
     ) -> Movements:
-        """Of pictures of ``prompts`` under features raised by ``amount`` mean activations of the
-        usual feature; see `Movements`."""
+        """How pictures of ``prompts`` move when a feature is raised by ``amount`` times
+        `usual_mean`; see `Movements`."""
         return Movements(
             model,
             self.dictionary,
@@ -66,22 +66,17 @@ class SteeringBundle:
         )
 
 
-def opened(paths: Sequence[Path]) -> tuple[Generator, list[SteeringBundle]]:
+def open_bundles(paths: Sequence[Path]) -> tuple[Generator, list[SteeringBundle]]:
     """(the generator, its bundles).
 
-    Raises `InvalidInputError` for a bundle of a model that does not generate, or of another one.
+    Raises `InvalidInputError` for a bundle of a model that does not generate, and for bundles of
+    different models.
     """
-    bundles = [Bundle(path) for path in paths]
+    bundles = [read_bundle(path) for path in paths]
     identity = bundles[0].manifest["model"]
-    model = load_bound_model(identity)
-    if not isinstance(model, NoisedPictures):
-        raise InvalidInputError(
-            f"{paths[0]} is of {identity['name']}, which does not generate; name bundles of a "
-            "text-to-image model",
-            field="bundle",
-        )
+    generator = generator_of(load_bound_model(identity), str(paths[0]), "bundle")
     for path, bundle in zip(paths, bundles, strict=True):
         if bundle.manifest["model"]["weights_sha256"] != identity["weights_sha256"]:
             raise InvalidInputError(f"{path} is of another model than {paths[0]}", field="bundle")
-    found = [SteeringBundle(b, SiteDictionary(b.dictionary, b.site)) for b in bundles]
-    return model.generator, found
+    steering_bundles = [SteeringBundle(b, SiteDictionary(b.dictionary, b.site)) for b in bundles]
+    return generator, steering_bundles

@@ -39,19 +39,20 @@ class _EncodeOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EncodeOrd
     ENCODE_ORDER_TOTAL_ACTIVATION: _EncodeOrder.ValueType  # 2
     """Sum of the activations over the patches."""
     ENCODE_ORDER_RELATIVE_ACTIVATION: _EncodeOrder.ValueType  # 3
-    """Largest activation over the feature's own maximum (FeatureStatistics.max): what is unusually
-    strong.
+    """Largest activation divided by the feature's maximum (FeatureStatistics.max): unusually strong
+    features come first.
     """
     ENCODE_ORDER_INFORMATIVE: _EncodeOrder.ValueType  # 4
-    """How much a feature says about this picture, in nats: the surprise of its firing, -ln of the
-    share (n + 1) / (N + 2) of the dictionary's N pictures in which it fires
-    (FeatureStatistics.image_count is n), times its relative activation, at most 1. Features with a
-    confirmed label (Description.judged_by) come before all others; of the ones and of the others,
-    those that fire in more than a fifth of the pictures come last. What a person should see first.
+    """The information of a feature about this picture, in nats: -ln((n + 1) / (N + 2)), the surprise
+    of its firing, times its relative activation, at most 1. N is the number of the dictionary's
+    pictures, and n the number of pictures in which the feature fires
+    (FeatureStatistics.image_count). Features with a confirmed label (Description.judged_by) come
+    before all others. Within each group, features that fire in more than a fifth of the pictures
+    come last. Use this order for lists that people read.
     """
 
 class EncodeOrder(_EncodeOrder, metaclass=_EncodeOrderEnumTypeWrapper):
-    """By what the features of a picture are ranked."""
+    """The figure by which the features of a picture are ranked."""
 
 ENCODE_ORDER_UNSPECIFIED: EncodeOrder.ValueType  # 0
 """Not set: MAX_ACTIVATION."""
@@ -60,21 +61,24 @@ ENCODE_ORDER_MAX_ACTIVATION: EncodeOrder.ValueType  # 1
 ENCODE_ORDER_TOTAL_ACTIVATION: EncodeOrder.ValueType  # 2
 """Sum of the activations over the patches."""
 ENCODE_ORDER_RELATIVE_ACTIVATION: EncodeOrder.ValueType  # 3
-"""Largest activation over the feature's own maximum (FeatureStatistics.max): what is unusually
-strong.
+"""Largest activation divided by the feature's maximum (FeatureStatistics.max): unusually strong
+features come first.
 """
 ENCODE_ORDER_INFORMATIVE: EncodeOrder.ValueType  # 4
-"""How much a feature says about this picture, in nats: the surprise of its firing, -ln of the
-share (n + 1) / (N + 2) of the dictionary's N pictures in which it fires
-(FeatureStatistics.image_count is n), times its relative activation, at most 1. Features with a
-confirmed label (Description.judged_by) come before all others; of the ones and of the others,
-those that fire in more than a fifth of the pictures come last. What a person should see first.
+"""The information of a feature about this picture, in nats: -ln((n + 1) / (N + 2)), the surprise
+of its firing, times its relative activation, at most 1. N is the number of the dictionary's
+pictures, and n the number of pictures in which the feature fires
+(FeatureStatistics.image_count). Features with a confirmed label (Description.judged_by) come
+before all others. Within each group, features that fire in more than a fifth of the pictures
+come last. Use this order for lists that people read.
 """
 Global___EncodeOrder: _TypeAlias = EncodeOrder  # noqa: Y015
 
 @_typing.final
 class Noising(_message.Message):
-    """How a picture enters a generator: it is noised, and denoised for one step with a prompt."""
+    """The input of a generator for a picture: the picture with noise, which the generator denoises for
+    one step with a prompt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,9 +86,9 @@ class Noising(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     strength: _builtins.float
-    """How much noise, in (0, 1]: 1 is pure noise. Absent means 0.5."""
+    """The amount of noise, in (0, 1]: 1 is pure noise. Absent means 0.5."""
     prompt: _builtins.str
-    """What the picture shows, at most 1,000 characters. Empty is allowed."""
+    """A prompt that says what the picture shows, at most 1,000 characters. Empty is allowed."""
     seed: _builtins.int
     """Seed of the noise. Absent means 0."""
     def __init__(
@@ -106,7 +110,7 @@ Global___Noising: _TypeAlias = Noising  # noqa: Y015
 
 @_typing.final
 class EncodeRequest(_message.Message):
-    """Asks for the features of a picture."""
+    """A request for the features of a picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -125,36 +129,40 @@ class EncodeRequest(_message.Message):
     dictionary: _builtins.str
     """`dictionaries/{dictionary}`. Required."""
     top_k: _builtins.int
-    """Most features to send, 1 to 1,000. 0 or absent means 20."""
+    """Largest number of features to send, 1 to 1,000. 0 or absent means 20."""
     min_activation: _builtins.float
-    """Leave out features whose largest activation is below this, in the units of the site. Absent
-    means 0: every active feature.
+    """Smallest activation, in the units of the site: features whose largest activation is smaller are
+    left out. Absent means 0: every active feature.
     """
     order: Global___EncodeOrder.ValueType
-    """By what the features are ranked. Absent means the largest activation."""
+    """The figure by which features are ranked. Absent means the largest activation."""
     view: _feature_pb2.FeatureView.ValueType
-    """How much of each feature. Absent means BASIC."""
+    """The level of detail of each feature. Absent means BASIC."""
     heatmap_format: _image_pb2.HeatmapFormat.ValueType
     """Element type of the heat maps. Absent means FLOAT16."""
     max_patches: _builtins.int
-    """Most patches to list per feature, 0 to 1,000. Absent means 5."""
+    """Largest number of patches to list per feature, 0 to 1,000. Absent means 5."""
     include_codes: _builtins.bool
-    """Send the codes of every patch, special tokens left out, too."""
+    """Also send the codes of every patch, without special tokens."""
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture. Required."""
 
     @_builtins.property
     def region(self) -> _image_pb2.Region:
-        """Rank and measure within this part of the picture only. Absent means all of it."""
+        """The part of the picture in which features are ranked and measured. Absent means the whole
+        picture.
+        """
 
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """Which exemplars, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars of each feature, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     @_builtins.property
     def noising(self) -> Global___Noising:
-        """For dictionaries of a generator: how the picture is noised. Absent means the defaults of
+        """The noising of the picture, for dictionaries of a generator. Absent means the defaults of
         Noising. Ignored for other models.
         """
 
@@ -186,8 +194,8 @@ Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
 class FeatureActivation(_message.Message):
-    """One feature that fires in a picture. All figures are over the grid's patches, special tokens
-    left out, within the region if one was asked for.
+    """One feature that fires in a picture. All figures cover the patches of the grid, without special
+    tokens, and only those within the region if the request has a region.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -199,23 +207,23 @@ class FeatureActivation(_message.Message):
     PATCHES_FIELD_NUMBER: _builtins.int
     HEATMAP_FIELD_NUMBER: _builtins.int
     max_activation: _builtins.float
-    """Its largest activation, in the units of the site."""
+    """The largest activation, in the units of the site."""
     total_activation: _builtins.float
-    """The sum of its activations."""
+    """The sum of the activations."""
     patch_count: _builtins.int
-    """Number of patches on which it fires."""
+    """Number of patches on which the feature fires."""
     @_builtins.property
     def feature(self) -> _feature_pb2.Feature:
-        """The feature, in the view asked for."""
+        """The feature, in the view of the request."""
 
     @_builtins.property
     def patches(self) -> _containers.RepeatedCompositeFieldContainer[_image_pb2.PatchActivation]:
-        """Where it is strongest, strongest first."""
+        """The patches with the strongest activations, strongest first."""
 
     @_builtins.property
     def heatmap(self) -> _tensor_pb2.Tensor:
-        """Its activation per patch, the region not applied. Shape (rows, cols). Absent when no heat maps
-        were asked for.
+        """The activation at each patch of the whole picture, whatever the region. Shape (rows, cols).
+        Absent with HEATMAP_FORMAT_NONE.
         """
 
     def __init__(
@@ -254,34 +262,35 @@ class EncodeResponse(_message.Message):
     dictionary: _builtins.str
     """The dictionary, `dictionaries/{dictionary}`."""
     explained_variance: _builtins.float
-    """Share of this picture's site vectors that the dictionary explains: 1 - sum |x - x_hat|^2 / sum
-    |x - mean|^2 over its patches, with the mean of the data the dictionary was measured on. At
-    most 1; negative when the dictionary is worse than the mean. Read everything else in its light.
+    """Explained variance of this picture's site vectors: 1 - sum |x - x_hat|^2 / sum |x - mean|^2
+    over the patches, with the mean of the data on which the dictionary was measured. At most 1;
+    negative when the dictionary is worse than the mean. A low value makes all other figures of the
+    answer less reliable.
     """
     l0: _builtins.float
     """Mean number of active features per patch."""
     active_count: _builtins.int
-    """Number of features that fire at all and pass the request's filters, sent or not."""
+    """Number of features that fire and pass the request's filters, including those that are not sent."""
     unusual_picture: _builtins.bool
-    """True when explained_variance is below what is usual for pictures like those the dictionary was
-    measured on (its 1st percentile): the features may not mean here what they mean there.
+    """True when explained_variance is below the 1st percentile of the pictures on which the
+    dictionary was measured: in an unusual picture, features may have another meaning.
     """
     @_builtins.property
     def grid(self) -> _image_pb2.PatchGrid:
-        """How the patches lie on the picture, with the picture's size."""
+        """The grid of patches on the picture, with the picture's size."""
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureActivation]:
-        """The features, strongest first by the order asked for."""
+        """The features, strongest first in the order of the request."""
 
     @_builtins.property
     def codes(self) -> _tensor_pb2.SparseCodes:
-        """The codes of every patch. Absent unless asked for."""
+        """The codes of every patch. Absent without `include_codes`."""
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -307,7 +316,7 @@ Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
 
 @_typing.final
 class AttributionBaseline(_message.Message):
-    """What an attribution is measured from."""
+    """The baseline from which an attribution is measured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -337,7 +346,7 @@ Global___AttributionBaseline: _TypeAlias = AttributionBaseline  # noqa: Y015
 
 @_typing.final
 class AttributeRequest(_message.Message):
-    """Asks what the features of a picture contribute to a target."""
+    """A request for the contributions of a picture's features to a target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -357,31 +366,32 @@ class AttributeRequest(_message.Message):
     COMPONENTS_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     method: _ledger_pb2.AttributionMethod.ValueType
-    """How. Absent means INTEGRATED_GRADIENTS."""
+    """The method. Absent means INTEGRATED_GRADIENTS."""
     nodes: _builtins.int
-    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 2 to 64; 1 is taken for 2. 0 or
+    """Integration nodes of INTEGRATED_GRADIENTS and CONTRAST_IMAGE, 2 to 64; 1 counts as 2. 0 or
     absent means 8. Ignored by other methods.
     """
     top_k: _builtins.int
-    """Most features to send per dictionary, 1 to 1,000; also how many EXACT_ABLATION ablates. 0 or
-    absent means 20.
+    """Largest number of features to send per dictionary, 1 to 1,000; EXACT_ABLATION ablates the same
+    number of features. 0 or absent means 20.
     """
     view: _feature_pb2.FeatureView.ValueType
-    """How much of each feature. Absent means BASIC."""
+    """The level of detail of each feature. Absent means BASIC."""
     heatmap_format: _image_pb2.HeatmapFormat.ValueType
     """Element type of the heat maps. Absent means FLOAT16."""
     max_patches: _builtins.int
-    """Most patches to list per feature, 0 to 1,000. Absent means 5."""
+    """Largest number of patches to list per feature, 0 to 1,000. Absent means 5."""
     faithfulness: _builtins.bool
-    """Measure the faithfulness of the answer, too. Costs some 50 forward passes."""
+    """Also measure the faithfulness of the answer, which costs some 50 forward passes."""
     components: _builtins.int
     """Components of DEEP_FEATURE_FACTORISATION, 1 to 32. 0 or absent means 6. Ignored by other
     methods.
     """
     special_tokens: _builtins.bool
-    """Attribute to the codes of special tokens (CLS, registers), too. A model that reads its class
-    token only has nothing else to attribute to at its last block. False holds them as they are in
-    the picture: dictionaries are trained on patches. Not for methods without features.
+    """Also attribute to the codes of special tokens (CLS, registers). At the last block of a model
+    that reads its class token only, no other codes contribute. False holds special tokens at their
+    values in the picture, because dictionaries are trained on patches. Not for methods without
+    features.
     """
     @_builtins.property
     def image(self) -> _image_pb2.Image:
@@ -390,20 +400,23 @@ class AttributeRequest(_message.Message):
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One to 16 dictionaries of one model, `dictionaries/{dictionary}`, no two of the same site. Each
-        site is attributed by itself, with a ledger of its own: their totals do not add up. Required.
+        site is attributed separately and has a separate ledger: totals of different sites do not add
+        up. Required.
         """
 
     @_builtins.property
     def target(self) -> _target_pb2.Target:
-        """What to explain. Required."""
+        """The target to explain. Required."""
 
     @_builtins.property
     def baseline(self) -> Global___AttributionBaseline:
-        """From where. Absent means REFERENCE_CODE_ZERO."""
+        """The baseline. Absent means REFERENCE_CODE_ZERO."""
 
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """Which exemplars, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars of each feature, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     @_builtins.property
     def context_images(self) -> _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]:
@@ -440,7 +453,7 @@ Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
 
 @_typing.final
 class AttributeResponse(_message.Message):
-    """What the features contribute."""
+    """The contributions of the features."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -452,8 +465,8 @@ class AttributeResponse(_message.Message):
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -479,13 +492,13 @@ class StreamAttributeRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The caller's identifier of the item, given back with its answer, at most 256 characters. Need
-    not be unique. Empty is allowed.
+    """The caller's identifier of the item, which its answer repeats, at most 256 characters. The
+    identifier need not be unique. Empty is allowed.
     """
     @_builtins.property
     def request(self) -> Global___AttributeRequest:
-        """What to attribute. Required. It is checked item by item: an invalid one answers with an
-        ItemError and does not end the stream.
+        """The request for this item. Required. Requests are checked item by item: the answer to an
+        invalid request is an ItemError, which does not end the stream.
         """
 
     def __init__(
@@ -519,7 +532,7 @@ class StreamAttributeResponse(_message.Message):
 
     @_builtins.property
     def error(self) -> _measure_pb2.ItemError:
-        """Why there is none."""
+        """The error, if there is no attribution."""
 
     def __init__(
         self,

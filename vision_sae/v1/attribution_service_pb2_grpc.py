@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AttributionServiceStub(object):
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     def __init__(self, channel):
@@ -54,28 +55,29 @@ class AttributionServiceStub(object):
 
 
 class AttributionServiceServicer(object):
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     def Encode(self, request, context):
-        """The features that fire in a picture, and where.
+        """The features that fire in a picture, and the places where each feature fires.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attribute(self, request, context):
-        """What each feature contributes to a target, with sums that check.
+        """The contribution of each feature to a target, in a ledger whose sums can be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamAttribute(self, request_iterator, context):
-        """Attribute for many pictures. Answers come in the order of the items, one for each; a bad item
-        answers with an error of its own and the stream goes on. The server reads ahead only as far as
-        ServerLimits.max_stream_items_in_flight.
+        """Attribute for many pictures. Each item has one answer. The answers come in the order of the
+        items. The answer to an invalid item is an error, and the stream continues. The server reads at
+        most ServerLimits.max_stream_items_in_flight items ahead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +110,9 @@ def add_AttributionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionService(object):
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     @staticmethod

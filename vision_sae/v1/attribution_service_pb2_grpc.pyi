@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AttributionServiceStub:
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     @_typing.overload
@@ -36,35 +37,37 @@ class AttributionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttributionServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.EncodeRequest, _attribution_service_pb2.EncodeResponse]
-    """The features that fire in a picture, and where."""
+    """The features that fire in a picture, and the places where each feature fires."""
     Attribute: _grpc.UnaryUnaryMultiCallable[_attribution_service_pb2.AttributeRequest, _attribution_service_pb2.AttributeResponse]
-    """What each feature contributes to a target, with sums that check."""
+    """The contribution of each feature to a target, in a ledger whose sums can be checked."""
     StreamAttribute: _grpc.StreamStreamMultiCallable[_attribution_service_pb2.StreamAttributeRequest, _attribution_service_pb2.StreamAttributeResponse]
-    """Attribute for many pictures. Answers come in the order of the items, one for each; a bad item
-    answers with an error of its own and the stream goes on. The server reads ahead only as far as
-    ServerLimits.max_stream_items_in_flight.
+    """Attribute for many pictures. Each item has one answer. The answers come in the order of the
+    items. The answer to an invalid item is an error, and the stream continues. The server reads at
+    most ServerLimits.max_stream_items_in_flight items ahead.
     """
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.EncodeRequest, _attribution_service_pb2.EncodeResponse]  # type: ignore[assignment]
-    """The features that fire in a picture, and where."""
+    """The features that fire in a picture, and the places where each feature fires."""
     Attribute: _aio.UnaryUnaryMultiCallable[_attribution_service_pb2.AttributeRequest, _attribution_service_pb2.AttributeResponse]  # type: ignore[assignment]
-    """What each feature contributes to a target, with sums that check."""
+    """The contribution of each feature to a target, in a ledger whose sums can be checked."""
     StreamAttribute: _aio.StreamStreamMultiCallable[_attribution_service_pb2.StreamAttributeRequest, _attribution_service_pb2.StreamAttributeResponse]  # type: ignore[assignment]
-    """Attribute for many pictures. Answers come in the order of the items, one for each; a bad item
-    answers with an error of its own and the stream goes on. The server reads ahead only as far as
-    ServerLimits.max_stream_items_in_flight.
+    """Attribute for many pictures. Each item has one answer. The answers come in the order of the
+    items. The answer to an invalid item is an error, and the stream continues. The server reads at
+    most ServerLimits.max_stream_items_in_flight items ahead.
     """
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Which features fire in a picture, where, and what they contribute to the model's output. With a
-    view, one call answers it all: each feature comes with its description, scores and exemplars.
+    """The features that fire in a picture, their places, and their contributions to the model's output.
+    One call answers all of it: each feature comes with its description and scores, and in
+    FEATURE_VIEW_FULL with its exemplars.
     """
 
     @_abc_1.abstractmethod
@@ -73,7 +76,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_service_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attribution_service_pb2.EncodeResponse, _abc.Awaitable[_attribution_service_pb2.EncodeResponse]]:
-        """The features that fire in a picture, and where."""
+        """The features that fire in a picture, and the places where each feature fires."""
 
     @_abc_1.abstractmethod
     def Attribute(
@@ -81,7 +84,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attribution_service_pb2.AttributeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attribution_service_pb2.AttributeResponse, _abc.Awaitable[_attribution_service_pb2.AttributeResponse]]:
-        """What each feature contributes to a target, with sums that check."""
+        """The contribution of each feature to a target, in a ledger whose sums can be checked."""
 
     @_abc_1.abstractmethod
     def StreamAttribute(
@@ -89,9 +92,9 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_attribution_service_pb2.StreamAttributeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_attribution_service_pb2.StreamAttributeResponse], _abc.AsyncIterator[_attribution_service_pb2.StreamAttributeResponse]]:
-        """Attribute for many pictures. Answers come in the order of the items, one for each; a bad item
-        answers with an error of its own and the stream goes on. The server reads ahead only as far as
-        ServerLimits.max_stream_items_in_flight.
+        """Attribute for many pictures. Each item has one answer. The answers come in the order of the
+        items. The answer to an invalid item is an error, and the stream continues. The server reads at
+        most ServerLimits.max_stream_items_in_flight items ahead.
         """
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,7 +30,7 @@ from vision_sae.v1 import feature_pb2 as vision__sae_dot_v1_dot_feature__pb2
 from vision_sae.v1 import model_pb2 as vision__sae_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#vision_sae/v1/catalog_service.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evision_sae/v1/dictionary.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/feature.proto\x1a\x19vision_sae/v1/model.proto\"\x16\n\x14GetServerInfoRequest\"\xd7\x02\n\x0cServerLimits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12max_response_bytes\x18\x04 \x01(\x03\x12\x18\n\x10max_queued_calls\x18\x05 \x01(\x05\x12\x1b\n\x13max_bytes_in_flight\x18\x06 \x01(\x03\x12\x15\n\rmax_page_size\x18\x07 \x01(\x05\x12\"\n\x1amax_stream_items_in_flight\x18\x08 \x01(\x05\x12\x34\n\rmax_call_time\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x02\x18\x01\x12\x1c\n\x14max_generated_pixels\x18\n \x01(\x05\x12\x17\n\x0fmax_search_hits\x18\x0b \x01(\x05\"[\n\nCapability\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\x0e\n\x06served\x18\x03 \x01(\x08\x12\x11\n\x05scope\x18\x04 \x01(\tB\x02\x18\x01\x12\x0c\n\x04note\x18\x05 \x01(\t\"\xcc\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\t\x12+\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.vision_sae.v1.ServerLimits\x12/\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0b\x32\x19.vision_sae.v1.Capability\x12\x12\n\ndescribers\x18\x05 \x03(\t\x12S\n\x10library_versions\x18\x06 \x03(\x0b\x32\x39.vision_sae.v1.GetServerInfoResponse.LibraryVersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x11ListModelsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.vision_sae.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8f\x01\n\x0fGetModelRequest\x12|\n\x04name\x18\x01 \x01(\tBn\xbaHk\xba\x01h\n\nmodel.name\x12\x1f\x61 model is named models/{model}\x1a\x39this.matches(\'^models/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.vision_sae.v1.Model\"p\n\x17ListDictionariesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"d\n\x18ListDictionariesResponse\x12/\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x19.vision_sae.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x14GetDictionaryRequest\x12\x9a\x01\n\x04name\x18\x01 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n\x0f\x64ictionary.name\x12/a dictionary is named dictionaries/{dictionary}\x1a?this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\"F\n\x15GetDictionaryResponse\x12-\n\ndictionary\x18\x01 \x01(\x0b\x32\x19.vision_sae.v1.Dictionary\"\x8e\x03\n\x13ListFeaturesRequest\x12\x9c\x01\n\x06parent\x18\x01 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n\x0f\x64ictionary.name\x12/a dictionary is named dictionaries/{dictionary}\x1a?this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1a\n\x08order_by\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x32\n\x04view\x18\x06 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x07 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\"m\n\x14ListFeaturesResponse\x12(\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x16.vision_sae.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"\xbf\x02\n\x11GetFeatureRequest\x12\xc2\x01\n\x04name\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12\x32\n\x04view\x18\x02 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x03 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\"=\n\x12GetFeatureResponse\x12\'\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x16.vision_sae.v1.Feature2\xf9\x04\n\x0e\x43\x61talogService\x12Z\n\rGetServerInfo\x12#.vision_sae.v1.GetServerInfoRequest\x1a$.vision_sae.v1.GetServerInfoResponse\x12Q\n\nListModels\x12 .vision_sae.v1.ListModelsRequest\x1a!.vision_sae.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.vision_sae.v1.GetModelRequest\x1a\x1f.vision_sae.v1.GetModelResponse\x12\x63\n\x10ListDictionaries\x12&.vision_sae.v1.ListDictionariesRequest\x1a\'.vision_sae.v1.ListDictionariesResponse\x12Z\n\rGetDictionary\x12#.vision_sae.v1.GetDictionaryRequest\x1a$.vision_sae.v1.GetDictionaryResponse\x12W\n\x0cListFeatures\x12\".vision_sae.v1.ListFeaturesRequest\x1a#.vision_sae.v1.ListFeaturesResponse\x12Q\n\nGetFeature\x12 .vision_sae.v1.GetFeatureRequest\x1a!.vision_sae.v1.GetFeatureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#vision_sae/v1/catalog_service.proto\x12\rvision_sae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evision_sae/v1/dictionary.proto\x1a\x1cvision_sae/v1/exemplar.proto\x1a\x1bvision_sae/v1/feature.proto\x1a\x19vision_sae/v1/model.proto\"\x16\n\x14GetServerInfoRequest\"\xd7\x02\n\x0cServerLimits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12max_response_bytes\x18\x04 \x01(\x03\x12\x18\n\x10max_queued_calls\x18\x05 \x01(\x05\x12\x1b\n\x13max_bytes_in_flight\x18\x06 \x01(\x03\x12\x15\n\rmax_page_size\x18\x07 \x01(\x05\x12\"\n\x1amax_stream_items_in_flight\x18\x08 \x01(\x05\x12\x34\n\rmax_call_time\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x02\x18\x01\x12\x1c\n\x14max_generated_pixels\x18\n \x01(\x05\x12\x17\n\x0fmax_search_hits\x18\x0b \x01(\x05\"[\n\nCapability\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\x0e\n\x06served\x18\x03 \x01(\x08\x12\x11\n\x05scope\x18\x04 \x01(\tB\x02\x18\x01\x12\x0c\n\x04note\x18\x05 \x01(\t\"\xcd\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\t\x12+\n\x06limits\x18\x03 \x01(\x0b\x32\x1b.vision_sae.v1.ServerLimits\x12/\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0b\x32\x19.vision_sae.v1.Capability\x12\x12\n\ndescribers\x18\x05 \x03(\t\x12S\n\x10library_versions\x18\x06 \x03(\x0b\x32\x39.vision_sae.v1.GetServerInfoResponse.LibraryVersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12K\n\x0c\x64\x65vice_names\x18\x08 \x03(\x0b\x32\x35.vision_sae.v1.GetServerInfoResponse.DeviceNamesEntry\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x44\x65viceNamesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x11ListModelsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.vision_sae.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8f\x01\n\x0fGetModelRequest\x12|\n\x04name\x18\x01 \x01(\tBn\xbaHk\xba\x01h\n\nmodel.name\x12\x1f\x61 model is named models/{model}\x1a\x39this.matches(\'^models/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.vision_sae.v1.Model\"p\n\x17ListDictionariesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"d\n\x18ListDictionariesResponse\x12/\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x19.vision_sae.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x14GetDictionaryRequest\x12\x9a\x01\n\x04name\x18\x01 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n\x0f\x64ictionary.name\x12/a dictionary is named dictionaries/{dictionary}\x1a?this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\"F\n\x15GetDictionaryResponse\x12-\n\ndictionary\x18\x01 \x01(\x0b\x32\x19.vision_sae.v1.Dictionary\"\x8e\x03\n\x13ListFeaturesRequest\x12\x9c\x01\n\x06parent\x18\x01 \x01(\tB\x8b\x01\xbaH\x87\x01\xba\x01\x83\x01\n\x0f\x64ictionary.name\x12/a dictionary is named dictionaries/{dictionary}\x1a?this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$\')\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x18\n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x1a\n\x08order_by\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x32\n\x04view\x18\x06 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x07 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\"m\n\x14ListFeaturesResponse\x12(\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x16.vision_sae.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"\xbf\x02\n\x11GetFeatureRequest\x12\xc2\x01\n\x04name\x18\x01 \x01(\tB\xb3\x01\xbaH\xaf\x01\xba\x01\xab\x01\n\x0c\x66\x65\x61ture.name\x12=a feature is named dictionaries/{dictionary}/features/{index}\x1a\\this.matches(\'^dictionaries/[A-Za-z0-9][A-Za-z0-9._-]{0,127}/features/(0|[1-9][0-9]{0,8})$\')\x12\x32\n\x04view\x18\x02 \x01(\x0e\x32\x1a.vision_sae.v1.FeatureViewB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x31\n\texemplars\x18\x03 \x01(\x0b\x32\x1e.vision_sae.v1.ExemplarOptions\"=\n\x12GetFeatureResponse\x12\'\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x16.vision_sae.v1.Feature2\xf9\x04\n\x0e\x43\x61talogService\x12Z\n\rGetServerInfo\x12#.vision_sae.v1.GetServerInfoRequest\x1a$.vision_sae.v1.GetServerInfoResponse\x12Q\n\nListModels\x12 .vision_sae.v1.ListModelsRequest\x1a!.vision_sae.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.vision_sae.v1.GetModelRequest\x1a\x1f.vision_sae.v1.GetModelResponse\x12\x63\n\x10ListDictionaries\x12&.vision_sae.v1.ListDictionariesRequest\x1a\'.vision_sae.v1.ListDictionariesResponse\x12Z\n\rGetDictionary\x12#.vision_sae.v1.GetDictionaryRequest\x1a$.vision_sae.v1.GetDictionaryResponse\x12W\n\x0cListFeatures\x12\".vision_sae.v1.ListFeaturesRequest\x1a#.vision_sae.v1.ListFeaturesResponse\x12Q\n\nGetFeature\x12 .vision_sae.v1.GetFeatureRequest\x1a!.vision_sae.v1.GetFeatureResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPABILITY'].fields_by_name['scope']._serialized_options = b'\030\001'
   _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_GETSERVERINFORESPONSE_DEVICENAMESENTRY']._loaded_options = None
+  _globals['_GETSERVERINFORESPONSE_DEVICENAMESENTRY']._serialized_options = b'8\001'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -80,33 +82,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPABILITY']._serialized_start=603
   _globals['_CAPABILITY']._serialized_end=694
   _globals['_GETSERVERINFORESPONSE']._serialized_start=697
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1029
-  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_start=975
-  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_end=1029
-  _globals['_LISTMODELSREQUEST']._serialized_start=1031
-  _globals['_LISTMODELSREQUEST']._serialized_end=1111
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1113
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1196
-  _globals['_GETMODELREQUEST']._serialized_start=1199
-  _globals['_GETMODELREQUEST']._serialized_end=1342
-  _globals['_GETMODELRESPONSE']._serialized_start=1344
-  _globals['_GETMODELRESPONSE']._serialized_end=1399
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=1401
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1513
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1515
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1615
-  _globals['_GETDICTIONARYREQUEST']._serialized_start=1618
-  _globals['_GETDICTIONARYREQUEST']._serialized_end=1797
-  _globals['_GETDICTIONARYRESPONSE']._serialized_start=1799
-  _globals['_GETDICTIONARYRESPONSE']._serialized_end=1869
-  _globals['_LISTFEATURESREQUEST']._serialized_start=1872
-  _globals['_LISTFEATURESREQUEST']._serialized_end=2270
-  _globals['_LISTFEATURESRESPONSE']._serialized_start=2272
-  _globals['_LISTFEATURESRESPONSE']._serialized_end=2381
-  _globals['_GETFEATUREREQUEST']._serialized_start=2384
-  _globals['_GETFEATUREREQUEST']._serialized_end=2703
-  _globals['_GETFEATURERESPONSE']._serialized_start=2705
-  _globals['_GETFEATURERESPONSE']._serialized_end=2766
-  _globals['_CATALOGSERVICE']._serialized_start=2769
-  _globals['_CATALOGSERVICE']._serialized_end=3402
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1158
+  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_start=1052
+  _globals['_GETSERVERINFORESPONSE_LIBRARYVERSIONSENTRY']._serialized_end=1106
+  _globals['_GETSERVERINFORESPONSE_DEVICENAMESENTRY']._serialized_start=1108
+  _globals['_GETSERVERINFORESPONSE_DEVICENAMESENTRY']._serialized_end=1158
+  _globals['_LISTMODELSREQUEST']._serialized_start=1160
+  _globals['_LISTMODELSREQUEST']._serialized_end=1240
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1242
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1325
+  _globals['_GETMODELREQUEST']._serialized_start=1328
+  _globals['_GETMODELREQUEST']._serialized_end=1471
+  _globals['_GETMODELRESPONSE']._serialized_start=1473
+  _globals['_GETMODELRESPONSE']._serialized_end=1528
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=1530
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1642
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1644
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1744
+  _globals['_GETDICTIONARYREQUEST']._serialized_start=1747
+  _globals['_GETDICTIONARYREQUEST']._serialized_end=1926
+  _globals['_GETDICTIONARYRESPONSE']._serialized_start=1928
+  _globals['_GETDICTIONARYRESPONSE']._serialized_end=1998
+  _globals['_LISTFEATURESREQUEST']._serialized_start=2001
+  _globals['_LISTFEATURESREQUEST']._serialized_end=2399
+  _globals['_LISTFEATURESRESPONSE']._serialized_start=2401
+  _globals['_LISTFEATURESRESPONSE']._serialized_end=2510
+  _globals['_GETFEATUREREQUEST']._serialized_start=2513
+  _globals['_GETFEATUREREQUEST']._serialized_end=2832
+  _globals['_GETFEATURERESPONSE']._serialized_start=2834
+  _globals['_GETFEATURERESPONSE']._serialized_end=2895
+  _globals['_CATALOGSERVICE']._serialized_start=2898
+  _globals['_CATALOGSERVICE']._serialized_end=3531
 # @@protoc_insertion_point(module_scope)

@@ -30,7 +30,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
-    """Asks what the server is. It has no parameters."""
+    """A request for versions, limits and capabilities. The message has no fields."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -47,8 +47,8 @@ Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
 
 @_typing.final
 class ServerLimits(_message.Message):
-    """What the server accepts. Requests beyond a limit answer INVALID_ARGUMENT, beyond a capacity
-    RESOURCE_EXHAUSTED with a time to retry after.
+    """The limits of the server. A request beyond a limit answers INVALID_ARGUMENT. A request beyond a
+    capacity answers RESOURCE_EXHAUSTED, with the time after which the caller may retry.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -65,31 +65,35 @@ class ServerLimits(_message.Message):
     MAX_GENERATED_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_SEARCH_HITS_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
-    """Bytes of one encoded picture."""
+    """Largest number of bytes of one encoded picture."""
     max_image_pixels: _builtins.int
-    """Width times height of one picture."""
+    """Largest width times height of one picture."""
     max_request_bytes: _builtins.int
-    """Bytes of one request message."""
+    """Largest number of bytes of one request message."""
     max_response_bytes: _builtins.int
-    """Bytes of one answer message. Clients should raise their own receive limit to this."""
+    """Largest number of bytes of one answer message. Clients should raise their receive limit to this
+    number.
+    """
     max_queued_calls: _builtins.int
-    """Calls waiting for a model before new ones are turned away."""
+    """Largest number of calls that wait for a model; the server refuses further calls."""
     max_bytes_in_flight: _builtins.int
-    """Bytes of requests held at a time before new ones are turned away."""
+    """Largest number of bytes of requests that the server holds at a time; the server refuses further
+    requests.
+    """
     max_page_size: _builtins.int
     """Largest page_size of listings and searches."""
     max_stream_items_in_flight: _builtins.int
-    """Items of one stream that the server works on at a time."""
+    """Largest number of items of one stream that the server works on at a time."""
     max_generated_pixels: _builtins.int
-    """Longer side of a generated picture in pixels. 0 when nothing can be generated."""
+    """Largest longer side of a generated picture in pixels. 0 when the server cannot generate."""
     max_search_hits: _builtins.int
-    """Hits that can be paged through when patches are searched by likeness, or with near-duplicates
-    collapsed: what comes after them is not told.
+    """Largest number of hits, over all pages, of a patch search by similarity or with collapsed
+    near-duplicates. The server does not return hits beyond this number.
     """
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def max_call_time(self) -> _duration_pb2.Duration:
-        """Never set: this server ends no call by itself, the caller's deadline does."""
+        """Never set: the server itself ends no call; only the caller's deadline does."""
 
     def __init__(
         self,
@@ -116,7 +120,7 @@ Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015
 
 @_typing.final
 class Capability(_message.Message):
-    """Whether one rpc is served here."""
+    """The availability of one rpc on this server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -134,15 +138,15 @@ class Capability(_message.Message):
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def scope(self) -> _builtins.str:
-        """Always empty: this server asks for no token. A proxy in front of it may."""
+        """Always empty: the server asks for no token. A proxy in front of the server may ask for a token."""
 
     @scope.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def scope(self, value: _builtins.str) -> None:
-        """Always empty: this server asks for no token. A proxy in front of it may."""
+        """Always empty: the server asks for no token. A proxy in front of the server may ask for a token."""
 
     note: _builtins.str
-    """What of the rpc is not served yet, in words. Empty when all of it is."""
+    """The parts of the rpc that are not served yet, in words. Empty when the whole rpc is served."""
     def __init__(
         self,
         *,
@@ -162,12 +166,32 @@ Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 @_typing.final
 class GetServerInfoResponse(_message.Message):
-    """What the server is."""
+    """The versions, limits and capabilities of the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class LibraryVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class DeviceNamesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -193,15 +217,16 @@ class GetServerInfoResponse(_message.Message):
     DESCRIBERS_FIELD_NUMBER: _builtins.int
     LIBRARY_VERSIONS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    DEVICE_NAMES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server, `1.2.3`."""
     api_version: _builtins.str
     """Version of the contract: always `v1` in this package."""
     device: _builtins.str
-    """Where models compute: `cpu`, `cuda:0`, ...; of several devices all, with commas between them."""
+    """The devices on which models compute, separated by commas: `cpu`, `cuda:0`, ..."""
     @_builtins.property
     def limits(self) -> Global___ServerLimits:
-        """What it accepts."""
+        """The limits of the server."""
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Capability]:
@@ -213,9 +238,13 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def library_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Versions of the libraries that decide numbers, by distribution: `torch`, `faiss-cpu`,
+        """Versions of the libraries on which results depend, by distribution: `torch`, `faiss-cpu`,
         `pillow`, ...
         """
+
+    @_builtins.property
+    def device_names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The product's name of each of these devices: `cuda:0` is `NVIDIA H200`."""
 
     def __init__(
         self,
@@ -227,10 +256,11 @@ class GetServerInfoResponse(_message.Message):
         describers: _abc.Iterable[_builtins.str] | None = ...,
         library_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         device: _builtins.str = ...,
+        device_names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "capabilities", b"capabilities", "describers", b"describers", "device", b"device", "library_versions", b"library_versions", "limits", b"limits", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "capabilities", b"capabilities", "describers", b"describers", "device", b"device", "device_names", b"device_names", "library_versions", b"library_versions", "limits", b"limits", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,7 +268,7 @@ Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Asks for models."""
+    """A request for models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -247,7 +277,7 @@ class ListModelsRequest(_message.Message):
     page_size: _builtins.int
     """Models per page, 1 to 1,000. 0 or absent means 50. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     def __init__(
@@ -273,7 +303,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
         """The models, by name, without class names."""
@@ -294,7 +324,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Asks for one model."""
+    """A request for one model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -340,7 +370,7 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class ListDictionariesRequest(_message.Message):
-    """Asks for dictionaries."""
+    """A request for dictionaries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -350,12 +380,12 @@ class ListDictionariesRequest(_message.Message):
     page_size: _builtins.int
     """Dictionaries per page, 1 to 1,000. 0 or absent means 50. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     filter: _builtins.str
     """Grammar of the service. Fields: `model` and `site` (resource names, as in Dictionary),
-    `architecture`, `width`. Empty means all.
+    `architecture`, `width`. Empty means all dictionaries.
     """
     def __init__(
         self,
@@ -381,10 +411,10 @@ class ListDictionariesResponse(_message.Message):
     DICTIONARIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedCompositeFieldContainer[_dictionary_pb2.Dictionary]:
-        """The dictionaries, in that order."""
+        """The dictionaries, in the order that ListDictionaries describes."""
 
     def __init__(
         self,
@@ -402,7 +432,7 @@ Global___ListDictionariesResponse: _TypeAlias = ListDictionariesResponse  # noqa
 
 @_typing.final
 class GetDictionaryRequest(_message.Message):
-    """Asks for one dictionary."""
+    """A request for one dictionary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -448,7 +478,7 @@ Global___GetDictionaryResponse: _TypeAlias = GetDictionaryResponse  # noqa: Y015
 
 @_typing.final
 class ListFeaturesRequest(_message.Message):
-    """Asks for features of a dictionary."""
+    """A request for features of a dictionary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -464,25 +494,27 @@ class ListFeaturesRequest(_message.Message):
     page_size: _builtins.int
     """Features per page, 1 to 1,000. 0 or absent means 50. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     filter: _builtins.str
     """Grammar of the service. Fields: `index`, `count`, `firing_rate`, `mean`, `std`, `max`,
     `image_count`, `text` (of the description), `described`, `abstained` and `confirmed` (true or
-    false; confirmed is a text with Description.judged_by), `describer`, `origin`, `author`, and
-    `score.detection_auc` and the other score metrics by their lower-case name. Example:
-    `firing_rate < 0.1 AND text:"striped" AND confirmed = true`. Empty means all.
+    false; `confirmed` is true for a text with Description.judged_by), `describer`, `origin`,
+    `author`, and `score.detection_auc` and the other score metrics by their lower-case name.
+    Example: `firing_rate < 0.1 AND text:"striped" AND confirmed = true`. Empty means all features.
     """
     order_by: _builtins.str
-    """Grammar of the service, same fields except `described`, `abstained` and `confirmed`. Empty
-    means `index`. Features without the value come last.
+    """Grammar of the service. Fields: those of `filter` except `described`, `abstained` and
+    `confirmed`. Empty means `index`. Features without a value of the field come last.
     """
     view: _feature_pb2.FeatureView.ValueType
-    """How much of each feature. Absent means BASIC."""
+    """The level of detail of each feature. Absent means BASIC."""
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """Which exemplars, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars of each feature, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     def __init__(
         self,
@@ -513,12 +545,12 @@ class ListFeaturesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last page."""
     total_size: _builtins.int
     """Number of features that pass the filter, over all pages."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[_feature_pb2.Feature]:
-        """The features, in the order asked for."""
+        """The features, in the order of the request."""
 
     def __init__(
         self,
@@ -537,7 +569,7 @@ Global___ListFeaturesResponse: _TypeAlias = ListFeaturesResponse  # noqa: Y015
 
 @_typing.final
 class GetFeatureRequest(_message.Message):
-    """Asks for one feature."""
+    """A request for one feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,10 +579,12 @@ class GetFeatureRequest(_message.Message):
     name: _builtins.str
     """`dictionaries/{dictionary}/features/{index}`. Required."""
     view: _feature_pb2.FeatureView.ValueType
-    """How much of it. Absent means BASIC."""
+    """The level of detail of the feature. Absent means BASIC."""
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """Which exemplars, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars of each feature, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     def __init__(
         self,

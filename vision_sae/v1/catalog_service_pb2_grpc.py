@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class CatalogServiceStub(object):
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -78,12 +79,13 @@ class CatalogServiceStub(object):
 
 
 class CatalogServiceServicer(object):
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     def GetServerInfo(self, request, context):
@@ -101,28 +103,29 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model, with its sites and class names. NOT_FOUND when it is not served.
+        """One model, with its sites and class names. NOT_FOUND when the model is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDictionaries(self, request, context):
-        """All dictionaries, by name, raw neurons served from evidence last, in pages.
+        """All dictionaries, in pages, ordered by name. Dictionaries of raw neurons that are served from a
+        folder of evidence come last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDictionary(self, request, context):
-        """One dictionary, with its metrics and index. NOT_FOUND when it is not served.
+        """One dictionary, with its metrics and index. NOT_FOUND when the dictionary is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFeatures(self, request, context):
-        """The features of a dictionary: filtered, ordered, in pages.
+        """The features of a dictionary, filtered and ordered, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,12 +185,13 @@ def add_CatalogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CatalogService(object):
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     @staticmethod

@@ -27,12 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CatalogServiceStub:
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     @_typing.overload
@@ -44,24 +45,27 @@ class CatalogServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]
     """All models, by name, in pages."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]
-    """One model, with its sites and class names. NOT_FOUND when it is not served."""
+    """One model, with its sites and class names. NOT_FOUND when the model is not served."""
     ListDictionaries: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDictionariesRequest, _catalog_service_pb2.ListDictionariesResponse]
-    """All dictionaries, by name, raw neurons served from evidence last, in pages."""
+    """All dictionaries, in pages, ordered by name. Dictionaries of raw neurons that are served from a
+    folder of evidence come last.
+    """
     GetDictionary: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetDictionaryRequest, _catalog_service_pb2.GetDictionaryResponse]
-    """One dictionary, with its metrics and index. NOT_FOUND when it is not served."""
+    """One dictionary, with its metrics and index. NOT_FOUND when the dictionary is not served."""
     ListFeatures: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListFeaturesRequest, _catalog_service_pb2.ListFeaturesResponse]
-    """The features of a dictionary: filtered, ordered, in pages."""
+    """The features of a dictionary, filtered and ordered, in pages."""
     GetFeature: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetFeatureRequest, _catalog_service_pb2.GetFeatureResponse]
     """One feature. NOT_FOUND when the dictionary is not served or has no such index."""
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,23 +74,26 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """All models, by name, in pages."""
     GetModel: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """One model, with its sites and class names. NOT_FOUND when it is not served."""
+    """One model, with its sites and class names. NOT_FOUND when the model is not served."""
     ListDictionaries: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDictionariesRequest, _catalog_service_pb2.ListDictionariesResponse]  # type: ignore[assignment]
-    """All dictionaries, by name, raw neurons served from evidence last, in pages."""
+    """All dictionaries, in pages, ordered by name. Dictionaries of raw neurons that are served from a
+    folder of evidence come last.
+    """
     GetDictionary: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetDictionaryRequest, _catalog_service_pb2.GetDictionaryResponse]  # type: ignore[assignment]
-    """One dictionary, with its metrics and index. NOT_FOUND when it is not served."""
+    """One dictionary, with its metrics and index. NOT_FOUND when the dictionary is not served."""
     ListFeatures: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListFeaturesRequest, _catalog_service_pb2.ListFeaturesResponse]  # type: ignore[assignment]
-    """The features of a dictionary: filtered, ordered, in pages."""
+    """The features of a dictionary, filtered and ordered, in pages."""
     GetFeature: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetFeatureRequest, _catalog_service_pb2.GetFeatureResponse]  # type: ignore[assignment]
     """One feature. NOT_FOUND when the dictionary is not served or has no such index."""
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What is served: models, dictionaries and their features. All calls are read-only.
+    """The models, dictionaries and features that a server serves. All calls are read-only.
 
     Listings share one grammar. A `filter` is conditions joined by ` AND `; a condition is a field
     name, one of = != < <= > >= or : (contains, without regard to case), and a number, a bare word or
-    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by
-    ` desc`. Each rpc says which fields it knows; others answer INVALID_ARGUMENT.
+    a "quoted text". An `order_by` is field names separated by commas, each optionally followed by a
+    space and `desc`. The comments of each request list the fields that the request knows; other
+    fields answer INVALID_ARGUMENT.
     """
 
     @_abc_1.abstractmethod
@@ -111,7 +118,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.GetModelResponse, _abc.Awaitable[_catalog_service_pb2.GetModelResponse]]:
-        """One model, with its sites and class names. NOT_FOUND when it is not served."""
+        """One model, with its sites and class names. NOT_FOUND when the model is not served."""
 
     @_abc_1.abstractmethod
     def ListDictionaries(
@@ -119,7 +126,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_service_pb2.ListDictionariesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.ListDictionariesResponse, _abc.Awaitable[_catalog_service_pb2.ListDictionariesResponse]]:
-        """All dictionaries, by name, raw neurons served from evidence last, in pages."""
+        """All dictionaries, in pages, ordered by name. Dictionaries of raw neurons that are served from a
+        folder of evidence come last.
+        """
 
     @_abc_1.abstractmethod
     def GetDictionary(
@@ -127,7 +136,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_service_pb2.GetDictionaryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.GetDictionaryResponse, _abc.Awaitable[_catalog_service_pb2.GetDictionaryResponse]]:
-        """One dictionary, with its metrics and index. NOT_FOUND when it is not served."""
+        """One dictionary, with its metrics and index. NOT_FOUND when the dictionary is not served."""
 
     @_abc_1.abstractmethod
     def ListFeatures(
@@ -135,7 +144,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_service_pb2.ListFeaturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.ListFeaturesResponse, _abc.Awaitable[_catalog_service_pb2.ListFeaturesResponse]]:
-        """The features of a dictionary: filtered, ordered, in pages."""
+        """The features of a dictionary, filtered and ordered, in pages."""
 
     @_abc_1.abstractmethod
     def GetFeature(

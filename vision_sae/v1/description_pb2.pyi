@@ -34,50 +34,64 @@ class _ScoreMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreMetr
     comparable between describers.
     """
     SCORE_METRIC_DETECTION_AUC: _ScoreMetric.ValueType  # 2
-    """The text ranks held-out activating images before others: area under the ROC curve, chance .5."""
+    """Area under the ROC curve when the text ranks held-out activating pictures before others, chance
+    .5.
+    """
     SCORE_METRIC_DETECTION_BALANCED_ACCURACY: _ScoreMetric.ValueType  # 3
-    """The same decision at its best threshold: balanced accuracy, chance .5."""
+    """Balanced accuracy of the same ranking at its best threshold, chance .5."""
     SCORE_METRIC_FUZZING_AUC: _ScoreMetric.ValueType  # 4
-    """The text ranks true crops before equal-sized wrong crops of the same image: area under the ROC
-    curve, chance .5.
+    """Area under the ROC curve when the text ranks true crops before equal-sized wrong crops of the
+    same picture, chance .5.
     """
     SCORE_METRIC_SIMULATION_PEARSON: _ScoreMetric.ValueType  # 5
-    """Pearson correlation of the map predicted from the text with the true map, over patches."""
+    """Pearson correlation over patches of the activation map that the text predicts with the true
+    map.
+    """
     SCORE_METRIC_INTRUDER_ACCURACY: _ScoreMetric.ValueType  # 6
-    """Odd-one-out accuracy among exemplars. Needs no text; chance is 1 over the number shown."""
+    """Accuracy of finding the odd one out among exemplars. The score needs no text; chance is 1 over
+    the number of pictures shown.
+    """
     SCORE_METRIC_COSY_AUC: _ScoreMetric.ValueType  # 7
-    """Images found or made from the text against a control set: area under the ROC curve, chance .5."""
+    """Area under the ROC curve when the activation ranks pictures that were retrieved or generated
+    from the text before a control set, chance .5.
+    """
     SCORE_METRIC_COSY_MEAN_DIFFERENCE: _ScoreMetric.ValueType  # 8
-    """The same: difference of mean activation over the standard deviation of the control."""
+    """Difference of the mean activations of the same two sets over the standard deviation of the
+    control set.
+    """
     SCORE_METRIC_CAUSAL: _ScoreMetric.ValueType  # 9
-    """Raising the feature moves generated pictures towards the text more than random features of
-    equal norm do: share of trials, chance .5.
+    """Share of trials in which raising the feature moves generated pictures towards the text more
+    than raising random features of equal norm does, chance .5.
     """
     SCORE_METRIC_CORRELATION: _ScoreMetric.ValueType  # 10
     """Pearson correlation of the feature's strongest activation in a picture with the truth of the
-    text there, over all held-out pictures, silent ones too. From -1 to 1.
+    text for this picture, over all held-out pictures, silent ones included. From -1 to 1.
     """
     SCORE_METRIC_AUPRC: _ScoreMetric.ValueType  # 11
-    """Area under the precision-recall curve: the activation ranks the pictures that the text is true
-    of. Chance is the share of pictures that it is true of, which `control` holds.
+    """Area under the precision-recall curve when the activation ranks pictures by the truth of the
+    text. Chance is the share of pictures of which the text is true; `control` holds that share.
     """
     SCORE_METRIC_F1: _ScoreMetric.ValueType  # 12
-    """F1 of firing above the median of the feature's non-zero activations as a prediction of the
-    text's truth.
+    """F1 when an activation above the median of the feature's non-zero activations predicts that the
+    text is true.
     """
     SCORE_METRIC_IOU: _ScoreMetric.ValueType  # 13
-    """Intersection over union of the pictures that fire so and those that the text is true of."""
+    """Intersection over union of the pictures with an activation above the same median and the
+    pictures of which the text is true.
+    """
     SCORE_METRIC_PRECISION: _ScoreMetric.ValueType  # 14
-    """Share of the strongest held-out pictures, 20 at most and each of another source, that the text
-    is true of. `control` is the share of all pictures.
+    """Share of the strongest held-out pictures of which the text is true; at most 20 pictures count,
+    each from another source. `control` is the share among all pictures.
     """
     SCORE_METRIC_LIFT: _ScoreMetric.ValueType  # 15
-    """The same as a multiple of the share of all pictures."""
+    """SCORE_METRIC_PRECISION as a multiple of the share among all pictures."""
     SCORE_METRIC_SILENT_SHARE: _ScoreMetric.ValueType  # 16
-    """Share of the pictures that the text is true of in which the feature is silent. Lower is better."""
+    """Among the pictures of which the text is true, the share in which the feature is silent. Lower
+    is better.
+    """
 
 class ScoreMetric(_ScoreMetric, metaclass=_ScoreMetricEnumTypeWrapper):
-    """How well a text describes a feature, by one definition."""
+    """A measure of how well a text describes a feature."""
 
 SCORE_METRIC_UNSPECIFIED: ScoreMetric.ValueType  # 0
 """Not set."""
@@ -86,47 +100,61 @@ SCORE_METRIC_PMI: ScoreMetric.ValueType  # 1
 comparable between describers.
 """
 SCORE_METRIC_DETECTION_AUC: ScoreMetric.ValueType  # 2
-"""The text ranks held-out activating images before others: area under the ROC curve, chance .5."""
+"""Area under the ROC curve when the text ranks held-out activating pictures before others, chance
+.5.
+"""
 SCORE_METRIC_DETECTION_BALANCED_ACCURACY: ScoreMetric.ValueType  # 3
-"""The same decision at its best threshold: balanced accuracy, chance .5."""
+"""Balanced accuracy of the same ranking at its best threshold, chance .5."""
 SCORE_METRIC_FUZZING_AUC: ScoreMetric.ValueType  # 4
-"""The text ranks true crops before equal-sized wrong crops of the same image: area under the ROC
-curve, chance .5.
+"""Area under the ROC curve when the text ranks true crops before equal-sized wrong crops of the
+same picture, chance .5.
 """
 SCORE_METRIC_SIMULATION_PEARSON: ScoreMetric.ValueType  # 5
-"""Pearson correlation of the map predicted from the text with the true map, over patches."""
+"""Pearson correlation over patches of the activation map that the text predicts with the true
+map.
+"""
 SCORE_METRIC_INTRUDER_ACCURACY: ScoreMetric.ValueType  # 6
-"""Odd-one-out accuracy among exemplars. Needs no text; chance is 1 over the number shown."""
+"""Accuracy of finding the odd one out among exemplars. The score needs no text; chance is 1 over
+the number of pictures shown.
+"""
 SCORE_METRIC_COSY_AUC: ScoreMetric.ValueType  # 7
-"""Images found or made from the text against a control set: area under the ROC curve, chance .5."""
+"""Area under the ROC curve when the activation ranks pictures that were retrieved or generated
+from the text before a control set, chance .5.
+"""
 SCORE_METRIC_COSY_MEAN_DIFFERENCE: ScoreMetric.ValueType  # 8
-"""The same: difference of mean activation over the standard deviation of the control."""
+"""Difference of the mean activations of the same two sets over the standard deviation of the
+control set.
+"""
 SCORE_METRIC_CAUSAL: ScoreMetric.ValueType  # 9
-"""Raising the feature moves generated pictures towards the text more than random features of
-equal norm do: share of trials, chance .5.
+"""Share of trials in which raising the feature moves generated pictures towards the text more
+than raising random features of equal norm does, chance .5.
 """
 SCORE_METRIC_CORRELATION: ScoreMetric.ValueType  # 10
 """Pearson correlation of the feature's strongest activation in a picture with the truth of the
-text there, over all held-out pictures, silent ones too. From -1 to 1.
+text for this picture, over all held-out pictures, silent ones included. From -1 to 1.
 """
 SCORE_METRIC_AUPRC: ScoreMetric.ValueType  # 11
-"""Area under the precision-recall curve: the activation ranks the pictures that the text is true
-of. Chance is the share of pictures that it is true of, which `control` holds.
+"""Area under the precision-recall curve when the activation ranks pictures by the truth of the
+text. Chance is the share of pictures of which the text is true; `control` holds that share.
 """
 SCORE_METRIC_F1: ScoreMetric.ValueType  # 12
-"""F1 of firing above the median of the feature's non-zero activations as a prediction of the
-text's truth.
+"""F1 when an activation above the median of the feature's non-zero activations predicts that the
+text is true.
 """
 SCORE_METRIC_IOU: ScoreMetric.ValueType  # 13
-"""Intersection over union of the pictures that fire so and those that the text is true of."""
+"""Intersection over union of the pictures with an activation above the same median and the
+pictures of which the text is true.
+"""
 SCORE_METRIC_PRECISION: ScoreMetric.ValueType  # 14
-"""Share of the strongest held-out pictures, 20 at most and each of another source, that the text
-is true of. `control` is the share of all pictures.
+"""Share of the strongest held-out pictures of which the text is true; at most 20 pictures count,
+each from another source. `control` is the share among all pictures.
 """
 SCORE_METRIC_LIFT: ScoreMetric.ValueType  # 15
-"""The same as a multiple of the share of all pictures."""
+"""SCORE_METRIC_PRECISION as a multiple of the share among all pictures."""
 SCORE_METRIC_SILENT_SHARE: ScoreMetric.ValueType  # 16
-"""Share of the pictures that the text is true of in which the feature is silent. Lower is better."""
+"""Among the pictures of which the text is true, the share in which the feature is silent. Lower
+is better.
+"""
 Global___ScoreMetric: _TypeAlias = ScoreMetric  # noqa: Y015
 
 class _ScoreNegatives:
@@ -143,7 +171,7 @@ class _ScoreNegativesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreN
     """The nearest patches in the PatchIndex that do not activate the feature."""
 
 class ScoreNegatives(_ScoreNegatives, metaclass=_ScoreNegativesEnumTypeWrapper):
-    """What the counter-examples of a score were."""
+    """The counter-examples of a score."""
 
 SCORE_NEGATIVES_UNSPECIFIED: ScoreNegatives.ValueType  # 0
 """Not set, or the metric uses none."""
@@ -169,7 +197,7 @@ class _DescriptionOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Des
     """A file of labels from elsewhere."""
 
 class DescriptionOrigin(_DescriptionOrigin, metaclass=_DescriptionOriginEnumTypeWrapper):
-    """Who made a description."""
+    """The origin of a description."""
 
 DESCRIPTION_ORIGIN_UNSPECIFIED: DescriptionOrigin.ValueType  # 0
 """Not set."""
@@ -183,8 +211,8 @@ Global___DescriptionOrigin: _TypeAlias = DescriptionOrigin  # noqa: Y015
 
 @_typing.final
 class Score(_message.Message):
-    """One score of one text for one feature. The exemplars it was measured on are not those the text
-    was made from.
+    """One score of one text for one feature. The score is measured on other exemplars than those that
+    the text was made from.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -198,7 +226,7 @@ class Score(_message.Message):
     NEGATIVES_FIELD_NUMBER: _builtins.int
     JUDGE_FIELD_NUMBER: _builtins.int
     metric: Global___ScoreMetric.ValueType
-    """The definition."""
+    """The measure."""
     value: _builtins.float
     """The value, in the unit of the metric. Higher is better."""
     lower: _builtins.float
@@ -206,16 +234,17 @@ class Score(_message.Message):
     upper: _builtins.float
     """Upper end of the 95 % bootstrap interval. Absent when no interval was computed."""
     count: _builtins.int
-    """Number of pictures (or trials) it rests on."""
+    """Number of pictures (or trials) behind the score."""
     control: _builtins.float
-    """The same score of a text taken from another feature (the permuted-label control). Absent when
-    it was not run.
+    """The permuted-label control: the same score for a text of another feature. Absent when the
+    control was not measured.
     """
     negatives: Global___ScoreNegatives.ValueType
-    """What the counter-examples were."""
+    """The counter-examples."""
     judge: _builtins.str
-    """What looked up the truth of the text: `captions`, `pixels`, `scenes`, `steering`, or the name
-    of a contrastive model. Empty: the server's contrastive model, which may have chosen the text.
+    """The source of the text's truth: `captions`, `pixels`, `scenes`, `steering`, or the name of a
+    contrastive model. Empty means the server's contrastive model, which may also have chosen the
+    text.
     """
     def __init__(
         self,
@@ -250,7 +279,7 @@ Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
 class Description(_message.Message):
-    """A natural-language label of a feature, with how it was made, how good it is, and who wrote it."""
+    """A natural-language label of a feature, with its origin, its scores and its author."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -270,8 +299,8 @@ class Description(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     JUDGED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name, `dictionaries/{dictionary}/features/{index}/description`: each feature has
-    one, the newest.
+    """Resource name, `dictionaries/{dictionary}/features/{index}/description`: each feature has one
+    description, the newest.
     """
     text: _builtins.str
     """The label, at most 500 characters. Absent when the describer abstained."""
@@ -284,39 +313,40 @@ class Description(_message.Message):
     unless abstained.
     """
     origin: Global___DescriptionOrigin.ValueType
-    """Who made it. Output only."""
+    """The origin. Output only."""
     describer: _builtins.str
     """The describer: `caption-pmi`, `contrastive`, `milan`, ... Empty for people. Output only."""
     describer_version: _builtins.str
-    """The version of the describer and of what it used, so that the label can be made again. Output
-    only.
+    """The version of the describer and of everything that the describer used, so that the label can
+    be reproduced. Output only.
     """
     author: _builtins.str
-    """The person who wrote it: the name on the caller's certificate, or that which a proxy gives them.
-    Empty where neither is known, and for describers. Output only.
+    """The person who wrote the text: the name on the caller's certificate, or the caller's name as a
+    proxy reports it. Empty for an unknown caller, and for describers. Output only.
     """
     etag: _builtins.str
-    """Changes with every new version. Send it back with UpdateDescription to be refused (ABORTED)
-    when somebody else wrote in between; leave it empty to overwrite.
+    """A tag that changes with every new version. UpdateDescription with this tag answers ABORTED when
+    somebody else has written in between; with an empty tag the call overwrites.
     """
     judged_by: _builtins.str
-    """The judge that the text passed by its whole interval and that had no part in choosing it:
-    `captions`, `pixels`, `scenes`, `steering`, the name of a contrastive model, or `person` for
-    what a person wrote. Empty: nobody has confirmed the text, it is a guess. Output only.
+    """The judge that confirmed the text, by the whole interval of its score, and had no part in
+    choosing the text: `captions`, `pixels`, `scenes`, `steering`, the name of a contrastive model,
+    or `person` for a person's text. Empty when no judge has confirmed the text: the text is a
+    guess. Output only.
     """
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
-        """How good it is, by one or more definitions. Empty when it was not scored, and after a person
-        changed the text, until it is scored again. Output only.
+        """The scores of the text. Empty when the text was not scored, and after a person's edit until the
+        new text is scored. Output only.
         """
 
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[_exemplar_pb2.Exemplar]:
-        """The exemplars the text was made from. Only in FEATURE_VIEW_FULL. Output only."""
+        """The exemplars that the text was made from. Only in FEATURE_VIEW_FULL. Output only."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was written. Output only."""
+        """The time at which the description was written. Output only."""
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Description]:
@@ -326,8 +356,8 @@ class Description(_message.Message):
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Other texts the describer considered, best first, at most 10. Only in FEATURE_VIEW_FULL. Output
-        only.
+        """Other texts that the describer considered, best first, at most 10. Only in FEATURE_VIEW_FULL.
+        Output only.
         """
 
     def __init__(
@@ -361,7 +391,7 @@ Global___Description: _TypeAlias = Description  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
-    """A text a describer considered and did not choose."""
+    """A text that a describer considered and did not choose."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -370,7 +400,7 @@ class Candidate(_message.Message):
     text: _builtins.str
     """The text."""
     value: _builtins.float
-    """The describer's objective for it, in the unit of SCORE_METRIC_PMI. Higher is better."""
+    """The describer's objective for the text, in the unit of SCORE_METRIC_PMI. Higher is better."""
     def __init__(
         self,
         *,

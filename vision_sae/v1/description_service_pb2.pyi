@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DescribeFeatureRequest(_message.Message):
-    """Asks for the description of a feature."""
+    """A request for the description of a feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,26 +39,30 @@ class DescribeFeatureRequest(_message.Message):
     feature: _builtins.str
     """The feature, `dictionaries/{dictionary}/features/{index}`. Required."""
     describer: _builtins.str
-    """The describer, one of GetServerInfoResponse.describers. Empty means the stored description
-    whoever made it, and the server's default where there is none.
+    """The describer, one of GetServerInfoResponse.describers. Empty means the stored description of
+    any origin, or the server's default describer if no description is stored.
     """
     force: _builtins.bool
-    """Describe anew although a description of this describer is stored."""
+    """Make a new description although a description of this describer is stored."""
     view: _feature_pb2.FeatureView.ValueType
-    """How much to send. FULL adds evidence, candidates and history. Absent means BASIC."""
+    """The level of detail of the description. FULL adds evidence, candidates and history. Absent
+    means BASIC.
+    """
     request_id: _builtins.str
-    """A UUID made by the caller: a repeated call with the same one gets the first one's answer, for
-    at least ten minutes. Empty means no such protection.
+    """A UUID from the caller: for at least ten minutes, a repeated call with the same UUID gets the
+    answer of the first call. Empty means no protection against repetition.
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """Which scores to measure on a new description, at most 16. Empty means those that the server is
-        set up with. Those that it cannot measure answer FAILED_PRECONDITION.
+        """The scores to measure on a new description, at most 16. Empty means the scores of the server's
+        configuration. FAILED_PRECONDITION for scores that the server cannot measure.
         """
 
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """How evidence is sent, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars that are sent as evidence, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class DescribeFeatureResponse(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     FROM_STORE_FIELD_NUMBER: _builtins.int
     from_store: _builtins.bool
-    """True when it was stored already and nothing was computed."""
+    """True when the description was already stored and the server computed nothing."""
     @_builtins.property
     def description(self) -> _description_pb2.Description:
         """The description. `abstained` when the evidence was too weak for a label."""
@@ -109,7 +113,7 @@ Global___DescribeFeatureResponse: _TypeAlias = DescribeFeatureResponse  # noqa: 
 
 @_typing.final
 class ScoreDescriptionRequest(_message.Message):
-    """Asks how well a text describes a feature."""
+    """A request for the scores of a text as a description of a feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -124,20 +128,22 @@ class ScoreDescriptionRequest(_message.Message):
     text: _builtins.str
     """The text, 1 to 500 characters. Required."""
     sample_size: _builtins.int
-    """Pictures of each sort, 5 to 1,000. 0 or absent means 50; fewer are used when the feature has
-    fewer.
+    """Number of pictures of each sort, activating pictures and counter-examples, 5 to 1,000. 0 or
+    absent means 50; the score uses fewer when the feature has fewer.
     """
     seed: _builtins.int
     """Seed of samples and intervals. Absent means 0."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """What to measure, at most 16. Empty means DETECTION_AUC. Those that the server cannot measure
-        answer FAILED_PRECONDITION.
+        """The scores to measure, at most 16. Empty means DETECTION_AUC. FAILED_PRECONDITION for scores
+        that the server cannot measure.
         """
 
     @_builtins.property
     def negatives(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreNegatives.ValueType]:
-        """The counter-examples, at most 2 kinds; each metric is measured once for each. Empty means both."""
+        """The counter-examples, at most 2 kinds; each metric is measured once for each kind. Empty means
+        both kinds.
+        """
 
     def __init__(
         self,
@@ -159,7 +165,7 @@ Global___ScoreDescriptionRequest: _TypeAlias = ScoreDescriptionRequest  # noqa: 
 
 @_typing.final
 class ScoreDescriptionResponse(_message.Message):
-    """How well it does."""
+    """The scores of the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,8 +177,8 @@ class ScoreDescriptionResponse(_message.Message):
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -191,7 +197,7 @@ Global___ScoreDescriptionResponse: _TypeAlias = ScoreDescriptionResponse  # noqa
 
 @_typing.final
 class UpdateDescriptionRequest(_message.Message):
-    """Asks to change a description."""
+    """A request to change a description."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -199,18 +205,20 @@ class UpdateDescriptionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID made by the caller: a repeated call with the same one gets the first one's answer, for
-    at least ten minutes. Empty means no such protection.
+    """A UUID from the caller: for at least ten minutes, a repeated call with the same UUID gets the
+    answer of the first call. Empty means no protection against repetition.
     """
     @_builtins.property
     def description(self) -> _description_pb2.Description:
-        """The description; `name` says whose and `etag` which version was seen. Required."""
+        """The description. `name` names the feature, and `etag` the version that the caller saw.
+        Required.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What to change: `text`, `abstained` and `abstention_reason` can be; other paths answer
-        INVALID_ARGUMENT. Absent means all three. Setting a text ends an abstention; naming `text` and
-        leaving it absent is the way to abstain.
+        """The fields to change, out of `text`, `abstained` and `abstention_reason`. Other paths answer
+        INVALID_ARGUMENT. Absent means all three. A new text ends an abstention; the path `text` with
+        an absent text makes the description an abstention.
         """
 
     def __init__(
@@ -237,7 +245,7 @@ class UpdateDescriptionResponse(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def description(self) -> _description_pb2.Description:
-        """The description as it is now, with its new etag."""
+        """The changed description, with its new etag."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DescriptionServiceStub(object):
-    """What features mean, in words.
+    """Labels of features in natural language.
     """
 
     def __init__(self, channel):
@@ -53,28 +53,28 @@ class DescriptionServiceStub(object):
 
 
 class DescriptionServiceServicer(object):
-    """What features mean, in words.
+    """Labels of features in natural language.
     """
 
     def DescribeFeature(self, request, context):
-        """The description of a feature: the stored one, or a new one where there is none or it is asked
-        for. A new one is stored, with the old one in its history; a person's text is never replaced
-        by a describer's, and is then returned as it is.
+        """The description of a feature: the stored description, or a new one if none is stored or the
+        request forces it. A new description is stored, with the old one in its history. A describer's
+        text never replaces a person's text; the call then returns the person's text unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreDescription(self, request, context):
-        """How well any text describes a feature. Nothing is stored.
+        """The scores of any text as a description of a feature. Nothing is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDescription(self, request, context):
-        """A person's edit. The version before goes to the history. ABORTED when the etag is not the
-        current one.
+        """A person's edit of a description. The previous version goes to the history. ABORTED when the
+        etag is not the current one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ def add_DescriptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DescriptionService(object):
-    """What features mean, in words.
+    """Labels of features in natural language.
     """
 
     @staticmethod

@@ -27,43 +27,43 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DescriptionServiceStub:
-    """What features mean, in words."""
+    """Labels of features in natural language."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DescriptionServiceAsyncStub: ...
     DescribeFeature: _grpc.UnaryUnaryMultiCallable[_description_service_pb2.DescribeFeatureRequest, _description_service_pb2.DescribeFeatureResponse]
-    """The description of a feature: the stored one, or a new one where there is none or it is asked
-    for. A new one is stored, with the old one in its history; a person's text is never replaced
-    by a describer's, and is then returned as it is.
+    """The description of a feature: the stored description, or a new one if none is stored or the
+    request forces it. A new description is stored, with the old one in its history. A describer's
+    text never replaces a person's text; the call then returns the person's text unchanged.
     """
     ScoreDescription: _grpc.UnaryUnaryMultiCallable[_description_service_pb2.ScoreDescriptionRequest, _description_service_pb2.ScoreDescriptionResponse]
-    """How well any text describes a feature. Nothing is stored."""
+    """The scores of any text as a description of a feature. Nothing is stored."""
     UpdateDescription: _grpc.UnaryUnaryMultiCallable[_description_service_pb2.UpdateDescriptionRequest, _description_service_pb2.UpdateDescriptionResponse]
-    """A person's edit. The version before goes to the history. ABORTED when the etag is not the
-    current one.
+    """A person's edit of a description. The previous version goes to the history. ABORTED when the
+    etag is not the current one.
     """
 
 @_typing.type_check_only
 class DescriptionServiceAsyncStub(DescriptionServiceStub):
-    """What features mean, in words."""
+    """Labels of features in natural language."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DescribeFeature: _aio.UnaryUnaryMultiCallable[_description_service_pb2.DescribeFeatureRequest, _description_service_pb2.DescribeFeatureResponse]  # type: ignore[assignment]
-    """The description of a feature: the stored one, or a new one where there is none or it is asked
-    for. A new one is stored, with the old one in its history; a person's text is never replaced
-    by a describer's, and is then returned as it is.
+    """The description of a feature: the stored description, or a new one if none is stored or the
+    request forces it. A new description is stored, with the old one in its history. A describer's
+    text never replaces a person's text; the call then returns the person's text unchanged.
     """
     ScoreDescription: _aio.UnaryUnaryMultiCallable[_description_service_pb2.ScoreDescriptionRequest, _description_service_pb2.ScoreDescriptionResponse]  # type: ignore[assignment]
-    """How well any text describes a feature. Nothing is stored."""
+    """The scores of any text as a description of a feature. Nothing is stored."""
     UpdateDescription: _aio.UnaryUnaryMultiCallable[_description_service_pb2.UpdateDescriptionRequest, _description_service_pb2.UpdateDescriptionResponse]  # type: ignore[assignment]
-    """A person's edit. The version before goes to the history. ABORTED when the etag is not the
-    current one.
+    """A person's edit of a description. The previous version goes to the history. ABORTED when the
+    etag is not the current one.
     """
 
 class DescriptionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What features mean, in words."""
+    """Labels of features in natural language."""
 
     @_abc_1.abstractmethod
     def DescribeFeature(
@@ -71,9 +71,9 @@ class DescriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _description_service_pb2.DescribeFeatureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_description_service_pb2.DescribeFeatureResponse, _abc.Awaitable[_description_service_pb2.DescribeFeatureResponse]]:
-        """The description of a feature: the stored one, or a new one where there is none or it is asked
-        for. A new one is stored, with the old one in its history; a person's text is never replaced
-        by a describer's, and is then returned as it is.
+        """The description of a feature: the stored description, or a new one if none is stored or the
+        request forces it. A new description is stored, with the old one in its history. A describer's
+        text never replaces a person's text; the call then returns the person's text unchanged.
         """
 
     @_abc_1.abstractmethod
@@ -82,7 +82,7 @@ class DescriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _description_service_pb2.ScoreDescriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_description_service_pb2.ScoreDescriptionResponse, _abc.Awaitable[_description_service_pb2.ScoreDescriptionResponse]]:
-        """How well any text describes a feature. Nothing is stored."""
+        """The scores of any text as a description of a feature. Nothing is stored."""
 
     @_abc_1.abstractmethod
     def UpdateDescription(
@@ -90,8 +90,8 @@ class DescriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _description_service_pb2.UpdateDescriptionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_description_service_pb2.UpdateDescriptionResponse, _abc.Awaitable[_description_service_pb2.UpdateDescriptionResponse]]:
-        """A person's edit. The version before goes to the history. ABORTED when the etag is not the
-        current one.
+        """A person's edit of a description. The previous version goes to the history. ABORTED when the
+        etag is not the current one.
         """
 
 def add_DescriptionServiceServicer_to_server(servicer: DescriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

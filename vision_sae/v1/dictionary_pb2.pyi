@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PatchIndex(_message.Message):
-    """The FAISS index of the patches a dictionary was measured on."""
+    """The FAISS index of the patches on which a dictionary was measured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,14 +34,14 @@ class PatchIndex(_message.Message):
     type: _builtins.str
     """The FAISS factory string, for example `IVF512,SQ8`."""
     size: _builtins.int
-    """Number of patches that can be found."""
+    """Number of patches that a search can return."""
     recall_at_10: _builtins.float
     """Share of the exact 10 nearest patches that the index finds, on held-out queries, in [0, 1]."""
     bytes_per_vector: _builtins.float
     """Bytes per patch."""
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names that a filter on data sets accepts: the uppermost folders that pictures lay in."""
+        """The names that a filter on data sets accepts: the top folders of the pictures' paths."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ Global___PatchIndex: _TypeAlias = PatchIndex  # noqa: Y015
 
 @_typing.final
 class DescriptionSummary(_message.Message):
-    """How many features of a dictionary have descriptions."""
+    """Numbers of features with and without descriptions in a dictionary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,18 +72,18 @@ class DescriptionSummary(_message.Message):
     DESCRIBERS_FIELD_NUMBER: _builtins.int
     CONFIRMED_FIELD_NUMBER: _builtins.int
     described: _builtins.int
-    """Features with a description that has a text."""
+    """Number of features whose description has a text."""
     abstained: _builtins.int
-    """Features for which every describer abstained."""
+    """Number of features for which every describer abstained."""
     by_people: _builtins.int
-    """Features whose latest description was written by a person."""
+    """Number of features whose latest description was written by a person."""
     confirmed: _builtins.int
-    """Features of `described` whose text a judge has confirmed (Description.judged_by); the texts of
-    the others are guesses.
+    """Number of features whose text a judge has confirmed (Description.judged_by); the texts of the
+    other features in `described` are guesses.
     """
     @_builtins.property
     def describers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The describers at work: `caption-pmi`, `contrastive`, `milan`, ..."""
+        """The describers that wrote the descriptions: `caption-pmi`, `contrastive`, `milan`, ..."""
 
     def __init__(
         self,
@@ -104,10 +104,11 @@ Global___DescriptionSummary: _TypeAlias = DescriptionSummary  # noqa: Y015
 
 @_typing.final
 class Dictionary(_message.Message):
-    """Anything that encodes a site vector into non-negative feature activations and decodes it back:
-    a sparse autoencoder, the raw neuron basis, a factorisation. The raw neurons of a site that are
-    served from evidence are the dictionary `dictionaries/{model}.{site}` of architecture `neurons`:
-    they have features, labels and exemplars, but encode nothing and have no patch index.
+    """Anything that encodes a site vector into non-negative feature activations and decodes it back: a
+    sparse autoencoder, the raw neuron basis, a factorisation. A server can also serve the raw
+    neurons of a site from a folder of evidence, without a bundle. These neurons are the dictionary
+    `dictionaries/{model}.{site}` of architecture `neurons`, which has features, labels and
+    exemplars, but cannot encode pictures and has no patch index.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -130,11 +131,11 @@ class Dictionary(_message.Message):
     display_name: _builtins.str
     """A name for people."""
     model: _builtins.str
-    """The model it belongs to, `models/{model}`."""
+    """The model of the site, `models/{model}`."""
     site: _builtins.str
-    """The site it encodes, `models/{model}/sites/{site}`."""
+    """The site that the dictionary encodes, `models/{model}/sites/{site}`."""
     architecture: _builtins.str
-    """How it encodes: `topk`, `batch_topk`, `jump_relu`, `neurons`, `nmf`, ..."""
+    """The architecture: `topk`, `batch_topk`, `jump_relu`, `neurons`, `nmf`, ..."""
     width: _builtins.int
     """Number of features (F)."""
     input_width: _builtins.int
@@ -147,21 +148,23 @@ class Dictionary(_message.Message):
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:
-        """What was measured, `{data set}.{metric}`: on the pictures of the bundle under `build`, on those
-        that it was evaluated on under their name.
+        """The metrics, named `{data set}.{metric}`. The data set `build` is the pictures of the bundle;
+        every other data set has the name under which the dictionary was evaluated on it.
         """
 
     @_builtins.property
     def patch_index(self) -> Global___PatchIndex:
-        """The index of its patches. Absent when the bundle has none."""
+        """The patch index. Absent when the bundle has no patch index."""
 
     @_builtins.property
     def descriptions(self) -> Global___DescriptionSummary:
-        """How far it is labelled."""
+        """The numbers of features with descriptions."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the bundle was published: the time of its manifest. Absent without a bundle."""
+        """The time at which the bundle was published, which is the time of its manifest. Absent without a
+        bundle.
+        """
 
     def __init__(
         self,

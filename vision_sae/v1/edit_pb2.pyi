@@ -30,42 +30,38 @@ class _EditOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EditOpe
     EDIT_OPERATION_UNSPECIFIED: _EditOperation.ValueType  # 0
     """Not set: invalid."""
     EDIT_OPERATION_ABLATE: _EditOperation.ValueType  # 1
-    """Set it to 0. `value` must be absent."""
+    """Set the activation to 0. `value` must be absent."""
     EDIT_OPERATION_ADD: _EditOperation.ValueType  # 2
-    """Add `value`, which may be negative, along the feature's direction, whether it fires or not. The
-    result is not clipped.
+    """Add `value`, which may be negative, along the feature's direction, whether the feature fires or
+    not. The result is not clipped.
     """
     EDIT_OPERATION_SCALE: _EditOperation.ValueType  # 3
-    """Multiply it by `value`. `unit` is ignored."""
+    """Multiply the activation by `value`. `unit` is ignored."""
     EDIT_OPERATION_CLAMP: _EditOperation.ValueType  # 4
-    """Set it to `value`, whether it fires or not."""
+    """Set the activation to `value`, whether the feature fires or not."""
     EDIT_OPERATION_REPLACE: _EditOperation.ValueType  # 5
-    """Replace the whole site vector update by `value` times the feature's direction: the picture
-    that remains is the feature's icon. Of several the last remains; what is added after it is
-    added to it.
+    """Replace the whole site vector by `value` times the feature's direction: the resulting picture
+    is the feature's icon. REPLACE discards all edits before it; later edits change its result.
     """
 
 class EditOperation(_EditOperation, metaclass=_EditOperationEnumTypeWrapper):
-    """What an edit does to the activation of its feature. What the dictionary does not explain stays
-    as it is.
-    """
+    """The operation of an edit on the activation of a feature. The SAE error stays unchanged."""
 
 EDIT_OPERATION_UNSPECIFIED: EditOperation.ValueType  # 0
 """Not set: invalid."""
 EDIT_OPERATION_ABLATE: EditOperation.ValueType  # 1
-"""Set it to 0. `value` must be absent."""
+"""Set the activation to 0. `value` must be absent."""
 EDIT_OPERATION_ADD: EditOperation.ValueType  # 2
-"""Add `value`, which may be negative, along the feature's direction, whether it fires or not. The
-result is not clipped.
+"""Add `value`, which may be negative, along the feature's direction, whether the feature fires or
+not. The result is not clipped.
 """
 EDIT_OPERATION_SCALE: EditOperation.ValueType  # 3
-"""Multiply it by `value`. `unit` is ignored."""
+"""Multiply the activation by `value`. `unit` is ignored."""
 EDIT_OPERATION_CLAMP: EditOperation.ValueType  # 4
-"""Set it to `value`, whether it fires or not."""
+"""Set the activation to `value`, whether the feature fires or not."""
 EDIT_OPERATION_REPLACE: EditOperation.ValueType  # 5
-"""Replace the whole site vector update by `value` times the feature's direction: the picture
-that remains is the feature's icon. Of several the last remains; what is added after it is
-added to it.
+"""Replace the whole site vector by `value` times the feature's direction: the resulting picture
+is the feature's icon. REPLACE discards all edits before it; later edits change its result.
 """
 Global___EditOperation: _TypeAlias = EditOperation  # noqa: Y015
 
@@ -78,8 +74,8 @@ class _EditUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EditUnit.Val
     EDIT_UNIT_UNSPECIFIED: _EditUnit.ValueType  # 0
     """Not set: MEAN_ACTIVATION."""
     EDIT_UNIT_MEAN_ACTIVATION: _EditUnit.ValueType  # 1
-    """The feature's mean over the patches on which it fires (FeatureStatistics.mean), so that 1 is an
-    ordinary firing.
+    """The feature's mean activation over the patches on which the feature fires
+    (FeatureStatistics.mean): 1 is a typical activation.
     """
     EDIT_UNIT_RAW: _EditUnit.ValueType  # 2
     """The units of the site."""
@@ -90,8 +86,8 @@ class EditUnit(_EditUnit, metaclass=_EditUnitEnumTypeWrapper):
 EDIT_UNIT_UNSPECIFIED: EditUnit.ValueType  # 0
 """Not set: MEAN_ACTIVATION."""
 EDIT_UNIT_MEAN_ACTIVATION: EditUnit.ValueType  # 1
-"""The feature's mean over the patches on which it fires (FeatureStatistics.mean), so that 1 is an
-ordinary firing.
+"""The feature's mean activation over the patches on which the feature fires
+(FeatureStatistics.mean): 1 is a typical activation.
 """
 EDIT_UNIT_RAW: EditUnit.ValueType  # 2
 """The units of the site."""
@@ -106,28 +102,28 @@ class _GuidanceHalfEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Guidance
     GUIDANCE_HALF_UNSPECIFIED: _GuidanceHalf.ValueType  # 0
     """Not set: CONDITIONAL."""
     GUIDANCE_HALF_CONDITIONAL: _GuidanceHalf.ValueType  # 1
-    """The half that sees the prompt."""
+    """The half with the prompt."""
     GUIDANCE_HALF_BOTH: _GuidanceHalf.ValueType  # 2
     """Both halves."""
     GUIDANCE_HALF_OPPOSED: _GuidanceHalf.ValueType  # 3
-    """Added to the conditional half and subtracted from the unconditional one."""
+    """The edit is added to the conditional half and subtracted from the unconditional half."""
 
 class GuidanceHalf(_GuidanceHalf, metaclass=_GuidanceHalfEnumTypeWrapper):
-    """Which halves of a batch with classifier-free guidance an edit reaches. Generators only."""
+    """The halves of a batch with classifier-free guidance that an edit changes. Generators only."""
 
 GUIDANCE_HALF_UNSPECIFIED: GuidanceHalf.ValueType  # 0
 """Not set: CONDITIONAL."""
 GUIDANCE_HALF_CONDITIONAL: GuidanceHalf.ValueType  # 1
-"""The half that sees the prompt."""
+"""The half with the prompt."""
 GUIDANCE_HALF_BOTH: GuidanceHalf.ValueType  # 2
 """Both halves."""
 GUIDANCE_HALF_OPPOSED: GuidanceHalf.ValueType  # 3
-"""Added to the conditional half and subtracted from the unconditional one."""
+"""The edit is added to the conditional half and subtracted from the unconditional half."""
 Global___GuidanceHalf: _TypeAlias = GuidanceHalf  # noqa: Y015
 
 @_typing.final
 class PatchSet(_message.Message):
-    """Patches by their place in the grid."""
+    """Patches by their position in the grid."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,14 +147,14 @@ Global___PatchSet: _TypeAlias = PatchSet  # noqa: Y015
 
 @_typing.final
 class OwnMap(_message.Message):
-    """The patches on which the feature fires by itself."""
+    """The patches on which the feature fires without an edit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MIN_QUANTILE_FIELD_NUMBER: _builtins.int
     min_quantile: _builtins.float
-    """Only where its activation exceeds this quantile of its non-zero activations, in [0, 1].
-    Absent means 0: wherever it fires.
+    """The quantile of the feature's non-zero activations that the activation at a patch must exceed,
+    in [0, 1]. Absent means 0: all patches on which the feature fires.
     """
     def __init__(
         self,
@@ -175,7 +171,7 @@ Global___OwnMap: _TypeAlias = OwnMap  # noqa: Y015
 
 @_typing.final
 class Where(_message.Message):
-    """Where an edit applies."""
+    """The part of the picture to which an edit applies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -193,12 +189,12 @@ class Where(_message.Message):
 
     @_builtins.property
     def own_map(self) -> Global___OwnMap:
-        """Where the feature fires by itself."""
+        """The patches on which the feature fires without an edit."""
 
     @_builtins.property
     def weights(self) -> _tensor_pb2.Tensor:
-        """How strong the edit is at each patch, in [0, 1]: at 0.5 it goes half its way. FLOAT32, FLOAT16
-        or quantised UINT8, shape (rows, cols) of the grid.
+        """The strength of the edit at each patch, in [0, 1]: 0.5 makes half of the change. FLOAT32,
+        FLOAT16 or quantised UINT8, shape (rows, cols) of the grid.
         """
 
     def __init__(
@@ -221,7 +217,7 @@ Global___Where: _TypeAlias = Where  # noqa: Y015
 
 @_typing.final
 class StepRange(_message.Message):
-    """The denoising steps an edit applies to. Generators only."""
+    """A range of denoising steps to which an edit applies. Generators only."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,7 +245,7 @@ Global___StepRange: _TypeAlias = StepRange  # noqa: Y015
 
 @_typing.final
 class StrengthSchedule(_message.Message):
-    """How strong an edit is at each denoising step: at 0 it does nothing, at 1 all that it says.
+    """The strength of an edit at each denoising step: 0 changes nothing, 1 applies the whole edit.
     Generators only.
     """
 
@@ -258,7 +254,7 @@ class StrengthSchedule(_message.Message):
     FACTORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def factors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One factor per step, 1 to 1,000 of them; the last one holds for all further steps. Required."""
+        """One factor per step, 1 to 1,000 of them; the last factor holds for all further steps. Required."""
 
     def __init__(
         self,
@@ -275,7 +271,7 @@ Global___StrengthSchedule: _TypeAlias = StrengthSchedule  # noqa: Y015
 
 @_typing.final
 class When(_message.Message):
-    """When an edit applies, in a generator."""
+    """The denoising steps at which an edit applies, in a generator."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,11 +279,11 @@ class When(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def steps(self) -> Global___StepRange:
-        """From one step to another."""
+        """A range of steps."""
 
     @_builtins.property
     def schedule(self) -> Global___StrengthSchedule:
-        """With a strength that changes from step to step."""
+        """A strength for each step."""
 
     def __init__(
         self,
@@ -307,8 +303,8 @@ Global___When: _TypeAlias = When  # noqa: Y015
 
 @_typing.final
 class Edit(_message.Message):
-    """A change to the activation of one feature: what, how much, where, when. The edits of one request
-    are applied together; several may name the same feature and are then applied in order.
+    """A change to the activation of one feature: an operation, an amount, a place and a time. The edits
+    of one request are applied together; edits of the same feature are applied in order.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -323,20 +319,20 @@ class Edit(_message.Message):
     feature: _builtins.str
     """The feature, `dictionaries/{dictionary}/features/{index}`. Required."""
     operation: Global___EditOperation.ValueType
-    """What to do. Required."""
+    """The operation. Required."""
     value: _builtins.float
-    """How much, in `unit`, -10,000 to 10,000. Required except for ABLATE, where it must be absent."""
+    """The amount, in `unit`, -10,000 to 10,000. Required except for ABLATE, where it must be absent."""
     unit: Global___EditUnit.ValueType
     """The unit of `value`. Absent means the feature's mean activation."""
     guidance_half: Global___GuidanceHalf.ValueType
-    """Which guidance half. Absent means the conditional one. Ignored without guidance."""
+    """The guidance half. Absent means the conditional half. Ignored without guidance."""
     @_builtins.property
     def where(self) -> Global___Where:
-        """Where. Absent means everywhere, special tokens included."""
+        """The place. Absent means everywhere, special tokens included."""
 
     @_builtins.property
     def when(self) -> Global___When:
-        """When. Absent means always. Only for generators: INVALID_ARGUMENT otherwise."""
+        """The time. Absent means all denoising steps. Only for generators: INVALID_ARGUMENT otherwise."""
 
     def __init__(
         self,

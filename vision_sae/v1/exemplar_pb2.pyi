@@ -43,35 +43,38 @@ class Exemplar(_message.Message):
     col: _builtins.int
     """Column of the patch in the picture's grid, from 0."""
     activation: _builtins.float
-    """The activation there, in the units of the site. 0 where it is not known, as for a patch that
-    the caller searches by.
+    """The activation at the patch, in the units of the site. 0 when the activation is unknown, for
+    example for a hit of a search that names no feature.
     """
     quantile: _builtins.float
     """The share of the feature's non-zero activations that are at most this one, in [0, 1]. 1 is the
-    strongest. Of raw neurons served from evidence: of their peaks, one a picture.
+    strongest. For raw neurons that are served from a folder of evidence, the share of the neuron's
+    peaks: its strongest activation in each picture.
     """
     caption: _builtins.str
-    """The picture's caption. Empty when it has none."""
+    """The picture's caption. Empty when the picture has no caption."""
     data_set: _builtins.str
-    """The data set the picture comes from: the uppermost folder it lay in. Empty in none."""
+    """The data set of the picture: the top folder of the picture's path. Empty for a picture that
+    lies in no folder.
+    """
     image_width: _builtins.int
     """Width of the original picture in pixels."""
     image_height: _builtins.int
     """Height of the original picture in pixels."""
     @_builtins.property
     def box(self) -> _image_pb2.Box:
-        """Where the patch lies in the original picture."""
+        """The box of the patch in the original picture."""
 
     @_builtins.property
     def mask(self) -> _tensor_pb2.Tensor:
-        """Where in the picture the feature is active: above its mask quantile over non-zero values. BOOL,
-        shape (rows, cols) of the grid. Absent unless masks were asked for.
+        """True at patches whose activation exceeds the mask quantile of the feature's non-zero
+        activations. BOOL, shape (rows, cols) of the grid. Absent without ExemplarOptions.masks.
         """
 
     @_builtins.property
     def thumbnail(self) -> _image_pb2.EncodedImage:
-        """The whole picture, made small, longer side ExemplarOptions.thumbnail_pixels. Absent when
-        thumbnails were not asked for or the bundle holds none.
+        """The whole picture, reduced to ExemplarOptions.thumbnail_pixels on its longer side. Absent with
+        ExemplarOptions.omit_thumbnails, and when the bundle holds no thumbnails.
         """
 
     def __init__(
@@ -100,7 +103,7 @@ Global___Exemplar: _TypeAlias = Exemplar  # noqa: Y015
 
 @_typing.final
 class ExemplarOptions(_message.Message):
-    """Which exemplars of each feature to send, and how."""
+    """The number, the choice and the form of the exemplars that are sent for each feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -110,8 +113,8 @@ class ExemplarOptions(_message.Message):
     MASKS_FIELD_NUMBER: _builtins.int
     ACROSS_QUANTILES_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """Exemplars per feature, 0 to 100; fewer where the bundle keeps fewer. Absent means 9; 0 sends
-    none.
+    """Largest number of exemplars per feature, 0 to 100; a bundle may hold fewer. Absent means 9; 0
+    sends no exemplars.
     """
     thumbnail_pixels: _builtins.int
     """Longer side of the thumbnails in pixels, 16 to 512. 0 or absent means 128. Bundles hold
@@ -122,8 +125,8 @@ class ExemplarOptions(_message.Message):
     masks: _builtins.bool
     """Send the mask of each exemplar."""
     across_quantiles: _builtins.bool
-    """Choose the exemplars evenly across the quantiles of the activation instead of the strongest: a
-    top list alone shows only the extreme.
+    """Choose the exemplars evenly across the quantiles of the activation instead of the strongest:
+    the strongest exemplars alone show only extreme cases.
     """
     def __init__(
         self,

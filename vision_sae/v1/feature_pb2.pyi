@@ -39,7 +39,7 @@ class _FeatureViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureVi
     """
 
 class FeatureView(_FeatureView, metaclass=_FeatureViewEnumTypeWrapper):
-    """How much of a feature to send."""
+    """The level of detail with which a feature is sent."""
 
 FEATURE_VIEW_UNSPECIFIED: FeatureView.ValueType  # 0
 """Not set: BASIC."""
@@ -64,16 +64,20 @@ class _FeatureRelationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Featu
     FEATURE_RELATION_CO_ACTIVATION: _FeatureRelation.ValueType  # 2
     """Fires on the same patches; similarity is the correlation of the codes."""
     FEATURE_RELATION_PARENT: _FeatureRelation.ValueType  # 3
-    """The denser feature that fires whenever this one does; similarity is the share of this
-    feature's firing that it covers.
+    """The denser feature that fires where this feature fires; similarity is the share of this
+    feature's patches on which the denser feature fires.
     """
     FEATURE_RELATION_CHILD: _FeatureRelation.ValueType  # 4
-    """The reverse of PARENT; similarity is the share of the child's firing that this feature covers."""
+    """A feature whose PARENT is this feature; similarity is the share of the child's patches on which
+    this feature fires.
+    """
     FEATURE_RELATION_MATCH: _FeatureRelation.ValueType  # 5
-    """Its counterpart in another dictionary, layer or model; similarity is that of the matching."""
+    """The feature's counterpart in another dictionary, layer or model; similarity is the similarity
+    that the matching measured.
+    """
 
 class FeatureRelation(_FeatureRelation, metaclass=_FeatureRelationEnumTypeWrapper):
-    """How two features are related."""
+    """The relation of one feature to another."""
 
 FEATURE_RELATION_UNSPECIFIED: FeatureRelation.ValueType  # 0
 """Not set."""
@@ -82,13 +86,17 @@ FEATURE_RELATION_NEAREST: FeatureRelation.ValueType  # 1
 FEATURE_RELATION_CO_ACTIVATION: FeatureRelation.ValueType  # 2
 """Fires on the same patches; similarity is the correlation of the codes."""
 FEATURE_RELATION_PARENT: FeatureRelation.ValueType  # 3
-"""The denser feature that fires whenever this one does; similarity is the share of this
-feature's firing that it covers.
+"""The denser feature that fires where this feature fires; similarity is the share of this
+feature's patches on which the denser feature fires.
 """
 FEATURE_RELATION_CHILD: FeatureRelation.ValueType  # 4
-"""The reverse of PARENT; similarity is the share of the child's firing that this feature covers."""
+"""A feature whose PARENT is this feature; similarity is the share of the child's patches on which
+this feature fires.
+"""
 FEATURE_RELATION_MATCH: FeatureRelation.ValueType  # 5
-"""Its counterpart in another dictionary, layer or model; similarity is that of the matching."""
+"""The feature's counterpart in another dictionary, layer or model; similarity is the similarity
+that the matching measured.
+"""
 Global___FeatureRelation: _TypeAlias = FeatureRelation  # noqa: Y015
 
 @_typing.final
@@ -102,7 +110,9 @@ class Quantile(_message.Message):
     level: _builtins.float
     """The level, in [0, 1]."""
     value: _builtins.float
-    """The activation that this share of the non-zero activations does not exceed."""
+    """The activation at this level: a share of `level` of the non-zero activations is at most as
+    large.
+    """
     def __init__(
         self,
         *,
@@ -131,7 +141,9 @@ class Histogram(_message.Message):
 
     @_builtins.property
     def counts(self) -> _tensor_pb2.Tensor:
-        """Activations per bin; each bin holds its lower edge, the last one both. INT64, shape (bins)."""
+        """Number of activations per bin. A bin includes its lower edge; the last bin also includes its
+        upper edge. INT64, shape (bins).
+        """
 
     def __init__(
         self,
@@ -149,8 +161,9 @@ Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
 
 @_typing.final
 class FeatureStatistics(_message.Message):
-    """How a feature behaves over the patches its dictionary was measured on. Activations are in the
-    units of the site. Of raw neurons served from evidence only `max` and `image_count` are measured.
+    """Statistics of a feature over the patches on which its dictionary was measured. Activations are in
+    the units of the site. Raw neurons that are served from a folder of evidence, without a bundle,
+    have only `max` and `image_count`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -164,24 +177,26 @@ class FeatureStatistics(_message.Message):
     QUANTILES_FIELD_NUMBER: _builtins.int
     HISTOGRAM_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """Patches on which it fires (activation > 0)."""
+    """Number of patches on which the feature fires (activation > 0)."""
     firing_rate: _builtins.float
-    """Share of patches on which it fires, in [0, 1]."""
+    """Share of patches on which the feature fires, in [0, 1]."""
     mean: _builtins.float
-    """Mean over the patches on which it fires. This is the unit EDIT_UNIT_MEAN_ACTIVATION."""
+    """Mean activation over the patches on which the feature fires: the unit
+    EDIT_UNIT_MEAN_ACTIVATION.
+    """
     std: _builtins.float
-    """Standard deviation over the patches on which it fires."""
+    """Standard deviation of the activation over the patches on which the feature fires."""
     max: _builtins.float
-    """Its largest activation."""
+    """The largest activation."""
     image_count: _builtins.int
-    """Pictures with at least one patch on which it fires."""
+    """Number of pictures with at least one patch on which the feature fires."""
     @_builtins.property
     def quantiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quantile]:
-        """Quantiles of its non-zero activations, ascending. Only in FEATURE_VIEW_FULL."""
+        """Quantiles of the non-zero activations, ascending. Only in FEATURE_VIEW_FULL."""
 
     @_builtins.property
     def histogram(self) -> Global___Histogram:
-        """Distribution of its non-zero activations. Only in FEATURE_VIEW_FULL."""
+        """Distribution of the non-zero activations. Only in FEATURE_VIEW_FULL."""
 
     def __init__(
         self,
@@ -205,7 +220,7 @@ Global___FeatureStatistics: _TypeAlias = FeatureStatistics  # noqa: Y015
 
 @_typing.final
 class RelatedFeature(_message.Message):
-    """Another feature that stands in a relation to this one."""
+    """Another feature that is related to this feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -220,14 +235,14 @@ class RelatedFeature(_message.Message):
     relation: Global___FeatureRelation.ValueType
     """The relation."""
     similarity: _builtins.float
-    """How strong it is, in the unit the relation says."""
+    """The strength of the relation, as FeatureRelation defines it."""
     random_floor: _builtins.float
-    """What random directions reach by the same measure. Absent when it was not measured."""
+    """The similarity that random directions reach by the same measure. Absent when not measured."""
     label: _builtins.str
-    """The other feature's label. Empty when it has none."""
+    """The other feature's label. Empty when the other feature has no label."""
     judged_by: _builtins.str
-    """The judge that confirmed the label, as in Description.judged_by. Empty: the label is a guess, or
-    there is none.
+    """The judge that confirmed the label, as in Description.judged_by. Empty when the label is a
+    guess or absent.
     """
     def __init__(
         self,
@@ -268,28 +283,28 @@ class Feature(_message.Message):
     """Index within the dictionary, from 0."""
     @_builtins.property
     def statistics(self) -> Global___FeatureStatistics:
-        """How it behaves."""
+        """The statistics of its activations."""
 
     @_builtins.property
     def description(self) -> _description_pb2.Description:
-        """What it means. Absent when nobody tried to describe it."""
+        """The label of the feature. Absent when nobody has tried to describe the feature."""
 
     @_builtins.property
     def exemplars(self) -> _containers.RepeatedCompositeFieldContainer[_exemplar_pb2.Exemplar]:
-        """Pictures that activate it, strongest first (or from low to high quantile, when asked for
-        across quantiles). Only in FEATURE_VIEW_FULL.
+        """The exemplars, strongest first, or from low to high quantile with
+        ExemplarOptions.across_quantiles. Only in FEATURE_VIEW_FULL.
         """
 
     @_builtins.property
     def related(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelatedFeature]:
-        """Features related to it, by relation and then by similarity, strongest first; the nearest of each
-        relation, 10 children at most. Only in FEATURE_VIEW_FULL.
+        """Related features, ordered by relation and then by similarity, strongest first: the nearest
+        features of each relation, and at most 10 children. Only in FEATURE_VIEW_FULL.
         """
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:
-        """Other figures measured for it over the bundle's pictures. Only in FEATURE_VIEW_FULL; empty for
-        raw neurons served from evidence, and where undefined.
+        """Further metrics of the feature over the bundle's pictures. Only in FEATURE_VIEW_FULL. Empty for
+        raw neurons that are served from a folder of evidence, and when the metrics are undefined.
         """
 
     def __init__(

@@ -26,17 +26,19 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class InitialImage(_message.Message):
-    """Start from a picture instead of pure noise."""
+    """A picture from which a generation starts, instead of pure noise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     STRENGTH_FIELD_NUMBER: _builtins.int
     strength: _builtins.float
-    """How much of it is noised away, in (0, 1]: 1 leaves nothing. Absent means 0.5."""
+    """The share of the picture that noise replaces, in (0, 1]: 1 leaves nothing of the picture.
+    Absent means 0.5.
+    """
     @_builtins.property
     def image(self) -> _image_pb2.Image:
-        """The picture; it is resized to the size generated. Required."""
+        """The picture, which is resized to the size of the generated picture. Required."""
 
     def __init__(
         self,
@@ -56,8 +58,8 @@ Global___InitialImage: _TypeAlias = InitialImage  # noqa: Y015
 
 @_typing.final
 class Transport(_message.Message):
-    """Features carried over from the picture of another prompt: the codes of the named dictionary at
-    `source_region` replace, feature by feature, those at `target_region`.
+    """Features that are carried over from the picture of another prompt: codes of the named dictionary
+    at `source_region` replace the codes at `target_region`, feature by feature.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -76,30 +78,33 @@ class Transport(_message.Message):
     source_prompt: _builtins.str
     """Prompt of the source picture, at most 1,000 characters."""
     source_seed: _builtins.int
-    """Seed of the source picture. Absent means that of the settings."""
+    """Seed of the source picture. Absent means the seed of the settings."""
     top_k: _builtins.int
-    """How many features to choose when none are named, 1 to 1,000. 0 or absent means 20."""
+    """Number of features to choose when `features` is empty, 1 to 1,000. 0 or absent means 20."""
     strength: _builtins.float
-    """How far codes move from the target's (0) to the source's (1), 0 to 100. Absent means 1."""
+    """The strength of the transport, 0 to 100: 0 keeps the codes of the target, 1 gives the codes of
+    the source. Absent means 1.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Features to carry, by index, at most 1,000. Empty means at each step the `top_k` whose mean
-        activation in the source region exceeds that in the target region most.
+        """Indices of the features to carry over, at most 1,000. Empty means that the server chooses
+        `top_k` features at each step: those whose mean activation in the source region exceeds their
+        mean activation in the target region most.
         """
 
     @_builtins.property
     def source_region(self) -> _image_pb2.Region:
-        """The part of the source picture. Absent means all of it."""
+        """The part of the source picture. Absent means the whole picture."""
 
     @_builtins.property
     def target_region(self) -> _image_pb2.Region:
-        """The part of the picture that changes. Absent means all of it. A region of a different size
-        receives the mean codes of the source region.
+        """The part of the picture that changes. Absent means the whole picture. A region of a different
+        size receives the mean codes of the source region.
         """
 
     @_builtins.property
     def when(self) -> _edit_pb2.When:
-        """When. Absent means always."""
+        """The denoising steps at which codes are replaced. Absent means all steps."""
 
     def __init__(
         self,
@@ -131,7 +136,7 @@ Global___Transport: _TypeAlias = Transport  # noqa: Y015
 
 @_typing.final
 class GenerationSettings(_message.Message):
-    """What to generate."""
+    """The settings of a generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,18 +154,18 @@ class GenerationSettings(_message.Message):
     model: _builtins.str
     """`models/{model}`, a text-to-image model. Required."""
     prompt: _builtins.str
-    """What to show, at most 1,000 characters. Empty is allowed: with REPLACE edits it shows a
-    feature's icon.
+    """The prompt, at most 1,000 characters. Empty is allowed: with REPLACE edits the picture then
+    shows a feature's icon.
     """
     negative_prompt: _builtins.str
-    """What not to show, at most 1,000 characters. Only with guidance above 1."""
+    """The negative prompt, at most 1,000 characters. Allowed only with a guidance scale above 1."""
     seed: _builtins.int
-    """Seed of the noise. Absent means one drawn by the server, told in the recipe."""
+    """Seed of the noise. Absent means that the server draws a seed and reports it in the recipe."""
     steps: _builtins.int
     """Denoising steps, 1 to 1,000. 0 or absent means the model's usual number."""
     guidance_scale: _builtins.float
-    """Scale of classifier-free guidance, 0 to 100; at most 1 means none. Absent means the model's
-    usual scale.
+    """Scale of classifier-free guidance, 0 to 100; a scale of at most 1 means no guidance. Absent
+    means the model's usual scale.
     """
     width: _builtins.int
     """Width in pixels, a multiple of 8, at most ServerLimits.max_generated_pixels. 0 or absent means
@@ -172,17 +177,19 @@ class GenerationSettings(_message.Message):
     """
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edit_pb2.Edit]:
-        """The edits, at most 256, of any dictionaries of this model. Regions are in pixels of the
-        generated picture. Empty is allowed: the picture then equals its twin bit for bit.
+        """The edits, at most 256, of features of any dictionaries of this model. Regions are in pixels of
+        the generated picture. Empty is allowed: the picture then equals its twin bit for bit.
         """
 
     @_builtins.property
     def transports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transport]:
-        """Features carried over from other prompts, at most 8. Not with an initial image."""
+        """Features that are carried over from other prompts, at most 8 transports. Not allowed with an
+        initial image.
+        """
 
     @_builtins.property
     def initial_image(self) -> Global___InitialImage:
-        """Start from a picture. Absent means pure noise."""
+        """The picture from which the generation starts. Absent means pure noise."""
 
     def __init__(
         self,
@@ -216,8 +223,8 @@ Global___GenerationSettings: _TypeAlias = GenerationSettings  # noqa: Y015
 
 @_typing.final
 class Recipe(_message.Message):
-    """Everything needed to repeat a generation bit for bit: same recipe, same device, same versions,
-    same bits. It holds no reference to anything stored on the server.
+    """Everything that is needed to repeat a generation bit for bit on the same device with the same
+    versions. A recipe refers to nothing that is stored on the server.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -276,7 +283,7 @@ class Recipe(_message.Message):
     format_version: _builtins.int
     """Version of the recipe's layout, from 1."""
     server_version: _builtins.str
-    """Version of the server that made it."""
+    """Version of the server that generated the picture."""
     weights_sha256: _builtins.str
     """SHA-256 of the model's weights."""
     scheduler: _builtins.str
@@ -288,7 +295,7 @@ class Recipe(_message.Message):
     noise_sha256: _builtins.str
     """SHA-256 of the initial noise, little-endian FLOAT32."""
     picture_sha256: _builtins.str
-    """SHA-256 of the picture's pixels, 8-bit RGB, row by row: what a repetition must reproduce."""
+    """SHA-256 of the picture's pixels, 8-bit RGB, row by row. A repetition must reproduce this hash."""
     @_builtins.property
     def settings(self) -> Global___GenerationSettings:
         """The settings, with every default filled in."""
@@ -299,7 +306,7 @@ class Recipe(_message.Message):
 
     @_builtins.property
     def library_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Versions of the libraries that decide bits, by name."""
+        """Versions of the libraries on which the bits depend, by name."""
 
     def __init__(
         self,
@@ -326,7 +333,7 @@ Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """Asks for a picture."""
+    """A request for a picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -341,39 +348,40 @@ class GenerateRequest(_message.Message):
     ENCODE_DICTIONARIES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     allow_drift: _builtins.bool
-    """Repeat a recipe although something differs; the result may then differ, too."""
+    """Repeat a recipe despite such a difference; the result may then differ, too."""
     omit_twin: _builtins.bool
-    """Do not send the un-steered twin, nor the figures that need it. It is computed all the same when
-    the model's result depends on the size of its batch.
+    """Leave out the twin and the figures that need the twin. The server still computes the twin when
+    the model's result depends on the size of the batch.
     """
     preview_interval: _builtins.int
-    """Send a preview every this many steps, 0 to 1,000; 0 or absent means none."""
+    """Number of steps from one preview to the next, 0 to 1,000; 0 or absent means no previews."""
     preview_pixels: _builtins.int
     """Longer side of the previews in pixels, 16 to 512. 0 or absent means 128."""
     format: _image_pb2.ImageFormat.ValueType
     """Format of picture and twin. Absent means PNG."""
     request_id: _builtins.str
-    """A UUID made by the caller, written to the server's log with the call. Empty is allowed."""
+    """A UUID from the caller, which the server logs with the call. Empty is allowed."""
     @_builtins.property
     def settings(self) -> Global___GenerationSettings:
         """New settings."""
 
     @_builtins.property
     def recipe(self) -> Global___Recipe:
-        """A recipe to repeat. FAILED_PRECONDITION, naming the difference, when model, dictionaries,
-        device or versions here are not those of the recipe and `allow_drift` is not set.
+        """A recipe to repeat. FAILED_PRECONDITION, which names the difference, when the model,
+        dictionaries, device or versions of this server differ from those of the recipe and
+        `allow_drift` is not set.
         """
 
     @_builtins.property
     def effect_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts whose similarity is measured before and after, at most 16. Empty means the labels of the
-        edited features that a judge has confirmed (Description.judged_by), the first 16 of them.
+        """Texts whose similarity to the twin and to the picture is measured, at most 16. Empty means the
+        first 16 labels of edited features that a judge has confirmed (Description.judged_by).
         """
 
     @_builtins.property
     def encode_dictionaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Also encode the steered generation with these dictionaries of the model, at most 16: the answer
-        then says which features fired, averaged over the steps.
+        """Dictionaries of the model that also encode the steered generation, at most 16. The answer then
+        has the features that fired, averaged over the steps.
         """
 
     def __init__(
@@ -402,7 +410,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerationProgress(_message.Message):
-    """How far a generation is."""
+    """The progress of a generation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -416,10 +424,10 @@ class GenerationProgress(_message.Message):
     steps: _builtins.int
     """Steps in all."""
     queue_position: _builtins.int
-    """Calls ahead in the queue; work has begun when it is 0."""
+    """Number of calls ahead in the queue; 0 means that work has begun."""
     @_builtins.property
     def preview(self) -> _image_pb2.EncodedImage:
-        """The steered picture as the model sees it now. Absent unless asked for at this step."""
+        """The model's current estimate of the steered picture. Absent at steps without a preview."""
 
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
@@ -444,7 +452,7 @@ Global___GenerationProgress: _TypeAlias = GenerationProgress  # noqa: Y015
 
 @_typing.final
 class TextEffect(_message.Message):
-    """How the picture moved relative to a text."""
+    """The change of the picture's similarity to a text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -454,9 +462,9 @@ class TextEffect(_message.Message):
     text: _builtins.str
     """The text."""
     before: _builtins.float
-    """Similarity of the twin, cosine."""
+    """Cosine similarity of the twin to the text."""
     after: _builtins.float
-    """Similarity of the picture, cosine."""
+    """Cosine similarity of the picture to the text."""
     def __init__(
         self,
         *,
@@ -474,7 +482,7 @@ Global___TextEffect: _TypeAlias = TextEffect  # noqa: Y015
 
 @_typing.final
 class GenerationEffect(_message.Message):
-    """What the edits changed, picture against twin."""
+    """The effect of the edits: the picture compared with its twin."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -487,24 +495,26 @@ class GenerationEffect(_message.Message):
     PERCEPTUAL_CHANGE_OUTSIDE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     pixel_change: _builtins.float
-    """Mean absolute difference of pixel values in [0, 1], over all of the picture."""
+    """Mean absolute difference of pixel values in [0, 1], over the whole picture."""
     pixel_change_inside: _builtins.float
-    """The same inside the union of the edits' regions. Absent when an edit has no region."""
+    """Mean absolute difference of pixel values inside the union of the edits' regions. Absent when an
+    edit has no region.
+    """
     pixel_change_outside: _builtins.float
-    """The same outside it."""
+    """Mean absolute difference of pixel values outside this union. Absent when an edit has no region."""
     perceptual_change: _builtins.float
-    """Perceptual distance, over all of the picture: >= 0, 0 for equal pictures."""
+    """Perceptual distance over the whole picture: >= 0, and 0 for equal pictures."""
     perceptual_change_inside: _builtins.float
-    """The same inside the union of the edits' regions."""
+    """Perceptual distance inside the union of the edits' regions. Absent when an edit has no region."""
     perceptual_change_outside: _builtins.float
-    """The same outside it."""
+    """Perceptual distance outside this union. Absent when an edit has no region."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextEffect]:
-        """Movement relative to texts."""
+        """The changes of similarity to texts."""
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Metric]:
-        """Further figures."""
+        """Further metrics."""
 
     def __init__(
         self,
@@ -556,37 +566,37 @@ class GenerationResult(_message.Message):
     REPRODUCED_FIELD_NUMBER: _builtins.int
     UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     reproduced: _builtins.bool
-    """When a recipe was repeated: whether the bits are the same. Absent otherwise."""
+    """True when the repetition of a recipe gave the same bits. Absent without a recipe."""
     @_builtins.property
     def picture(self) -> _image_pb2.EncodedImage:
         """The picture."""
 
     @_builtins.property
     def twin(self) -> _image_pb2.EncodedImage:
-        """Its twin from the same noise without edits and transports. Absent when omitted."""
+        """The twin of the picture, from the same noise without edits and transports. Absent when omitted."""
 
     @_builtins.property
     def difference_map(self) -> _tensor_pb2.Tensor:
-        """Absolute difference of the two, mean over colours, values in [0, 1]. UINT8 with scale, shape
-        (height, width). Absent when the twin is omitted.
+        """Absolute difference of picture and twin, mean over colours, values in [0, 1]. UINT8 with scale,
+        shape (height, width). Absent when the twin is omitted.
         """
 
     @_builtins.property
     def effect(self) -> Global___GenerationEffect:
-        """What the edits changed. Absent when the twin is omitted."""
+        """The effect of the edits. Absent when the twin is omitted."""
 
     @_builtins.property
     def recipe(self) -> Global___Recipe:
-        """How to repeat it."""
+        """The recipe that repeats the generation."""
 
     @_builtins.property
     def encodings(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_service_pb2.EncodeResponse]:
-        """The features that fired, one per dictionary asked for."""
+        """The features that fired: one encoding for each dictionary of `encode_dictionaries`."""
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -621,11 +631,11 @@ class GenerateResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___GenerationProgress:
-        """How far it is; any number of them."""
+        """The progress; any number of these messages."""
 
     @_builtins.property
     def result(self) -> Global___GenerationResult:
-        """The result: the last message."""
+        """The result, in the last message."""
 
     def __init__(
         self,

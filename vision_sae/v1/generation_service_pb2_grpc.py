@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """Pictures made by a text-to-image model, with its features changed.
+    """Pictures that a text-to-image model generates while its features are edited.
     """
 
     def __init__(self, channel):
@@ -43,13 +43,13 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """Pictures made by a text-to-image model, with its features changed.
+    """Pictures that a text-to-image model generates while its features are edited.
     """
 
     def Generate(self, request, context):
         """Generates one picture with the edits and, from the same noise in the same batch, its twin
-        without them. Streams progress with previews, then one result. Cancelling the call stops the
-        work within one denoising step. Calls do not see each other's edits.
+        without the edits. The stream has progress with previews, then one result. Cancelling the call
+        stops the work within one denoising step. Calls do not see each other's edits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,7 +72,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """Pictures made by a text-to-image model, with its features changed.
+    """Pictures that a text-to-image model generates while its features are edited.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """Pictures made by a text-to-image model, with its features changed."""
+    """Pictures that a text-to-image model generates while its features are edited."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,23 +35,23 @@ class GenerationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]
     """Generates one picture with the edits and, from the same noise in the same batch, its twin
-    without them. Streams progress with previews, then one result. Cancelling the call stops the
-    work within one denoising step. Calls do not see each other's edits.
+    without the edits. The stream has progress with previews, then one result. Cancelling the call
+    stops the work within one denoising step. Calls do not see each other's edits.
     """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """Pictures made by a text-to-image model, with its features changed."""
+    """Pictures that a text-to-image model generates while its features are edited."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_service_pb2.GenerateRequest, _generation_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates one picture with the edits and, from the same noise in the same batch, its twin
-    without them. Streams progress with previews, then one result. Cancelling the call stops the
-    work within one denoising step. Calls do not see each other's edits.
+    without the edits. The stream has progress with previews, then one result. Cancelling the call
+    stops the work within one denoising step. Calls do not see each other's edits.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Pictures made by a text-to-image model, with its features changed."""
+    """Pictures that a text-to-image model generates while its features are edited."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -60,8 +60,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_service_pb2.GenerateResponse], _abc.AsyncIterator[_generation_service_pb2.GenerateResponse]]:
         """Generates one picture with the edits and, from the same noise in the same batch, its twin
-        without them. Streams progress with previews, then one result. Cancelling the call stops the
-        work within one denoising step. Calls do not see each other's edits.
+        without the edits. The stream has progress with previews, then one result. Cancelling the call
+        stops the work within one denoising step. Calls do not see each other's edits.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

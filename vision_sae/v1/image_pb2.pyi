@@ -36,7 +36,7 @@ class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageForm
     """WEBP, quality 85."""
 
 class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
-    """The file format of a picture made by the server."""
+    """The file format of a picture from the server."""
 
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
 """Not set: the server's choice, PNG for results and WEBP for previews and thumbnails."""
@@ -61,7 +61,7 @@ class _HeatmapFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Heatmap
     HEATMAP_FORMAT_FLOAT16: _HeatmapFormat.ValueType  # 2
     """FLOAT16, 2 bytes a patch."""
     HEATMAP_FORMAT_FLOAT32: _HeatmapFormat.ValueType  # 3
-    """FLOAT32, 4 bytes a patch: use it when sums are to be checked to float precision."""
+    """FLOAT32, 4 bytes a patch: needed to check sums to float precision."""
     HEATMAP_FORMAT_UINT8: _HeatmapFormat.ValueType  # 4
     """UINT8 with scale and offset, 1 byte a patch."""
 
@@ -75,15 +75,15 @@ HEATMAP_FORMAT_NONE: HeatmapFormat.ValueType  # 1
 HEATMAP_FORMAT_FLOAT16: HeatmapFormat.ValueType  # 2
 """FLOAT16, 2 bytes a patch."""
 HEATMAP_FORMAT_FLOAT32: HeatmapFormat.ValueType  # 3
-"""FLOAT32, 4 bytes a patch: use it when sums are to be checked to float precision."""
+"""FLOAT32, 4 bytes a patch: needed to check sums to float precision."""
 HEATMAP_FORMAT_UINT8: HeatmapFormat.ValueType  # 4
 """UINT8 with scale and offset, 1 byte a patch."""
 Global___HeatmapFormat: _TypeAlias = HeatmapFormat  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """A picture given by the caller. The server decodes it, uses it for this call, and forgets it:
-    pictures are never written to disk or logged, and the server never fetches a URL.
+    """A picture that the caller sends. The server decodes the picture, uses it for this call, and
+    forgets it: pictures are never written to disk or logged, and the server never fetches a URL.
 
     The format is read from the bytes; JPEG, PNG and WEBP are accepted. EXIF orientation is applied,
     the first frame of an animation is used, transparency is laid on white, and every colour mode
@@ -94,9 +94,9 @@ class Image(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The encoded file, 1 byte to ServerLimits.max_image_bytes; width times height at most
-    ServerLimits.max_image_pixels, checked before decoding. Required. A file that is no picture,
-    is cut off, or is too large answers INVALID_ARGUMENT.
+    """The encoded file, 1 byte to ServerLimits.max_image_bytes. The server checks before decoding
+    that width times height is at most ServerLimits.max_image_pixels. Required. INVALID_ARGUMENT
+    for a file that is not a picture, is truncated, or is too large.
     """
     def __init__(
         self,
@@ -113,7 +113,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class EncodedImage(_message.Message):
-    """A picture made by the server: a thumbnail, a preview or a result."""
+    """A picture from the server: a thumbnail, a preview or a result."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -147,9 +147,9 @@ Global___EncodedImage: _TypeAlias = EncodedImage  # noqa: Y015
 
 @_typing.final
 class Box(_message.Message):
-    """A rectangle in pixels of the original (oriented) picture: x to the right, y down, the corner
-    (0, 0) at the upper left. Half-open: it covers x0 <= x < x1 and y0 <= y < y1. Fractions are
-    allowed. In requests it must have an area; the part outside the picture is cut off.
+    """A rectangle in pixels of the original (oriented) picture: x to the right, y down, the corner (0,
+    0) at the upper left. The box is half-open: it covers x0 <= x < x1 and y0 <= y < y1. Fractions
+    are allowed. In requests a box must have an area; the part outside the picture is cut off.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -185,8 +185,9 @@ Global___Box: _TypeAlias = Box  # noqa: Y015
 @_typing.final
 class Region(_message.Message):
     """A part of a picture. A patch belongs to a region when at least half of the patch lies in it; if
-    none does, the patch with the largest overlap is taken. A region that overlaps none, because it
-    is empty, beside the picture, or in what the model's crop cuts off, is INVALID_ARGUMENT.
+    no patch does, the region is the patch with the largest overlap. INVALID_ARGUMENT for a region
+    that overlaps no patch: an empty region, or a region outside the picture or outside the model's
+    crop.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -199,9 +200,9 @@ class Region(_message.Message):
 
     @_builtins.property
     def mask(self) -> _tensor_pb2.Tensor:
-        """A mask over the whole picture, stretched to its size: BOOL, or UINT8 where 128 and above is
-        inside; when no value exceeds 1, 1 is inside. Shape (rows, cols), any size up to the
-        picture's own, or larger in the picture's proportions.
+        """A mask that is stretched over the whole picture. BOOL, or UINT8: values of at least 128 are
+        inside; when no value exceeds 1, the value 1 is inside. Shape (rows, cols): any size up to
+        the picture's size, or a larger size in the picture's proportions.
         """
 
     def __init__(
@@ -222,8 +223,8 @@ Global___Region: _TypeAlias = Region  # noqa: Y015
 
 @_typing.final
 class PatchGrid(_message.Message):
-    """How the patches of a site lie on the original picture, with resizing and cropping undone.
-    Patch (row, col) covers the box
+    """The grid of a site's patches on the original picture: the model's resizing and cropping are
+    undone. Patch (row, col) covers the box
       x0 = extent.x0 + col * (extent.x1 - extent.x0) / cols, and x1 the same for col + 1,
       y0 = extent.y0 + row * (extent.y1 - extent.y0) / rows, and y1 the same for row + 1.
     """
@@ -247,14 +248,14 @@ class PatchGrid(_message.Message):
     """Height of the original picture in pixels, after EXIF orientation."""
     @_builtins.property
     def extent(self) -> Global___Box:
-        """What the grid covers of the original picture. Smaller than the picture when the model crops,
-        larger when it pads.
+        """The box that the grid covers on the original picture. The box is smaller than the picture when
+        the model crops, and larger when the model pads.
         """
 
     @_builtins.property
     def special_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tokens that have no place in the picture, in the model's order: `cls`, `register_0`, ...
-        Empty when there are none.
+        Empty when the site has no such tokens.
         """
 
     @_builtins.property
@@ -297,10 +298,10 @@ class PatchActivation(_message.Message):
     col: _builtins.int
     """Column in the grid, from 0."""
     activation: _builtins.float
-    """The activation there, > 0, in the units of the site."""
+    """The activation at the patch, > 0, in the units of the site."""
     @_builtins.property
     def box(self) -> Global___Box:
-        """Where the patch lies in the original picture."""
+        """The box of the patch in the original picture."""
 
     def __init__(
         self,

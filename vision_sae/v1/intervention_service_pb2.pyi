@@ -32,7 +32,7 @@ class NamedTarget(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The caller's name for it, 1 to 100 characters, unique within the plan."""
+    """The caller's name for the scalar, 1 to 100 characters, unique within the plan."""
     @_builtins.property
     def target(self) -> _target_pb2.Target:
         """The scalar. Required."""
@@ -53,7 +53,7 @@ Global___NamedTarget: _TypeAlias = NamedTarget  # noqa: Y015
 
 @_typing.final
 class InterventionPlan(_message.Message):
-    """What to change and what to measure."""
+    """The edits, and the scalars to measure."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,25 +64,25 @@ class InterventionPlan(_message.Message):
     CONTROL_COUNT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     top_classes: _builtins.int
-    """Classes to report, by largest logit before and after, 0 to 1,000. Absent means 5. Ignored for
-    models without a classifier.
+    """Number of classes to report, by largest logit before and after, 0 to 1,000. Absent means 5.
+    Ignored for models without a classifier.
     """
     include_embeddings: _builtins.bool
-    """Send the image embeddings before and after, too."""
+    """Also send the image embeddings before and after."""
     control_count: _builtins.int
-    """The control: how many times the same edits are applied to random features of equal norm, 0 to
-    100. Absent means 0: no control, and no specificity in the answer.
+    """Number of runs of the control, 0 to 100. A run applies the same edits to random features of
+    equal norm. Absent means 0: no control, and no specificity in the answer.
     """
     seed: _builtins.int
     """Seed of the control and of the intervals. Absent means 0."""
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edit_pb2.Edit]:
-        """The edits, 1 to 256, of dictionaries of one model, at one or more sites. Required."""
+        """The edits, 1 to 256, of features of dictionaries of one model, at one or more sites. Required."""
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedTarget]:
         """The scalars to measure, at most 64. A target's feature may belong to any dictionary of the
-        model. Empty is allowed: then only classes and embedding are reported.
+        model. Empty is allowed: the answer then reports only classes and embedding.
         """
 
     def __init__(
@@ -115,9 +115,9 @@ class InterventionImage(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The caller's identifier, given back with the answer, at most 256 characters. Empty is allowed."""
+    """The caller's identifier, which the answer repeats, at most 256 characters. Empty is allowed."""
     group: _builtins.str
-    """The group it belongs to in a controlled experiment, for example `with` and `without` the
+    """The group of the picture in a controlled experiment, for example `with` and `without` the
     concept, at most 100 characters. Effects are summarised per group. Empty is a group, too.
     """
     @_builtins.property
@@ -141,7 +141,7 @@ Global___InterventionImage: _TypeAlias = InterventionImage  # noqa: Y015
 
 @_typing.final
 class InterveneRequest(_message.Message):
-    """Asks what edits change."""
+    """A request for the effects of edits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,7 +149,7 @@ class InterveneRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> Global___InterventionPlan:
-        """What to change and what to measure. Required."""
+        """The edits, and the scalars to measure. Required."""
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterventionImage]:
@@ -185,14 +185,14 @@ class TargetChange(_message.Message):
     id: _builtins.str
     """The name of the target."""
     before: _builtins.float
-    """Its value for the plain model."""
+    """The value without the edits."""
     after: _builtins.float
-    """Its value with the edits."""
+    """The value with the edits."""
     control_change: _builtins.float
-    """Mean absolute change under the control. Absent without one."""
+    """Mean absolute change under the control. Absent without a control."""
     specificity: _builtins.float
-    """|after - before| over `control_change`: above 1 the edits do more than chance. Absent without
-    a control, or when the control changes nothing.
+    """|after - before| divided by `control_change`: above 1, the edits change more than chance does.
+    Absent without a control, or when the control changes nothing.
     """
     def __init__(
         self,
@@ -231,17 +231,17 @@ class ClassChange(_message.Message):
     PROBABILITY_BEFORE_FIELD_NUMBER: _builtins.int
     PROBABILITY_AFTER_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its index."""
+    """The index of the class."""
     label: _builtins.str
-    """Its name. Empty when the model has none."""
+    """The name of the class. Empty when the model has no class names."""
     logit_before: _builtins.float
-    """Its logit for the plain model."""
+    """The logit without the edits."""
     logit_after: _builtins.float
-    """Its logit with the edits."""
+    """The logit with the edits."""
     probability_before: _builtins.float
-    """Its probability for the plain model, by softmax over all classes."""
+    """The probability without the edits, by softmax over all classes."""
     probability_after: _builtins.float
-    """Its probability with the edits."""
+    """The probability with the edits."""
     def __init__(
         self,
         *,
@@ -262,7 +262,7 @@ Global___ClassChange: _TypeAlias = ClassChange  # noqa: Y015
 
 @_typing.final
 class ImageChange(_message.Message):
-    """What the edits changed in one picture."""
+    """The changes by the edits in one picture."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -275,22 +275,28 @@ class ImageChange(_message.Message):
     embedding_similarity: _builtins.float
     """Cosine similarity of the embeddings before and after."""
     relative_change: _builtins.float
-    """Norm of the change at the edited sites over the norm of the site vectors, over all patches."""
+    """Norm of the change at the edited sites divided by the norm of the site vectors, over all
+    patches.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetChange]:
         """The scalars, in the order of the plan."""
 
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassChange]:
-        """The classes that lead before or after, by probability before."""
+        """The classes with the largest logits before or after, ordered by the probability before."""
 
     @_builtins.property
     def embedding_before(self) -> _tensor_pb2.Tensor:
-        """Embedding of the plain model. FLOAT32, shape (Model.embedding_width). Absent unless asked for."""
+        """The image embedding without the edits. FLOAT32, shape (Model.embedding_width). Absent without
+        `include_embeddings`.
+        """
 
     @_builtins.property
     def embedding_after(self) -> _tensor_pb2.Tensor:
-        """Embedding with the edits. FLOAT32, shape (Model.embedding_width). Absent unless asked for."""
+        """The image embedding with the edits. FLOAT32, shape (Model.embedding_width). Absent without
+        `include_embeddings`.
+        """
 
     def __init__(
         self,
@@ -323,11 +329,11 @@ class ImageIntervention(_message.Message):
     """The identifier of the picture."""
     @_builtins.property
     def change(self) -> Global___ImageChange:
-        """What changed."""
+        """The changes."""
 
     @_builtins.property
     def error(self) -> _measure_pb2.ItemError:
-        """Why there is no answer."""
+        """The error, if the picture failed."""
 
     def __init__(
         self,
@@ -366,15 +372,15 @@ class TargetEffect(_message.Message):
     group: _builtins.str
     """The group. Empty for pictures without one."""
     count: _builtins.int
-    """Number of pictures it rests on."""
+    """Number of pictures behind the effect."""
     mean: _builtins.float
     """Mean of after - before."""
     lower: _builtins.float
-    """Lower end of its 95 % bootstrap interval. Absent for fewer than 2 pictures."""
+    """Lower end of the 95 % bootstrap interval of the mean. Absent for fewer than 2 pictures."""
     upper: _builtins.float
-    """Upper end of its 95 % bootstrap interval. Absent for fewer than 2 pictures."""
+    """Upper end of the 95 % bootstrap interval of the mean. Absent for fewer than 2 pictures."""
     control_mean: _builtins.float
-    """Mean of after - before under the control. Absent without one."""
+    """Mean of after - before under the control. Absent without a control."""
     control_exceeded: _builtins.float
     """Share of the control's mean effects that are smaller in magnitude than `mean`, in [0, 1].
     Absent without a control.
@@ -419,8 +425,8 @@ Global___TargetEffect: _TypeAlias = TargetEffect  # noqa: Y015
 
 @_typing.final
 class GroupContrast(_message.Message):
-    """A controlled experiment: by how much more a scalar moves in the pictures of one group than in those
-    of another, with and without a concept for example.
+    """The result of a controlled experiment: the change of a scalar in the pictures of one group minus
+    the change in the pictures of another group, for example with and without a concept.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -434,15 +440,19 @@ class GroupContrast(_message.Message):
     id: _builtins.str
     """The name of the target."""
     group: _builtins.str
-    """The group that came first."""
+    """The group whose pictures came first."""
     other: _builtins.str
-    """The group it is compared with."""
+    """The group with which `group` is compared."""
     difference: _builtins.float
-    """Mean of after - before in `group`, less that in `other`."""
+    """Mean of after - before in `group` minus the mean in `other`."""
     lower: _builtins.float
-    """Lower end of its 95 % bootstrap interval. Absent when a group has fewer than 2 pictures."""
+    """Lower end of the 95 % bootstrap interval of the difference. Absent when a group has fewer than
+    2 pictures.
+    """
     upper: _builtins.float
-    """Upper end of its 95 % bootstrap interval. Absent when a group has fewer than 2 pictures."""
+    """Upper end of the 95 % bootstrap interval of the difference. Absent when a group has fewer than
+    2 pictures.
+    """
     def __init__(
         self,
         *,
@@ -480,21 +490,23 @@ class InterventionSummary(_message.Message):
     CONTRASTS_FIELD_NUMBER: _builtins.int
     UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.int
-    """Pictures that succeeded."""
+    """Number of pictures that succeeded."""
     failed: _builtins.int
-    """Pictures that failed."""
+    """Number of pictures that failed."""
     @_builtins.property
     def effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetEffect]:
-        """One per target and group, targets in the order of the plan, groups in the order they came."""
+        """One effect per target and group: targets in the order of the plan, groups in the order of their
+        first pictures.
+        """
 
     @_builtins.property
     def contrasts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupContrast]:
-        """The first group compared with each other one, for each target. Empty with one group."""
+        """The contrast of the first group with every other group, for each target. Empty with one group."""
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -516,7 +528,7 @@ Global___InterventionSummary: _TypeAlias = InterventionSummary  # noqa: Y015
 
 @_typing.final
 class InterveneResponse(_message.Message):
-    """What the edits changed."""
+    """The changes by the edits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -528,7 +540,7 @@ class InterveneResponse(_message.Message):
 
     @_builtins.property
     def summary(self) -> Global___InterventionSummary:
-        """The effects over all of them."""
+        """The effects over all pictures."""
 
     def __init__(
         self,
@@ -554,11 +566,11 @@ class StreamInterveneRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> Global___InterventionPlan:
-        """What to change and what to measure: the first message, and only that."""
+        """The plan, in the first message and in no other."""
 
     @_builtins.property
     def image(self) -> Global___InterventionImage:
-        """A picture: every further message."""
+        """A picture, in every further message."""
 
     def __init__(
         self,
@@ -590,7 +602,7 @@ class StreamInterveneResponse(_message.Message):
 
     @_builtins.property
     def summary(self) -> Global___InterventionSummary:
-        """The effects over all of them: the last message."""
+        """The effects over all pictures, in the last message."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InterventionServiceStub(object):
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     def __init__(self, channel):
@@ -49,8 +49,8 @@ class InterventionServiceStub(object):
 
 
 class InterventionServiceServicer(object):
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     def Intervene(self, request, context):
@@ -61,8 +61,9 @@ class InterventionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamIntervene(self, request_iterator, context):
-        """The same over any number of pictures: first the plan, then pictures; answers come in their
-        order, and a summary last, after the caller has closed its side.
+        """Intervene for any number of pictures. The caller sends first the plan, then pictures. Answers
+        come in the order of the pictures, and a summary comes last, after the caller has closed its
+        side.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,8 +91,8 @@ def add_InterventionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InterventionService(object):
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     @staticmethod

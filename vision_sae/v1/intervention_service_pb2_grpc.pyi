@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InterventionServiceStub:
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     @_typing.overload
@@ -38,27 +38,29 @@ class InterventionServiceStub:
     Intervene: _grpc.UnaryUnaryMultiCallable[_intervention_service_pb2.InterveneRequest, _intervention_service_pb2.InterveneResponse]
     """Applies edits to one or more pictures and measures the outputs before and after."""
     StreamIntervene: _grpc.StreamStreamMultiCallable[_intervention_service_pb2.StreamInterveneRequest, _intervention_service_pb2.StreamInterveneResponse]
-    """The same over any number of pictures: first the plan, then pictures; answers come in their
-    order, and a summary last, after the caller has closed its side.
+    """Intervene for any number of pictures. The caller sends first the plan, then pictures. Answers
+    come in the order of the pictures, and a summary comes last, after the caller has closed its
+    side.
     """
 
 @_typing.type_check_only
 class InterventionServiceAsyncStub(InterventionServiceStub):
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Intervene: _aio.UnaryUnaryMultiCallable[_intervention_service_pb2.InterveneRequest, _intervention_service_pb2.InterveneResponse]  # type: ignore[assignment]
     """Applies edits to one or more pictures and measures the outputs before and after."""
     StreamIntervene: _aio.StreamStreamMultiCallable[_intervention_service_pb2.StreamInterveneRequest, _intervention_service_pb2.StreamInterveneResponse]  # type: ignore[assignment]
-    """The same over any number of pictures: first the plan, then pictures; answers come in their
-    order, and a summary last, after the caller has closed its side.
+    """Intervene for any number of pictures. The caller sends first the plan, then pictures. Answers
+    come in the order of the pictures, and a summary comes last, after the caller has closed its
+    side.
     """
 
 class InterventionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What changes in a model's output when features change. What the dictionary does not explain is
-    kept; with no effective edit the output is bit-identical to the plain model's.
+    """The changes of a model's output when features change. The SAE error is kept. Without an effective
+    edit, the output is bit-identical to the output of the unedited model.
     """
 
     @_abc_1.abstractmethod
@@ -75,8 +77,9 @@ class InterventionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_intervention_service_pb2.StreamInterveneRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_intervention_service_pb2.StreamInterveneResponse], _abc.AsyncIterator[_intervention_service_pb2.StreamInterveneResponse]]:
-        """The same over any number of pictures: first the plan, then pictures; answers come in their
-        order, and a summary last, after the caller has closed its side.
+        """Intervene for any number of pictures. The caller sends first the plan, then pictures. Answers
+        come in the order of the pictures, and a summary comes last, after the caller has closed its
+        side.
         """
 
 def add_InterventionServiceServicer_to_server(servicer: InterventionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,35 +32,35 @@ class _LabelJobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LabelJo
     LABEL_JOB_STATE_UNSPECIFIED: _LabelJobState.ValueType  # 0
     """Not set."""
     LABEL_JOB_STATE_QUEUED: _LabelJobState.ValueType  # 1
-    """Waiting for a worker."""
+    """The job waits for a worker."""
     LABEL_JOB_STATE_RUNNING: _LabelJobState.ValueType  # 2
-    """At work."""
+    """Workers label units of the job."""
     LABEL_JOB_STATE_SUCCEEDED: _LabelJobState.ValueType  # 3
-    """Every unit is done. Ended."""
+    """The job has ended: every unit is done."""
     LABEL_JOB_STATE_FAILED: _LabelJobState.ValueType  # 4
-    """It cannot go on: `error` says why. Ended."""
+    """The job has ended with an error, and `error` says why."""
     LABEL_JOB_STATE_CANCELLED: _LabelJobState.ValueType  # 5
-    """Stopped by CancelLabelJob. Ended."""
+    """The job has ended: CancelLabelJob stopped it."""
     LABEL_JOB_STATE_EXHAUSTED: _LabelJobState.ValueType  # 6
-    """The budget is used up and units remain. Ended."""
+    """The job has ended: the budget is used up and units remain."""
 
 class LabelJobState(_LabelJobState, metaclass=_LabelJobStateEnumTypeWrapper):
-    """Where a job is in its life."""
+    """The state of a job."""
 
 LABEL_JOB_STATE_UNSPECIFIED: LabelJobState.ValueType  # 0
 """Not set."""
 LABEL_JOB_STATE_QUEUED: LabelJobState.ValueType  # 1
-"""Waiting for a worker."""
+"""The job waits for a worker."""
 LABEL_JOB_STATE_RUNNING: LabelJobState.ValueType  # 2
-"""At work."""
+"""Workers label units of the job."""
 LABEL_JOB_STATE_SUCCEEDED: LabelJobState.ValueType  # 3
-"""Every unit is done. Ended."""
+"""The job has ended: every unit is done."""
 LABEL_JOB_STATE_FAILED: LabelJobState.ValueType  # 4
-"""It cannot go on: `error` says why. Ended."""
+"""The job has ended with an error, and `error` says why."""
 LABEL_JOB_STATE_CANCELLED: LabelJobState.ValueType  # 5
-"""Stopped by CancelLabelJob. Ended."""
+"""The job has ended: CancelLabelJob stopped it."""
 LABEL_JOB_STATE_EXHAUSTED: LabelJobState.ValueType  # 6
-"""The budget is used up and units remain. Ended."""
+"""The job has ended: the budget is used up and units remain."""
 Global___LabelJobState: _TypeAlias = LabelJobState  # noqa: Y015
 
 @_typing.final
@@ -75,12 +75,12 @@ class FeatureUnits(_message.Message):
     dictionary: _builtins.str
     """`dictionaries/{dictionary}`. Required."""
     filter: _builtins.str
-    """Which features, in the grammar and with the fields of CatalogService.ListFeatures. Empty means
-    all that fire.
+    """A filter on features, in the grammar and with the fields of CatalogService.ListFeatures. Empty
+    means all features that fire.
     """
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which features, by index, at most 100,000. Empty means all that pass the filter."""
+        """Indices of features, at most 100,000. Empty means all features that pass the filter."""
 
     def __init__(
         self,
@@ -129,17 +129,17 @@ Global___NeuronUnits: _TypeAlias = NeuronUnits  # noqa: Y015
 
 @_typing.final
 class LabelJobBudget(_message.Message):
-    """What a job may use. A job that reaches any of them ends as EXHAUSTED."""
+    """The limits of a job. A job that reaches a limit ends as EXHAUSTED."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_UNITS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     max_units: _builtins.int
-    """Units to label, at most 2,147,483,647. 0 or absent means no limit."""
+    """Largest number of units to label, at most 2,147,483,647. 0 or absent means no limit."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Computing time, over all workers. Absent means no limit."""
+        """Longest computing time, over all workers. Absent means no limit."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ Global___LabelJobBudget: _TypeAlias = LabelJobBudget  # noqa: Y015
 
 @_typing.final
 class LabelJobProgress(_message.Message):
-    """How far a job is."""
+    """The progress of a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,22 +171,22 @@ class LabelJobProgress(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     total: _builtins.int
-    """Units in all. 0 until they are counted."""
+    """Number of units of the job. 0 until the units are counted."""
     done: _builtins.int
-    """Units finished: labelled, abstained or failed."""
+    """Number of finished units: labelled, abstained or failed."""
     labelled: _builtins.int
-    """Of these, units with a label."""
+    """Number of finished units with a label."""
     abstained: _builtins.int
-    """Of these, units without: the describer abstained."""
+    """Number of finished units for which the describer abstained."""
     failed: _builtins.int
-    """Of these, units whose labelling failed."""
+    """Number of finished units whose labelling failed."""
     rate: _builtins.float
-    """Units finished per second, over the last minute of work."""
+    """Number of units finished per second, over the last minute of work."""
     workers: _builtins.int
-    """Workers that hold a lease at the moment."""
+    """Number of workers that hold a lease at the moment."""
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
-        """Time to the end at this rate. Absent when the rate is not known."""
+        """Time to the end at this rate. Absent when the rate is unknown."""
 
     @_builtins.property
     def used(self) -> _duration_pb2.Duration:
@@ -239,12 +239,14 @@ class LabelJob(_message.Message):
     describer: _builtins.str
     """The describer, one of GetServerInfoResponse.describers. Empty means the server's default."""
     force: _builtins.bool
-    """Label units anew that have a description of this describer. Texts of people are never replaced."""
+    """Also label units that already have a description of this describer. Texts of people are never
+    replaced.
+    """
     state: Global___LabelJobState.ValueType
-    """Where it is in its life. Output only."""
+    """The state of the job. Output only."""
     creator: _builtins.str
-    """Who created it: the name on the caller's certificate, or that which a proxy gives them. Empty
-    where neither is known. Output only.
+    """The caller who created the job: the name on the caller's certificate, or the caller's name as a
+    proxy reports it. Empty for an unknown caller. Output only.
     """
     @_builtins.property
     def features(self) -> Global___FeatureUnits:
@@ -256,31 +258,33 @@ class LabelJob(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_description_pb2.ScoreMetric.ValueType]:
-        """What to measure on each label, at most 16. Empty means what the server is set up with."""
+        """The scores to measure on each label, at most 16. Empty means the scores of the server's
+        configuration.
+        """
 
     @_builtins.property
     def budget(self) -> Global___LabelJobBudget:
-        """What it may use. Absent means no limit."""
+        """The limits of the job. Absent means no limit."""
 
     @_builtins.property
     def progress(self) -> Global___LabelJobProgress:
-        """How far it is. Output only."""
+        """The progress of the job. Output only."""
 
     @_builtins.property
     def error(self) -> _measure_pb2.ItemError:
-        """Why it failed. Only in LABEL_JOB_STATE_FAILED. Output only."""
+        """The error that ended the job. Only in LABEL_JOB_STATE_FAILED. Output only."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was created. Output only."""
+        """The time at which the job was created. Output only."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When work began. Absent while it waits. Output only."""
+        """The time at which work began. Absent while the job waits. Output only."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended. Absent before. Output only."""
+        """The time at which the job ended. Absent until then. Output only."""
 
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -317,7 +321,7 @@ Global___LabelJob: _TypeAlias = LabelJob  # noqa: Y015
 
 @_typing.final
 class CreateLabelJobRequest(_message.Message):
-    """Asks to create a job."""
+    """A request to create a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -325,16 +329,17 @@ class CreateLabelJobRequest(_message.Message):
     LABEL_JOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     label_job_id: _builtins.str
-    """The last part of its name, 1 to 63 of a-z, 0-9 and -, beginning with a letter. ALREADY_EXISTS
-    when it is taken. Empty means one chosen by the server.
+    """The last part of the job's name, 1 to 63 of a-z, 0-9 and -, beginning with a letter.
+    ALREADY_EXISTS when another job has this name. Empty means that the server chooses the name.
     """
     request_id: _builtins.str
-    """A UUID made by the caller: a repeated call with the same one gets the first one's job; one that
-    asks for another job answers INVALID_ARGUMENT. Empty means no such protection.
+    """A UUID from the caller: a repeated call with the same UUID gets the job of the first call. A
+    call with the same UUID and another job answers INVALID_ARGUMENT. Empty means no protection
+    against repetition.
     """
     @_builtins.property
     def label_job(self) -> Global___LabelJob:
-        """What to do. Output-only fields are ignored. Required."""
+        """The job. Output-only fields are ignored. Required."""
 
     def __init__(
         self,
@@ -377,7 +382,7 @@ Global___CreateLabelJobResponse: _TypeAlias = CreateLabelJobResponse  # noqa: Y0
 
 @_typing.final
 class GetLabelJobRequest(_message.Message):
-    """Asks for one job."""
+    """A request for one job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -423,7 +428,7 @@ Global___GetLabelJobResponse: _TypeAlias = GetLabelJobResponse  # noqa: Y015
 
 @_typing.final
 class ListLabelJobsRequest(_message.Message):
-    """Asks for jobs."""
+    """A request for jobs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -433,12 +438,12 @@ class ListLabelJobsRequest(_message.Message):
     page_size: _builtins.int
     """Jobs per page, 1 to 1,000. 0 or absent means 50. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     filter: _builtins.str
     """Grammar of CatalogService. Fields: `state` (the lower-case end of the enum value: `running`),
-    `dictionary`, `model`, `describer`, `creator`. Empty means all.
+    `dictionary`, `model`, `describer`, `creator`. Empty means all jobs.
     """
     def __init__(
         self,
@@ -464,7 +469,7 @@ class ListLabelJobsResponse(_message.Message):
     LABEL_JOBS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def label_jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelJob]:
         """The jobs, newest first."""
@@ -485,7 +490,7 @@ Global___ListLabelJobsResponse: _TypeAlias = ListLabelJobsResponse  # noqa: Y015
 
 @_typing.final
 class CancelLabelJobRequest(_message.Message):
-    """Asks to stop a job."""
+    """A request to stop a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -514,7 +519,7 @@ class CancelLabelJobResponse(_message.Message):
     LABEL_JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def label_job(self) -> Global___LabelJob:
-        """The job as it is now."""
+        """The job in its current state."""
 
     def __init__(
         self,
@@ -531,7 +536,7 @@ Global___CancelLabelJobResponse: _TypeAlias = CancelLabelJobResponse  # noqa: Y0
 
 @_typing.final
 class WatchLabelJobRequest(_message.Message):
-    """Asks to follow a job."""
+    """A request to follow a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -541,9 +546,11 @@ class WatchLabelJobRequest(_message.Message):
     name: _builtins.str
     """`labelJobs/{label_job}`. Required."""
     resume_token: _builtins.str
-    """`resume_token` of the last message seen. Empty means from the beginning."""
+    """`resume_token` of the last message that the caller received. Empty means from the beginning."""
     progress_only: _builtins.bool
-    """Send progress only, not each unit. Progress comes when it changes, at most once a second."""
+    """Send only the progress, without the units. A message comes when the progress changes, at most
+    once a second.
+    """
     def __init__(
         self,
         *,
@@ -561,7 +568,7 @@ Global___WatchLabelJobRequest: _TypeAlias = WatchLabelJobRequest  # noqa: Y015
 
 @_typing.final
 class LabelledUnit(_message.Message):
-    """A unit that was finished."""
+    """A finished unit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -569,8 +576,8 @@ class LabelledUnit(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
-    """The feature, `dictionaries/{dictionary}/features/{index}`; for a raw neuron, of the raw neuron
-    dictionary of its site.
+    """The feature, `dictionaries/{dictionary}/features/{index}`; for a raw neuron, a feature of the
+    raw neuron dictionary of the neuron's site.
     """
     @_builtins.property
     def description(self) -> _description_pb2.Description:
@@ -578,7 +585,7 @@ class LabelledUnit(_message.Message):
 
     @_builtins.property
     def error(self) -> _measure_pb2.ItemError:
-        """Why it failed."""
+        """The error, if labelling the unit failed."""
 
     def __init__(
         self,
@@ -607,10 +614,10 @@ class WatchLabelJobResponse(_message.Message):
     LABEL_JOB_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Give this back in `resume_token` to go on after this message."""
+    """The token that lets WatchLabelJobRequest.resume_token continue after this message."""
     @_builtins.property
     def unit(self) -> Global___LabelledUnit:
-        """A unit that was finished."""
+        """A finished unit."""
 
     @_builtins.property
     def label_job(self) -> Global___LabelJob:

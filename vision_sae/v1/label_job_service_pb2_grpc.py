@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class LabelJobServiceStub(object):
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     def __init__(self, channel):
@@ -65,7 +65,7 @@ class LabelJobServiceStub(object):
 
 class LabelJobServiceServicer(object):
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     def CreateLabelJob(self, request, context):
@@ -76,7 +76,7 @@ class LabelJobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLabelJob(self, request, context):
-        """One job. NOT_FOUND when there is none of this name.
+        """One job. NOT_FOUND when no job has this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,16 +90,16 @@ class LabelJobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelLabelJob(self, request, context):
-        """Stops a job; labels made so far stay. A job that has ended stays as it is.
+        """Stops a job; labels that the job has already made stay. A job that has ended does not change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchLabelJob(self, request, context):
-        """Follows a job: every labelled unit, in the order they were finished, and its progress. Each
-        message has a token from which a later call goes on without loss or repetition. Ends with OK
-        after the message in which the job has ended.
+        """Follows a job: the stream has the progress of the job and every finished unit, first the unit
+        that was finished first. Each message has a token from which a later call continues without
+        loss or repetition. The stream ends with OK after the message with the final state of the job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +143,7 @@ def add_LabelJobServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LabelJobService(object):
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     @staticmethod

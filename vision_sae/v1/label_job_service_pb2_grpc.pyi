@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class LabelJobServiceStub:
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     @_typing.overload
@@ -38,41 +38,41 @@ class LabelJobServiceStub:
     CreateLabelJob: _grpc.UnaryUnaryMultiCallable[_label_job_service_pb2.CreateLabelJobRequest, _label_job_service_pb2.CreateLabelJobResponse]
     """Creates a job and puts it in the queue."""
     GetLabelJob: _grpc.UnaryUnaryMultiCallable[_label_job_service_pb2.GetLabelJobRequest, _label_job_service_pb2.GetLabelJobResponse]
-    """One job. NOT_FOUND when there is none of this name."""
+    """One job. NOT_FOUND when no job has this name."""
     ListLabelJobs: _grpc.UnaryUnaryMultiCallable[_label_job_service_pb2.ListLabelJobsRequest, _label_job_service_pb2.ListLabelJobsResponse]
     """Jobs, newest first, in pages."""
     CancelLabelJob: _grpc.UnaryUnaryMultiCallable[_label_job_service_pb2.CancelLabelJobRequest, _label_job_service_pb2.CancelLabelJobResponse]
-    """Stops a job; labels made so far stay. A job that has ended stays as it is."""
+    """Stops a job; labels that the job has already made stay. A job that has ended does not change."""
     WatchLabelJob: _grpc.UnaryStreamMultiCallable[_label_job_service_pb2.WatchLabelJobRequest, _label_job_service_pb2.WatchLabelJobResponse]
-    """Follows a job: every labelled unit, in the order they were finished, and its progress. Each
-    message has a token from which a later call goes on without loss or repetition. Ends with OK
-    after the message in which the job has ended.
+    """Follows a job: the stream has the progress of the job and every finished unit, first the unit
+    that was finished first. Each message has a token from which a later call continues without
+    loss or repetition. The stream ends with OK after the message with the final state of the job.
     """
 
 @_typing.type_check_only
 class LabelJobServiceAsyncStub(LabelJobServiceStub):
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateLabelJob: _aio.UnaryUnaryMultiCallable[_label_job_service_pb2.CreateLabelJobRequest, _label_job_service_pb2.CreateLabelJobResponse]  # type: ignore[assignment]
     """Creates a job and puts it in the queue."""
     GetLabelJob: _aio.UnaryUnaryMultiCallable[_label_job_service_pb2.GetLabelJobRequest, _label_job_service_pb2.GetLabelJobResponse]  # type: ignore[assignment]
-    """One job. NOT_FOUND when there is none of this name."""
+    """One job. NOT_FOUND when no job has this name."""
     ListLabelJobs: _aio.UnaryUnaryMultiCallable[_label_job_service_pb2.ListLabelJobsRequest, _label_job_service_pb2.ListLabelJobsResponse]  # type: ignore[assignment]
     """Jobs, newest first, in pages."""
     CancelLabelJob: _aio.UnaryUnaryMultiCallable[_label_job_service_pb2.CancelLabelJobRequest, _label_job_service_pb2.CancelLabelJobResponse]  # type: ignore[assignment]
-    """Stops a job; labels made so far stay. A job that has ended stays as it is."""
+    """Stops a job; labels that the job has already made stay. A job that has ended does not change."""
     WatchLabelJob: _aio.UnaryStreamMultiCallable[_label_job_service_pb2.WatchLabelJobRequest, _label_job_service_pb2.WatchLabelJobResponse]  # type: ignore[assignment]
-    """Follows a job: every labelled unit, in the order they were finished, and its progress. Each
-    message has a token from which a later call goes on without loss or repetition. Ends with OK
-    after the message in which the job has ended.
+    """Follows a job: the stream has the progress of the job and every finished unit, first the unit
+    that was finished first. Each message has a token from which a later call continues without
+    loss or repetition. The stream ends with OK after the message with the final state of the job.
     """
 
 class LabelJobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Labels for a whole dictionary, or for every neuron of a model, in one job: each unit is labelled
-    exactly once, whatever happens to server and workers in between.
+    exactly once, even if the server or its workers fail in between.
     """
 
     @_abc_1.abstractmethod
@@ -89,7 +89,7 @@ class LabelJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _label_job_service_pb2.GetLabelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_label_job_service_pb2.GetLabelJobResponse, _abc.Awaitable[_label_job_service_pb2.GetLabelJobResponse]]:
-        """One job. NOT_FOUND when there is none of this name."""
+        """One job. NOT_FOUND when no job has this name."""
 
     @_abc_1.abstractmethod
     def ListLabelJobs(
@@ -105,7 +105,7 @@ class LabelJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _label_job_service_pb2.CancelLabelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_label_job_service_pb2.CancelLabelJobResponse, _abc.Awaitable[_label_job_service_pb2.CancelLabelJobResponse]]:
-        """Stops a job; labels made so far stay. A job that has ended stays as it is."""
+        """Stops a job; labels that the job has already made stay. A job that has ended does not change."""
 
     @_abc_1.abstractmethod
     def WatchLabelJob(
@@ -113,9 +113,9 @@ class LabelJobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _label_job_service_pb2.WatchLabelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_label_job_service_pb2.WatchLabelJobResponse], _abc.AsyncIterator[_label_job_service_pb2.WatchLabelJobResponse]]:
-        """Follows a job: every labelled unit, in the order they were finished, and its progress. Each
-        message has a token from which a later call goes on without loss or repetition. Ends with OK
-        after the message in which the job has ended.
+        """Follows a job: the stream has the progress of the job and every finished unit, first the unit
+        that was finished first. Each message has a token from which a later call continues without
+        loss or repetition. The stream ends with OK after the message with the final state of the job.
         """
 
 def add_LabelJobServiceServicer_to_server(servicer: LabelJobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

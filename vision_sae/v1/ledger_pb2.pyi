@@ -31,16 +31,22 @@ class _AttributionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Att
     ATTRIBUTION_METHOD_UNSPECIFIED: _AttributionMethod.ValueType  # 0
     """Not set: INTEGRATED_GRADIENTS."""
     ATTRIBUTION_METHOD_ACT_X_GRAD: _AttributionMethod.ValueType  # 1
-    """Activation times gradient of the target: one backward pass. Fast; the sum is approximate."""
+    """Activation times gradient of the target, from one backward pass. The method is fast, and its
+    sum is approximate.
+    """
     ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS: _AttributionMethod.ValueType  # 2
-    """Integrated gradients over codes and error, Gauss-Legendre nodes. The sum checks."""
+    """Integrated gradients over codes and SAE error, by Gauss-Legendre quadrature. The contributions
+    add up to the change of the target.
+    """
     ATTRIBUTION_METHOD_EXACT_ABLATION: _AttributionMethod.ValueType  # 3
-    """The strongest features by ACT_X_GRAD are ablated one by one, and the target measured again. Of
-    a single feature, at the patches, it is the truth; effects of several do not add up. Takes no
-    baseline: what is ablated becomes 0.
+    """The strongest features by ACT_X_GRAD are ablated one by one, and the target is measured again.
+    The effect of a single feature at the patches is exact; effects of several features do not add
+    up. The method takes no baseline: ablated activations become 0.
     """
     ATTRIBUTION_METHOD_CONTRAST_IMAGE: _AttributionMethod.ValueType  # 4
-    """Integrated gradients from the codes of another picture. Needs a baseline image."""
+    """Integrated gradients from the codes of another picture, which is the baseline. Needs a baseline
+    image.
+    """
     ATTRIBUTION_METHOD_GRADIENT_X_INPUT: _AttributionMethod.ValueType  # 5
     """Baseline for comparison: gradient times input of the site vector, one map, no features."""
     ATTRIBUTION_METHOD_GRAD_CAM: _AttributionMethod.ValueType  # 6
@@ -48,30 +54,36 @@ class _AttributionMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Att
     ATTRIBUTION_METHOD_EIGEN_CAM: _AttributionMethod.ValueType  # 7
     """Baseline for comparison: Eigen-CAM of the site, one map, no features."""
     ATTRIBUTION_METHOD_DEEP_FEATURE_FACTORISATION: _AttributionMethod.ValueType  # 8
-    """Baseline for comparison: non-negative factorisation of the site over this and the context
-    images, one map per component, no features.
+    """Baseline for comparison: non-negative factorisation of the site over the picture and the
+    context images, one map per component, no features.
     """
     ATTRIBUTION_METHOD_RAW_NEURON: _AttributionMethod.ValueType  # 9
-    """Baseline for comparison: ACT_X_GRAD over the raw neurons of the site. Features are named by the
-    raw neuron dictionary of the site.
+    """Baseline for comparison: ACT_X_GRAD over the raw neurons of the site. The features are those of
+    the raw neuron dictionary of the site.
     """
 
 class AttributionMethod(_AttributionMethod, metaclass=_AttributionMethodEnumTypeWrapper):
-    """How an attribution is computed."""
+    """The method of an attribution."""
 
 ATTRIBUTION_METHOD_UNSPECIFIED: AttributionMethod.ValueType  # 0
 """Not set: INTEGRATED_GRADIENTS."""
 ATTRIBUTION_METHOD_ACT_X_GRAD: AttributionMethod.ValueType  # 1
-"""Activation times gradient of the target: one backward pass. Fast; the sum is approximate."""
+"""Activation times gradient of the target, from one backward pass. The method is fast, and its
+sum is approximate.
+"""
 ATTRIBUTION_METHOD_INTEGRATED_GRADIENTS: AttributionMethod.ValueType  # 2
-"""Integrated gradients over codes and error, Gauss-Legendre nodes. The sum checks."""
+"""Integrated gradients over codes and SAE error, by Gauss-Legendre quadrature. The contributions
+add up to the change of the target.
+"""
 ATTRIBUTION_METHOD_EXACT_ABLATION: AttributionMethod.ValueType  # 3
-"""The strongest features by ACT_X_GRAD are ablated one by one, and the target measured again. Of
-a single feature, at the patches, it is the truth; effects of several do not add up. Takes no
-baseline: what is ablated becomes 0.
+"""The strongest features by ACT_X_GRAD are ablated one by one, and the target is measured again.
+The effect of a single feature at the patches is exact; effects of several features do not add
+up. The method takes no baseline: ablated activations become 0.
 """
 ATTRIBUTION_METHOD_CONTRAST_IMAGE: AttributionMethod.ValueType  # 4
-"""Integrated gradients from the codes of another picture. Needs a baseline image."""
+"""Integrated gradients from the codes of another picture, which is the baseline. Needs a baseline
+image.
+"""
 ATTRIBUTION_METHOD_GRADIENT_X_INPUT: AttributionMethod.ValueType  # 5
 """Baseline for comparison: gradient times input of the site vector, one map, no features."""
 ATTRIBUTION_METHOD_GRAD_CAM: AttributionMethod.ValueType  # 6
@@ -79,12 +91,12 @@ ATTRIBUTION_METHOD_GRAD_CAM: AttributionMethod.ValueType  # 6
 ATTRIBUTION_METHOD_EIGEN_CAM: AttributionMethod.ValueType  # 7
 """Baseline for comparison: Eigen-CAM of the site, one map, no features."""
 ATTRIBUTION_METHOD_DEEP_FEATURE_FACTORISATION: AttributionMethod.ValueType  # 8
-"""Baseline for comparison: non-negative factorisation of the site over this and the context
-images, one map per component, no features.
+"""Baseline for comparison: non-negative factorisation of the site over the picture and the
+context images, one map per component, no features.
 """
 ATTRIBUTION_METHOD_RAW_NEURON: AttributionMethod.ValueType  # 9
-"""Baseline for comparison: ACT_X_GRAD over the raw neurons of the site. Features are named by the
-raw neuron dictionary of the site.
+"""Baseline for comparison: ACT_X_GRAD over the raw neurons of the site. The features are those of
+the raw neuron dictionary of the site.
 """
 Global___AttributionMethod: _TypeAlias = AttributionMethod  # noqa: Y015
 
@@ -99,19 +111,19 @@ class _ReferenceCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Referen
     REFERENCE_CODE_ZERO: _ReferenceCode.ValueType  # 1
     """No feature is active and the error is zero; the block adds its bias only."""
     REFERENCE_CODE_MEAN: _ReferenceCode.ValueType  # 2
-    """The mean code and mean error over the pictures the dictionary was measured on."""
+    """The mean code and the mean error over the pictures on which the dictionary was measured."""
     REFERENCE_CODE_BLOCK_REMOVED: _ReferenceCode.ValueType  # 3
     """The block adds nothing at all; the bias is attributed too."""
 
 class ReferenceCode(_ReferenceCode, metaclass=_ReferenceCodeEnumTypeWrapper):
-    """The reference an attribution is measured from."""
+    """The reference from which an attribution is measured."""
 
 REFERENCE_CODE_UNSPECIFIED: ReferenceCode.ValueType  # 0
 """Not set: ZERO."""
 REFERENCE_CODE_ZERO: ReferenceCode.ValueType  # 1
 """No feature is active and the error is zero; the block adds its bias only."""
 REFERENCE_CODE_MEAN: ReferenceCode.ValueType  # 2
-"""The mean code and mean error over the pictures the dictionary was measured on."""
+"""The mean code and the mean error over the pictures on which the dictionary was measured."""
 REFERENCE_CODE_BLOCK_REMOVED: ReferenceCode.ValueType  # 3
 """The block adds nothing at all; the bias is attributed too."""
 Global___ReferenceCode: _TypeAlias = ReferenceCode  # noqa: Y015
@@ -127,17 +139,17 @@ class _FaithfulnessSpaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fai
     FAITHFULNESS_SPACE_CODE: _FaithfulnessSpace.ValueType  # 1
     """Features of the code."""
     FAITHFULNESS_SPACE_PIXEL: _FaithfulnessSpace.ValueType  # 2
-    """Patches of the picture, replaced by its blurred version."""
+    """Patches of the picture; a blurred version of the picture replaces them."""
 
 class FaithfulnessSpace(_FaithfulnessSpace, metaclass=_FaithfulnessSpaceEnumTypeWrapper):
-    """What is deleted or inserted when faithfulness is measured."""
+    """The parts that are deleted or inserted to measure faithfulness."""
 
 FAITHFULNESS_SPACE_UNSPECIFIED: FaithfulnessSpace.ValueType  # 0
 """Not set."""
 FAITHFULNESS_SPACE_CODE: FaithfulnessSpace.ValueType  # 1
 """Features of the code."""
 FAITHFULNESS_SPACE_PIXEL: FaithfulnessSpace.ValueType  # 2
-"""Patches of the picture, replaced by its blurred version."""
+"""Patches of the picture; a blurred version of the picture replaces them."""
 Global___FaithfulnessSpace: _TypeAlias = FaithfulnessSpace  # noqa: Y015
 
 class _FaithfulnessTest:
@@ -149,28 +161,28 @@ class _FaithfulnessTestEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fait
     FAITHFULNESS_TEST_UNSPECIFIED: _FaithfulnessTest.ValueType  # 0
     """Not set."""
     FAITHFULNESS_TEST_DELETION: _FaithfulnessTest.ValueType  # 1
-    """The most important first are taken away: a small area is good."""
+    """Parts are deleted, the most important parts first: a small area is good."""
     FAITHFULNESS_TEST_INSERTION: _FaithfulnessTest.ValueType  # 2
-    """The most important first are put back: a large area is good."""
+    """Parts are inserted, the most important parts first: a large area is good."""
 
 class FaithfulnessTest(_FaithfulnessTest, metaclass=_FaithfulnessTestEnumTypeWrapper):
-    """Whether parts are taken away or put back."""
+    """The two tests of faithfulness: deletion and insertion."""
 
 FAITHFULNESS_TEST_UNSPECIFIED: FaithfulnessTest.ValueType  # 0
 """Not set."""
 FAITHFULNESS_TEST_DELETION: FaithfulnessTest.ValueType  # 1
-"""The most important first are taken away: a small area is good."""
+"""Parts are deleted, the most important parts first: a small area is good."""
 FAITHFULNESS_TEST_INSERTION: FaithfulnessTest.ValueType  # 2
-"""The most important first are put back: a large area is good."""
+"""Parts are inserted, the most important parts first: a large area is good."""
 Global___FaithfulnessTest: _TypeAlias = FaithfulnessTest  # noqa: Y015
 
 @_typing.final
 class Ledger(_message.Message):
-    """The books of one attribution. By construction
+    """The ledger of one attribution. By construction
       total = features_total + sae_error + bias, and
       completeness_gap = (target_value - baseline_value) - total.
-    `features_total` covers all features, shown or not: it is the sum of the shown contributions
-    plus `remainder`. All figures are in the unit of the target.
+    `features_total` covers all features: the sum of the shown contributions plus `remainder`. All
+    figures are in the unit of the target.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -188,29 +200,31 @@ class Ledger(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     target_value: _builtins.float
-    """The target for the picture as it is."""
+    """The target for the unchanged picture."""
     baseline_value: _builtins.float
     """The target at the reference."""
     total: _builtins.float
-    """Everything that was attributed."""
+    """The sum of all contributions."""
     features_total: _builtins.float
-    """The part of all features."""
+    """The contribution of all features."""
     sae_error: _builtins.float
-    """The part of what the dictionary does not explain."""
+    """The contribution of the SAE error, the part of the site vectors that the dictionary does not
+    explain.
+    """
     bias: _builtins.float
-    """The part of the dictionary's bias. 0 unless the reference removes the block."""
+    """The contribution of the dictionary's bias. 0 unless the reference removes the block."""
     remainder: _builtins.float
-    """The part of the features that are not shown."""
+    """The contribution of the features that are not shown."""
     remainder_count: _builtins.int
     """Number of active features that are not shown."""
     completeness_gap: _builtins.float
-    """What the method failed to attribute. 0 is perfect."""
+    """The part of the target's change that the method did not attribute. 0 is perfect."""
     method: Global___AttributionMethod.ValueType
-    """The method used, never UNSPECIFIED."""
+    """The method that was used, never UNSPECIFIED."""
     nodes: _builtins.int
-    """Number of integration nodes used. 1 for methods without integration."""
+    """Number of integration nodes. 1 for methods without integration."""
     reference: Global___ReferenceCode.ValueType
-    """The reference used. UNSPECIFIED when it was a picture."""
+    """The reference that was used. UNSPECIFIED when the baseline was a picture."""
     def __init__(
         self,
         *,
@@ -237,7 +251,7 @@ Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
 
 @_typing.final
 class FeatureContribution(_message.Message):
-    """What one feature contributed."""
+    """The contribution of one feature."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,29 +262,29 @@ class FeatureContribution(_message.Message):
     MAX_ACTIVATION_FIELD_NUMBER: _builtins.int
     PATCHES_FIELD_NUMBER: _builtins.int
     contribution: _builtins.float
-    """Its contribution over all patches and special tokens, in the unit of the target; negative when
-    it works against the target.
+    """The contribution over all patches and special tokens, in the unit of the target; negative when
+    the feature lowers the target.
     """
     special_tokens: _builtins.float
     """The part of `contribution` at special tokens (CLS, registers), which the heat map cannot show.
-    0 unless AttributeRequest.special_tokens.
+    0 without AttributeRequest.special_tokens.
     """
     max_activation: _builtins.float
-    """Its largest activation in the picture, in the units of the site."""
+    """The largest activation of the feature in the picture, in the units of the site."""
     @_builtins.property
     def feature(self) -> _feature_pb2.Feature:
-        """The feature, in the view asked for."""
+        """The feature, in the view of the request."""
 
     @_builtins.property
     def heatmap(self) -> _tensor_pb2.Tensor:
-        """Its contribution per patch; with `special_tokens` it sums to `contribution`. Shape (rows,
-        cols). Absent when no heat maps were asked for.
+        """The contribution at each patch; the map's sum plus `special_tokens` is `contribution`. Shape
+        (rows, cols). Absent with HEATMAP_FORMAT_NONE.
         """
 
     @_builtins.property
     def patches(self) -> _containers.RepeatedCompositeFieldContainer[_image_pb2.PatchActivation]:
-        """Where it contributes most by magnitude, strongest first. `activation` is the feature's
-        activation there.
+        """The patches with the largest contributions by magnitude, strongest first. `activation` is the
+        feature's activation at the patch.
         """
 
     def __init__(
@@ -303,10 +317,10 @@ class ComponentMap(_message.Message):
     index: _builtins.int
     """Index of the component, from 0."""
     contribution: _builtins.float
-    """Effect on the target of removing it, in the unit of the target."""
+    """Effect on the target when the component is removed, in the unit of the target."""
     @_builtins.property
     def heatmap(self) -> _tensor_pb2.Tensor:
-        """Its strength per patch, >= 0. Shape (rows, cols)."""
+        """The strength of the component at each patch, >= 0. Shape (rows, cols)."""
 
     def __init__(
         self,
@@ -325,9 +339,9 @@ Global___ComponentMap: _TypeAlias = ComponentMap  # noqa: Y015
 
 @_typing.final
 class Faithfulness(_message.Message):
-    """How far the order of an attribution agrees with what the model does. Areas are under the curve of
-    the target (0 for the smallest value that it took on the way in any order, 1 for the largest)
-    against the share removed or put back.
+    """The agreement of an attribution's order with the model's behaviour. An area lies under the curve
+    of the target against the share of deleted or inserted parts. The target is scaled: 0 is its
+    smallest value on the way in any order, and 1 its largest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -339,17 +353,15 @@ class Faithfulness(_message.Message):
     AREA_ACTIVATION_FIELD_NUMBER: _builtins.int
     CURVE_FIELD_NUMBER: _builtins.int
     space: Global___FaithfulnessSpace.ValueType
-    """What was removed or put back."""
+    """The parts that were deleted or inserted."""
     test: Global___FaithfulnessTest.ValueType
-    """Which of the two."""
+    """The test."""
     area: _builtins.float
     """Area for the attribution's order."""
     area_random: _builtins.float
     """Mean area over random orders."""
     area_activation: _builtins.float
-    """Area for the order by activation: of features by theirs, of patches by that of all their
-    features.
-    """
+    """Area for the order by activation. The activation of a patch is that of all its features."""
     @_builtins.property
     def curve(self) -> _tensor_pb2.Tensor:
         """The curve of the attribution's order. FLOAT32, shape (points, 2): share, target."""
@@ -392,19 +404,19 @@ class SiteAttribution(_message.Message):
     dictionary: _builtins.str
     """The dictionary whose features are shown, `dictionaries/{dictionary}`."""
     explained_variance: _builtins.float
-    """Share of this picture's site vectors that the dictionary explains, at most 1."""
+    """Explained variance of this picture's site vectors, at most 1, as in EncodeResponse."""
     special_tokens: _builtins.float
-    """The part of `Ledger.total` at special tokens, which `total_map` cannot show. 0 unless
+    """The part of `Ledger.total` at special tokens, which `total_map` cannot show. 0 without
     AttributeRequest.special_tokens.
     """
     @_builtins.property
     def grid(self) -> _image_pb2.PatchGrid:
-        """How the patches lie on the picture."""
+        """The grid of patches on the picture."""
 
     @_builtins.property
     def ledger(self) -> Global___Ledger:
-        """The books. Absent for GRADIENT_X_INPUT, GRAD_CAM, EIGEN_CAM and DEEP_FEATURE_FACTORISATION,
-        which promise no sum.
+        """The ledger. Absent for GRADIENT_X_INPUT, GRAD_CAM, EIGEN_CAM and DEEP_FEATURE_FACTORISATION,
+        which guarantee no sum.
         """
 
     @_builtins.property
@@ -413,8 +425,8 @@ class SiteAttribution(_message.Message):
 
     @_builtins.property
     def total_map(self) -> _tensor_pb2.Tensor:
-        """All features, error and bias together, per patch; for methods without features, their map.
-        Shape (rows, cols). Absent when no heat maps were asked for.
+        """The contribution of features, error and bias together at each patch; for methods without
+        features, the map of the method. Shape (rows, cols). Absent with HEATMAP_FORMAT_NONE.
         """
 
     @_builtins.property
@@ -423,7 +435,7 @@ class SiteAttribution(_message.Message):
 
     @_builtins.property
     def faithfulness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Faithfulness]:
-        """How faithful this answer is. Empty unless asked for."""
+        """The faithfulness of this attribution. Empty without AttributeRequest.faithfulness."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Metric(_message.Message):
-    """One measured figure."""
+    """One measured value."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -29,12 +29,13 @@ class Metric(_message.Message):
     CONTROL_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What was measured, in lower_snake_case, named as SAEBench names it where it does. Metrics of a
-    dictionary, after the data set and a dot: `build.explained_variance` (1 is perfect, 0 equals
-    predicting the mean), `l0` (mean number of active features per patch), `frac_alive` (share of
-    features that ever fire), `cossim`, `ce_loss_score`, `average_max_decoder_cosine_sim`. Of a
-    feature: `monosemanticity` (mean cosine of the pictures that fire it). Of a generation:
-    `changed_share` (share of pixels that differ at all). Unknown names are to be shown as they are.
+    """The name of the metric, in lower_snake_case; SAEBench's name if SAEBench has the metric.
+    Metrics of a dictionary, after the data set and a dot: `build.explained_variance` (1 is
+    perfect, 0 equals predicting the mean), `l0` (mean number of active features per patch),
+    `frac_alive` (share of features that ever fire), `cossim`, `ce_loss_score`,
+    `average_max_decoder_cosine_sim`. Metrics of a feature: `monosemanticity` (mean cosine of the
+    pictures that fire the feature). Metrics of a generation: `changed_share` (share of pixels that
+    differ at all). Clients should show unknown names unchanged.
     """
     value: _builtins.float
     """The value."""
@@ -43,10 +44,10 @@ class Metric(_message.Message):
     upper: _builtins.float
     """Upper end of the 95 % interval. Absent when no interval was computed."""
     control: _builtins.float
-    """What the figure comes to by chance. Absent when that is not known."""
+    """The value that chance alone gives. Absent when unknown."""
     count: _builtins.int
-    """Number of samples it rests on: patches, pictures of a feature, features of a mean over
-    features, pixels, as the metric says. 0 when not recorded.
+    """Number of samples behind the value: patches, pictures of a feature, features for a mean over
+    features, or pixels, depending on the metric. 0 when not recorded.
     """
     def __init__(
         self,
@@ -79,7 +80,7 @@ Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
 @_typing.final
 class ItemError(_message.Message):
-    """Why one item of a stream or batch failed while the others went on."""
+    """The error of one item of a stream or batch. The other items continue."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,16 +89,18 @@ class ItemError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """The google.rpc.Code this item would have answered alone, for example 3 (INVALID_ARGUMENT)."""
+    """The google.rpc.Code that a call with this item alone would answer, for example 3
+    (INVALID_ARGUMENT).
+    """
     reason: _builtins.str
     """The stable name of the error from the catalogue, UPPER_SNAKE_CASE, for example
     `INVALID_IMAGE`.
     """
     message: _builtins.str
-    """What was wrong, where, and what to do, in English."""
+    """The fault, its place and the remedy, in English."""
     field: _builtins.str
-    """The path of the field at fault, for example `request.image.data`. Empty when no single field
-    is.
+    """The path of the field at fault, for example `request.image.data`. Empty when no single field is
+    at fault.
     """
     def __init__(
         self,
@@ -117,8 +120,8 @@ Global___ItemError: _TypeAlias = ItemError  # noqa: Y015
 
 @_typing.final
 class UnreadText(_message.Message):
-    """The end of a text of the request that the model's text encoder never saw, because the text is
-    longer than the encoder's context. The answer is that to the rest.
+    """The end of a text of the request that the model's text encoder did not read, because the text is
+    longer than the encoder's context. The answer is for the text without this end.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -128,7 +131,7 @@ class UnreadText(_message.Message):
     field: _builtins.str
     """The path of the field that holds the text, for example `target.text.text`."""
     unread: _builtins.str
-    """What was cut off. Never empty."""
+    """The end that was cut off. Never empty."""
     def __init__(
         self,
         *,

@@ -31,21 +31,21 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     MODEL_KIND_VIT: _ModelKind.ValueType  # 1
     """A vision transformer."""
     MODEL_KIND_CLIP: _ModelKind.ValueType  # 2
-    """A contrastive image-text model: it can also embed text."""
+    """A contrastive image-text model, which can also embed text."""
     MODEL_KIND_TEXT_TO_IMAGE: _ModelKind.ValueType  # 3
-    """A text-to-image pipeline: it can also generate."""
+    """A text-to-image pipeline, which can also generate pictures."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
-    """What sort of network a model is."""
+    """The type of network of a model."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
 """Not set."""
 MODEL_KIND_VIT: ModelKind.ValueType  # 1
 """A vision transformer."""
 MODEL_KIND_CLIP: ModelKind.ValueType  # 2
-"""A contrastive image-text model: it can also embed text."""
+"""A contrastive image-text model, which can also embed text."""
 MODEL_KIND_TEXT_TO_IMAGE: ModelKind.ValueType  # 3
-"""A text-to-image pipeline: it can also generate."""
+"""A text-to-image pipeline, which can also generate pictures."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 class _SiteKind:
@@ -66,7 +66,7 @@ class _SiteKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SiteKind.Val
     """Output of the block's attention."""
 
 class SiteKind(_SiteKind, metaclass=_SiteKindEnumTypeWrapper):
-    """Which tensor of a block a site is."""
+    """The tensor of a block that a site names."""
 
 SITE_KIND_UNSPECIFIED: SiteKind.ValueType  # 0
 """Not set."""
@@ -98,7 +98,7 @@ class Site(_message.Message):
     `models/dinov2-s/sites/blocks.10.update`.
     """
     kind: Global___SiteKind.ValueType
-    """Which tensor of the block."""
+    """The tensor of the block."""
     width: _builtins.int
     """Length of one site vector (D)."""
     rows: _builtins.int
@@ -134,7 +134,7 @@ Global___Site: _TypeAlias = Site  # noqa: Y015
 
 @_typing.final
 class Preprocessing(_message.Message):
-    """How a model prepares a picture."""
+    """The preprocessing of pictures for a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,16 +149,16 @@ class Preprocessing(_message.Message):
     height: _builtins.int
     """Height of the model's input in pixels."""
     resize: _builtins.str
-    """How the picture is brought to that size, in words: `resize shorter side to 224, crop centre`."""
+    """The method of resizing to that size, in words: `resize shorter side to 224, crop centre`."""
     interpolation: _builtins.str
     """Interpolation of the resize: `bicubic`, `bilinear`, ..."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Subtracted per channel (R, G, B) from values in [0, 1]."""
+        """Mean of each channel (R, G, B), which is subtracted from values in [0, 1]."""
 
     @_builtins.property
     def std(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Divides per channel (R, G, B)."""
+        """Standard deviation of each channel (R, G, B), by which the difference is divided."""
 
     def __init__(
         self,
@@ -196,36 +196,41 @@ class Model(_message.Message):
     EMBEDDING_WIDTH_FIELD_NUMBER: _builtins.int
     CLASS_NAMES_FIELD_NUMBER: _builtins.int
     HAS_TEXT_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`."""
     display_name: _builtins.str
     """A name for people."""
     kind: Global___ModelKind.ValueType
-    """What sort of network it is. UNSPECIFIED for one of another sort than those above."""
+    """The type of network. UNSPECIFIED for a type that ModelKind does not list."""
     source: _builtins.str
-    """The name it was opened with: a hub name, or `demo:...`. Of a local path its last part alone."""
+    """The name by which the server loaded the model: a hub name, `demo:...`, or only the last part of
+    a local path.
+    """
     weights_sha256: _builtins.str
     """SHA-256 of the weights, 64 lower-case hexadecimal digits."""
     dtype: _tensor_pb2.DType.ValueType
-    """The precision it computes in."""
+    """The precision of the computation."""
     parameters: _builtins.int
     """Number of parameters."""
     embedding_width: _builtins.int
-    """Length of its image embedding. 0 when it has none."""
+    """Length of the image embedding. 0 when the model has no image embedding."""
     has_text: _builtins.bool
-    """True when it can embed text, so that texts can be targets and queries."""
+    """True when the model can embed text, so that texts can be targets and queries."""
+    device: _builtins.str
+    """The devices that the model computes on, separated by commas: `cpu`, `cuda:0`, `mps`."""
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[Global___Site]:
         """The sites that can be read and edited, in order of computation."""
 
     @_builtins.property
     def preprocessing(self) -> Global___Preprocessing:
-        """How it prepares a picture."""
+        """The preprocessing of pictures."""
 
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names of its classes, by class index. Empty when it has no classifier, and always empty in
-        ListModels.
+        """The names of the classes, by class index. Empty when the model has no classifier, and always
+        empty in ListModels.
         """
 
     def __init__(
@@ -243,10 +248,11 @@ class Model(_message.Message):
         embedding_width: _builtins.int = ...,
         class_names: _abc.Iterable[_builtins.str] | None = ...,
         has_text: _builtins.bool = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["preprocessing", b"preprocessing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "display_name", b"display_name", "dtype", b"dtype", "embedding_width", b"embedding_width", "has_text", b"has_text", "kind", b"kind", "name", b"name", "parameters", b"parameters", "preprocessing", b"preprocessing", "sites", b"sites", "source", b"source", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "device", b"device", "display_name", b"display_name", "dtype", b"dtype", "embedding_width", b"embedding_width", "has_text", b"has_text", "kind", b"kind", "name", b"name", "parameters", b"parameters", "preprocessing", b"preprocessing", "sites", b"sites", "source", b"source", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,10 +37,10 @@ class _SearchSpaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchSpa
     SEARCH_SPACE_CODE: _SearchSpace.ValueType  # 2
     """Codes of the dictionary, cosine similarity."""
     SEARCH_SPACE_TEXT_ALIGNED: _SearchSpace.ValueType  # 3
-    """Vectors aligned with text, cosine similarity. Needs a model with text."""
+    """Vectors aligned with text, cosine similarity. Needs a model that embeds text."""
 
 class SearchSpace(_SearchSpace, metaclass=_SearchSpaceEnumTypeWrapper):
-    """The vectors in which patches are compared."""
+    """The vectors by which patches are compared."""
 
 SEARCH_SPACE_UNSPECIFIED: SearchSpace.ValueType  # 0
 """Not set: VECTOR, except TEXT_ALIGNED for text queries and CODE for edited codes."""
@@ -49,7 +49,7 @@ SEARCH_SPACE_VECTOR: SearchSpace.ValueType  # 1
 SEARCH_SPACE_CODE: SearchSpace.ValueType  # 2
 """Codes of the dictionary, cosine similarity."""
 SEARCH_SPACE_TEXT_ALIGNED: SearchSpace.ValueType  # 3
-"""Vectors aligned with text, cosine similarity. Needs a model with text."""
+"""Vectors aligned with text, cosine similarity. Needs a model that embeds text."""
 Global___SearchSpace: _TypeAlias = SearchSpace  # noqa: Y015
 
 class _FeatureMatch:
@@ -59,42 +59,46 @@ class _FeatureMatch:
 class _FeatureMatchEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureMatch.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FEATURE_MATCH_UNSPECIFIED: _FeatureMatch.ValueType  # 0
-    """Not set: the best of all that apply to the query."""
+    """Not set: the best match of all properties that apply to the query."""
     FEATURE_MATCH_LABEL: _FeatureMatch.ValueType  # 1
-    """The words of its description. Features whose description is confirmed (Description.judged_by)
-    come before those whose description is a guess.
+    """The words of the feature's description. Features whose description is confirmed
+    (Description.judged_by) come before those whose description is a guess.
     """
     FEATURE_MATCH_LABEL_EMBEDDING: _FeatureMatch.ValueType  # 2
-    """The embedding of its description; confirmed ones come first, too."""
+    """The embedding of the feature's description. Features with a confirmed description come first,
+    as with LABEL.
+    """
     FEATURE_MATCH_EXEMPLARS: _FeatureMatch.ValueType  # 3
-    """The mean embedding of its exemplars."""
+    """The mean embedding of the feature's exemplars."""
     FEATURE_MATCH_ACTIVATION: _FeatureMatch.ValueType  # 4
-    """Its activation on the picture."""
+    """The feature's activation on the picture."""
     FEATURE_MATCH_DIRECTION: _FeatureMatch.ValueType  # 5
-    """Its decoder direction, or its matching counterpart in another dictionary."""
+    """The feature's decoder direction, or its counterpart in another dictionary."""
 
 class FeatureMatch(_FeatureMatch, metaclass=_FeatureMatchEnumTypeWrapper):
-    """What makes a feature match."""
+    """The property of a feature that is compared with a query."""
 
 FEATURE_MATCH_UNSPECIFIED: FeatureMatch.ValueType  # 0
-"""Not set: the best of all that apply to the query."""
+"""Not set: the best match of all properties that apply to the query."""
 FEATURE_MATCH_LABEL: FeatureMatch.ValueType  # 1
-"""The words of its description. Features whose description is confirmed (Description.judged_by)
-come before those whose description is a guess.
+"""The words of the feature's description. Features whose description is confirmed
+(Description.judged_by) come before those whose description is a guess.
 """
 FEATURE_MATCH_LABEL_EMBEDDING: FeatureMatch.ValueType  # 2
-"""The embedding of its description; confirmed ones come first, too."""
+"""The embedding of the feature's description. Features with a confirmed description come first,
+as with LABEL.
+"""
 FEATURE_MATCH_EXEMPLARS: FeatureMatch.ValueType  # 3
-"""The mean embedding of its exemplars."""
+"""The mean embedding of the feature's exemplars."""
 FEATURE_MATCH_ACTIVATION: FeatureMatch.ValueType  # 4
-"""Its activation on the picture."""
+"""The feature's activation on the picture."""
 FEATURE_MATCH_DIRECTION: FeatureMatch.ValueType  # 5
-"""Its decoder direction, or its matching counterpart in another dictionary."""
+"""The feature's decoder direction, or its counterpart in another dictionary."""
 Global___FeatureMatch: _TypeAlias = FeatureMatch  # noqa: Y015
 
 @_typing.final
 class IndexedPatch(_message.Message):
-    """A patch that is in the index."""
+    """A patch of the patch index."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -124,7 +128,7 @@ Global___IndexedPatch: _TypeAlias = IndexedPatch  # noqa: Y015
 
 @_typing.final
 class ImageRegion(_message.Message):
-    """A part of a picture the caller brings."""
+    """A part of a picture that the caller sends."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,7 +140,7 @@ class ImageRegion(_message.Message):
 
     @_builtins.property
     def region(self) -> _image_pb2.Region:
-        """The part; its patches are averaged. Absent means the whole picture."""
+        """The part; the query averages its patches. Absent means the whole picture."""
 
     def __init__(
         self,
@@ -154,7 +158,7 @@ Global___ImageRegion: _TypeAlias = ImageRegion  # noqa: Y015
 
 @_typing.final
 class SearchExample(_message.Message):
-    """Something to resemble, or not to."""
+    """An example that hits should resemble, or should not resemble."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -165,10 +169,10 @@ class SearchExample(_message.Message):
     feature: _builtins.str
     """The direction of a feature of the same dictionary."""
     text: _builtins.str
-    """A text. Needs a model with text."""
+    """A text. Needs a model that embeds text."""
     @_builtins.property
     def region(self) -> Global___ImageRegion:
-        """A part of a picture the caller brings."""
+        """A part of a picture that the caller sends."""
 
     @_builtins.property
     def patch(self) -> Global___IndexedPatch:
@@ -194,8 +198,8 @@ Global___SearchExample: _TypeAlias = SearchExample  # noqa: Y015
 
 @_typing.final
 class ExamplesQuery(_message.Message):
-    """Several examples at once: the mean of the positives minus `negative_weight` times the mean of
-    the negatives, each at unit length.
+    """A query of several examples: the mean of the positives minus `negative_weight` times the mean of
+    the negatives. Each example has unit length before the mean.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -207,11 +211,11 @@ class ExamplesQuery(_message.Message):
     """Weight of the negatives, 0 to 2. Absent means 0.5."""
     @_builtins.property
     def positives(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchExample]:
-        """What to resemble, 1 to 32. Required."""
+        """Examples that hits should resemble, 1 to 32. Required."""
 
     @_builtins.property
     def negatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchExample]:
-        """What not to resemble, at most 32."""
+        """Examples that hits should not resemble, at most 32."""
 
     def __init__(
         self,
@@ -232,8 +236,8 @@ Global___ExamplesQuery: _TypeAlias = ExamplesQuery  # noqa: Y015
 
 @_typing.final
 class EditedCodeQuery(_message.Message):
-    """A patch with some of its features changed: take this patch, turn feature 12 off and feature 40
-    up, and search.
+    """A query of a patch with changed features, for example a patch with feature 12 turned off and
+    feature 40 turned up.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -243,7 +247,7 @@ class EditedCodeQuery(_message.Message):
     EDITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def region(self) -> Global___ImageRegion:
-        """A part of a picture the caller brings."""
+        """A part of a picture that the caller sends."""
 
     @_builtins.property
     def patch(self) -> Global___IndexedPatch:
@@ -251,7 +255,7 @@ class EditedCodeQuery(_message.Message):
 
     @_builtins.property
     def edits(self) -> _containers.RepeatedCompositeFieldContainer[_edit_pb2.Edit]:
-        """The changes, 1 to 64, to features of the same dictionary; `where` and `when` must be absent.
+        """The edits of features of the same dictionary, 1 to 64; `where` and `when` must be absent.
         Required.
         """
 
@@ -274,7 +278,9 @@ Global___EditedCodeQuery: _TypeAlias = EditedCodeQuery  # noqa: Y015
 
 @_typing.final
 class PatchFilter(_message.Message):
-    """Which patches may be found. All conditions must hold. Filters lose no recall."""
+    """Conditions on the patches that a search returns. All conditions must hold. A filter does not
+    lower the recall.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -284,22 +290,25 @@ class PatchFilter(_message.Message):
     ACTIVATION_FEATURE_FIELD_NUMBER: _builtins.int
     EXCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     min_activation: _builtins.float
-    """Only patches on which `activation_feature`, or else the feature of a feature query, is at
-    least this active, in the units of the site. Absent means no such condition.
+    """Lowest activation of a feature at a patch, in the units of the site. The feature is
+    `activation_feature`, or, if that is empty, the feature of a feature query. Absent means no
+    such condition.
     """
     activation_feature: _builtins.str
-    """The feature that `min_activation` is about. May be empty in a feature query."""
+    """The feature to which `min_activation` applies. May be empty in a feature query."""
     @_builtins.property
     def data_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these data sets, at most 32. Empty means all."""
+        """Data sets of the patches, at most 32. Empty means all data sets."""
 
     @_builtins.property
     def image_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only pictures that carry one of these labels, at most 64. Empty means all."""
+        """Labels of pictures, at most 64: a patch's picture must have one of these labels. Empty means
+        all pictures.
+        """
 
     @_builtins.property
     def exclude_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Not these pictures, by identifier, at most 1,000."""
+        """Identifiers of pictures whose patches are excluded, at most 1,000."""
 
     def __init__(
         self,
@@ -322,7 +331,7 @@ Global___PatchFilter: _TypeAlias = PatchFilter  # noqa: Y015
 
 @_typing.final
 class SearchPatchesRequest(_message.Message):
-    """Asks for patches."""
+    """A request for patches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -340,21 +349,21 @@ class SearchPatchesRequest(_message.Message):
     THUMBNAIL_PIXELS_FIELD_NUMBER: _builtins.int
     OMIT_THUMBNAILS_FIELD_NUMBER: _builtins.int
     dictionary: _builtins.str
-    """`dictionaries/{dictionary}`, whose index is searched. May be empty when the query is a
-    feature, whose name says it; required otherwise.
+    """The dictionary whose index is searched, `dictionaries/{dictionary}`. Required unless the query
+    is a feature, whose name contains the dictionary.
     """
     feature: _builtins.str
     """Patches that activate this feature most, `dictionaries/{dictionary}/features/{index}`. Exact."""
     text: _builtins.str
-    """Patches that show what this text says, 1 to 500 characters. Needs a model with text."""
+    """Patches that match this text, 1 to 500 characters. Needs a model that embeds text."""
     space: Global___SearchSpace.ValueType
-    """The vectors to compare. Absent means the usual ones of the query. Ignored for a feature."""
+    """The vectors to compare. Absent means the default of the query. Ignored for a feature query."""
     collapse_near_duplicates: _builtins.bool
-    """Show only the best patch of each group of near-duplicate patches of one picture."""
+    """Return only the best patch of each group of near-duplicate patches of one picture."""
     page_size: _builtins.int
     """Hits per page, 1 to 1,000. 0 or absent means 20. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     thumbnail_pixels: _builtins.int
@@ -367,7 +376,7 @@ class SearchPatchesRequest(_message.Message):
 
     @_builtins.property
     def edited_code(self) -> Global___EditedCodeQuery:
-        """Patches like this one with some features changed."""
+        """Patches like a patch with changed features."""
 
     @_builtins.property
     def examples(self) -> Global___ExamplesQuery:
@@ -375,7 +384,7 @@ class SearchPatchesRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> Global___PatchFilter:
-        """Which patches may be found. Absent means all."""
+        """Conditions on the patches. Absent means all patches."""
 
     def __init__(
         self,
@@ -406,7 +415,7 @@ Global___SearchPatchesRequest: _TypeAlias = SearchPatchesRequest  # noqa: Y015
 
 @_typing.final
 class PatchHit(_message.Message):
-    """A patch that was found."""
+    """A patch that matches the query."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -414,15 +423,17 @@ class PatchHit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     COLLAPSED_COUNT_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """How well it answers: the activation for a feature query, the cosine similarity in [-1, 1]
-    otherwise. Higher is better.
+    """The score of the patch: the activation for a feature query, the cosine similarity in [-1, 1]
+    for any other query. Higher is better.
     """
     collapsed_count: _builtins.int
-    """Near-duplicate patches of the same picture that it stands for. 0 unless collapsed."""
+    """Number of near-duplicate patches of the same picture that this hit represents. 0 without
+    `collapse_near_duplicates`.
+    """
     @_builtins.property
     def patch(self) -> _exemplar_pb2.Exemplar:
-        """The patch in its picture, with the thumbnail and caption. `activation` and `quantile` are
-        those of the feature of a feature query or filter, and 0 without one; there is no mask.
+        """The patch in its picture, with the thumbnail and caption. `activation` and `quantile` belong to
+        the feature of the query or of the filter, and are 0 without such a feature. `mask` is absent.
         """
 
     def __init__(
@@ -453,23 +464,24 @@ class SearchPatchesResponse(_message.Message):
     SPACE_FIELD_NUMBER: _builtins.int
     UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one, and after ServerLimits.max_search_hits."""
+    """Token of the next page. Empty on the last page, and after ServerLimits.max_search_hits."""
     recall_at_10: _builtins.float
-    """Share of the exact 10 best that this index finds, as recorded when it was built, with patches
-    of other pictures as queries, in [0, 1]. 1 when the answer is exact.
+    """Recall of the index: the share of the exact 10 nearest patches that the index returns, in [0,
+    1], measured among patches of other pictures than the query's when the index was built. 1 when
+    the answer is exact.
     """
     dictionary: _builtins.str
-    """The dictionary searched, `dictionaries/{dictionary}`."""
+    """The dictionary that was searched, `dictionaries/{dictionary}`."""
     space: Global___SearchSpace.ValueType
-    """The vectors compared. UNSPECIFIED for a feature query."""
+    """The vectors that were compared. UNSPECIFIED for a feature query."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchHit]:
         """The patches, best first."""
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(
@@ -492,7 +504,7 @@ Global___SearchPatchesResponse: _TypeAlias = SearchPatchesResponse  # noqa: Y015
 
 @_typing.final
 class SearchFeaturesRequest(_message.Message):
-    """Asks for features."""
+    """A request for features."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -507,30 +519,32 @@ class SearchFeaturesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Features about this text, 1 to 500 characters."""
+    """Features that match this text, 1 to 500 characters."""
     feature: _builtins.str
-    """Features like this one, `dictionaries/{dictionary}/features/{index}`: of the dictionaries of
-    its site by direction; of those that its dictionary was matched with, its counterpart.
+    """Features like this feature, `dictionaries/{dictionary}/features/{index}`: features with a
+    similar direction in dictionaries of the same site, and the feature's counterpart in each
+    dictionary that was matched with its dictionary.
     """
     match: Global___FeatureMatch.ValueType
-    """What makes a feature match. Absent means the best of all that apply."""
+    """The property to compare. Absent means the best match of all properties that apply."""
     filter: _builtins.str
     """Conditions on the features, in the grammar and with the fields of CatalogService.ListFeatures.
-    Empty means all.
+    Empty means all features.
     """
     view: _feature_pb2.FeatureView.ValueType
-    """How much of each feature. Absent means BASIC."""
+    """The level of detail of each feature. Absent means BASIC."""
     page_size: _builtins.int
     """Hits per page, 1 to 1,000. 0 or absent means 20. The server may send fewer."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the other fields unchanged. Empty for the first
+    """`next_page_token` of the previous page; the other fields must be unchanged. Empty for the first
     page.
     """
     @_builtins.property
     def dictionaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The dictionaries to search, at most 64. Empty means all; raw neurons then answer a text by the
-        words of their labels only. Named, they answer by the meaning of a text, too; regions and
-        features find features of bundles alone.
+        """The dictionaries to search, at most 64. Empty means all dictionaries; raw neurons that are
+        served from a folder of evidence then match a text by the words of their labels only. If this
+        field names their dictionaries, these neurons match by the meaning of the text, too. Queries by
+        region or feature return features of bundles only.
         """
 
     @_builtins.property
@@ -539,7 +553,9 @@ class SearchFeaturesRequest(_message.Message):
 
     @_builtins.property
     def exemplars(self) -> _exemplar_pb2.ExemplarOptions:
-        """Which exemplars, with FEATURE_VIEW_FULL. Absent means the defaults of ExemplarOptions."""
+        """The exemplars of each feature, with FEATURE_VIEW_FULL. Absent means the defaults of
+        ExemplarOptions.
+        """
 
     def __init__(
         self,
@@ -567,7 +583,7 @@ Global___SearchFeaturesRequest: _TypeAlias = SearchFeaturesRequest  # noqa: Y015
 
 @_typing.final
 class FeatureHit(_message.Message):
-    """A feature that was found."""
+    """A feature that matches the query."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -575,12 +591,12 @@ class FeatureHit(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     MATCH_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """How well it answers; comparable only between hits with the same `match`. Higher is better."""
+    """The score of the feature; comparable only between hits with the same `match`. Higher is better."""
     match: Global___FeatureMatch.ValueType
-    """What made it match."""
+    """The property that matched."""
     @_builtins.property
     def feature(self) -> _feature_pb2.Feature:
-        """The feature, in the view asked for."""
+        """The feature, in the view of the request."""
 
     def __init__(
         self,
@@ -607,15 +623,15 @@ class SearchFeaturesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     UNREAD_TEXTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Token of the next page. Empty on the last one."""
+    """Token of the next page. Empty on the last page."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureHit]:
         """The features, best first."""
 
     @_builtins.property
     def unread_texts(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.UnreadText]:
-        """Texts of the request that the model's text encoder did not read to the end. Empty when it read
-        all of them.
+        """Texts of the request that the model's text encoder did not read to the end. Empty when the
+        encoder read all texts to the end.
         """
 
     def __init__(

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SearchServiceStub(object):
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features.
+    """Search for features, and for patches of the pictures on which a dictionary was measured.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,18 @@ class SearchServiceStub(object):
 
 
 class SearchServiceServicer(object):
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features.
+    """Search for features, and for patches of the pictures on which a dictionary was measured.
     """
 
     def SearchPatches(self, request, context):
-        """The patches that answer a query best, in pages.
+        """The patches that match a query best, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchFeatures(self, request, context):
-        """The features that answer a query best, in pages.
+        """The features that match a query best, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_SearchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SearchService(object):
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features.
+    """Search for features, and for patches of the pictures on which a dictionary was measured.
     """
 
     @staticmethod

@@ -27,29 +27,29 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SearchServiceStub:
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features."""
+    """Search for features, and for patches of the pictures on which a dictionary was measured."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SearchServiceAsyncStub: ...
     SearchPatches: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.SearchPatchesRequest, _search_service_pb2.SearchPatchesResponse]
-    """The patches that answer a query best, in pages."""
+    """The patches that match a query best, in pages."""
     SearchFeatures: _grpc.UnaryUnaryMultiCallable[_search_service_pb2.SearchFeaturesRequest, _search_service_pb2.SearchFeaturesResponse]
-    """The features that answer a query best, in pages."""
+    """The features that match a query best, in pages."""
 
 @_typing.type_check_only
 class SearchServiceAsyncStub(SearchServiceStub):
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features."""
+    """Search for features, and for patches of the pictures on which a dictionary was measured."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SearchPatches: _aio.UnaryUnaryMultiCallable[_search_service_pb2.SearchPatchesRequest, _search_service_pb2.SearchPatchesResponse]  # type: ignore[assignment]
-    """The patches that answer a query best, in pages."""
+    """The patches that match a query best, in pages."""
     SearchFeatures: _aio.UnaryUnaryMultiCallable[_search_service_pb2.SearchFeaturesRequest, _search_service_pb2.SearchFeaturesResponse]  # type: ignore[assignment]
-    """The features that answer a query best, in pages."""
+    """The features that match a query best, in pages."""
 
 class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Where else does it happen: patches of the pictures a dictionary was measured on, and features."""
+    """Search for features, and for patches of the pictures on which a dictionary was measured."""
 
     @_abc_1.abstractmethod
     def SearchPatches(
@@ -57,7 +57,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_service_pb2.SearchPatchesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_service_pb2.SearchPatchesResponse, _abc.Awaitable[_search_service_pb2.SearchPatchesResponse]]:
-        """The patches that answer a query best, in pages."""
+        """The patches that match a query best, in pages."""
 
     @_abc_1.abstractmethod
     def SearchFeatures(
@@ -65,6 +65,6 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_service_pb2.SearchFeaturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_service_pb2.SearchFeaturesResponse, _abc.Awaitable[_search_service_pb2.SearchFeaturesResponse]]:
-        """The features that answer a query best, in pages."""
+        """The features that match a query best, in pages."""
 
 def add_SearchServiceServicer_to_server(servicer: SearchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

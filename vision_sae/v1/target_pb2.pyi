@@ -35,7 +35,7 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     """Sum over the patches."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
-    """How the activations of many patches become one number."""
+    """The function that turns the activations of many patches into one number."""
 
 POOLING_UNSPECIFIED: Pooling.ValueType  # 0
 """Not set: MEAN."""
@@ -49,8 +49,8 @@ Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 @_typing.final
 class Target(_message.Message):
-    """A scalar of the model's output, before any softmax: what an attribution explains and what an
-    intervention measures.
+    """A scalar of the model's output, before any softmax. An attribution explains the scalar; an
+    intervention measures it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -77,12 +77,12 @@ class Target(_message.Message):
 
     @_builtins.property
     def image(self) -> Global___ImageTarget:
-        """Cosine similarity of the image embedding to that of another picture."""
+        """Cosine similarity of the image embedding to the embedding of another picture."""
 
     @_builtins.property
     def mean_embedding(self) -> Global___MeanEmbeddingTarget:
-        """Cosine similarity of the image embedding to the mean embedding of the pictures the
-        dictionary was measured on.
+        """Cosine similarity of the image embedding to the mean embedding of the pictures on which the
+        dictionary was measured.
         """
 
     @_builtins.property
@@ -95,7 +95,7 @@ class Target(_message.Message):
 
     @_builtins.property
     def probe(self) -> Global___ProbeTarget:
-        """A linear head the caller brings."""
+        """A linear head that the caller sends."""
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class ClassTarget(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its index, from 0."""
+    """The index of the class, from 0."""
     label: _builtins.str
-    """Its name, as in Model.class_names, exactly. One that no class has, or several, answers
-    INVALID_ARGUMENT with those that are near.
+    """The name of the class, spelt exactly as in Model.class_names. A name of no class, or of
+    several classes, answers INVALID_ARGUMENT with similar names.
     """
     def __init__(
         self,
@@ -157,8 +157,8 @@ class TextTarget(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text, 1 to 500 characters. What exceeds the model's context length is cut off, and
-    told in the answer.
+    """The text, 1 to 500 characters. The part beyond the model's context length is cut off, and the
+    answer reports it in `unread_texts`.
     """
     def __init__(
         self,
@@ -175,7 +175,7 @@ Global___TextTarget: _TypeAlias = TextTarget  # noqa: Y015
 
 @_typing.final
 class ContrastTarget(_message.Message):
-    """The difference of two targets: why this rather than that."""
+    """The difference of two targets, to explain why the model prefers one to the other."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -183,11 +183,11 @@ class ContrastTarget(_message.Message):
     NEGATIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def positive(self) -> Global___Target:
-        """Counted with weight +1. Required; not itself a contrast."""
+        """The target with weight +1. Required; cannot be a contrast."""
 
     @_builtins.property
     def negative(self) -> Global___Target:
-        """Counted with weight -1. Required; not itself a contrast."""
+        """The target with weight -1. Required; cannot be a contrast."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ Global___ImageTarget: _TypeAlias = ImageTarget  # noqa: Y015
 
 @_typing.final
 class MeanEmbeddingTarget(_message.Message):
-    """Similarity to the mean embedding of the dictionary's pictures. It has no parameters."""
+    """Similarity to the mean embedding of the dictionary's pictures. The message has no fields."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,14 +254,14 @@ class FeatureTarget(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
-    """The feature, `dictionaries/{dictionary}/features/{index}`. Its site must come after the
-    attributed one. Required.
+    """The feature, `dictionaries/{dictionary}/features/{index}`. The feature's site must be computed
+    after the attributed site. Required.
     """
     pooling: Global___Pooling.ValueType
-    """How its patches are pooled. Absent means the mean."""
+    """The pooling of the activations over patches. Absent means the mean."""
     @_builtins.property
     def region(self) -> _image_pb2.Region:
-        """The part of the picture that counts. Absent means all of it."""
+        """The part of the picture whose patches are pooled. Absent means the whole picture."""
 
     def __init__(
         self,
@@ -280,8 +280,8 @@ Global___FeatureTarget: _TypeAlias = FeatureTarget  # noqa: Y015
 
 @_typing.final
 class RegionTarget(_message.Message):
-    """The logit of a class within a region: for models that classify patches, the mean over the
-    region's patches; for others, the logit of the classifier applied to the mean of those patches.
+    """The logit of a class within a region: for models that classify patches, the mean logit over the
+    region's patches; for other models, the classifier's logit for the mean of these patches.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -322,7 +322,7 @@ class ProbeTarget(_message.Message):
     """The bias. Absent means 0."""
     @_builtins.property
     def weight(self) -> _tensor_pb2.Tensor:
-        """Shape (Model.embedding_width); FLOAT32 or FLOAT64. Required."""
+        """The weights of the head. FLOAT32 or FLOAT64, shape (Model.embedding_width). Required."""
 
     def __init__(
         self,

@@ -30,19 +30,19 @@ class _DTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DType.ValueType
     D_TYPE_FLOAT32: _DType.ValueType  # 1
     """IEEE 754 binary32, 4 bytes."""
     D_TYPE_FLOAT16: _DType.ValueType  # 2
-    """IEEE 754 binary16, 2 bytes. Heat maps travel as this type unless another is asked for."""
+    """IEEE 754 binary16, 2 bytes. Heat maps have this type unless the request names another."""
     D_TYPE_BFLOAT16: _DType.ValueType  # 3
     """The upper half of a binary32, 2 bytes."""
     D_TYPE_FLOAT64: _DType.ValueType  # 4
     """IEEE 754 binary64, 8 bytes."""
     D_TYPE_UINT8: _DType.ValueType  # 5
-    """Unsigned, 1 byte. With `scale` and `offset` it carries a quantised map."""
+    """Unsigned, 1 byte. A UINT8 array with `scale` and `offset` is a quantised map."""
     D_TYPE_INT32: _DType.ValueType  # 6
     """Two's complement, 4 bytes."""
     D_TYPE_INT64: _DType.ValueType  # 7
     """Two's complement, 8 bytes."""
     D_TYPE_BOOL: _DType.ValueType  # 8
-    """One byte per element: 0 is false, 1 is true. Masks travel as this type."""
+    """One byte per element: 0 is false, 1 is true. Masks have this type."""
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper):
     """The type of one element of a Tensor. All types are little-endian."""
@@ -52,19 +52,19 @@ D_TYPE_UNSPECIFIED: DType.ValueType  # 0
 D_TYPE_FLOAT32: DType.ValueType  # 1
 """IEEE 754 binary32, 4 bytes."""
 D_TYPE_FLOAT16: DType.ValueType  # 2
-"""IEEE 754 binary16, 2 bytes. Heat maps travel as this type unless another is asked for."""
+"""IEEE 754 binary16, 2 bytes. Heat maps have this type unless the request names another."""
 D_TYPE_BFLOAT16: DType.ValueType  # 3
 """The upper half of a binary32, 2 bytes."""
 D_TYPE_FLOAT64: DType.ValueType  # 4
 """IEEE 754 binary64, 8 bytes."""
 D_TYPE_UINT8: DType.ValueType  # 5
-"""Unsigned, 1 byte. With `scale` and `offset` it carries a quantised map."""
+"""Unsigned, 1 byte. A UINT8 array with `scale` and `offset` is a quantised map."""
 D_TYPE_INT32: DType.ValueType  # 6
 """Two's complement, 4 bytes."""
 D_TYPE_INT64: DType.ValueType  # 7
 """Two's complement, 8 bytes."""
 D_TYPE_BOOL: DType.ValueType  # 8
-"""One byte per element: 0 is false, 1 is true. Masks travel as this type."""
+"""One byte per element: 0 is false, 1 is true. Masks have this type."""
 Global___DType: _TypeAlias = DType  # noqa: Y015
 
 @_typing.final
@@ -84,11 +84,12 @@ class Tensor(_message.Message):
     """The type of one element. Required."""
     data: _builtins.bytes
     """The elements in C order (the last axis is contiguous), little-endian, without padding. The
-    length is the product of `shape` times the bytes of one element, or the Tensor is refused.
+    number of bytes must be the product of `shape` times the bytes of one element; otherwise the
+    Tensor is refused.
     """
     scale: _builtins.float
-    """The step of a quantised array: value = element * scale + offset. Absent: the elements are the
-    values.
+    """The step of a quantised array: value = element * scale + offset. Absent means that the elements
+    are the values.
     """
     offset: _builtins.float
     """The value of element 0 of a quantised array. Absent means 0. Ignored when `scale` is absent."""
@@ -141,7 +142,7 @@ class SparseCodes(_message.Message):
     """The number of columns: the width of the dictionary."""
     @_builtins.property
     def indptr(self) -> Global___Tensor:
-        """Where each row begins in `indices` and `values`. INT64, shape (rows + 1)."""
+        """The position in `indices` and `values` at which each row begins. INT64, shape (rows + 1)."""
 
     @_builtins.property
     def indices(self) -> Global___Tensor:

@@ -1,4 +1,4 @@
-"""The command ``vision-sae-client``: one module for each part of the work."""
+"""The command ``vision-sae-client``: one module per group of commands."""
 
 from vision_sae_client.cli import (  # registers their commands
     features,

@@ -1,4 +1,4 @@
-"""What every command shares: how it is registered, its options, and how its errors are shown."""
+"""What all commands share: their registration, their common options, and the errors shown."""
 
 from __future__ import annotations
 
@@ -25,15 +25,12 @@ from vision_sae.exits import REFUSED, interruptible
 from vision_sae.pictures.decode import decode_image
 from vision_sae.storage import storage_error
 from vision_sae.v1.measure_pb2 import UnreadText
+from vision_sae.version import build
 from vision_sae_client import report
 from vision_sae_client.client import Client
 from vision_sae_client.errors import ClientError
 
-app = typer.Typer(
-    help="Ask a vision_sae server what fires in a picture, where, and what it means.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -44,9 +41,7 @@ Address = Annotated[
 Token = Annotated[
     str | None, typer.Option(help="Bearer token.", envvar="VISION_SAE_TOKEN", show_envvar=True)
 ]
-Timeout = Annotated[
-    float, typer.Option(help="Seconds that a call may take; inf: as long as it does.")
-]
+Timeout = Annotated[float, typer.Option(help="Seconds that a call may take; inf: no limit.")]
 DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", help="Dictionary; default: the server's first.")
 ]
@@ -59,34 +54,50 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and its commit, and exit.")
+    ] = False,
+) -> None:
+    """Ask a vision_sae server what fires in a picture, where, and what it means."""
+    if version:
+        typer.echo(build())
+        raise typer.Exit
+
+
 @contextmanager
 def _clear_errors(arguments: Iterable[object]) -> Iterator[None]:
-    """What a user can mend becomes a line or two and exit status 2; the rest keeps its trace."""
+    """Show an error that the user can correct as a message with exit status 2; other errors keep
+    their traceback."""
     try:
         yield
-    except BrokenPipeError:  # whoever reads our output has gone
+    except BrokenPipeError:  # the reader of our output has closed it
         raise
     except (ClientError, VisionSaeError, OSError) as error:
-        typer.secho(f"vision-sae-client: {_said(error, arguments)}", fg="red", err=True)
+        typer.secho(f"vision-sae-client: {_message(error, arguments)}", fg="red", err=True)
         raise typer.Exit(REFUSED) from error
 
 
-def _said(error: Exception, arguments: Iterable[object]) -> str:
+def _message(error: Exception, arguments: Iterable[object]) -> str:
     if isinstance(error, OSError):
-        told = storage_error(error)
+        known = storage_error(error)
         place = error.filename or "the output"
-        return str(told or f"{place}: {error.strerror or error}; give another")
+        return str(known or f"{place}: {error.strerror or error}; give another")
     of_picture = getattr(error, "reason", "") in _OF_PICTURES
     about = _broken_picture(arguments) if of_picture else None
     return f"{about}: {error}" if about and str(about) not in str(error) else str(error)
 
 
 def _broken_picture(arguments: Iterable[object]) -> Path | None:
-    """Which of the files that a command was given the server cannot read: it sees bytes only, and
-    does not know their names. The only file is it, whatever the server's reason."""
+    """The picture file, among a command's arguments, that the server could not read.
+
+    The server receives bytes without a file name, so each file is decoded here. A command with a
+    single picture blames this one, whatever the server's reason.
+    """
     files = []
-    for given in arguments:
-        for value in given if isinstance(given, list) else [given]:
+    for argument in arguments:
+        for value in argument if isinstance(argument, list) else [argument]:
             if isinstance(value, str) and value.startswith("image:"):  # a target
                 files.append(Path(value.removeprefix("image:")))
             elif isinstance(value, Path) and os.path.isfile(value):  # False for any odd path
@@ -100,7 +111,7 @@ def _broken_picture(arguments: Iterable[object]) -> Path | None:
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Register a command whose deliberate errors are shown as one line."""
+    """Register a command that shows the errors of `vision_sae.errors` as one line."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -112,7 +123,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def feature_name(client: Client, feature: str, dictionary: str | None) -> str:
-    """The whole name of a feature that may be given by its index alone."""
+    """The resource name of a feature, from this name or from the feature's index alone."""
     if feature.isdecimal():
         return f"{client.dictionary(dictionary).name}/features/{feature}"
     if "/features/" not in feature:
@@ -124,12 +135,12 @@ def feature_name(client: Client, feature: str, dictionary: str | None) -> str:
     return feature
 
 
-def tell_unread(texts: Iterable[UnreadText]) -> None:
-    """Say which ends of the texts were not read, beside the answer."""
+def warn_unread(texts: Iterable[UnreadText]) -> None:
+    """Warn on stderr about the ends of texts that the model's text encoder did not read."""
     for text in texts:
         typer.secho(report.unread(text), fg="yellow", err=True)
 
 
 def in_json(message: Message) -> str:
-    """A message in JSON, its fields named as in the contract."""
+    """A message as JSON with the field names of the contract."""
     return MessageToJson(message, preserving_proto_field_name=True)

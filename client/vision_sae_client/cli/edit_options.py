@@ -1,4 +1,4 @@
-"""Edits of features, as words on the command line."""
+"""The command-line options of edits of features."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ EditMask = Annotated[
     Path | None,
     typer.Option("--mask", help="Edit where this picture is white.", metavar="PICTURE"),
 ]
-_ALL: Mapping[str, object] = Scope(first_step=0, strengths=())
-"""What is said of everywhere and always, where not None."""
+_EVERYWHERE: Mapping[str, object] = Scope(first_step=0, strengths=())
+"""Values that apply to all places and steps; None where absent."""
 OwnMapFlag = Annotated[
     bool, typer.Option("--own-map", help="Edit where the feature fires by itself.")
 ]
@@ -39,20 +39,20 @@ OwnMapFlag = Annotated[
 def edits(
     client: Client,
     dictionary: str | None,
-    asked: Mapping[str, Sequence[str] | None],
+    operations: Mapping[str, Sequence[str] | None],
     scope: Scope,
     *,
     own_map: bool,
     carried: bool = False,
 ) -> list[Edit]:
-    """The edits of {operation: words}; without any, where and when may be said of what else is
-    ``carried`` over only."""
+    """The edits of ``operations``, {operation: arguments}. Raises `InvalidInputError` for a
+    ``scope`` without edits, unless the scope is also that of features that are ``carried`` over."""
     parsed = [
         (operation, *words)
-        for operation, given in asked.items()
-        for words in parse_edits(given or [], operation)
+        for operation, arguments in operations.items()
+        for words in parse_edits(arguments or [], operation)
     ]
-    conditions = own_map or any(value != _ALL.get(name) for name, value in scope.items())
+    conditions = own_map or any(value != _EVERYWHERE.get(name) for name, value in scope.items())
     if conditions and not parsed and not carried:
         raise InvalidInputError(
             "--box, --mask, --own-map, --first-step, --last-step and --strengths say where and "

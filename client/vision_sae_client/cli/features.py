@@ -1,4 +1,4 @@
-"""What features mean, and where else they fire."""
+"""The commands ``describe`` and ``search``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vision_sae_client.cli.command import (
     command,
     feature_name,
     in_json,
-    tell_unread,
+    warn_unread,
 )
 from vision_sae_client.client import Client
 from vision_sae_client.images import parse_box
@@ -32,7 +32,7 @@ def describe(
         str, typer.Argument(help="dictionaries/NAME/features/INDEX, or INDEX alone.")
     ],
     describer: Annotated[
-        str, typer.Option(help="Describer to ask; default: whoever has described it.")
+        str, typer.Option(help="Describer; default: any that has described it.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Describe it anew.")] = False,
     score: Annotated[
@@ -55,16 +55,16 @@ def describe(
         name = feature_name(client, feature, dictionary)
         if score is not None:
             answer = client.score_description(name, score)
-            made = Description(text=score, scores=answer.scores)
-            tell_unread(answer.unread_texts)
+            described = Description(text=score, scores=answer.scores)
+            warn_unread(answer.unread_texts)
         elif text is not None or abstain is not None:
-            made = client.update_description(name, text, reason=abstain or "")
+            described = client.update_description(name, text, reason=abstain or "")
         else:
-            made = client.describe_feature(name, describer=describer, force=force)
+            described = client.describe_feature(name, describer=describer, force=force)
         if as_json:
-            typer.echo(in_json(made))
+            typer.echo(in_json(described))
             return
-        typer.echo(report.description(name, made))
+        typer.echo(report.description(name, described))
         typer.echo(report.statistics(client.feature(name)))
 
 
@@ -102,7 +102,7 @@ def search(
         named = None if feature is None else feature_name(client, feature, dictionary)
         corners = None if box is None else parse_box(box)
         if features or (text is not None and not patches):
-            found = client.search_features(
+            features_answer = client.search_features(
                 text=text,
                 feature=named,
                 image=image,
@@ -110,11 +110,11 @@ def search(
                 dictionaries=[dictionary] if dictionary else [],
                 count=count,
             )
-            typer.echo(in_json(found) if as_json else report.features(found))
-            tell_unread(found.unread_texts)
+            typer.echo(in_json(features_answer) if as_json else report.features(features_answer))
+            warn_unread(features_answer.unread_texts)
             return
         answer = client.search_patches(
             text=text, feature=named, image=image, box=corners, dictionary=dictionary, count=count
         )
     typer.echo(in_json(answer) if as_json else report.patches(answer))
-    tell_unread(answer.unread_texts)
+    warn_unread(answer.unread_texts)

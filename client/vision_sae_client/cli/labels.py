@@ -1,4 +1,4 @@
-"""Many labels at once."""
+"""The command ``label``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vision_sae_client.jobs import label_job
 @command
 def label(
     job: Annotated[
-        str | None, typer.Argument(help="Job to follow; without, a new one is made.")
+        str | None, typer.Argument(help="Job to follow; default: create a new job.")
     ] = None,
     filter: Annotated[
         str, typer.Option(help="Which features, 'image_count >= 5'; default: all that fire.")
@@ -39,7 +39,9 @@ def label(
         list[str] | None, typer.Option(help="Sites of the model, 'blocks.*.mlp'; may be repeated.")
     ] = None,
     describer: Annotated[str, typer.Option(help="Describer; default: the server's.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Label those anew that have one.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Relabel units that have a label.")
+    ] = False,
     max_units: Annotated[
         int, typer.Option(help="Units to label; 0: all.", min=0, max=2**31 - 1)
     ] = 0,
@@ -61,8 +63,8 @@ def label(
     show: Callable[[LabelJob], str] = in_json if as_json else report.job
     with Client(address, token=token, timeout=timeout) as client:
         if every:
-            for found in client.label_jobs():
-                typer.echo(show(found))
+            for each in client.label_jobs():
+                typer.echo(show(each))
             return
         if job is None:
             wanted = label_job(

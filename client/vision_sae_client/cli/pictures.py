@@ -1,4 +1,4 @@
-"""What features do to what a model says of pictures."""
+"""The commands ``encode``, ``attribute`` and ``intervene``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vision_sae_client.cli.command import (
     Token,
     command,
     in_json,
-    tell_unread,
+    warn_unread,
 )
 from vision_sae_client.cli.edit_options import Ablate, Add, Clamp, EditBox, OwnMapFlag, Scale, edits
 from vision_sae_client.client import Client
@@ -47,7 +47,7 @@ from vision_sae_client.images import parse_box
 
 
 class AttributionBy(StrEnum):
-    """Methods of attribution that keep books."""
+    """Attribution methods that give a ledger."""
 
     INTEGRATED = "integrated-gradients"
     ACT_X_GRAD = "act-x-grad"
@@ -64,7 +64,7 @@ _METHODS = {
 
 
 class Order(StrEnum):
-    """By what the features of a picture are ranked."""
+    """The orders of a picture's features."""
 
     INFORMATIVE = "informative"
     MAX = "max-activation"
@@ -79,7 +79,7 @@ _ORDERS = {
     Order.RELATIVE: ENCODE_ORDER_RELATIVE_ACTIVATION,
 }
 OVERLAYS = ("*-feature-*.png",)
-"""What `write_overlays` writes."""
+"""The files that `write_overlays` writes."""
 OverlayFolder = Annotated[
     Path | None, typer.Option("--out", help="Directory for a heat-map PNG per feature.")
 ]
@@ -92,7 +92,9 @@ def encode(
     dictionary: DictionaryName = None,
     order: Annotated[
         Order,
-        typer.Option(help="What comes first; by default what says most about this picture."),
+        typer.Option(
+            help="Order; by default, the features that say most about this picture first."
+        ),
     ] = Order.INFORMATIVE,
     box: Annotated[
         str | None,
@@ -117,7 +119,7 @@ def encode(
             order=_ORDERS[order],
         )
     typer.echo(in_json(answer) if as_json else report.encoding(answer))
-    tell_unread(answer.unread_texts)
+    warn_unread(answer.unread_texts)
     if out is not None:
         written = write_overlays(image, answer.grid, answer.features, out, overwrite=overwrite)
         typer.echo(f"{written} overlays in {out}", err=True)
@@ -134,7 +136,7 @@ def attribute(
             help="mean, image:FILE, class:INDEX, class:NAME, text:WORDS, feature:NAME, or 'A vs B'."
         ),
     ] = "mean",
-    method: Annotated[AttributionBy, typer.Option(help="How.")] = AttributionBy.INTEGRATED,
+    method: Annotated[AttributionBy, typer.Option(help="Method.")] = AttributionBy.INTEGRATED,
     baseline: Annotated[
         Path | None, typer.Option(help="Measure from this picture; default: no feature fires.")
     ] = None,
@@ -168,7 +170,7 @@ def attribute(
             special_tokens=special_tokens,
         )
     (site,) = answer.sites
-    tell_unread(answer.unread_texts)
+    warn_unread(answer.unread_texts)
     typer.echo(in_json(site) if as_json else report.attribution(site))
     if faithfulness and not as_json:
         typer.echo("\n" + report.faithfulness(site))
@@ -185,9 +187,9 @@ def write_overlays(
     *,
     overwrite: bool = False,
 ) -> int:
-    """Write ``01-feature-INDEX.png``, ... into a directory; gives how many.
+    """Write ``01-feature-INDEX.png``, ... into a directory; returns their number.
 
-    Those of an earlier answer are replaced only with ``overwrite``.
+    Files of an earlier answer are replaced only with ``overwrite``.
     """
     check_output_folder(directory, OVERLAYS, overwrite=overwrite)
     directory.mkdir(parents=True, exist_ok=True)
@@ -227,15 +229,15 @@ def intervene(
     token: Token = None,
     timeout: Timeout = 600.0,
 ) -> None:
-    """Show what a model says of pictures with features turned up, down or off."""
+    """Show how a model's output for pictures changes with features turned up, down or off."""
     groups = ["with"] * len(images) + ["without"] * len(without) if without else []
     images = [*images, *(without or [])]
-    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
+    operations = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate}
     with Client(address, token=token, timeout=timeout) as client:
         scope = Scope(box=None if box is None else parse_box(box))
         answer = client.intervene(
             images,
-            edits(client, dictionary, asked, scope, own_map=own_map),
+            edits(client, dictionary, operations, scope, own_map=own_map),
             {words: targets.parse(words) for words in target or ["mean"]},
             groups=groups,
             control_count=control,
@@ -243,4 +245,4 @@ def intervene(
     typer.echo(
         in_json(answer) if as_json else report.intervention(answer, [i.name for i in images])
     )
-    tell_unread(answer.summary.unread_texts)
+    warn_unread(answer.summary.unread_texts)

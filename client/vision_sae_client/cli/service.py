@@ -1,4 +1,4 @@
-"""The server itself, and its web page."""
+"""The commands ``info`` and ``web``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vision_sae_client.client import Client
 def info(
     address: Address = DEFAULT_ADDRESS,
     model: Annotated[
-        str | None, typer.Option(help="Show this model, and what its classes are called.")
+        str | None, typer.Option(help="Show this model and the names of its classes.")
     ] = None,
     as_json: AsJson = False,
     token: Token = None,
@@ -34,8 +34,8 @@ def info(
     """Show what the server is and what it serves."""
     with Client(address, token=token, timeout=timeout) as client:
         if model is not None:
-            found = client.model(model)
-            typer.echo(in_json(found) if as_json else report.model(found))
+            message = client.model(model)
+            typer.echo(in_json(message) if as_json else report.model(message))
             return
         server = client.server_info()
         if as_json:
@@ -58,7 +58,7 @@ def web(
 ) -> None:
     """Start the web page: upload a picture, see the features that fire and what they mean."""
     check_address(address)
-    check_port(host, port)  # before what takes seconds to import
+    check_port(host, port)  # before Gradio, which takes seconds to import
 
     from vision_sae_client.web import launch
 

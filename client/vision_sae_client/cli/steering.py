@@ -1,4 +1,4 @@
-"""Pictures with features turned up or down."""
+"""The command ``steer``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vision_sae_client.cli.command import (
     Token,
     command,
     in_json,
-    tell_unread,
+    warn_unread,
 )
 from vision_sae_client.cli.edit_options import (
     Ablate,
@@ -79,7 +79,8 @@ def steer(
         Path | None, typer.Option(help="Make the picture of this recipe.json again.")
     ] = None,
     allow_drift: Annotated[
-        bool, typer.Option("--allow-drift", help="Even where something is not as it was.")
+        bool,
+        typer.Option("--allow-drift", help="Repeat the recipe even if the server has changed."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Directory for pictures and recipe.")] = Path("steered"),
     overwrite: Overwrite = False,
@@ -92,9 +93,13 @@ def steer(
     """Make a picture with features turned up or down, and its twin without."""
     inputs = [path for path in (recipe, mask) if path is not None]
     check_output_folder(out, steering.FILES, inputs=inputs, overwrite=overwrite)
-    asked = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
+    operations = {"add": add, "scale": scale, "clamp": clamp, "ablate": ablate, "replace": replace}
     if recipe is not None and (
-        prompt or carry or any(asked.values()) or (model, seed, guidance) != (None,) * 3 or steps
+        prompt
+        or carry
+        or any(operations.values())
+        or (model, seed, guidance) != (None,) * 3
+        or steps
     ):
         raise InvalidInputError(
             "a recipe holds the prompt, the edits and all settings already; leave them out",
@@ -126,7 +131,7 @@ def steer(
                 edits=edits(
                     client,
                     dictionary,
-                    asked,
+                    operations,
                     scope,
                     own_map=own_map,
                     carried=bool(transports),
@@ -138,12 +143,12 @@ def steer(
                 typer.echo(report.generation_progress(message.progress), err=True)
         written = steering.write(message.result, out, overwrite=overwrite)
     typer.echo(in_json(message.result) if as_json else report.generation(message.result))
-    tell_unread(message.result.unread_texts)
+    warn_unread(message.result.unread_texts)
     typer.echo(f"written: {', '.join(map(str, written))}", err=True)
 
 
 def _generator(client: Client) -> str:
-    """The first model of the server that generates."""
+    """The server's first text-to-image model; raises `InvalidInputError` without one."""
     model = client.generator()
     if model is None:
         raise InvalidInputError("this server has no text-to-image model", field="model")

@@ -1,8 +1,8 @@
-"""The web page (extra ``web``): upload a picture, see what fires in it and what that means."""
+"""The web page (extra ``web``): upload a picture, and see the features that fire in it."""
 
 from vision_sae_client.web.privacy import keep_uploads_temporary
 
-# Gradio reads its settings when it is imported, so they come before anything that imports it.
+# Gradio reads its settings when it is imported, so the settings come before the imports.
 keep_uploads_temporary()
 
 try:

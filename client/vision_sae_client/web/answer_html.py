@@ -1,4 +1,4 @@
-"""The answer for one picture: the overview, how much is explained, and a card per feature."""
+"""The HTML of one picture's answer: overview, explained variance, and a card per feature."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ _GUESS = (
 
 
 def failure(message: str) -> str:
-    """What went wrong and what to do."""
+    """An error message as HTML."""
     return f'<div class="vs-failure" role="alert">{escape(message)}</div>'
 
 
 def unread(texts: Iterable[UnreadText]) -> str:
-    """Which ends of the texts were not read."""
+    """Warnings about the ends of texts that the model did not read, as HTML."""
     return "".join(f'<p class="vs-warning">{escape(report.unread(text))}</p>' for text in texts)
 
 
 def summary(picture: Image.Image, answer: EncodeResponse) -> str:
-    """Each patch in the colour of its strongest feature, and the share explained."""
+    """The picture with each patch in the colour of its strongest feature, and the explained
+    variance, as HTML."""
     heatmaps = [tensors.from_proto(item.heatmap) for item in answer.features]
     overview = img(winners(picture, heatmaps, answer.grid), "Which feature is strongest where")
     return f"""
@@ -54,7 +55,7 @@ def summary(picture: Image.Image, answer: EncodeResponse) -> str:
 
 
 def cards(answer: EncodeResponse) -> str:
-    """A button per feature, in the order of the answer; its ``data-rank`` counts from 0."""
+    """A button per feature, in the order of the answer; ``data-rank`` counts from 0."""
     if not answer.features:
         return '<p class="vs-note">No feature fires in this picture.</p>'
     shown = "\n".join(_card(rank, item) for rank, item in enumerate(answer.features))
@@ -70,7 +71,7 @@ def cards(answer: EncodeResponse) -> str:
 
 
 def label(description: Description) -> str:
-    """The label, marked where it is a guess, or why there is none, as HTML."""
+    """The label as HTML, with a mark if it is a guess; without a label, the reason."""
     if is_guess(description):
         return f'<span class="vs-label">{_GUESS} {escape(description.text)}</span>'
     if description.HasField("text"):

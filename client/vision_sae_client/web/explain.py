@@ -1,4 +1,4 @@
-"""The panel "explain a picture": from an upload to the features that fire, and into each."""
+"""The panel "explain a picture": the features that fire in an upload, and details of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXAMPLES = 12
 _FORGET_SECONDS = 1800
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
-# A click on a card is reported with the feature's rank, and the card is marked.
+# A click on a card marks the card and sends the feature's rank.
 _ON_LOAD = """
 element.addEventListener('click', (event) => {
   const card = event.target.closest('[data-rank]');
@@ -36,15 +36,15 @@ element.addEventListener('click', (event) => {
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What the page remembers of one picture while it is open."""
+class PageState:
+    """The page's state: one picture and its answer."""
 
     picture: Image.Image
     answer: EncodeResponse
 
 
 def add_panel(client: Client, examples_dir: Path | None) -> None:
-    """Lay the panel out in the Blocks that is open, and connect it to a client."""
+    """Add the panel to the open Gradio Blocks, and connect it to a client."""
     answered = gr.State(None, time_to_live=_FORGET_SECONDS)
     with gr.Row(elem_classes="vs-top"):
         with gr.Column(scale=2, min_width=280):
@@ -56,8 +56,8 @@ def add_panel(client: Client, examples_dir: Path | None) -> None:
                 height=300,
                 elem_id="vs-upload",
             )
-            # Gradio would decode the file before we see it. We hand it on as it came, so that the
-            # server judges it and says what is wrong. (A subclass would make Gradio write a stub
+            # Gradio would decode the file. The file is passed on unchanged instead, so that the
+            # server checks it and explains an error. (For a subclass, Gradio would write a stub
             # file beside this one.)
             upload.preprocess = _path  # type: ignore[method-assign]
             examples = example_pictures(examples_dir)
@@ -71,10 +71,10 @@ def add_panel(client: Client, examples_dir: Path | None) -> None:
         with gr.Column(scale=3, min_width=320):
             detail = gr.HTML("", elem_id="vs-detail")
 
-    def explain(path: str | None) -> tuple[Answered | None, str, str, str]:
+    def explain(path: str | None) -> tuple[PageState | None, str, str, str]:
         return answer(client, path)
 
-    def show(event: gr.EventData, state: Answered | None) -> str:
+    def show(event: gr.EventData, state: PageState | None) -> str:
         return "" if state is None else detail_of(state, int(event.rank))
 
     upload.change(
@@ -87,7 +87,7 @@ def add_panel(client: Client, examples_dir: Path | None) -> None:
     features.click(show, answered, detail, show_progress="hidden", api_visibility="private")
 
 
-def answer(client: Client, path: str | None) -> tuple[Answered | None, str, str, str]:
+def answer(client: Client, path: str | None) -> tuple[PageState | None, str, str, str]:
     """(state, summary, features, detail of the first feature) for the picture in a file."""
     if path is None:
         return None, answer_html.EMPTY, "", ""
@@ -100,27 +100,28 @@ def answer(client: Client, path: str | None) -> tuple[Answered | None, str, str,
             full=True,
             exemplars=_EXEMPLARS,
         )
-        state = Answered(open_picture(data), encoded)
+        state = PageState(open_picture(data), encoded)
     except (ClientError, VisionSaeError) as error:
         return None, answer_html.failure(str(error)), "", ""
     detail = detail_of(state, 0) if encoded.features else ""
     return state, answer_html.summary(state.picture, encoded), answer_html.cards(encoded), detail
 
 
-def detail_of(state: Answered, rank: int) -> str:
+def detail_of(state: PageState, rank: int) -> str:
     """The heat map and the exemplars of the feature at a rank, from 0."""
     return feature_html.detail(state.picture, state.answer.grid, state.answer.features[rank])
 
 
 def _path(payload: ImageData | None) -> str | None:
-    """Where Gradio put the uploaded file."""
+    """The path of the uploaded file."""
     return None if payload is None else payload.path
 
 
 def example_pictures(folder: Path | None) -> list[str]:
-    """At most twelve pictures of a folder and its subfolders, spread evenly over their names."""
+    """At most twelve pictures of a folder and its subfolders, spread evenly over the sorted
+    paths."""
     if folder is None:
         return []
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    step = max(1, len(found) // _EXAMPLES)
-    return [str(path) for path in found[::step][:_EXAMPLES]]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    step = max(1, len(paths) // _EXAMPLES)
+    return [str(path) for path in paths[::step][:_EXAMPLES]]

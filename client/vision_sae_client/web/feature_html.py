@@ -1,4 +1,4 @@
-"""One feature in depth: its heat map on the picture, its label with evidence, its exemplars."""
+"""The HTML of one feature: its heat map on the picture, its label, and its exemplars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vision_sae_client.web.pictures_html import exemplar_img, img
 
 
 def detail(picture: Image.Image, grid: PatchGrid, item: FeatureActivation) -> str:
-    """Where a feature fires in the picture, and what else fires it."""
+    """The heat map of a feature on the picture, its label and figures, and its exemplars."""
     feature = item.feature
     drawn = overlay(picture, tensors.from_proto(item.heatmap), grid, item.patches)
     heatmap = img(drawn, f"Where feature {feature.index} fires")
@@ -56,7 +56,7 @@ def _statistics(statistics: FeatureStatistics) -> str:
 
 
 def _alike(feature: Feature) -> str:
-    """How much the pictures that fire it look alike, where that was measured."""
+    """The monosemanticity of the feature in words; empty where it was not measured."""
     for metric in feature.metrics:
         if metric.name == "monosemanticity" and metric.HasField("control"):
             return (
@@ -67,7 +67,7 @@ def _alike(feature: Feature) -> str:
 
 
 def _trust(description: Description) -> str:
-    """Who has confirmed the label, or that nobody has."""
+    """The judge who confirmed the label, or that the label is a guess."""
     if is_guess(description):
         return "Its label is a guess: no independent judge has confirmed it."
     if description.HasField("text"):
@@ -76,7 +76,7 @@ def _trust(description: Description) -> str:
 
 
 def _scores(description: Description) -> str:
-    """How good the label is, in the terms of whoever made it."""
+    """The scores of the label."""
     scores = [
         f"{ScoreMetric.Name(score.metric).removeprefix('SCORE_METRIC_').lower().replace('_', ' ')} "
         f"{score.value:.2f} on {score.count} pictures"

@@ -1,4 +1,4 @@
-"""The whole page: a heading, the panels, and what becomes of uploads."""
+"""The whole page: a heading, the panels, and a footer about uploads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 from vision_sae_client.client import Client
 from vision_sae_client.web import explain, steer
 
-# Gradio looks every minute and deletes what was uploaded ten minutes ago or longer.
+# Every 60 s Gradio deletes uploads that are older than 600 s.
 _DELETE_CACHE = (60, 600)
 
 _HEADING = """
@@ -32,9 +32,9 @@ it after about ten minutes, or when the page ends.</footer>
 def build_page(
     client_address: str, examples_dir: Path | None = None, *, token: str | None = None
 ) -> gr.Blocks:
-    """The page for the server at ``client_address``; pictures of ``examples_dir`` can be picked.
+    """The page for the server at ``client_address``; it offers pictures of ``examples_dir``.
 
-    Where the server generates, there is a panel to steer pictures with.
+    For a server with a text-to-image model, the page has a panel that steers pictures.
     """
     client = Client(client_address, token=token)
     page = gr.Blocks(title="vision_sae", analytics_enabled=False, delete_cache=_DELETE_CACHE)

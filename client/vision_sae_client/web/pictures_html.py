@@ -1,4 +1,4 @@
-"""Pictures inside HTML: data URLs, so that nothing is written to disk."""
+"""Pictures inside HTML as data URLs, so that no picture is written to disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def img(picture: Image.Image, alt: str) -> str:
 
 
 def exemplar_img(exemplar: Exemplar, *, boxed: bool) -> str:
-    """The thumbnail of an exemplar, with its patch boxed if asked for; empty without one."""
+    """The thumbnail of an exemplar, ``boxed`` with a box around its patch; empty without one."""
     if not exemplar.thumbnail.data:
         return ""
     with Image.open(io.BytesIO(exemplar.thumbnail.data)) as stored:

@@ -1,4 +1,4 @@
-"""Nothing leaves the machine, and nothing uploaded stays on it."""
+"""Keeps uploads off the network and deletes them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from functools import cache
 from typing import Any, TypeAlias
 
-Scope: TypeAlias = MutableMapping[str, Any]
+AsgiScope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+App: TypeAlias = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -28,14 +28,14 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "form-action 'self'",
     )
 )
-"""What the browser may load: this page's own server, and nothing else."""
+"""The policy that lets the browser load only from this page's server."""
 
 
 @cache
 def keep_uploads_temporary() -> tempfile.TemporaryDirectory[str]:
     """Give Gradio a temporary folder, deleted when the process ends, and turn its analytics off.
 
-    To be called before Gradio is imported.
+    Call it before Gradio is imported.
     """
     folder = tempfile.TemporaryDirectory(prefix="vision-sae-page-")
     os.environ["GRADIO_TEMP_DIR"] = folder.name
@@ -43,14 +43,14 @@ def keep_uploads_temporary() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-class StayHome:
-    """ASGI middleware: every answer forbids the browser to load anything from elsewhere."""
+class ContentSecurity:
+    """ASGI middleware that adds `CONTENT_SECURITY_POLICY` to every answer."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and add the policy to the head of the answer."""
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and add the policy to the headers of the answer."""
 
         async def send_with_policy(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Start the page and leave it running."""
+"""Starts the page and keeps it running."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.middleware import Middleware
 
 from vision_sae_client.web import style
 from vision_sae_client.web.page import build_page
-from vision_sae_client.web.privacy import StayHome
+from vision_sae_client.web.privacy import ContentSecurity
 
 MAX_UPLOAD_BYTES = 16 * 2**20
-"""Largest picture the page accepts; the server has a limit of its own."""
+"""The largest picture that the page accepts; the server may have another limit."""
 
 
 def launch(
@@ -28,9 +28,9 @@ def launch(
     token: str | None = None,
     prevent_thread_lock: bool = False,
 ) -> str:
-    """Serve the page for the server at ``address``; gives the page's URL.
+    """Serve the page for the server at ``address``; returns the page's URL.
 
-    Port 0 takes a free one. With ``prevent_thread_lock`` the page runs in a thread until the
+    Port 0 means a free port. With ``prevent_thread_lock`` the page runs in a thread until the
     process ends or ``gradio.close_all()``; otherwise the URL is printed and the call returns when
     it is interrupted or terminated.
     """
@@ -47,7 +47,7 @@ def launch(
         max_file_size=MAX_UPLOAD_BYTES,
         theme=style.theme(),
         css=style.CSS,
-        app_kwargs={"middleware": [Middleware(StayHome)]},
+        app_kwargs={"middleware": [Middleware(ContentSecurity)]},
     )
     if not prevent_thread_lock:
         print(f"The page is at {page.local_url} (Ctrl-C ends it).", flush=True)
@@ -57,7 +57,7 @@ def launch(
 
 
 def _wait() -> None:
-    """Until the process is interrupted; a terminated one then cleans up, too."""
+    """Wait until the process is interrupted or terminated."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         threading.Event().wait()

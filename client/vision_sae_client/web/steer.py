@@ -20,7 +20,7 @@ from vision_sae_client.web import answer_html
 _FEATURES = 200
 _PROMPT = "a large red star in the centre of a white background"
 _RANGE = 40
-"""How far a feature can be turned either way, in its mean activations."""
+"""The range of the slider in both directions, in mean activations of the feature."""
 _HEADING = """
 <h2>Steer a picture</h2>
 <p>Left, the picture of your prompt; in the middle, from the same noise, with one feature of the
@@ -29,17 +29,17 @@ generator turned up or down; right, where they differ.</p>
 
 
 class Steerable(NamedTuple):
-    """What of a server can be steered."""
+    """The model and the features that the panel can steer."""
 
     model: str
     features: list[tuple[str, str]]
-    """(label, name) of features."""
+    """(label, name) of each feature."""
 
 
 def steerable(client: Client) -> Steerable | None:
-    """The server's first generator and its features with a confirmed label, the most frequent
-    first, or where no label is confirmed those with a guess, marked so; None when it has no
-    generator, or does not answer."""
+    """The server's first text-to-image model, and its features with a confirmed label, the most
+    frequent first; where no label is confirmed, the features with a guess. None when the server has
+    no such model or does not answer."""
     try:
         model = client.generator()
         if model is None:
@@ -52,24 +52,24 @@ def steerable(client: Client) -> Steerable | None:
 
 
 def _labelled(client: Client, dictionaries: list[str], filter: str) -> list[tuple[str, str]]:
-    """(label with the index, name) of the features that pass, the most frequent first."""
-    found = (
+    """(label with the index, name) of features that pass ``filter``, the most frequent first."""
+    choices = (
         (f"{report.label(feature.description)} ({feature.index})", feature.name)
         for dictionary in dictionaries
         for feature in client.features(dictionary, filter=filter, order_by="firing_rate desc")
     )
-    return list(islice(found, _FEATURES))
+    return list(islice(choices, _FEATURES))
 
 
-def add_panel(client: Client, what: Steerable) -> None:
-    """Lay the panel out in the Blocks that is open, and connect it to a client."""
+def add_panel(client: Client, steerable: Steerable) -> None:
+    """Add the panel to the open Gradio Blocks, and connect it to a client."""
     gr.HTML(_HEADING)
     with gr.Row(elem_classes="vs-top"):
         with gr.Column(scale=2, min_width=280):
             prompt = gr.Textbox(_PROMPT, label="Prompt")
             feature = gr.Dropdown(
-                what.features,
-                value=what.features[0][1] if what.features else None,
+                steerable.features,
+                value=steerable.features[0][1] if steerable.features else None,
                 label="Feature (or its full name)",
                 allow_custom_value=True,
             )
@@ -78,20 +78,20 @@ def add_panel(client: Client, what: Steerable) -> None:
             button = gr.Button("Generate", variant="primary", elem_id="vs-steer")
         with gr.Column(scale=3, min_width=320):
             shown = gr.Image(label="Twin, steered, difference", interactive=False, buttons=[])
-            said = gr.HTML("", elem_id="vs-steered")
+            changes = gr.HTML("", elem_id="vs-steered")
 
     def steer(
         prompt: str, feature: str | None, value: float, seed: float | None
     ) -> tuple[Image.Image | None, str]:
-        return steered(client, what.model, prompt, feature, value, seed)
+        return steered(client, steerable.model, prompt, feature, value, seed)
 
-    button.click(steer, [prompt, feature, value, seed], [shown, said], api_visibility="private")
+    button.click(steer, [prompt, feature, value, seed], [shown, changes], api_visibility="private")
 
 
 def steered(
     client: Client, model: str, prompt: str, feature: str | None, value: float, seed: float | None
 ) -> tuple[Image.Image | None, str]:
-    """(twin, picture and difference side by side, what changed); or (None, what went wrong)."""
+    """(twin, picture and difference side by side; the changes as HTML), or (None; the error)."""
     try:
         edits = [edit(feature, "add", value)] if feature else []
         number = _seed(seed)
@@ -100,11 +100,11 @@ def steered(
     except (ClientError, VisionSaeError) as error:
         return None, answer_html.failure(str(error))
     lines = report.generation(last.result).splitlines()
-    said = "<br>".join(map(escape, lines)) + answer_html.unread(last.result.unread_texts)
-    return steering.beside(last.result), said
+    changes = "<br>".join(map(escape, lines)) + answer_html.unread(last.result.unread_texts)
+    return steering.beside(last.result), changes
 
 
-def _seed(given: float | None) -> int:
-    if given is None or not 0 <= given < 2**64:
+def _seed(value: float | None) -> int:
+    if value is None or not 0 <= value < 2**64:
         raise InvalidInputError("a seed is a whole number from 0 to 2^64 - 1", field="seed")
-    return int(given)
+    return int(value)

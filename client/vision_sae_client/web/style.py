@@ -1,4 +1,4 @@
-"""How the page looks: system fonts, few colours, no ornament."""
+"""The style of the page: system fonts and few colours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gradio as gr
 
 
 def theme() -> gr.themes.Base:
-    """A calm theme whose fonts are the system's: nothing is fetched."""
+    """A theme with the fonts of the system, so that no font is fetched."""
     return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",

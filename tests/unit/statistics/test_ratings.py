@@ -82,7 +82,7 @@ def test_pictures_of_a_constant_unit_are_drawn_alike() -> None:
 
 
 def test_a_rating_weighs_the_less_the_likelier_its_picture_was() -> None:
-    assert importance([0.25, 0.5], 4).tolist() == [1, 0.5]
+    assert importance(np.array([0.25, 0.5]), 4).tolist() == [1, 0.5]
 
 
 def test_the_estimate_of_one_label_is_unbiased_with_many_ratings() -> None:

@@ -19,15 +19,16 @@ import pytest
 import torch
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.describers.wpmi import soft_wpmi
-from vision_sae.descriptions.evidence.protocol import FIRINGS, Firing
-from vision_sae.descriptions.probe import Probe
+from vision_sae.descriptions.kinds import Check
 from vision_sae.descriptions.protocol import Metric
 from vision_sae.descriptions.scores import cosy, detection, fuzzing, intruder, simulation
-from vision_sae.descriptions.scores.deciding import DECIDES, INFORMS, Check
+from vision_sae.descriptions.scores.causal import CausalScorer
+from vision_sae.descriptions.scoring.deciding import DECIDES, INFORMS
+from vision_sae.descriptions.words.wpmi import soft_wpmi
+from vision_sae.evidence.probe import Probe
+from vision_sae.evidence.protocol import FIRINGS, Firing
 from vision_sae.models.grid import PatchGrid, Preprocessing
 from vision_sae.statistics import association
-from vision_sae.steering.causal import CausalScorer
 
 RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.5)
 SEEDS = range(3)
@@ -191,7 +192,15 @@ def detected(metric: Metric) -> Callable[..., float]:
 def found(rate: float, seed: int, version: str) -> dict[Metric, float]:
     activation, _, _, truths = pictures(rate, seed)
     probe, every = TruthAsCosine(pictures=truths[version]), np.arange(len(activation))
-    scores = cosy.score(cosy.METRICS, probe, TEXT, activation, every, every // 4, seed=0)
+    scores = cosy.score(
+        [metric.name for metric in cosy.COSY.metrics],
+        probe,
+        TEXT,
+        activation,
+        every,
+        every // 4,
+        seed=0,
+    )
     return {score.metric: score.value for score in scores}
 
 

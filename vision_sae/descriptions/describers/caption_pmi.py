@@ -1,16 +1,16 @@
-"""Labels from the corpus' captions: which words go with a feature's firing?
+"""Labels from the captions of the data set: words that are frequent where a feature fires.
 
-For a feature, the exemplar images are compared with all images. A word that n_e of the E exemplars
-and n of all N images have in their captions has the pointwise mutual information
+The exemplar pictures of a feature are compared with all pictures. A word in the captions of n_e of
+the E exemplars and of n of all N pictures has the pointwise mutual information
 ``log((n_e + a) / (E + 2 a)) - log((n + a) / (N + 2 a))`` (additive smoothing a), and the one-sided
-Fisher exact p-value of drawing that many by chance, corrected over all words by Benjamini and
-Hochberg. Words of fewer than `_FEWEST_CAPTIONS` captions are not tried: they could never be
-significant and would only weaken the others. Words that stay significant make the label; without
-any the describer abstains.
+p-value of Fisher's exact test, corrected over all words (Benjamini and Hochberg). A word of fewer
+than `_FEWEST_CAPTIONS` captions is not tested: it could never be significant, and each test lowers
+the power of all others. The significant words form the label; without any significant word, the
+describer abstains.
 
-Images of one source (crops of one photograph, say) are not independent: all four numbers count
-sources. A source has the words of all its images; among the exemplars, of those that are exemplars,
-so that the crops in which a feature does not fire lend it no words.
+Pictures of one source (crops of one photograph, say) are not independent, so all four numbers count
+sources. A source has the words of all its pictures. Among the exemplars, a source has the words of
+its exemplar pictures only: crops in which the feature does not fire add no words.
 """
 
 from __future__ import annotations
@@ -23,20 +23,31 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.stats import false_discovery_control, hypergeom
 
 from vision_sae.activations.store import ImageRecord, sources_of
-from vision_sae.config import CaptionPmiConfig
-from vision_sae.descriptions.describers.function_words import FUNCTION_WORDS
-from vision_sae.descriptions.evidence.protocol import Evidence, split
+from vision_sae.descriptions.kinds import DescriberKind, register_describer
 from vision_sae.descriptions.protocol import Description, Score
+from vision_sae.descriptions.words.function_words import FUNCTION_WORDS
+from vision_sae.evidence.protocol import Evidence, split
+from vision_sae.sections import Section
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _SMOOTHING = 0.5
 _FEWEST_IMAGES = 5
-"""Independent exemplar images below which no label is tried."""
+"""The fewest independent exemplar pictures for a label."""
 _FEWEST_CAPTIONS = 4
-"""Sources whose captions must hold a word before it is tried."""
+"""The fewest sources whose captions contain a word, for the word to be tested."""
+
+
+class CaptionPmiConfig(Section):
+    """Labels from the captions of the data set."""
+
+    words: int = Field(3, ge=1, le=10)
+    """The most words in a label."""
+    significance: float = Field(0.01, gt=0, lt=1)
+    """Largest corrected p-value a word may have."""
 
 
 def words(caption: str) -> frozenset[str]:
@@ -45,25 +56,25 @@ def words(caption: str) -> frozenset[str]:
 
 
 def _by_source(source: NDArray[np.int64], present: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which source has which word (S, V), from the source of each image and its words (N, V)."""
+    """Whether a source has a word (S, V), from each picture's source (N) and words (N, V)."""
     _, row = np.unique(source, return_inverse=True)
-    held = np.zeros((row.max(initial=-1) + 1, present.shape[1]), dtype=np.bool_)
-    np.logical_or.at(held, row, present)
-    return held
+    of_source = np.zeros((row.max(initial=-1) + 1, present.shape[1]), dtype=np.bool_)
+    np.logical_or.at(of_source, row, present)
+    return of_source
 
 
 class _Vocabulary(NamedTuple):
-    """The words of a data set, and who has them."""
+    """The V words in the captions of N pictures."""
 
     words: list[str]
     present: NDArray[np.bool_]
-    """Which image has which word (N, V)."""
+    """Whether a picture has a word (N, V)."""
     source: NDArray[np.int64]
-    """The number of each image's source (N)."""
+    """The number of each picture's source (N)."""
     everywhere: NDArray[np.int64]
-    """How many sources have each word (V)."""
+    """The number of sources with each word (V)."""
     sources: int
-    """Sources in all."""
+    """The number of all sources."""
 
 
 @lru_cache(maxsize=8)
@@ -72,20 +83,20 @@ def _vocabulary(images: tuple[ImageRecord, ...]) -> _Vocabulary:
     source = sources_of(images)
     sources = int(source.max(initial=-1)) + 1
     of_source: list[set[str]] = [set() for _ in range(sources)]
-    for owner, found in zip(source, per_image, strict=True):
-        of_source[owner] |= found
-    occurrences = Counter(word for found in of_source for word in found)
+    for owner, in_image in zip(source, per_image, strict=True):
+        of_source[owner] |= in_image
+    occurrences = Counter(word for in_source in of_source for word in in_source)
     vocabulary = sorted(w for w, count in occurrences.items() if count >= _FEWEST_CAPTIONS)
     column = {word: i for i, word in enumerate(vocabulary)}
     present = np.zeros((len(images), len(vocabulary)), dtype=np.bool_)
-    for row, found in enumerate(per_image):
-        present[row, [column[word] for word in found if word in column]] = True
+    for row, in_image in enumerate(per_image):
+        present[row, [column[word] for word in in_image if word in column]] = True
     everywhere = np.array([occurrences[word] for word in vocabulary], dtype=np.int64)
     return _Vocabulary(vocabulary, present, source, everywhere, sources)
 
 
 class CaptionPmi:
-    """The first describer: the baseline that later ones must beat."""
+    """Labels from captions: words that are frequent where a unit fires."""
 
     name = "caption-pmi"
     version = 5
@@ -160,3 +171,14 @@ class CaptionPmi:
                 ]
             },
         )
+
+
+CAPTION_PMI = register_describer(
+    DescriberKind(
+        CaptionPmi,
+        CaptionPmiConfig,
+        lambda tools, evidence, settings: CaptionPmi(settings),
+        needs=("captions",),
+        one_thread=True,
+    )
+)

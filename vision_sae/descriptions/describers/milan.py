@@ -1,11 +1,11 @@
-"""MILAN: the label of a unit is the text that its exemplars make likelier than it is anyway.
+"""MILAN: the label of a unit is the text that its exemplars make most probable beyond its prior.
 
     pmi(d; E) = log p(d | E) - weight * log p(d)
 
-p(d | E) is a captioner's (`vision_sae.descriptions.describers.captioner`), p(d) a language model's.
-A beam search proposes the texts with the largest log p(d | E); all of them are ranked by pmi. With
-weight 0 the captioner's favourites win, which are general ("a thing"); the larger the weight, the
-more particular the label. Neither term is divided by the length of the text.
+A captioner gives p(d | E) (`vision_sae.descriptions.captioning.captioner`), and a language model
+gives p(d). A beam search proposes the texts of largest log p(d | E), and pmi ranks these texts.
+With weight 0 the label is the captioner's most probable text, which is general ("a thing"); a
+larger weight gives a more specific label. Neither term is divided by the length of the text.
 
 Source: Hernandez et al., Natural Language Descriptions of Deep Visual Features, ICLR 2022.
 """
@@ -16,20 +16,41 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vision_sae.config import MilanConfig
-from vision_sae.descriptions.evidence.protocol import Evidence, split
+from pydantic import Field
+
+from vision_sae.descriptions.captioning.text_models import contents
+from vision_sae.descriptions.kinds import DescriberKind, register_describer
 from vision_sae.descriptions.protocol import Description, Score
+from vision_sae.evidence.protocol import Evidence, split
+from vision_sae.sections import Section
 
 if TYPE_CHECKING:  # both load transformers, which takes seconds
-    from vision_sae.descriptions.describers.captioner import Captioner
-    from vision_sae.descriptions.describers.language_model import LanguageModel
+    from vision_sae.descriptions.captioning.captioner import Captioner
+    from vision_sae.descriptions.captioning.language_model import LanguageModel
 
 _CANDIDATES = 10
-"""Texts that a description keeps."""
+"""Texts in the candidates of a description."""
+
+
+class MilanConfig(Section):
+    """Labels by a captioner and a language model."""
+
+    captioner: str = "demo:captioner"
+    """The image-to-text model p(d | E): demo:captioner, a directory or a hub name."""
+    language_model: str = "demo:captions-lm"
+    """The causal language model p(d): demo:captions-lm, a directory or a hub name."""
+    exemplars: int = Field(15, ge=1, le=48)
+    """The most exemplars that a unit is described by."""
+    beam: int = Field(50, ge=1, le=1000)
+    """Width of the beam search on log p(d | E), and the number of texts that pmi ranks."""
+    weight: float = Field(0.2, ge=0)
+    """Weight of log p(d) against log p(d | E): labels are general at 0."""
+    max_tokens: int = Field(24, ge=2, le=512)
+    """The most tokens of a label, with the end token."""
 
 
 class MilanDescriber:
-    """Captions units by the models that a configuration names; loads them when first needed."""
+    """Labels by a captioner and a language model, which are loaded when first needed."""
 
     name = "milan"
     version = 2
@@ -39,13 +60,13 @@ class MilanDescriber:
 
     @cached_property
     def _captioner(self) -> Captioner:
-        from vision_sae.descriptions.describers.captioner import load_captioner
+        from vision_sae.descriptions.captioning.captioner import load_captioner
 
         return load_captioner(self._config.captioner)
 
     @cached_property
     def _language_model(self) -> LanguageModel:
-        from vision_sae.descriptions.describers.language_model import load_language_model
+        from vision_sae.descriptions.captioning.language_model import load_language_model
 
         return load_language_model(self._config.language_model)
 
@@ -61,16 +82,16 @@ class MilanDescriber:
         if not exemplars:
             reason = "it fires in no picture to describe it by"
             return Description(unit, None, reason, self.name, self.version)
-        found = self._captioner.hypotheses(
+        hypotheses = self._captioner.hypotheses(
             evidence, exemplars, beam=config.beam, max_tokens=config.max_tokens
         )
-        if not found:
+        if not hypotheses:
             reason = f"the captioner ends no text within {config.max_tokens} tokens"
             return Description(unit, None, reason, self.name, self.version, evidence=patches)
-        priors = self._language_model.log_probabilities([h.text for h in found])
+        priors = self._language_model.log_probabilities([h.text for h in hypotheses])
         ranked = sorted(
             (-(h.log_probability - config.weight * prior), h.text, h.log_probability, prior)
-            for h, prior in zip(found, priors, strict=True)
+            for h, prior in zip(hypotheses, priors, strict=True)
         )
         negative, text, likelihood, prior = ranked[0]
         return Description(
@@ -89,3 +110,17 @@ class MilanDescriber:
             },
             candidates=tuple((text, -negative) for negative, text, *_ in ranked[:_CANDIDATES]),
         )
+
+
+MILAN = register_describer(
+    DescriberKind(
+        MilanDescriber,
+        MilanConfig,
+        lambda tools, evidence, settings: MilanDescriber(settings),
+        needs=("captioner", "language model"),
+        contents=lambda settings: {
+            "captioner": contents(settings.captioner),
+            "language_model": contents(settings.language_model),
+        },
+    )
+)

@@ -1,22 +1,22 @@
-"""Labels of a scene generator's features by what their prompts asked for, whose truth is known.
+"""Labels of a scene generator's features, from prompts whose truth about each picture is known.
 
-The prompts of composed scenes are captions that say all there is to see
-(`vision_sae.evaluation.planted_scenes`), so that any statement about a picture can be looked up. A
-label is a conjunction of at most three terms (`scene_terms`): the one that says most about how
-strongly a feature fires in the pictures of a prompt, in nats of mutual information over all
-prompts, silent ones included, less what it takes to say it, among those that are true of the
-prompts that fire it most, where there are such. Prompts have three sides
-(`vision_sae.statistics.sides`):
+The prompt of a composed scene is a complete caption of the picture
+(`vision_sae.pictures.scenes`), so any statement about a picture can be checked. A label is a
+conjunction of at most three terms (`scene_terms`). Its gain is the mutual information of its truth
+and the firing of the feature over all prompts, in nats, less the description length of the label.
+The label of largest gain is chosen; labels that are true of the strongest prompts come before all
+other labels. Prompts have three sides (`vision_sae.statistics.sides`):
 
-- half of them choose. A part of these proposes labels of one term, two and three; another part, in
-  which none was chosen, takes the one that is worth most there, so that a label grows only while
-  held-out information does;
-- a quarter judges: the label is given when it is true of the strongest prompts, and correlates with
-  the firing over all of them, above the labels of other features by a whole bootstrap interval;
-- a quarter is looked at by nobody, and is left for whoever audits the labels.
+- Half of the prompts choose. One part of this half proposes labels of one, two and three terms. The
+  other part chooses the proposal of largest gain, so that a label has a further term only when
+  held-out information rises.
+- A quarter of the prompts judges. A label is confirmed when it is true of the strongest prompts and
+  correlates with the firing over all prompts, more than labels of other features do, by the whole
+  bootstrap interval.
+- A quarter of the prompts is left for audits of the labels.
 
-Where in a picture a feature fires, on the object or on what lies around it, is read from the maps
-of the strongest pictures and the place where the scene has its object.
+The part of a picture that a feature fires on (the object or the background) is read from the
+activation maps of the strongest pictures and the place of the object in the scene.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
 from numpy.typing import NDArray
 
 from vision_sae.activations.store import ImageRecord
-from vision_sae.descriptions.describers.scene_terms import (
+from vision_sae.descriptions.kinds import DescriberKind, register_describer
+from vision_sae.descriptions.protocol import JUDGED_BY, Description, Score
+from vision_sae.descriptions.scene_terms import (
     MOST,
-    Label,
-    Part,
+    SceneLabel,
+    ScenePart,
     english,
     numbers,
     terms,
     truth,
 )
-from vision_sae.descriptions.evidence.protocol import Evidence, spread
-from vision_sae.descriptions.protocol import JUDGED_BY, Description, Score
-from vision_sae.descriptions.scores.bootstrap import Counts, scored
+from vision_sae.descriptions.scoring.scored import scored
 from vision_sae.errors import InvalidInputError
-from vision_sae.evaluation.planted_scenes import (
+from vision_sae.evidence.protocol import Evidence, spread
+from vision_sae.pictures.scenes import (
     VALUES,
     Attributes,
     Place,
@@ -52,58 +54,61 @@ from vision_sae.evaluation.planted_scenes import (
     draw,
     read_caption,
 )
+from vision_sae.sections import NoSettings
+from vision_sae.statistics.bootstrap import Counts
 from vision_sae.statistics.sides import Side, side_of
 
 JUDGE = "scenes"
+"""The name of this judge in descriptions and scores."""
 STRONGEST = 20
-"""Prompts that fire a feature most, of which its label should be true."""
+"""Prompts of largest activation, on which the precision of a label is measured."""
 _FEWEST = 10
-"""Prompts of each part of the choosing side, and of the judging side, that a feature must fire in
-before a label is tried."""
+"""A label is tried only for a feature that fires in this many prompts of each part of the choosing
+side, and of the judging side."""
 _LEVELS = (0.5, 0.8, 0.95)
-"""Quantiles of the peaks at which a feature fires that part weak from strong."""
+"""Quantiles of the positive peaks that separate levels of firing."""
 _BEAM = 8
-"""Labels of one length that are made longer."""
+"""Width of the beam: labels of one length that get a further term."""
 _PROPOSED = 24
-"""Labels of one length that the other part of the prompts sees."""
+"""Proposals of each length."""
 _TRUE = 0.8
-"""Share of the strongest prompts that a label should be true of: of labels of any worth one is
-taken that is, where there is one."""
+"""A label that is true of this share of the strongest prompts comes before all other labels."""
 _LEAST_TRUE = 0.7
 """Share of the strongest judging prompts that a label must be true of."""
 _POOL = 64
-"""Features whose labels are the controls, evenly spaced over those that fire."""
+"""Features whose labels form the pool of controls, evenly spaced over the features that fire."""
 _CONTROLS = 8
+"""Control labels of a judgement."""
 _SIDE = 64
-"""Pixels of the scenes that are drawn to see where their object is."""
+"""Side in pixels of the scenes that are drawn to locate their object."""
 _COVERED = 0.1
-"""Share of a patch that an object must cover for the patch to be its."""
-_CLEARLY = 0.8
-"""How much of the firing of two patches, one on the object and one beside it, must be on either for
-it to be said."""
+"""Share of a patch that the object must cover for the patch to belong to the object."""
+_PART_SHARE = 0.8
+"""A label names a part when this share of the activation falls on the part: mean activation on the
+part, divided by the sum of the means on both parts."""
 
 
 class Scenes(NamedTuple):
-    """The prompts of a data set that are captions of scenes."""
+    """The N prompts of a data set that are captions of scenes with A attributes."""
 
-    shown: NDArray[np.int64]
-    """The numbers of the values of each prompt's attributes (N, attributes)."""
-    true: NDArray[np.bool_]
-    """Which term is true of which prompt (terms, N)."""
+    shown: Int64[np.ndarray, "N A"]
+    """The number of each prompt's value for each attribute."""
+    true: Bool[np.ndarray, "terms N"]
+    """Whether a term is true of a prompt."""
     attributes: list[Attributes]
-    prompt: NDArray[np.int64]
-    """The prompt of each picture; -1 where it is no caption of a scene."""
-    proposing: NDArray[np.int64]
-    """Prompts (of N) that labels are proposed by,"""
-    choosing: NDArray[np.int64]
-    """that one of them is chosen by,"""
-    judging: NDArray[np.int64]
-    """that the chosen one is judged by,"""
-    auditing: NDArray[np.int64]
-    """and that nobody looks at."""
+    prompt: Int64[np.ndarray, B]
+    """The prompt of each picture; -1 for a picture whose caption is no scene."""
+    proposing: Int64[np.ndarray, proposing]
+    """Prompts that propose labels."""
+    choosing: Int64[np.ndarray, choosing]
+    """Prompts that choose among the proposals."""
+    judging: Int64[np.ndarray, judging]
+    """Prompts that judge the chosen label."""
+    auditing: Int64[np.ndarray, auditing]
+    """Prompts left for audits."""
 
-    def peaks(self, of_pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The strongest activation in all pictures and denoising steps of each prompt (N)."""
+    def peaks(self, of_pictures: Float[np.ndarray, B]) -> Float32[np.ndarray, N]:
+        """The strongest activation in all pictures and denoising steps of each prompt."""
         peaks = np.zeros(len(self.shown), dtype=np.float32)
         known = self.prompt >= 0
         np.maximum.at(peaks, self.prompt[known], of_pictures[known])
@@ -112,19 +117,19 @@ class Scenes(NamedTuple):
 
 @lru_cache(maxsize=4)
 def read_scenes(images: tuple[ImageRecord, ...]) -> Scenes:
-    """What the captions of pictures say; equal captions are one prompt."""
-    found = dict[str, int]()
+    """The scenes in the captions of pictures; equal captions are one prompt."""
+    number = dict[str, int]()
     attributes: list[Attributes] = []
     prompt = np.full(len(images), -1, dtype=np.int64)
     for row, image in enumerate(images):
-        if image.caption not in found:
+        if image.caption not in number:
             scene = read_caption(image.caption)
             if scene is None:
                 continue
-            found[image.caption] = len(attributes)
+            number[image.caption] = len(attributes)
             attributes.append(scene)
-        prompt[row] = found[image.caption]
-    sides = np.array([side_of(caption) or "" for caption in found], dtype=np.str_)
+        prompt[row] = number[image.caption]
+    sides = np.array([side_of(caption) or "" for caption in number], dtype=np.str_)
 
     def on(side: Side) -> NDArray[np.int64]:
         return np.flatnonzero(sides == side)
@@ -143,19 +148,19 @@ def read_scenes(images: tuple[ImageRecord, ...]) -> Scenes:
 
 
 class Choice(NamedTuple):
-    """A label that was chosen, and its rivals."""
+    """The chosen label, and the best proposals."""
 
-    label: Label
-    """Empty where no term says anything that holds on other prompts."""
-    worth: float
-    """Nats of information about the choosing prompts, less the cost of saying it."""
-    rivals: list[tuple[Label, float]]
-    """The best proposals and what they are worth, best first."""
+    label: SceneLabel
+    """Empty when no proposal has a positive gain on the choosing prompts."""
+    gain: float
+    """Information about the firing in the choosing prompts less description length, in nats."""
+    proposals: list[tuple[SceneLabel, float]]
+    """The best proposals and their gains, best first."""
 
 
-def choose(peaks: NDArray[np.float32], scenes: Scenes) -> Choice:
-    """The label of a feature with these peaks (N) for each prompt."""
-    offered = terms()
+def choose(peaks: Float[np.ndarray, N], scenes: Scenes) -> Choice:
+    """The label of a feature with these peaks in the prompts."""
+    vocabulary = terms()
     true = scenes.true
     edges = _edges(peaks[scenes.proposing])
     by_level = [_levels(peaks[part], edges) for part in (scenes.proposing, scenes.choosing)]
@@ -164,17 +169,16 @@ def choose(peaks: NDArray[np.float32], scenes: Scenes) -> Choice:
     proposed: list[tuple[int, ...]] = []
     for _ in range(MOST):
         longer = _longer(beam)
-        worth = _worth(longer, first, by_level[0])
-        order = np.argsort(-worth, kind="stable")
+        order = np.argsort(-_gains(longer, first, by_level[0]), kind="stable")
         beam = [longer[i] for i in order[:_BEAM]]
         proposed += [longer[i] for i in order[:_PROPOSED]]
-    held = _worth(proposed, second, by_level[1])
-    fits = _true_of_strongest(proposed, second, peaks[scenes.choosing])
-    # A label that fits none too well is still worth a look by the judge.
-    order = np.lexsort((-held, ~((fits >= _TRUE) & (held > 0))))
-    rivals = [(tuple(offered[i] for i in proposed[at]), float(held[at])) for at in order]
-    label, worth_of_it = rivals[0]
-    return Choice(label if worth_of_it > 0 else (), worth_of_it, rivals[:_BEAM])
+    gains = _gains(proposed, second, by_level[1])
+    fits = true_of_strongest(proposed, second, peaks[scenes.choosing])
+    # Without a label that fits the strongest prompts, the judge decides about the largest gain.
+    order = np.lexsort((-gains, ~((fits >= _TRUE) & (gains > 0))))
+    ranked = [(tuple(vocabulary[i] for i in proposed[at]), float(gains[at])) for at in order]
+    label, gain = ranked[0]
+    return Choice(label if gain > 0 else (), gain, ranked[:_BEAM])
 
 
 @lru_cache(maxsize=1)
@@ -185,24 +189,24 @@ def _column() -> list[int]:
 
 
 def _longer(labels: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """All labels that have one more term, of another attribute."""
+    """All labels with one more term, of another attribute."""
     column = _column()
-    made = {
+    longer = {
         tuple(sorted((*label, term), key=column.__getitem__))
         for label in labels
         for term in range(len(column))
         if column[term] not in {column[other] for other in label}
     }
-    return sorted(made)
+    return sorted(longer)
 
 
 def _true(shown: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which term is true of which prompt (terms, N)."""
+    """Whether a term is true of a prompt (terms, N)."""
     return np.stack([truth((term,), shown) for term in terms()])
 
 
 def _edges(peaks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What parts silence from weak and from strong firing."""
+    """The boundaries between silence and the levels of firing."""
     fires = peaks[peaks > 0]
     return np.unique([0.0, *np.quantile(fires, _LEVELS)] if len(fires) else [0.0])
 
@@ -213,11 +217,13 @@ def _levels(peaks: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[n
     return np.eye(len(edges) + 1, dtype=np.float32)[level]
 
 
-def _worth(
+def _gains(
     labels: Sequence[tuple[int, ...]], true: NDArray[np.bool_], levels: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """What labels are worth on prompts: their information in nats, summed, less their cost; without
-    any worth is what is true where the feature fires less."""
+    """The information of labels about the prompts' levels in nats, less their description length.
+
+    The information counts as 0 for a label that is true where the feature fires less.
+    """
     held = _together(labels, true).astype(np.float32) @ levels  # (labels, levels)
     all_levels = levels.sum(0)
     joint = np.stack([held, all_levels - held], axis=1).astype(np.float64)
@@ -228,49 +234,60 @@ def _worth(
         ranks = all_levels.cumsum() - all_levels / 2
         higher = (held @ ranks) / held.sum(1) > (all_levels @ ranks) / total
     costs = np.array([term.cost for term in terms()])
-    paid = [sum(costs[list(label)]) for label in labels]
-    return np.asarray(np.where(higher, nats, 0.0) - np.array(paid))
+    lengths = [sum(costs[list(label)]) for label in labels]
+    return np.asarray(np.where(higher, nats, 0.0) - np.array(lengths))
 
 
 def _together(labels: Sequence[tuple[int, ...]], true: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which label is true of which prompt (labels, N)."""
+    """Whether a label is true of a prompt (labels, N)."""
     padded = np.array([(*label, *label[:1] * (MOST - len(label))) for label in labels])
     return np.asarray(true[padded].all(1))
 
 
-def _true_of_strongest(
-    labels: Sequence[tuple[int, ...]], true: NDArray[np.bool_], peaks: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """The share of the prompts that fire a feature most that each label is true of."""
+def true_of_strongest(
+    labels: Sequence[tuple[int, ...]],
+    true: Bool[np.ndarray, "terms N"],
+    peaks: Float[np.ndarray, N],
+) -> Float[np.ndarray, labels]:
+    """The share of a feature's strongest prompts that each label is true of.
+
+    A label is numbers of terms, and ``true`` says whether a term is true of a prompt. The share is
+    0 for a feature that fires in no prompt: no prompt supports any label.
+    """
     strongest = strongest_of(peaks)
+    if not len(strongest):
+        return np.zeros(len(labels))
     return np.asarray(_together(labels, true[:, strongest]).mean(1))
 
 
-def strongest_of(peaks: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The prompts that a feature fires in most, strongest first, at most `STRONGEST`."""
+def strongest_of(peaks: Float[np.ndarray, N]) -> Int64[np.ndarray, strongest]:
+    """The prompts of largest peak above 0, strongest first, at most `STRONGEST`."""
     order = np.argsort(-peaks, kind="stable")[:STRONGEST]
     return np.asarray(order[peaks[order] > 0], dtype=np.int64)
 
 
 class Judgement(NamedTuple):
-    """What prompts that had no part in the choice say of a label."""
+    """The result of testing a label on prompts that had no part in the choice of the label."""
 
     scores: tuple[Score, ...]
     base_rate: float
+    """Share of the prompts that the label is true of."""
     refused: str
-    """Why the label is no label; empty when it is one."""
+    """Why the label is refused; empty when it is confirmed."""
 
 
 def judge(
-    label: Label,
-    peaks: NDArray[np.float32],
-    shown: NDArray[np.int64],
-    controls: Sequence[Label] = (),
+    label: SceneLabel,
+    peaks: Float[np.ndarray, N],
+    shown: Int64[np.ndarray, "N A"],
+    controls: Sequence[SceneLabel] = (),
     *,
     seed: int = 0,
 ) -> Judgement:
-    """Judge a label by the peaks (N) of prompts and what they show; ``controls`` are labels of
-    other features."""
+    """Test a label on prompts with these peaks and values of attributes.
+
+    ``controls`` are labels of other features.
+    """
     true = [truth(each, shown).astype(np.float64) for each in (label, *controls)]
     strongest = strongest_of(peaks)
     if len(strongest) < _FEWEST:
@@ -285,11 +302,11 @@ def judge(
     correlation = scored(
         "correlation", [_correlation(t, peaks.astype(np.float64)) for t in true], [len(peaks)], seed
     )
-    found = [_by_scenes(score) for score in (precision, correlation) if score is not None]
+    scores = [_by_scenes(score) for score in (precision, correlation) if score is not None]
     if precision is not None and base_rate > 0:
         lift = precision.value / base_rate
-        found.insert(1, _by_scenes(Score("lift", lift, precision.n)))
-    return Judgement(tuple(found), base_rate, _refused(precision, correlation, base_rate))
+        scores.insert(1, _by_scenes(Score("lift", lift, precision.n)))
+    return Judgement(tuple(scores), base_rate, _refused(precision, correlation, base_rate))
 
 
 def _by_scenes(score: Score) -> Score:
@@ -312,13 +329,13 @@ def _correlation(true: NDArray[np.float64], peaks: NDArray[np.float64]) -> Any:
 
 def _refused(precision: Score | None, correlation: Score | None, base_rate: float) -> str:
     if precision is None or correlation is None or precision.lower is None:
-        return "no held-out scene has what it says"
+        return "it is true of no held-out scene"
     if precision.value < _LEAST_TRUE:
         return f"it is true of {precision.value:.0%} of the held-out scenes that fire it most"
     if precision.lower <= max(precision.control or 0.0, base_rate):
-        return "of the strongest held-out scenes it is true no more often than other labels"
+        return "it is true of the strongest held-out scenes no more often than other labels are"
     if correlation.lower is None or correlation.lower <= max(correlation.control or 0.0, 0.0):
-        return "over all held-out scenes it goes with the firing no more than other labels"
+        return "it correlates with the firing no more than other labels do, over held-out scenes"
     return ""
 
 
@@ -329,7 +346,7 @@ class ScenesDescriber:
     version = 1
 
     def __init__(self) -> None:
-        self._pools: dict[str, list[tuple[int, Label]]] = {}
+        self._pools: dict[str, list[tuple[int, SceneLabel]]] = {}
 
     def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
         """Descriptions of ``units`` in order.
@@ -357,51 +374,52 @@ class ScenesDescriber:
             return Description(unit, None, few, self.name, self.version)
         where = _part(evidence, scenes, unit)
         choice = choose(peaks, scenes)
-        candidates = tuple((english(label), round(worth, 2)) for label, worth in choice.rivals)
-        seen = f"fires in {(peaks > 0).mean():.0%} of prompts{_ON[where.part]}"
+        candidates = tuple((english(label), round(gain, 2)) for label, gain in choice.proposals)
+        firing = f"fires in {(peaks > 0).mean():.0%} of prompts{_ON[where.part]}"
         if not choice.label:
             return Description(
                 unit,
                 None,
-                f"no attribute says when it fires; it {seen}",
+                f"no attribute predicts its firing; it {firing}",
                 self.name,
                 self.version,
                 candidates=candidates,
             )
         controls = self._controls(evidence, scenes, unit, choice.label)
         judging = scenes.judging
-        found = judge(choice.label, peaks[judging], scenes.shown[judging], controls, seed=unit)
+        verdict = judge(choice.label, peaks[judging], scenes.shown[judging], controls, seed=unit)
         details: dict[str, Any] = {
             "terms": [term.to_json() for term in choice.label],
             "part": where.part,
-            "base_rate": round(found.base_rate, 4),
+            "base_rate": round(verdict.base_rate, 4),
         }
-        if not found.refused:
+        if not verdict.refused:
             details[JUDGED_BY] = JUDGE
         text = english(choice.label, part=where.part)
         return Description(
             unit,
-            None if found.refused else text,
-            f'"{text}": {found.refused}; it {seen}' if found.refused else "",
+            None if verdict.refused else text,
+            f'"{text}": {verdict.refused}; it {firing}' if verdict.refused else "",
             self.name,
             self.version,
-            scores=found.scores,
+            scores=verdict.scores,
             evidence=where.patches,
             details=details,
             candidates=candidates,
         )
 
-    def _controls(self, evidence: Evidence, scenes: Scenes, unit: int, label: Label) -> list[Label]:
-        """Labels of other features that say something else; the same whenever asked for."""
+    def _controls(
+        self, evidence: Evidence, scenes: Scenes, unit: int, label: SceneLabel
+    ) -> list[SceneLabel]:
+        """Different labels, of other features; the same labels in every call."""
         if evidence.identity not in self._pools:
             chosen = (
                 (other, choose(scenes.peaks(evidence.peaks(other)), scenes).label)
                 for other in spread(evidence, _POOL)
             )
-            self._pools[evidence.identity] = [(o, found) for o, found in chosen if found]
-        others = sorted(
-            {found for o, found in self._pools[evidence.identity] if o != unit and found != label}
-        )
+            self._pools[evidence.identity] = [(o, control) for o, control in chosen if control]
+        pool = self._pools[evidence.identity]
+        others = sorted({control for o, control in pool if o != unit and control != label})
         count = min(_CONTROLS, len(others))
         drawn = np.random.default_rng(unit).choice(len(others), count, replace=False)
         return [others[i] for i in sorted(drawn.tolist())]
@@ -410,17 +428,23 @@ class ScenesDescriber:
 class _Where(NamedTuple):
     """Where in pictures a feature fires."""
 
-    part: Part
+    part: ScenePart
     patches: tuple[int, ...]
     """The strongest patches of pictures on the choosing side."""
 
 
-_ON: dict[Part, str] = {"": "", "object": ", on the object", "background": ", on the background"}
+_ON: dict[ScenePart, str] = {
+    "": "",
+    "object": ", on the object",
+    "background": ", on the background",
+}
 
 
 def _part(evidence: Evidence, scenes: Scenes, unit: int) -> _Where:
-    """The part whose patches nearly alone fire, in the strongest pictures of the choosing
-    prompts and in those of the judging ones."""
+    """The part of the scene that most of the activation falls on.
+
+    The part must be the same for the strongest pictures of choosing and of judging prompts.
+    """
     grid = evidence.grid
     choosing = {*scenes.proposing.tolist(), *scenes.choosing.tolist()}
     judging = set(scenes.judging.tolist())
@@ -439,11 +463,11 @@ def _part(evidence: Evidence, scenes: Scenes, unit: int) -> _Where:
             shares[0].append(share)
         elif prompt in judging:
             shares[1].append(share)
-    means = [float(np.mean(found)) if found else 0.5 for found in shares]
-    part: Part = ""
-    if min(means) >= _CLEARLY:
+    means = [float(np.mean(side)) if side else 0.5 for side in shares]
+    part: ScenePart = ""
+    if min(means) >= _PART_SHARE:
         part = "object"
-    elif max(means) <= 1 - _CLEARLY:
+    elif max(means) <= 1 - _PART_SHARE:
         part = "background"
     return _Where(part, tuple(patches))
 
@@ -451,8 +475,8 @@ def _part(evidence: Evidence, scenes: Scenes, unit: int) -> _Where:
 @lru_cache(maxsize=1024)
 def object_patches(
     shape: Shape, size: Size, place: Place, rows: int, cols: int
-) -> NDArray[np.bool_]:
-    """The patches (rows, cols) that the object of a scene touches."""
+) -> Bool[np.ndarray, "R C"]:
+    """The patches that the object of a scene covers."""
     side = max(_SIDE // rows, 1) * rows
     scene = draw(Attributes(shape, "red", "plain", size, place, "white"), side=side)
     covered = scene.parts["object"].astype(np.float64)
@@ -460,3 +484,15 @@ def object_patches(
     columns = np.array_split(covered, cols, axis=1)
     shares = np.stack([c.reshape(rows, height, -1).mean((1, 2)) for c in columns], axis=1)
     return np.asarray(shares >= _COVERED)
+
+
+SCENES = register_describer(
+    DescriberKind(
+        ScenesDescriber,
+        NoSettings,
+        lambda tools, evidence, settings: ScenesDescriber(),
+        needs=("captions",),
+        scored=False,
+        served=lambda settings: False,
+    )
+)

@@ -1,8 +1,8 @@
 """Labels by a vision-language model behind any server with OpenAI's chat-completions API.
 
-Off unless a URL and a model are configured. One request a unit shows its exemplars, outlined, and
-asks for a label. An API key is read from the environment variable ``VISION_SAE_VLM_API_KEY`` and
-goes nowhere but into the request's header.
+The describer is off unless a URL and a model are configured. One request for each unit shows the
+unit's exemplars, outlined, and asks for a label. The API key is read from the environment variable
+``VISION_SAE_VLM_API_KEY`` and is sent in the header of the request only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from urllib.parse import urlsplit
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
-from vision_sae.config import VlmConfig
-from vision_sae.descriptions.describers.regions import outlined, region, thumbnail
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing, split
+from vision_sae.descriptions.kinds import DescriberKind, register_describer
 from vision_sae.descriptions.protocol import Description
+from vision_sae.descriptions.regions import outlined, region, thumbnail
 from vision_sae.errors import (
     InvalidInputError,
     MissingDependencyError,
     RemoteServerAwayError,
     RemoteServerError,
 )
+from vision_sae.evidence.protocol import Evidence, Firing, split
 from vision_sae.hosts import is_loopback
+from vision_sae.sections import Section
 
 API_KEY_VARIABLE = "VISION_SAE_VLM_API_KEY"
 _PROMPT = (
@@ -39,10 +40,26 @@ _PROMPT = (
 _SIDE = 224
 """Longer side in pixels of the crops that are sent."""
 _LONGEST = 100
-"""Characters of the longest answer that is taken for a label."""
+"""The most characters of an answer that can be a label."""
 _MOST_TOKENS = 64
 _AWAY = (401, 403, 404, 408, 429)
-"""HTTP statuses that do not come of what was asked: key, model's name, or time are wrong."""
+"""HTTP statuses that do not depend on the unit: the key or the model's name is wrong, or the server
+is too slow or too busy."""
+
+
+class VlmConfig(Section):
+    """Labels by a vision-language model behind an OpenAI-compatible server; off without a URL."""
+
+    url: str | None = None
+    """Base of the API, for example http://127.0.0.1:8000/v1; https unless it is this machine."""
+    model: str | None = None
+    """The name of the model on the server."""
+    exemplars: int = Field(8, ge=1, le=48)
+    """The most exemplars in the request for a unit."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """The time limit of one try."""
+    retries: int = Field(3, ge=0, le=20)
+    """Further tries when the server fails, is busy or cannot be reached."""
 
 
 class _Message(BaseModel):
@@ -54,13 +71,13 @@ class _Choice(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What is used of a server's answer."""
+    """The fields of a server's answer that the describer reads."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
 class VlmDescriber:
-    """Asks a server about each unit."""
+    """Labels by a vision-language model behind a server, one request for each unit."""
 
     name = "vlm"
     version = 2
@@ -85,7 +102,7 @@ class VlmDescriber:
             raise MissingDependencyError(
                 "the describer vlm needs: pip install 'vision-sae[vlm]'", field="describer"
             ) from error
-        # The library sends what it finds in variables that are meant for OpenAI's own server.
+        # The library would send the values of variables that are meant for OpenAI's own server.
         unsent: Any = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         return openai.OpenAI(
             base_url=self._config.url,
@@ -93,17 +110,17 @@ class VlmDescriber:
             default_headers=unsent,
             timeout=self._config.timeout_seconds,
             max_retries=self._config.retries,
-            # Clear text must not leave this machine by a redirection or a proxy either.
+            # A redirection or a proxy must not carry clear text to another machine.
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False, trust_env=str(self._config.url).startswith("https:")
             ),
         )
 
     def describe(self, evidence: Evidence, units: Iterable[int]) -> Iterator[Description]:
-        """Descriptions of ``units`` in order, a request each.
+        """Descriptions of ``units`` in order, one request for each.
 
         Raises `RemoteServerError` when the server answers with an error, and
-        `RemoteServerAwayError` when it does not answer, is too busy, or does not know us.
+        `RemoteServerAwayError` when the server does not answer, is too busy, or refuses the key.
         """
         for unit in units:
             yield self._describe(evidence, unit)
@@ -127,7 +144,7 @@ class VlmDescriber:
         )
 
     def _ask(self, crops: Sequence[Image.Image]) -> str:
-        """The server's answer about these crops, as it came but for white space around it."""
+        """The server's answer about these crops, without white space at its ends."""
         import openai
 
         client, keyless = self._client, not os.environ.get(API_KEY_VARIABLE)
@@ -147,15 +164,15 @@ class VlmDescriber:
             away = error.status_code in _AWAY or error.status_code >= 500
             raise (_away if away else _failure)(what) from error
         except openai.APIConnectionError as error:
-            raise _away(f"could not be asked ({error})") from error
+            raise _away(f"could not be reached ({error})") from error
         except (openai.APIError, ValidationError, ValueError) as error:
-            raise _failure("answered with something else than a chat completion") from error
+            raise _failure("gave an answer that is no chat completion") from error
         return (answer.choices[0].message.content or "").strip()
 
 
 def _away(what: str) -> RemoteServerAwayError:
     return RemoteServerAwayError(
-        f"the server at describe.vlm.url {what}; units without a label wait until it is there",
+        f"the server at describe.vlm.url {what}; units without a label wait for the server",
         field="describe.vlm.url",
     )
 
@@ -165,7 +182,7 @@ def _failure(what: str) -> RemoteServerError:
 
 
 def _refuse_unsafe(url: str) -> None:
-    """Pictures and the key travel in clear text inside this machine only."""
+    """Refuse a URL that would send pictures and the key to another machine in clear text."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -194,14 +211,14 @@ def _data_url(picture: Image.Image) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text with a mark in place of control characters, which label stores refuse."""
+    """The text with a mark in place of each control character: label stores refuse these."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
 
 
 def _label(answer: str) -> tuple[str | None, str]:
-    """(label, "") or (None, why there is none)"""
+    """(label, "") or (None, the reason of the abstention)"""
     text = answer.strip(" \t\r\n\"'`.*")
     if not text:
         return None, "the model's answer is empty"
@@ -210,3 +227,14 @@ def _label(answer: str) -> tuple[str | None, str]:
     if len(text) > _LONGEST or not text.isprintable():
         return None, f"the model's answer is no label: {len(text)} characters"
     return text, ""
+
+
+VLM = register_describer(
+    DescriberKind(
+        VlmDescriber,
+        VlmConfig,
+        lambda tools, evidence, settings: VlmDescriber(settings),
+        needs=("server",),
+        served=lambda settings: bool(settings.url),
+    )
+)

@@ -1,1 +1,1 @@
-"""Facts that can be looked up for a region of a picture, and labels made of them."""
+"""Facts about the regions of pictures, from captions and pixels, and labels composed of facts."""

@@ -1,4 +1,4 @@
-"""All that can be looked up of one data set, and which of it may choose or judge."""
+"""The facts about the pictures of one data set, and the sides that choose and judge labels."""
 
 from __future__ import annotations
 
@@ -10,44 +10,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from vision_sae.activations.store import sources_of
-from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.predicates.captions import CaptionKinds
 from vision_sae.descriptions.predicates.label import Label
 from vision_sae.descriptions.predicates.looks import COLOURS, measured
 from vision_sae.descriptions.predicates.wordnet import nouns
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.statistics.association import source_weights
 from vision_sae.statistics.sides import Side, on_sides
 
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-
 _KEPT = 160
-"""Labels whose `Fit` is kept: those of the pool of controls are asked for again and again."""
+"""Number of labels whose `Fit` is cached: the labels of the pool of controls recur all the time."""
 FEWEST_SOURCES = 12
-"""Sources of the choosing side that must show a kind before a label may name it: rarer words win
-by chance."""
+"""A label may name a kind that this many sources of the choosing side show: a rarer word can have
+the largest gain by chance."""
 _EVERYDAY = 3.0
-"""Zipf frequency below which nobody would call a thing so."""
+"""Least Zipf frequency of a name in labels: rarer words are not everyday English."""
 _MOST_WORDS = 2
 _SEEN = frozenset({"physical entity", "shape", "sign", "mark", "symbol"})
-"""Kinds of which everything can be seen in a picture."""
+"""Hypernyms of the kinds that can be seen in a picture."""
 _PLAIN = 4.3
-"""Zipf frequency from which on a word is a plain one."""
+"""Least Zipf frequency of a plain word."""
 TOO_GENERAL = "too_general.txt"
-"""The list of kinds that say nothing of a picture, beside this file."""
+"""The file, beside this module, of kinds that are too general for a label."""
 
 
 class Fit(NamedTuple):
-    """Where a label fits: pictures that show one of its kinds, patches that have its looks."""
+    """Where a label is true: patches with the label's looks, in pictures that show its kinds."""
 
-    patches: Mask
-    """(N, P)"""
-    counts: Floats
-    """How many patches of each picture (N)."""
+    patches: Bool[np.ndarray, "N P"]
+    counts: Float[np.ndarray, N]
+    """The number of such patches in each picture."""
 
 
 class Facts:
@@ -57,36 +54,38 @@ class Facts:
         self, evidence: Evidence, directory: Path | None = None, *, progress: bool = False
     ) -> None:
         origins = [image.origin for image in evidence.images]
-        self.sources: NDArray[np.int64] = sources_of(evidence.images)
-        """Number of each picture's source (N)."""
+        self.sources: Int64[np.ndarray, N] = sources_of(evidence.images)
+        """Number of each picture's source."""
         self.captions = CaptionKinds(evidence.images)
         self.looks = measured(evidence, directory, progress=progress)
-        """(N, P, L)"""
-        self._sides: dict[Side, Mask] = {
+        """Whether a patch has a look (N, P, L)."""
+        self._sides: dict[Side, NDArray[np.bool_]] = {
             side: on_sides(origins, side) for side in ("choose", "judge", "audit")
         }
 
-    def side(self, *sides: Side) -> Mask:
-        """The pictures (N) of these sides."""
+    def side(self, *sides: Side) -> Bool[np.ndarray, N]:
+        """The pictures of these sides."""
         return np.asarray(np.logical_or.reduce([self._sides[side] for side in sides]))
 
     @cached_property
-    def weights(self) -> Floats:
-        """Of each picture (N): a source weighs one in all."""
+    def weights(self) -> Float[np.ndarray, N]:
+        """The weight of each picture; the weights of one source add up to one."""
         return source_weights(self.sources)
 
     @cached_property
-    def look_shares(self) -> NDArray[np.float32]:
-        """Share of each picture's patches with each look (N, L)."""
+    def look_shares(self) -> Float32[np.ndarray, "N L"]:
+        """Share of each picture's patches with each look."""
         return np.asarray(self.looks.mean(axis=1, dtype=np.float32))
 
     @cached_property
-    def kinds(self) -> NDArray[np.int64]:
-        """The kinds that labels may name (V): said often enough of the choosing side, everyday, not
-        too general; of kinds that the same pictures show, the most special one."""
+    def kinds(self) -> Int64[np.ndarray, V]:
+        """The kinds that labels may name: frequent on the choosing side, everyday, not too general.
+
+        Of several kinds in the same pictures, the most specific kind is taken; see `_says_more`.
+        """
         side = self.side("choose")
         shown = self.captions.shows[side].tocsc()
-        of_source, found = self.sources[side], dict[bytes, int]()
+        of_source, by_pictures = self.sources[side], dict[bytes, int]()
         for kind in np.flatnonzero(np.diff(shown.indptr)).tolist():
             rows = shown.indices[shown.indptr[kind] : shown.indptr[kind + 1]]
             entry = nouns().kinds[kind]
@@ -100,44 +99,46 @@ class Facts:
             ):
                 continue
             same = np.sort(rows).tobytes()
-            if same not in found or _says_more(kind, found[same]):
-                found[same] = kind
-        return np.array(sorted(found.values()), dtype=np.int64)
+            if same not in by_pictures or _says_more(kind, by_pictures[same]):
+                by_pictures[same] = kind
+        return np.array(sorted(by_pictures.values()), dtype=np.int64)
 
     @cached_property
     def shows(self) -> csr_array:
-        """Which picture shows which of `kinds` (N, V), float64."""
+        """Whether a picture shows one of `kinds` (N, V), float64."""
         return self.captions.shows[:, self.kinds].astype(np.float64).tocsr()
 
     @cached_property
-    def costs(self) -> Floats:
-        """What naming each of `kinds` costs (V), in nats: minus the log of how often one is said,
-        so that a hypernym is cheaper than a hyponym."""
-        side = self.side("choose") & self.captions.said
+    def costs(self) -> Float[np.ndarray, V]:
+        """The description length of each of `kinds` in nats: minus the log of its frequency.
+
+        A hypernym is therefore shorter than its hyponyms.
+        """
+        side = self.side("choose") & self.captions.captioned
         rates = (self.weights * side) @ self.shows / max(1.0, float((self.weights * side).sum()))
         return np.asarray(-np.log(np.maximum(rates, 1e-6)))
 
     def label(self, kinds: Sequence[int]) -> Label:
-        """A label of kinds by the names that captions have for them."""
+        """A label of kinds, by their most frequent names in captions."""
         return Label(tuple(kinds), (), tuple(self.captions.name(kind) for kind in kinds))
 
-    def names(self, label: Label) -> Mask:
-        """The pictures (N) that show one of the label's kinds; all for a label of looks alone."""
+    def names(self, label: Label) -> Bool[np.ndarray, N]:
+        """The pictures that show one of the label's kinds; all for a label of looks alone."""
         return self.captions.of(label.kinds) if label.kinds else np.ones(len(self.sources), bool)
 
-    def places(self, label: Label) -> Mask:
-        """The patches (N, P) that have all looks of a label."""
+    def places(self, label: Label) -> Bool[np.ndarray, "N P"]:
+        """The patches that have all looks of a label."""
         rows = label.rows
         if not rows:
             return np.ones(self.looks.shape[:2], dtype=np.bool_)
-        found = self.looks[:, :, rows[0]]
+        patches = self.looks[:, :, rows[0]]
         for row in rows[1:]:
-            found = found & self.looks[:, :, row]
-        return np.asarray(found)
+            patches = patches & self.looks[:, :, row]
+        return np.asarray(patches)
 
     @cached_property
     def fits(self) -> Callable[[Label], Fit]:
-        """Where a label fits; those of the last labels asked for are kept."""
+        """Where a label is true; the results for the most recent labels are cached."""
 
         def fits(label: Label) -> Fit:
             patches = self.places(label) & self.names(label)[:, None]
@@ -148,21 +149,23 @@ class Facts:
 
 @cache
 def too_general() -> frozenset[str]:
-    """Names of kinds that no label may be made of."""
+    """Names of kinds that are too general for a label."""
     text = files(__package__).joinpath(TOO_GENERAL).read_text(encoding="utf-8")
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 @cache
 def _can_be_seen(kind: int) -> bool:
-    """Whether a kind is one of things or of signs, not of what goes on or is thought."""
+    """Whether a kind is a physical thing or a sign, not an event or an idea."""
     return any(nouns().kinds[above].name in _SEEN for above in nouns().above(kind))
 
 
 def _says_more(kind: int, other: int) -> bool:
-    """Whether of two kinds that the same pictures show a label says ``kind``: the more special one
-    where its name is a plain word ("fruit" before "food", but "animal" before "mammal"), and
-    otherwise the one with the more usual name."""
+    """Whether a label names ``kind`` rather than ``other``, where the same pictures show both.
+
+    Of two plain words the label names the more specific kind ("fruit" before "food"); otherwise it
+    names the more usual word ("animal" before "mammal").
+    """
     one, two = nouns().kinds[kind], nouns().kinds[other]
     if (one.zipf >= _PLAIN) != (two.zipf >= _PLAIN):
         return one.zipf >= _PLAIN
@@ -172,7 +175,7 @@ def _says_more(kind: int, other: int) -> bool:
 
 
 def cost_of_look() -> float:
-    """What naming one look costs, in nats: as many can be said."""
+    """The description length of one look in nats: the log of the number of looks."""
     from vision_sae.descriptions.predicates.looks import LOOKS
 
     return math.log(len(LOOKS))

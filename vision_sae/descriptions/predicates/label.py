@@ -1,8 +1,8 @@
-"""Labels made of predicates: what they say in English, and where they are true.
+"""Labels composed of predicates, and their English.
 
-A label is a conjunction of one kind of thing (or one of several), and looks of the patches where a
-unit fires. It reads as English: "underside of an animal", "red background", "edge of a white thing,
-in the upper part".
+A label is a conjunction of a kind of thing (or a union of kinds) and looks of the patches where a
+unit fires. The label reads as English: "underside of an animal", "red background", "edge of a white
+thing, in the upper part".
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ _SIZES = {"large": "large", "small": "small"}
 
 @dataclass(frozen=True)
 class Label:
-    """One or several kinds of which one must be shown, and looks which must all hold."""
+    """A union of kinds and a conjunction of looks: one kind is in the picture, all looks hold."""
 
     kinds: tuple[int, ...] = ()
     """Numbers of `vision_sae.descriptions.predicates.wordnet.Nouns.kinds`."""
     looks: tuple[Look, ...] = ()
-    """At most one of a family."""
+    """At most one look of each family."""
     names: tuple[str, ...] = field(default=(), compare=False)
-    """What the kinds are called; as the table of nouns calls them where absent."""
+    """The names of the kinds; when absent, the usual names in the table of nouns."""
 
     @property
     def length(self) -> int:
-        """How many predicates it says."""
+        """The number of predicates."""
         return len(self.kinds) + len(self.looks)
 
     @property
     def rows(self) -> list[int]:
-        """Where its looks stand in `LOOKS`."""
+        """The positions of the looks in `LOOKS`."""
         return [ROW[look] for look in self.looks]
 
     def with_look(self, look: Look) -> Label:
-        """The label and one more look."""
+        """The label with one more look."""
         return Label(self.kinds, (*self.looks, look), self.names)
 
     @property
     def text(self) -> str:
         """The label in English."""
-        return _english(self._called, self.looks)
+        return _english(self._names, self.looks)
 
     @property
-    def _called(self) -> tuple[str, ...]:
+    def _names(self) -> tuple[str, ...]:
         return self.names or tuple(nouns().kinds[kind].name for kind in self.kinds)
 
     def to_json(self) -> dict[str, Any]:
-        """What `label_from_json` reads."""
+        """The label as JSON for `label_from_json`."""
         looks = [list(look) for look in self.looks]
-        return {"kinds": list(self.kinds), "names": list(self._called), "looks": looks}
+        return {"kinds": list(self.kinds), "names": list(self._names), "looks": looks}
 
 
 def label_from_json(row: dict[str, Any]) -> Label:
@@ -83,7 +83,7 @@ _NOT_COUNTED = frozenset(
 
 
 def with_article(words: str) -> str:
-    """ "red apple" -> "a red apple"; plurals, and what is not counted, stay as they are."""
+    """ "red apple" -> "a red apple"; plurals and mass nouns stay unchanged."""
     last = words.split()[-1]
     if last in _NOT_COUNTED or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
         return words
@@ -114,7 +114,7 @@ def _english(things: Sequence[str], looks: Iterable[Look]) -> str:
         main = f"{lines} in the {main}" if lines else main
         main = f"{main} of {with_article(thing)}" if thing else main
     elif part or ground == "edge":
-        # The looks are those of the part, not of the whole.
+        # The looks belong to the part, not to the whole.
         whole = with_article(thing) if thing else "a thing"
         piece = f"{look} {part or 'edge'}".strip()
         main = f"{piece} of {whole}"
@@ -142,7 +142,7 @@ _ADJECTIVES = {look.word: look for look in LOOKS if look.family in ("colour", "l
 
 
 def read_label(text: str) -> Label:
-    """What of a free text can be looked up: its things, and its words for colour and light."""
+    """The part of a free text that can be tested: its things, and its words for looks."""
     from vision_sae.descriptions.predicates.captions import things
 
     words = {word.strip(".,;:!?").lower() for word in text.split()}

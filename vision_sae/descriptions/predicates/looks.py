@@ -1,12 +1,12 @@
-"""What the pixels of a patch look like: colour, light, texture, place, object or background.
+"""The looks of a patch, measured in pixels: colour, light, texture, place, object or background.
 
-Every look is a yes or no for each patch of a picture, measured in the thumbnail that is kept as
-evidence; no model has a say in it. Looks of one family exclude each other, or nearly so, and a
-label takes at most one of each.
+Every look is a yes or no for each patch of a picture, measured in the thumbnail of the evidence
+without any model. Looks of one family exclude each other, or nearly so, and a label has at most one
+look of each family.
 
-What is an object is told by geodesic distance: a patch belongs to the background when a path leads
-from it to the border of the picture over nearly equal colours (Wei et al., Geodesic Saliency Using
-Background Priors, ECCV 2012).
+Geodesic distance separates objects from background: a patch belongs to the background when a path
+of nearly equal colours leads from the patch to the border of the picture (Wei et al., Geodesic
+Saliency Using Background Priors, ECCV 2012).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -25,7 +26,7 @@ from scipy.sparse.csgraph import dijkstra
 from tqdm import tqdm
 
 from vision_sae.arrays import complete, open_growing
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.files import sha256_json
 from vision_sae.models.grid import Geometry, PatchGrid
 from vision_sae.pictures.decode import decode_image
@@ -35,7 +36,7 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 VERSION = 1
-"""Of the definitions below: another one measures other looks."""
+"""The version of the definitions in this module; measurements of other versions are not reused."""
 _PIXELS = 8
 """Side of a patch in the pixels that are measured."""
 _BLOCK = 4
@@ -47,7 +48,7 @@ class Look(NamedTuple):
 
     family: Family
     word: str
-    """As a label says it: an adjective, a part, a place."""
+    """The word in a label: an adjective, a part, a place."""
 
 
 COLOURS: dict[str, tuple[tuple[float, float, float], ...]] = {
@@ -71,20 +72,20 @@ COLOURS: dict[str, tuple[tuple[float, float, float], ...]] = {
     ),
     "purple": ((42, 42, -42), (30, 35, -35), (60, 35, -35)),
 }
-"""CIELAB (D65) of the eleven basic colour terms (Berlin and Kay 1969): each at some of the
-lightnesses where English speakers name it so."""
+"""CIELAB (D65) of the eleven basic colour terms (Berlin and Kay 1969), each at several lightnesses
+at which English speakers use the term."""
 _MARGIN = 5.0
-"""How much nearer the named colour must be than any other one."""
+"""How much nearer the named colour must be than any other colour."""
 _DARK, _BRIGHT = 30.0, 82.0
 """CIELAB lightness below and above which a patch is dark and bright."""
 _SMOOTH, _TEXTURED = 0.8, 9.0
 """Mean step of lightness from pixel to pixel below and above which a patch is smooth, textured."""
 _COHERENT = 0.55
-"""Coherence of the structure tensor from which lines have a direction."""
+"""Least coherence of the structure tensor for lines of a direction."""
 _LINES = 3.0
-"""Mean step of lightness from which a patch has lines at all."""
+"""Least mean step of lightness for lines."""
 _SAME_COLOUR = 3.0
-"""Steps of CIELAB up to which a path over them is free: gradients are background."""
+"""Largest step in CIELAB that costs a path nothing: smooth colour gradients are background."""
 _APART = 12.0
 """Geodesic distance from the border at which an object begins."""
 _LARGE, _SMALL = 0.45, 0.1
@@ -108,15 +109,15 @@ ROW: dict[Look, int] = {look: row for row, look in enumerate(LOOKS)}
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is measured of the pixels of one picture, as the model sees it."""
+class ColourMeans:
+    """The colours of one picture in CIELAB, in the crop that the model sees: R x C patches."""
 
-    lightness: Floats
-    """Of every pixel (rows * 8, cols * 8)."""
-    lab: Floats
-    """Mean of every patch (rows, cols, 3)."""
-    blocks: Floats
-    """Mean of every block (rows * 2, cols * 2, 3)."""
+    lightness: Float32[np.ndarray, "H W"]
+    """The lightness of every pixel."""
+    lab: Float32[np.ndarray, "R C 3"]
+    """The mean of every patch."""
+    blocks: Float32[np.ndarray, "rows cols 3"]
+    """The mean of every block, two rows and two columns of blocks in a patch."""
 
 
 def _linear() -> Floats:
@@ -132,8 +133,8 @@ _TO_XYZ = np.array(
 _WHITE = np.array([0.9505, 1.0, 1.089], np.float32)
 
 
-def to_lab(pixels: NDArray[np.uint8]) -> Floats:
-    """sRGB (..., 3) -> CIELAB (..., 3) under D65 (CIE 15:2004)."""
+def to_lab(pixels: UInt8[np.ndarray, "*any 3"]) -> Float32[np.ndarray, "*any 3"]:
+    """sRGB -> CIELAB under D65 (CIE 15:2004)."""
     xyz = _LINEAR[pixels] @ _TO_XYZ.T / _WHITE
     cube = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     x, y, z = np.moveaxis(cube, -1, 0)
@@ -147,8 +148,8 @@ def _means(values: Floats, side: int) -> Floats:
     return np.asarray(parts.mean(axis=(1, 3)))
 
 
-def see(thumbnail: bytes, geometry: Geometry, grid: PatchGrid) -> Seen:
-    """What the model sees of a picture, from its thumbnail."""
+def colour_means(thumbnail: bytes, geometry: Geometry, grid: PatchGrid) -> ColourMeans:
+    """The colours in the part of a picture that the model sees, from the picture's thumbnail."""
     size = (grid.cols * _PIXELS, grid.rows * _PIXELS)
     picture = decode_image(thumbnail)
     x = np.array([0, grid.cols * grid.patch_width]) + geometry.left
@@ -157,11 +158,11 @@ def see(thumbnail: bytes, geometry: Geometry, grid: PatchGrid) -> Seen:
     y0, y1 = np.clip(y / geometry.scale_y * picture.height / geometry.height, 0, picture.height)
     view = picture.resize(size, Image.Resampling.BILINEAR, box=(x0, y0, x1, y1), reducing_gap=2)
     lab = to_lab(np.asarray(view))
-    return Seen(lab[..., 0], _means(lab, _PIXELS), _means(lab, _BLOCK))
+    return ColourMeans(lab[..., 0], _means(lab, _PIXELS), _means(lab, _BLOCK))
 
 
-def colour_names(lab: Floats) -> NDArray[np.int64]:
-    """CIELAB (..., 3) -> number of the basic term in `COLOURS`, -1 where two are about as near."""
+def colour_names(lab: Float[np.ndarray, "*any 3"]) -> Int64[np.ndarray, "*any"]:
+    """CIELAB -> number of the basic term in `COLOURS`; -1 when two terms are about as near."""
     nearest = np.stack(
         [
             np.min([np.linalg.norm(lab - np.array(p, np.float32), axis=-1) for p in some], axis=0)
@@ -174,7 +175,7 @@ def colour_names(lab: Floats) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def _graph(rows: int, cols: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Both ends of the edges of a grid of blocks, and the blocks at its border."""
+    """Both ends of the edges of a grid of blocks, and the blocks at the grid's border."""
     at = np.arange(rows * cols).reshape(rows, cols)
     pairs = [(at[:, :-1], at[:, 1:]), (at[:-1], at[1:])]
     one = np.concatenate([a.ravel() for a, _ in pairs])
@@ -183,8 +184,8 @@ def _graph(rows: int, cols: int) -> tuple[NDArray[np.int64], NDArray[np.int64], 
     return one, other, border
 
 
-def objects(blocks: Floats) -> Mask:
-    """The blocks (rows, cols) that are no background, from their CIELAB means (rows, cols, 3)."""
+def objects(blocks: Float[np.ndarray, "R C 3"]) -> Bool[np.ndarray, "R C"]:
+    """The blocks of objects, from the blocks' means in CIELAB: R x C blocks."""
     rows, cols = blocks.shape[:2]
     one, other, border = _graph(rows, cols)
     flat = blocks.reshape(-1, 3)
@@ -196,27 +197,27 @@ def objects(blocks: Floats) -> Mask:
 
 
 def _parts(inside: Mask, share: Floats) -> list[Mask]:
-    """Which patches (rows, cols) lie in the upper, lower, left and right third of their object."""
+    """The patches (rows, cols) in the upper, lower, left and right third of their object."""
     labels, _ = ndimage.label(inside)
     of_patch = labels.reshape(share.shape[0], 2, share.shape[1], 2).max(axis=(1, 3))
-    found = [np.zeros(share.shape, np.bool_) for _ in range(4)]
+    thirds = [np.zeros(share.shape, np.bool_) for _ in range(4)]
     for number, box in enumerate(ndimage.find_objects(of_patch), start=1):
         if box is None:
             continue
         mine = of_patch[box] == number
-        for axis, (low, high) in enumerate(((found[0], found[1]), (found[2], found[3]))):
+        for axis, (low, high) in enumerate(((thirds[0], thirds[1]), (thirds[2], thirds[3]))):
             length = mine.shape[axis]
             place = (np.arange(length) + 0.5) / length
             place = place[:, None] if axis == 0 else place[None, :]
             if length >= 3:
                 low[box] |= mine & (place < 1 / 3)
                 high[box] |= mine & (place > 2 / 3)
-    return found
+    return thirds
 
 
 @lru_cache(maxsize=8)
 def _places(rows: int, cols: int) -> NDArray[np.bool_]:
-    """The looks of family place (rows, cols, 7): the same for every picture."""
+    """The looks of the family "place" (rows, cols, 7), equal for every picture."""
     y = ((np.arange(rows) + 0.5) / rows)[:, None] + np.zeros((1, cols))
     x = ((np.arange(cols) + 0.5) / cols)[None, :] + np.zeros((rows, 1))
     low_x, high_x, low_y, high_y = x < 1 / 3, x > 2 / 3, y < 1 / 3, y > 2 / 3
@@ -228,12 +229,12 @@ def _places(rows: int, cols: int) -> NDArray[np.bool_]:
 
 
 def _lines(lightness: Floats, rows: int, cols: int) -> tuple[Floats, list[Mask]]:
-    """(mean step of lightness of each patch, which patches have lines of each direction)."""
+    """(mean step of lightness of each patch, patches with lines of each direction)."""
     down, along = (np.asarray(step, np.float32) for step in np.gradient(lightness))
     energy = _means(np.hypot(down, along), _PIXELS)
     xx, yy, xy = (_means(v, _PIXELS) for v in (along * along, down * down, along * down))
     coherence = np.hypot(xx - yy, 2 * xy) / np.maximum(xx + yy, 1e-6)
-    # The gradient lies across the lines: upright gradients are of horizontal ones.
+    # The gradient is perpendicular to the lines: an upright gradient means horizontal lines.
     angle = np.degrees(np.arctan2(2 * xy, xx - yy)) / 2 % 180
     clear = (coherence > _COHERENT) & (energy > _LINES)
     horizontal = clear & (np.abs(angle - 90) < 22.5)
@@ -241,16 +242,16 @@ def _lines(lightness: Floats, rows: int, cols: int) -> tuple[Floats, list[Mask]]
     return energy, [horizontal, vertical, clear & ~horizontal & ~vertical]
 
 
-def looks_of(seen: Seen) -> NDArray[np.bool_]:
-    """The looks of every patch (rows * cols, L), in the order of `LOOKS`."""
-    rows, cols = seen.lab.shape[:2]
-    inside = objects(seen.blocks)
+def looks_of(colours: ColourMeans) -> Bool[np.ndarray, "P L"]:
+    """Whether a patch has a look, in the order of `LOOKS`."""
+    rows, cols = colours.lab.shape[:2]
+    inside = objects(colours.blocks)
     share = inside.reshape(rows, 2, cols, 2).mean(axis=(1, 3))
-    names = colour_names(seen.lab)
-    energy, lines = _lines(seen.lightness, rows, cols)
-    light, covered = seen.lab[..., 0], float(inside.mean())
+    names = colour_names(colours.lab)
+    energy, lines = _lines(colours.lightness, rows, cols)
+    light, covered = colours.lab[..., 0], float(inside.mean())
     everywhere = np.ones((rows, cols), np.bool_)
-    found = np.stack(
+    looks = np.stack(
         [
             *(share < 0.1, share > 0.9, (share >= 0.1) & (share <= 0.9)),
             *_parts(inside, share),
@@ -263,15 +264,15 @@ def looks_of(seen: Seen) -> NDArray[np.bool_]:
         ],
         axis=-1,
     )
-    return found.reshape(rows * cols, len(LOOKS))
+    return looks.reshape(rows * cols, len(LOOKS))
 
 
 def measured(
     evidence: Evidence, directory: Path | None, *, progress: bool = False
-) -> NDArray[np.bool_]:
-    """The looks of every patch of every picture (N, P, L), kept in ``directory`` for the next time.
+) -> Bool[np.ndarray, "N P L"]:
+    """Whether a patch of a picture has a look, in the order of `LOOKS`; cached in ``directory``.
 
-    An interrupted measurement goes on where it stopped.
+    An interrupted measurement resumes in the next call.
     """
     grid, count = evidence.grid, len(evidence.images)
     shape = (count, grid.patches, len(LOOKS))
@@ -280,12 +281,13 @@ def measured(
         done, path = 0, None
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        made_of = [VERSION, evidence.data_sha256, grid.to_json(), list(LOOKS)]
-        path = directory / f"looks-{sha256_json(made_of)[:16]}.npy"
+        inputs = [VERSION, evidence.data_sha256, grid.to_json(), list(LOOKS)]
+        path = directory / f"looks-{sha256_json(inputs)[:16]}.npy"
         array, done = open_growing(path, shape, np.bool_)
     pictures = range(done, count)
     for image in tqdm(pictures, desc="looks", unit="img", disable=not progress or not pictures):
-        array[image] = looks_of(see(evidence.thumbnail(image), evidence.geometry(image), grid))
+        thumbnail, geometry = evidence.thumbnail(image), evidence.geometry(image)
+        array[image] = looks_of(colour_means(thumbnail, geometry, grid))
         if path is not None and (image % 512 == 511 or image + 1 == count):
             complete(array, path, image + 1)
     return np.asarray(array)

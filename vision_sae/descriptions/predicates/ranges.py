@@ -1,8 +1,9 @@
 """A unit's activation against a label's truth, over all pictures or over all patches.
 
-The strongest activation of each picture is compared with how far the label fits the picture:
-whether its kinds are shown, and in what share of the patches its looks are found. What fits all
-pictures alike, such as the upper part, is told apart only patch by patch.
+Over pictures, the strongest activation of each picture is compared with the truth of the label: the
+share of the picture's patches that have the label's looks, or whether the picture shows its kinds.
+A label that is equally true of all pictures, such as "in the upper part", needs the comparison over
+patches.
 """
 
 from __future__ import annotations
@@ -11,48 +12,52 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.statistics import association
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Over = Literal["pictures", "patches"]
 
 
 def range_of(
-    over: Over, facts: Facts, evidence: Evidence, unit: int, known: Mask
-) -> Pictures | Patches:
-    """The pictures ``known`` (N), or all of their patches."""
-    return (Pictures if over == "pictures" else Patches)(facts, evidence, unit, known)
+    over: Over, facts: Facts, evidence: Evidence, unit: int, known: Bool[np.ndarray, N]
+) -> PictureRange | PatchRange:
+    """The range of a comparison: the pictures ``known``, or all of their patches."""
+    return (PictureRange if over == "pictures" else PatchRange)(facts, evidence, unit, known)
 
 
-def more_telling(facts: Facts, evidence: Evidence, unit: int, label: Label, side: Mask) -> Over:
-    """Over which of the two a label's truth goes better with the activation, on one ``side`` (N).
+def better_range(
+    facts: Facts, evidence: Evidence, unit: int, label: Label, side: Bool[np.ndarray, N]
+) -> Over:
+    """The range of the larger correlation between truth and activation, on one ``side``.
 
-    For whoever chooses a label: whoever judges it is told.
+    The describer calls this on the choosing side; the judge uses the describer's range.
     """
     if not label.looks:
         return "pictures"
-    pictures = Pictures(facts, evidence, unit, side).correlation(label)[0]
-    patches = Patches(facts, evidence, unit, side).correlation(label)[0]
-    return "pictures" if pictures >= patches else "patches"  # patches where a figure is NaN
+    pictures = PictureRange(facts, evidence, unit, side).correlation(label)[0]
+    patches = PatchRange(facts, evidence, unit, side).correlation(label)[0]
+    return "pictures" if pictures >= patches else "patches"  # patches when a value is NaN
 
 
 class Overlap(NamedTuple):
-    """Of the pictures that fire a unit strongly and those that a label fits."""
+    """The overlap of the pictures that fire a unit strongly with the pictures that a label fits."""
 
     f1: float
     iou: float
 
 
-class Pictures:
+class PictureRange:
     """A unit's strongest activation in each picture."""
 
-    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
+    def __init__(
+        self, facts: Facts, evidence: Evidence, unit: int, known: Bool[np.ndarray, N]
+    ) -> None:
         self._facts, self._known, self._unit = facts, known, unit
         self._sources = facts.sources[known]
         self._weights = association.source_weights(self._sources)
@@ -77,27 +82,29 @@ class Pictures:
 
     def auprc(self, label: Label) -> tuple[float, float]:
         """(area, share of pictures that the label fits)"""
-        truth = self._yes(label)
+        truth = self._binary(label)
         area = association.auprc(self._activation, truth, self._weights)
         return area, association.base_rate(truth, self._weights)
 
-    def _yes(self, label: Label) -> Floats:
-        """Whether the label fits more of a picture than of most pictures that it fits at all."""
+    def _binary(self, label: Label) -> Floats:
+        """1 for a picture whose truth is at least the median of positive truths, else 0."""
         truth = self._truth(label)
         fits = truth[truth > 0]
         return np.asarray((truth > 0) & (truth >= np.median(fits)), float) if len(fits) else truth
 
     def overlap(self, label: Label) -> Overlap:
-        """How much firing and truth overlap."""
-        a, t, w = self._activation, self._yes(label), self._weights
+        """F1 and intersection over union of strong firing and truth."""
+        a, t, w = self._activation, self._binary(label), self._weights
         threshold = association.firing_threshold(a)
         return Overlap(association.f1(a, t, threshold, w), association.iou(a, t, threshold, w))
 
 
-class Patches:
+class PatchRange:
     """A unit's activation on each patch of each picture."""
 
-    def __init__(self, facts: Facts, evidence: Evidence, unit: int, known: Mask) -> None:
+    def __init__(
+        self, facts: Facts, evidence: Evidence, unit: int, known: Bool[np.ndarray, N]
+    ) -> None:
         self._facts, self._known, self._unit = facts, known, unit
         self._sources = facts.sources[known]
         rows, values = evidence.places(unit)

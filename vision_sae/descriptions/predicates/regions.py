@@ -1,41 +1,41 @@
-"""Where a unit fires, picture by picture, and what the patches there look like."""
+"""The regions of pictures that fire a unit, and the looks of the patches in these regions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int64
 
-from vision_sae.descriptions.evidence.protocol import Evidence
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
+from vision_sae.evidence.protocol import Evidence
 
 _MOST = 256
-"""Pictures whose regions are looked at, spread evenly over the ranks beside the strongest."""
+"""The most pictures of a unit: the strongest pictures, and others evenly spread over the ranks."""
 _STRONGEST = 64
-"""Of these, the strongest that are taken in any case."""
+"""The number of the strongest pictures that are always taken."""
 
 
 @dataclass(frozen=True)
 class Regions:
     """The regions of R pictures that fire a unit, strongest first."""
 
-    pictures: NDArray[np.int64]
-    """Numbers of the pictures (R)."""
-    strongest_rows: NDArray[np.int64]
-    """Row of each one's strongest patch in the data set (R)."""
-    looks: NDArray[np.bool_]
-    """Which look most of the region's patches have (R, L)."""
-    parts: NDArray[np.bool_]
-    """Looks of all patches of all regions (T, L), for conjunctions."""
-    owner: NDArray[np.int64]
-    """The region that each of these patches belongs to (T)."""
-    weights: NDArray[np.float64]
-    """What each picture counts (R): a source weighs one in all."""
+    pictures: Int64[np.ndarray, R]
+    """The numbers of the pictures."""
+    strongest_rows: Int64[np.ndarray, R]
+    """The strongest patch of each region, as a row of the data set."""
+    looks: Bool[np.ndarray, "R L"]
+    """Whether most patches of a region have a look."""
+    parts: Bool[np.ndarray, "patches L"]
+    """Whether a patch of any region has a look, for conjunctions."""
+    owner: Int64[np.ndarray, patches]
+    """The region of each of these patches."""
+    weights: Float[np.ndarray, R]
+    """The weight of each picture; the weights of one source's pictures add up to one."""
 
-    def have(self, label: Label) -> NDArray[np.bool_]:
-        """The regions (R) most of whose patches have all looks of a label."""
+    def have(self, label: Label) -> Bool[np.ndarray, R]:
+        """The regions in which most patches have all looks of a label."""
         rows = label.rows
         if not rows:
             return np.ones(len(self.pictures), dtype=np.bool_)
@@ -46,12 +46,17 @@ class Regions:
 
 
 def regions_of(
-    evidence: Evidence, unit: int, facts: Facts, side: NDArray[np.bool_], *, most: int = _MOST
+    evidence: Evidence,
+    unit: int,
+    facts: Facts,
+    side: Bool[np.ndarray, N],
+    *,
+    most: int = _MOST,
 ) -> Regions:
-    """The regions of pictures on one ``side`` (N), at most ``most``, over the whole range.
+    """At most ``most`` regions of pictures on one ``side``, over the whole range of activations.
 
-    A region is the patches at or above the median of the unit's activations, and the strongest
-    patch of the picture in any case.
+    A region is the strongest patch of a picture and all patches at or above the median of the
+    unit's activations.
     """
     rows, values = evidence.places(unit)
     pictures, patches = np.divmod(rows.astype(np.int64), evidence.grid.patches)
@@ -63,7 +68,7 @@ def regions_of(
         pictures[inside],
         patches[inside],
     )
-    _, first = np.unique(pictures, return_index=True)  # places descend: a picture's strongest
+    _, first = np.unique(pictures, return_index=True)  # activations descend: the strongest patch
     first = np.sort(first)
     if len(first) > most:
         rest = np.linspace(_STRONGEST, len(first) - 1, most - _STRONGEST).round().astype(np.int64)

@@ -1,9 +1,9 @@
-"""Nouns and what they are kinds of: WordNet's graph of nouns, as a table that ships.
+"""Nouns and their hypernyms: WordNet's graph of nouns, as a table in the package.
 
-`Nouns` answers two questions: which kinds of things does a word name, and what is each a kind of.
-The table ``nouns.tsv.gz`` (`tools.demo.make_nouns` wrote it; WordNet 3.0, see NOTICE) has three
-parts, apart by empty lines: kinds (usual name, ten times the Zipf frequency of that name, numbers
-of the kinds it belongs to, which come earlier), nouns (name, numbers of the kinds it names, the
+`Nouns` gives the kinds of things that a word names, and the hypernyms of each kind. The table
+``nouns.tsv.gz`` (written by `tools.demo.make_nouns`; WordNet 3.0, see NOTICE) has three parts,
+separated by empty lines: kinds (usual name, ten times the Zipf frequency of that name, numbers of
+the direct hypernyms, which come earlier), nouns (name, numbers of the kinds that the noun names,
 most frequent sense first), irregular plurals (plural, singular).
 
 Source: Miller, WordNet: A Lexical Database for English, Communications of the ACM 38 (11), 1995.
@@ -29,52 +29,52 @@ _PLURALS = (
     ("ies", "y"),
     ("s", ""),
 )
-"""Endings that WordNet's own morphology takes off nouns (morphy(7WN))."""
+"""(ending, replacement) pairs of WordNet's morphology for plural nouns (morphy(7WN))."""
 _LONGEST = 3
-"""The most words of a noun that is looked up."""
+"""The most words of a noun in the table."""
 
 
-class Kind(NamedTuple):
+class NounKind(NamedTuple):
     """A kind of things."""
 
     name: str
     zipf: float
-    """How usual the name is in English: 3 is once in a million words, 6 once in a thousand."""
+    """Zipf frequency of the name: 3 is once in a million words, 6 is once in a thousand words."""
     kinds: tuple[int, ...]
-    """Numbers of the kinds that it belongs to."""
+    """Numbers of the direct hypernyms."""
 
 
 class Nouns:
     """The table in memory."""
 
     def __init__(
-        self, kinds: Sequence[Kind], nouns: dict[str, tuple[int, ...]], plurals: dict[str, str]
+        self, kinds: Sequence[NounKind], nouns: dict[str, tuple[int, ...]], plurals: dict[str, str]
     ) -> None:
         self.kinds = kinds
         self._nouns = nouns
         self._plurals = plurals
 
     def lemma(self, word: str) -> str | None:
-        """The noun that ``word`` is a form of, in lower case; None when it is none."""
+        """The singular of a noun, in lower case; None for a word that is no noun."""
         word = word.lower()
         if word in self._plurals:
             return self._plurals[word]
         if word in self._nouns:
             return word
-        for ending, instead in _PLURALS:
-            single = word.removesuffix(ending) + instead
+        for ending, replacement in _PLURALS:
+            single = word.removesuffix(ending) + replacement
             if word.endswith(ending) and len(single) > 2 and single in self._nouns:
                 return single
         return None
 
     def named(self, word: str) -> tuple[int, ...]:
-        """The kinds that a noun names, singular or plural; none for a word that is no noun."""
+        """The kinds that a singular or plural noun names; empty for a word that is no noun."""
         lemma = self.lemma(word)
         return () if lemma is None else self._nouns[lemma]
 
     @cache  # noqa: B019 - one instance lives as long as the process
     def above(self, kind: int) -> frozenset[int]:
-        """A kind and all that it is a kind of."""
+        """A kind and all of its hypernyms."""
         return frozenset({kind}).union(*(self.above(k) for k in self.kinds[kind].kinds))
 
     def means(self, word: str) -> frozenset[int]:
@@ -82,11 +82,11 @@ class Nouns:
         return frozenset().union(*(self.above(kind) for kind in self.named(word)))
 
     def heads(self, words: Sequence[str]) -> list[str]:
-        """The nouns that a run of words names things by.
+        """The nouns that name the things in a run of words.
 
-        The longest noun that ends the run is its head ("delivery truck", "umbrella" of "beach
-        umbrella"); words behind the last noun are left out ("man" of "man walking"). What has a
-        part is there with it: "cat face" names a cat, too.
+        The longest noun at the end of the run is the head ("delivery truck", "umbrella" of "beach
+        umbrella"). Words after the last noun are ignored ("man" of "man walking"). A body part
+        names its owner too: "cat face" names a cat.
         """
         for end in range(len(words), 0, -1):
             for begin in range(max(0, end - _LONGEST), end):
@@ -105,19 +105,19 @@ class Nouns:
 
 @cache
 def nouns() -> Nouns:
-    """The table that ships, read once."""
+    """The table of the package, read once."""
     text = gzip.decompress(TABLE.read_bytes()).decode()
     kinds, names, plurals = (part.split("\n") for part in text.rstrip("\n").split("\n\n"))
 
     def numbers(field: str) -> tuple[int, ...]:
         return tuple(map(int, field.split(","))) if field else ()
 
-    def kind(line: str) -> Kind:
+    def kind(line: str) -> NounKind:
         name, zipf, above = line.split("\t")
-        return Kind(name, int(zipf) / 10, numbers(above))
+        return NounKind(name, int(zipf) / 10, numbers(above))
 
     return Nouns(
         [kind(line) for line in kinds],
-        {name: numbers(found) for name, found in (line.split("\t") for line in names)},
+        {name: numbers(senses) for name, senses in (line.split("\t") for line in names)},
         dict(line.split("\t") for line in plurals),  # type: ignore[arg-type]
     )

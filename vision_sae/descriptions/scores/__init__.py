@@ -1,4 +1,4 @@
-"""How well a text says what a unit does: one definition a file, each with its own counter-examples.
+"""How well a text describes a unit: one definition in each file, with counter-examples.
 
-Nothing here looks at the pictures that a description was made from, nor at others of their sources.
+No score uses the pictures that a description was made from, or other pictures of their sources.
 """

@@ -1,7 +1,7 @@
-"""CoSy: does the unit fire in pictures that the text finds? (Kopf et al. 2024)
+"""CoSy: does the unit fire in pictures that the text retrieves? (Kopf et al. 2024)
 
-The pictures are found in the probe, not generated: those of the largest cosine with the text, among
-pictures that did not describe the unit. All others of these are the control set.
+The pictures are retrieved from the probe, not generated: the pictures of largest cosine with the
+text, among pictures that did not describe the unit. The other pictures are the control set.
 """
 
 from __future__ import annotations
@@ -10,63 +10,73 @@ from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Int64
 
-from vision_sae.descriptions.probe import Probe
+from vision_sae.descriptions.kinds import (
+    MISSING,
+    FailedChecks,
+    MetricKind,
+    ScoreKind,
+    ScoreRequest,
+    register_score,
+)
 from vision_sae.descriptions.protocol import Metric, Score
-from vision_sae.descriptions.scores.bootstrap import Counts, scored
-from vision_sae.descriptions.scores.ranking import Numbers
-from vision_sae.descriptions.scores.similarity import picture_similarities
+from vision_sae.descriptions.scoring.scored import scored
+from vision_sae.descriptions.scoring.similarity import picture_similarities
+from vision_sae.evidence.probe import Probe
+from vision_sae.statistics.bootstrap import Counts
+from vision_sae.statistics.ranking import Numbers
 
-FOUND = 20
-"""Pictures that a text finds, each of another source."""
-
-METRICS = frozenset({"cosy_auc", "cosy_mean_difference"})
+RETRIEVED = 20
+"""Pictures that a text retrieves, each of a different source."""
 
 
-def find(
-    similarities: NDArray[np.float32], sources: NDArray[np.int64], count: int
-) -> NDArray[np.int64]:
-    """Positions of the ``count`` largest of ``similarities`` (N), the largest of each source."""
+def retrieve(
+    similarities: Float[np.ndarray, N], sources: Int64[np.ndarray, N], count: int
+) -> Int64[np.ndarray, n]:
+    """Positions of the ``count`` largest similarities, one position for each source."""
     order = np.argsort(-similarities, kind="stable")
     _, first = np.unique(sources[order], return_index=True)
     return np.asarray(order[np.sort(first)[:count]])
 
 
-def contributions(metric: Metric, found: Numbers, control: Numbers) -> Numbers:
-    """The value of each found picture (n); the score is their mean. NaN where it is undefined.
+def contributions(
+    metric: Metric, peaks: Float[np.ndarray, n], control: Float[np.ndarray, m]
+) -> Float[np.ndarray, n]:
+    """The contribution of each retrieved picture, whose mean is the score; NaN when undefined.
 
-    ``cosy_auc``: share of the control set (M) in which the unit fires less, ties half.
+    ``peaks`` and ``control`` are activations in the retrieved pictures and in the control set.
+    ``cosy_auc``: share of the control set in which the unit fires less, ties half.
     ``cosy_mean_difference``: distance from the control's mean in its standard deviations.
     """
     if metric == "cosy_auc":
         ordered = np.sort(control)
-        below = np.searchsorted(ordered, found, "left") + np.searchsorted(ordered, found, "right")
+        below = np.searchsorted(ordered, peaks, "left") + np.searchsorted(ordered, peaks, "right")
         return np.asarray(below / (2 * len(control)))
     deviation = float(control.std(dtype=np.float64))
-    return np.asarray((found - control.mean(dtype=np.float64)) / (deviation or np.nan))
+    return np.asarray((peaks - control.mean(dtype=np.float64)) / (deviation or np.nan))
 
 
 def score(
     metrics: Iterable[Metric],
     probe: Probe,
-    texts: NDArray[np.float32],
-    peaks: NDArray[np.float32],
-    pictures: NDArray[np.int64],
-    sources: NDArray[np.int64],
+    texts: Float[np.ndarray, "T E"],
+    peaks: Float[np.ndarray, N],
+    pictures: Int64[np.ndarray, N],
+    sources: Int64[np.ndarray, N],
     *,
     seed: int,
 ) -> list[Score]:
-    """Scores of the first of ``texts`` (T, E); the others are the control.
+    """Scores of the first of ``texts``; the other texts are the control.
 
-    ``pictures`` (N) are those the texts may find, ``peaks`` (N) the unit's strongest activations in
-    them and ``sources`` (N) where they come from. Intervals are over the found pictures. The mean
-    difference is left out where all of the control set fires the unit alike.
+    The texts retrieve from ``pictures``; ``peaks`` are the unit's strongest activations in these
+    pictures, and ``sources`` their sources. Intervals are over the retrieved pictures. The mean
+    difference is left out when the unit's activation is constant over the control set.
     """
-    count = min(FOUND, len(np.unique(sources)) - 1)
+    count = min(RETRIEVED, len(np.unique(sources)) - 1)
     if count < 1:
         return []
-    chosen = [find(s, sources, count) for s in picture_similarities(probe, pictures, texts)]
+    chosen = [retrieve(s, sources, count) for s in picture_similarities(probe, pictures, texts)]
     scores = []
     for metric in metrics:
         statistics = [
@@ -79,3 +89,32 @@ def score(
 
 def _mean(values: Numbers, drawn: Counts) -> Numbers:
     return np.asarray(drawn @ values / len(values))
+
+
+def _measure(request: ScoreRequest) -> list[Score]:
+    case = request.case
+    pictures = case.undescribed
+    return score(
+        request.metrics,
+        request.probe,
+        request.texts,
+        case.peaks[pictures],
+        pictures,
+        case.sources.of_picture[pictures],
+        seed=request.seed,
+    )
+
+
+_FAILURE = FailedChecks(
+    MISSING,
+    "It uses the few pictures that the label retrieves first. A label that misses half of what the "
+    "unit fires on still retrieves enough firing pictures.",
+)
+COSY = register_score(
+    ScoreKind(
+        "cosy",
+        (MetricKind("cosy_auc", _FAILURE), MetricKind("cosy_mean_difference", _FAILURE)),
+        __doc__,
+        _measure,
+    )
+)

@@ -1,7 +1,7 @@
-"""Fuzzing: does the text fit the place that fires the unit better than another of the SAME picture?
+"""Fuzzing: does the text fit the firing region better than another region of the SAME picture?
 
-The other place has as many patches: the mask moved elsewhere, its shape kept, to where it does not
-overlap itself; where there is no such place, as many patches outside the mask as there are.
+The other region is the mask at a shifted place that does not overlap the mask. When there is no
+such place, the other region has equally many patches, outside of the mask as far as possible.
 """
 
 from __future__ import annotations
@@ -10,19 +10,30 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing
-from vision_sae.descriptions.probe import Probe
+from vision_sae.descriptions.kinds import (
+    EXTRA,
+    FailedChecks,
+    MetricKind,
+    ScoreKind,
+    ScoreRequest,
+    register_score,
+)
 from vision_sae.descriptions.protocol import Score
-from vision_sae.descriptions.scores.bootstrap import Counts, scored
-from vision_sae.descriptions.scores.ranking import Numbers, auc
+from vision_sae.descriptions.scoring.scored import scored
+from vision_sae.evidence.probe import Probe
+from vision_sae.evidence.protocol import Evidence, Firing
+from vision_sae.statistics.bootstrap import Counts
+from vision_sae.statistics.ranking import Numbers, auc
 
 
-def wrong_region(mask: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
-    """As many patches as ``mask`` (rows, cols) has, elsewhere as far as there is room."""
+def wrong_region(
+    mask: Bool[np.ndarray, "R C"], random: np.random.Generator
+) -> Bool[np.ndarray, "R C"]:
+    """A region of as many patches as ``mask``, outside of ``mask`` as far as possible."""
     shifts = random.permutation(mask.size)
-    # What a mask shares with itself moved is its autocorrelation: all moves in two transforms.
+    # The autocorrelation of a mask is its overlap with every shift, in two transforms.
     spectrum = np.fft.rfft2(mask.astype(np.float64))
     shared = np.fft.irfft2(spectrum * spectrum.conj(), mask.shape).reshape(-1)
     (apart,) = np.nonzero(shared[shifts] < 0.5)
@@ -38,15 +49,15 @@ def wrong_region(mask: NDArray[np.bool_], random: np.random.Generator) -> NDArra
 def score(
     probe: Probe,
     evidence: Evidence,
-    texts: NDArray[np.float32],
+    texts: Float[np.ndarray, "T E"],
     firings: Sequence[Firing],
     *,
     random: np.random.Generator,
     seed: int,
 ) -> Score | None:
-    """Fuzzing AUC of the first of ``texts`` (T, E); the others are the control.
+    """Fuzzing AUC of the first of ``texts``; the other texts are the control.
 
-    Firings whose mask is the whole picture have no wrong place and are left out.
+    Firings whose mask is the whole picture have no other region and are left out.
     """
     partly = [firing for firing in firings if not firing.mask.all()]
     if not partly:
@@ -59,5 +70,36 @@ def score(
 
 
 def _paired_auc(right: Numbers, wrong: Numbers, drawn: Counts) -> Numbers:
-    """Both places of a picture are drawn together."""
+    """The AUC when both regions of a picture are drawn together."""
     return auc(right, wrong, drawn, drawn)
+
+
+def _measure(request: ScoreRequest) -> list[Score]:
+    result = score(
+        request.probe,
+        request.evidence,
+        request.texts,
+        request.case.firings,
+        random=request.case.random(1),
+        seed=request.seed,
+    )
+    return [] if result is None else [result]
+
+
+FUZZING = register_score(
+    ScoreKind(
+        "fuzzing",
+        (
+            MetricKind(
+                "fuzzing_auc",
+                FailedChecks(
+                    EXTRA,
+                    "It compares regions of the pictures that fire the unit. It uses no silent "
+                    "pictures, which a too wide label also fits.",
+                ),
+            ),
+        ),
+        __doc__,
+        _measure,
+    )
+)

@@ -1,8 +1,8 @@
-"""Intruder: do a unit's pictures belong together, text or no text?
+"""Intruder: do a unit's pictures belong together? The score needs no text.
 
-In each trial `SHOWN` regions are shown: all but one fire the unit, the intruder does not. The one
-that resembles the others least (mean cosine) is called the intruder. So that an intruder is not
-told by the size of its region, it is seen through the mask of a firing.
+Each trial has `SHOWN` regions: all but one fire the unit, and the intruder does not. The region
+least similar to the others (mean cosine) is the guess. The intruder has the mask of a firing, so
+that the size of the region does not give it away.
 """
 
 from __future__ import annotations
@@ -10,25 +10,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int64
 
-from vision_sae.descriptions.evidence.protocol import Evidence, Firing
-from vision_sae.descriptions.probe import Probe
+from vision_sae.descriptions.kinds import (
+    EXTRA,
+    MISSING,
+    FailedChecks,
+    MetricKind,
+    ScoreKind,
+    ScoreRequest,
+    register_score,
+)
 from vision_sae.descriptions.protocol import Negatives, Score
-from vision_sae.descriptions.scores.bootstrap import Counts, scored
-from vision_sae.descriptions.scores.ranking import Numbers
+from vision_sae.descriptions.scoring.scored import scored
+from vision_sae.evidence.probe import Probe
+from vision_sae.evidence.protocol import Evidence, Firing
+from vision_sae.statistics.bootstrap import Counts
+from vision_sae.statistics.ranking import Numbers
 
 SHOWN = 5
 CHANCE = 1 / SHOWN
 """Accuracy of guessing."""
 
 
-def told_apart(shown: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether the last of each trial's regions (trials, SHOWN, E) resembles the others least.
+def intruder_detected(
+    regions: Float[np.ndarray, "trials shown E"],
+) -> Bool[np.ndarray, trials]:
+    """Whether the last region of each trial, the intruder, is least similar to the others.
 
-    Regions have unit length.
+    Regions have length 1.
     """
-    cosines = shown @ np.swapaxes(shown, 1, 2)
+    cosines = regions @ np.swapaxes(regions, 1, 2)
     to_others = cosines.sum(2) - np.einsum("tii->ti", cosines)
     return np.asarray(to_others[:, -1] < to_others[:, :-1].min(1))
 
@@ -37,15 +49,15 @@ def score(
     probe: Probe,
     evidence: Evidence,
     firings: Sequence[Firing],
-    silent: NDArray[np.int64],
+    silent: Int64[np.ndarray, n],
     negatives: Negatives,
     *,
     random: np.random.Generator,
     seed: int,
 ) -> Score | None:
-    """Share of trials in which the intruder was found; one trial for each of ``silent`` (n).
+    """Share of trials in which the intruder is detected; one trial for each silent picture.
 
-    None when there are fewer than ``SHOWN`` firings (one lends its mask) or no silent picture.
+    None for fewer than ``SHOWN`` firings (one firing lends its mask) or without silent pictures.
     """
     if len(firings) < SHOWN or not len(silent):
         return None
@@ -56,9 +68,46 @@ def score(
     ]
     shown = probe.regions(evidence, firings)[drawn]
     shown[:, -1] = probe.regions(evidence, intruders)
-    hits = told_apart(shown).astype(np.float32)
+    hits = intruder_detected(shown).astype(np.float32)
 
     def accuracy(counts: Counts) -> Numbers:
         return np.asarray(counts @ hits / len(hits))
 
     return scored("intruder_accuracy", [accuracy], [len(hits)], seed, negatives=negatives)
+
+
+def _measure(request: ScoreRequest) -> list[Score]:
+    """One series of trials for each kind of silent pictures."""
+    case = request.case
+    results = (
+        score(
+            request.probe,
+            request.evidence,
+            case.firings,
+            case.negatives(kind),
+            kind,
+            random=case.random(2),
+            seed=request.seed,
+        )
+        for kind in request.negatives
+    )
+    return [result for result in results if result is not None]
+
+
+INTRUDER = register_score(
+    ScoreKind(
+        "intruder",
+        (
+            MetricKind(
+                "intruder_accuracy",
+                FailedChecks(
+                    MISSING | EXTRA,
+                    "It uses no label: it measures whether a unit's pictures belong together.",
+                ),
+            ),
+        ),
+        __doc__,
+        _measure,
+        needs_negatives=True,
+    )
+)

@@ -1,11 +1,12 @@
-"""Truth that is not the describer's own: what captions and pixels say of a label.
+"""Judges that are independent of the describer: captions and pixels test a label.
 
-A label is looked up on pictures of the judging side, which no step of its choice saw. Captions tell
-whether its kinds are shown, pixels whether the patches that fire have its looks. It passes when it
-holds for most of the strongest pictures, more often than anywhere, and when its truth goes with the
-activation over all pictures, silent ones too, better than labels of other units do: by the whole
-interval. Correlation is what decides of the figures of the whole range, because it falls for
-missing and for extra labels at every rate of firing; see `vision_sae.descriptions.scores.deciding`.
+A label is tested on pictures of the judging side, which no step of its choice saw. Captions show
+whether a picture contains the label's kinds; pixels show whether the firing patches have the
+label's looks. A label passes when it holds for most of the strongest pictures, more often than in
+all pictures, and when its truth correlates with the activation over all pictures, silent pictures
+included, more than labels of other units do, by the whole interval. Correlation decides among the
+figures over all pictures, because it falls for missing and for extra labels at every firing rate;
+see `vision_sae.descriptions.scoring.deciding`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from vision_sae.descriptions.evidence.protocol import Evidence
+from vision_sae.descriptions.kinds import (
+    EXTRA,
+    MISSING,
+    FailedChecks,
+    MetricKind,
+    ScoreKind,
+    register_score,
+)
 from vision_sae.descriptions.predicates.facts import Facts
 from vision_sae.descriptions.predicates.label import Label
-from vision_sae.descriptions.predicates.ranges import Over, Pictures, range_of
+from vision_sae.descriptions.predicates.ranges import Over, PictureRange, range_of
 from vision_sae.descriptions.predicates.regions import Regions, regions_of
 from vision_sae.descriptions.protocol import Score
+from vision_sae.evidence.protocol import Evidence
 from vision_sae.statistics import association
 from vision_sae.statistics.proportions import wilson
 
@@ -30,16 +40,16 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 VERSION = 1
-"""Of the judges: another one confirms other labels."""
+"""The version of the judges, part of a label's identity."""
 STRONGEST = 20
 """Pictures of different sources on which precision is measured."""
 FEWEST = 5
-"""Sources on which it must rest."""
+"""The fewest sources for a precision."""
 KINDS_HOLD, LOOKS_HOLD = 0.6, 0.9
 """Shares of the strongest pictures for which kinds and looks must hold."""
 LEAST_CORRELATION = 0.2
-"""What a true label may say too little for: it holds in so many other places that its truth tells
-next to nothing about the activation."""
+"""The least correlation of truth and activation: a label below it is true in so many other places
+that it predicts next to nothing."""
 
 CAPTIONS, PIXELS = "captions", "pixels"
 
@@ -52,18 +62,18 @@ class Control(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the judges say of a label."""
+    """The judges' result for a label."""
 
     scores: tuple[Score, ...]
     judged_by: str
-    """Who confirmed it; empty when it failed, or when nothing of it can be looked up."""
+    """The judges that confirmed the label; empty when it failed, or when no judge can test it."""
     reason: str
-    """Why it is not confirmed; empty when it is."""
+    """Why the label is not confirmed; empty when it is."""
 
 
 def judges_of(facts: Facts, label: Label) -> str:
-    """Who can look a label up: captions, pixels, both, or nobody."""
-    by = [CAPTIONS] if label.kinds and facts.captions.said.any() else []
+    """The judges that can test a label: captions, pixels, both, or none (empty)."""
+    by = [CAPTIONS] if label.kinds and facts.captions.captioned.any() else []
     return " and ".join([*by, *([PIXELS] if label.looks else [])])
 
 
@@ -73,18 +83,18 @@ def judge(
     unit: int,
     label: Label,
     *,
-    side: Mask,
+    side: Bool[np.ndarray, N],
     controls: Sequence[Control] = (),
     over: Over = "pictures",
 ) -> Verdict:
-    """Look a label up on the pictures of one ``side`` (N), which no step of its choice saw.
+    """Test a label on the pictures of one ``side``, which no step of its choice saw.
 
-    ``controls`` are labels of other units; ``over`` is what its truth and the activation are
-    compared over, as whoever chose it found on the pictures that it was chosen by.
+    ``controls`` are labels of other units. ``over`` says whether truth and activation are compared
+    by picture or by patch; the describer chooses it on its own pictures.
     """
     by = judges_of(facts, label)
     if not by:
-        return Verdict((), "", "no part of it can be looked up in captions or pixels")
+        return Verdict((), "", "captions and pixels can test no part of it")
     regions = regions_of(evidence, unit, facts, side, most=64)
     activation = evidence.peaks(unit).astype(np.float64)
     of_sources = _first_of_each(regions, facts)[:STRONGEST]
@@ -93,12 +103,12 @@ def judge(
         return Verdict((), "", reason)
     scores = list[Score]()
     failed = list[str]()
-    # Nothing is known of pictures of which nobody said anything.
-    known = side & (facts.captions.said if label.kinds else True)
+    # The contents of pictures without a caption or tags are unknown.
+    known = side & (facts.captions.captioned if label.kinds else True)
     if label.kinds:
         shown = facts.names(Label(label.kinds))
-        told = of_sources[facts.captions.said[regions.pictures[of_sources]]]
-        holds = shown[regions.pictures[told]]
+        captioned = of_sources[facts.captions.captioned[regions.pictures[of_sources]]]
+        holds = shown[regions.pictures[captioned]]
         base = association.base_rate(shown[known].astype(float), facts.weights[known])
         scores += _precision(holds, base, CAPTIONS)
         silent = association.silent_share(activation[known], shown[known].astype(float))
@@ -120,7 +130,7 @@ def judge(
 
 
 def _first_of_each(regions: Regions, facts: Facts) -> NDArray[np.int64]:
-    """Numbers of the regions that are the strongest of their source, strongest first."""
+    """Numbers of the strongest region of each source, strongest first."""
     _, first = np.unique(facts.sources[regions.pictures], return_index=True)
     return np.sort(first)
 
@@ -144,7 +154,7 @@ def _fails(holds: Mask, base: float, least: float, what: str) -> list[str]:
     if value < least:
         return [f"{what} in {value:.0%} of the strongest pictures, fewer than {least:.0%}"]
     if lower <= base:
-        return [f"{what} in {value:.0%} of the strongest pictures, which chance may do"]
+        return [f"{what} in {value:.0%} of the strongest pictures, no more than by chance"]
     return []
 
 
@@ -158,15 +168,15 @@ def _whole_range(
     by: str,
     over: Over,
 ) -> tuple[list[Score], str]:
-    """Figures over all pictures of the side, and why they are too weak; empty if they are not.
+    """Scores over all pictures of the side, and the reason to refuse the label, empty if none.
 
-    ``over`` says what is compared; see `vision_sae.descriptions.predicates.ranges`.
+    ``over`` selects the range; see `vision_sae.descriptions.predicates.ranges`.
     """
     sources = facts.sources[known]
     range_ = range_of(over, facts, evidence, unit, known)
     value, lower, upper = range_.correlation(label, interval=True)
     if math.isnan(value):
-        return [], "it fits everything or nothing"
+        return [], "it fits all pictures or none"
     others = [range_.correlation(c.label)[0] for c in controls]
     others = [other for other in others if not math.isnan(other)]
     control = float(np.mean(others)) if others else 0.0
@@ -176,19 +186,59 @@ def _whole_range(
         Score("correlation", value, n, lower, upper, control=control, judge=by),
         Score("auprc", _finite(ranked), n, control=base, judge=by),
     ]
-    if isinstance(range_, Pictures):
+    if isinstance(range_, PictureRange):
         overlap = range_.overlap(label)
         scores.append(Score("f1", _finite(overlap.f1), n, judge=by))
         scores.append(Score("iou", _finite(overlap.iou), n, judge=by))
     if lower <= max(control, 0):
-        return scores, "its truth goes with the activation no better than other labels' does"
+        return scores, "its truth correlates with the activation no more than other labels' truth"
     if value < LEAST_CORRELATION:
         return scores, (
-            f"it says too little: its truth and the activation correlate by {value:.2f}, less than "
-            f"{LEAST_CORRELATION}"
+            f"it predicts too little: its truth and the activation correlate by {value:.2f}, less "
+            f"than {LEAST_CORRELATION}"
         )
     return scores, ""
 
 
 def _finite(value: float) -> float:
     return 0.0 if math.isnan(value) else value
+
+
+TRUTH = register_score(
+    ScoreKind(
+        "truth",
+        (
+            MetricKind("correlation"),
+            MetricKind("auprc"),
+            MetricKind("f1"),
+            MetricKind("iou"),
+            MetricKind(
+                "precision",
+                FailedChecks(
+                    EXTRA,
+                    "It is the share of the strongest pictures that the label fits, less the share "
+                    "of all pictures. A label of twice as many pictures fits the strongest as "
+                    "well, and the base rate of a rare label is next to nothing either way.",
+                ),
+            ),
+            MetricKind(
+                "lift",
+                FailedChecks(
+                    MISSING,
+                    "A label that misses half of what the unit fires on is half as common: the "
+                    "share of the strongest pictures and the base rate fall alike.",
+                ),
+            ),
+            MetricKind(
+                "silent_share",
+                FailedChecks(
+                    MISSING,
+                    "It uses only pictures that the label fits. It never uses the other pictures "
+                    "that the unit fires on.",
+                ),
+            ),
+        ),
+        __doc__,
+        version=VERSION,
+    )
+)

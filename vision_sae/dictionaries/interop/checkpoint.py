@@ -1,9 +1,9 @@
-"""Reading the tensors that other libraries wrote: nothing in the files runs, and what is wrong is
-named.
+"""Reading the tensors that other libraries wrote: nothing in the files runs, and errors name what
+is wrong.
 
 A pickle can execute code when it is loaded. Torch archives are therefore read by torch's restricted
-unpickler alone, and what it does not know is refused. NumPy's numbers become plain numbers without
-calling NumPy's own loaders.
+unpickler alone, and any object that the unpickler does not know is refused. NumPy's numbers become
+plain numbers without calling NumPy's own loaders.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def has_files(path: Path, *names: str) -> bool:
 
 
 def only_file(path: Path, suffix: str) -> Path | None:
-    """``path`` itself when it has this suffix, or the only file of the directory that has it."""
-    found = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
-    return found[0] if len(found) == 1 and found[0].suffix == suffix else None
+    """``path`` itself, or the only file in the directory ``path``, if the file has this suffix."""
+    files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
+    return files[0] if len(files) == 1 and files[0].suffix == suffix else None
 
 
 def one_file(path: Path, suffix: str) -> Path:
@@ -55,28 +55,28 @@ def one_file(path: Path, suffix: str) -> Path:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a file of named tensors holds; each is checked when it is asked for."""
+    """The named tensors of a file; each tensor is checked when it is read."""
 
     path: Path
     stored: Mapping[str, Any]
 
     def section(self, key: str) -> Tensors:
         """The named tensors under ``key``."""
-        found = self.stored.get(key)
-        if not isinstance(found, dict):
+        part = self.stored.get(key)
+        if not isinstance(part, dict):
             raise CorruptArtifactError(f"{self.path} has no tensors under {key}; {OTHERWISE}")
-        return Tensors(self.path, found)
+        return Tensors(self.path, part)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A tensor as float32 on the CPU; ``shape`` is what it must have, -1 being any size."""
-        found = self._shaped(name, shape)
-        if found.dtype not in _FLOATS:
+        """The tensor ``name``, float32 on the CPU, of a required ``shape``; -1 allows any size."""
+        tensor = self._shaped(name, shape)
+        if tensor.dtype not in _FLOATS:
             raise InvalidInputError(
-                f"{self.path}: {name} holds {found.dtype}, which no import scales back to what it "
+                f"{self.path}: {name} holds {tensor.dtype}, which no import scales back to what it "
                 "stands for; save it again in float32, float16 or bfloat16",
                 field="source",
             )
-        values = found.to("cpu", torch.float32).contiguous()
+        values = tensor.to("cpu", torch.float32).contiguous()
         finite = values.isfinite()
         if not bool(finite.all()):
             raise CorruptArtifactError(
@@ -87,10 +87,10 @@ class Tensors:
 
     def count(self, name: str) -> int:
         """A number that counts something, in a tensor of no dimensions."""
-        found = self._shaped(name, ())
-        if found.dtype not in (torch.int64, torch.int32):
-            raise CorruptArtifactError(f"{self.path}: {name} holds {found.dtype}, not an integer")
-        return int(found)
+        tensor = self._shaped(name, ())
+        if tensor.dtype not in (torch.int64, torch.int32):
+            raise CorruptArtifactError(f"{self.path}: {name} holds {tensor.dtype}, not an integer")
+        return int(tensor)
 
     def no_others(self, *known: str) -> None:
         """Refuse tensors beyond the ``known``: they would change what the dictionary computes."""
@@ -103,21 +103,21 @@ class Tensors:
             )
 
     def _shaped(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        found = self.stored.get(name)
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
+        tensor = self.stored.get(name)
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise CorruptArtifactError(
                 f"{self.path} has no tensor {name}, only {listed(self.stored)}; {OTHERWISE}"
             )
-        agrees = found.ndim == len(shape) and all(
-            want in (-1, have) for want, have in zip(shape, found.shape, strict=True)
+        agrees = tensor.ndim == len(shape) and all(
+            want in (-1, have) for want, have in zip(shape, tensor.shape, strict=True)
         )
-        if not agrees or 0 in found.shape:
+        if not agrees or 0 in tensor.shape:
             wanted = tuple("any" if size == -1 else size for size in shape)
             raise CorruptArtifactError(
-                f"{self.path}: {name} has shape {quoted(tuple(found.shape))}, not {wanted}; "
+                f"{self.path}: {name} has shape {quoted(tuple(tensor.shape))}, not {wanted}; "
                 "the file is damaged or of another format"
             )
-        return found.detach()
+        return tensor.detach()
 
 
 def _first(marked: Tensor) -> str:
@@ -163,13 +163,13 @@ _PLAIN: list[Any] = [
     (_number, "numpy._core.multiarray.scalar"),
     (_number, "numpy.core.multiarray.scalar"),
 ]
-"""What torch's unpickler may call besides its own, and the names that files know it by."""
+"""What torch's unpickler may call besides its own list, and the names of it in files."""
 
 
 def read_torch(path: Path, archive: IO[bytes] | None = None) -> dict[str, Any]:
-    """Read a torch archive of tensors and plain values: ``path``, or what ``archive`` holds of it.
+    """Read a torch archive of tensors and plain values: ``path``, or the part of it in ``archive``.
 
-    Raises `InvalidInputError` for one that needs more than that to be loaded, unloaded.
+    Raises `InvalidInputError`, without running anything, for an archive of other objects.
     """
     must_exist(path)
     try:

@@ -1,13 +1,14 @@
-"""Foreign checkpoint -> published dictionary and back: what import and export commands do."""
+"""What ``import`` and ``export`` do: foreign checkpoint to published dictionary, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
+from vision_sae import devices
 from vision_sae.activations.store import ActivationStore
 from vision_sae.dictionaries.artifact import (
     FORMAT,
@@ -16,10 +17,15 @@ from vision_sae.dictionaries.artifact import (
     read_dictionary_manifest,
     save_dictionary,
 )
-from vision_sae.dictionaries.interop import saev
-from vision_sae.dictionaries.interop.formats import check_export, detect, export_sae, import_sae
+from vision_sae.dictionaries.interop.conversion import (
+    check_export,
+    detect,
+    export_sae,
+    import_sae,
+)
+from vision_sae.dictionaries.interop.format import FORMATS
 from vision_sae.dictionaries.metrics import evaluate
-from vision_sae.dictionaries.topk import TopKSae
+from vision_sae.dictionaries.resident import resident
 from vision_sae.errors import MismatchError
 from vision_sae.places import check_output, check_replaceable
 
@@ -35,15 +41,18 @@ def import_dictionary(
     format: str | None = None,
     ignored: Collection[str] = (),
     overwrite: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Publish a foreign checkpoint at ``directory`` as a dictionary of ``store``'s model and site.
 
     ``ignored`` is as in `import_sae`, and the manifest names it. Its metrics are measured on the
-    whole store, and of saev's TopK how many vectors it would have reconstructed otherwise. A
-    dictionary that is there is replaced only with ``overwrite``. Returns the manifest.
+    whole store, beside what the format itself measures there (`Format.measure`). A dictionary
+    that is there is replaced only with ``overwrite``. It is measured on ``device``
+    (`devices.chosen`). Returns the manifest.
     """
-    found = check_output(directory, FORMAT, inputs=[source, store.path], field="dictionary")
-    check_replaceable(directory, found, overwrite=overwrite, field="dictionary")
+    device = devices.chosen(device)
+    finished = check_output(directory, FORMAT, inputs=[source, store.path], field="dictionary")
+    check_replaceable(directory, finished, overwrite=overwrite, field="dictionary")
     site = store.site(site)
     store.check_varies(site)
     format = format or detect(source)
@@ -54,26 +63,18 @@ def import_dictionary(
             f"{store.sites[site]}; harvest the site that it was trained on",
             field="site",
         )
-    metrics = evaluate(dictionary, store.batches(site, _ROWS))
+    there = resident(dictionary, torch.device(device))
+    metrics = evaluate(there, store.batches(site, _ROWS))
     origin: dict[str, Any] = {
         "imported_from": format,
         "settings": said,
         "ignored_settings": sorted(ignored),
     }
-    if format == saev.NAME and isinstance(dictionary, TopKSae):
-        origin["vectors_short_of_k"] = _short_of_k(dictionary, store.batches(site, _ROWS))
-    belongs_to = provenance(store, site, origin)
+    if measure := FORMATS[format].measure:
+        origin |= measure(dictionary, store.batches(site, _ROWS))
+    belongs_to = provenance(store, site, origin) | {"computed": devices.recorded(device, "float32")}
     save_dictionary(directory, dictionary, belongs_to, {"store": metrics})
     return read_dictionary_manifest(directory)
-
-
-def _short_of_k(sae: TopKSae, batches: Iterable[Tensor]) -> int:
-    """How many vectors have fewer than k positive pre-activations.
-
-    saev lets negative ones fire there, which no code can hold: it reconstructs them otherwise.
-    """
-    numbers = ((sae.encode(rows).values > 0).sum(1) for rows in batches)
-    return sum(int((number < sae.k).sum()) for number in numbers)
 
 
 def export_dictionary(directory: Path, out: Path, format: str, *, overwrite: bool = False) -> None:

@@ -14,7 +14,7 @@ _SMALLEST_NORM = 1e-8
 """A feature without a direction keeps finite weights."""
 
 
-class Weights(NamedTuple):
+class SaeWeights(NamedTuple):
     """The weights of `Sae`, by its keywords."""
 
     w_enc: Tensor
@@ -27,18 +27,18 @@ class Weights(NamedTuple):
     """(D)"""
 
 
-def bias_shift(weights: Weights) -> Tensor:
+def bias_shift(weights: SaeWeights) -> Tensor:
     """What subtracting b_dec from the input takes from the pre-activations: b_dec W_enc, (F),
     float64."""
     return weights.w_enc.double() @ weights.b_dec.double()
 
 
-def subtracting(weights: Weights) -> Weights:
+def subtracting(weights: SaeWeights) -> SaeWeights:
     """An SAE that encodes x, as one that encodes x - b_dec: ``b_enc' = b_enc + b_dec W_enc``."""
     return weights._replace(b_enc=(weights.b_enc.double() + bias_shift(weights)).float())
 
 
-def unit_rows(weights: Weights) -> Weights:
+def unit_rows(weights: SaeWeights) -> SaeWeights:
     """An SAE whose pre-activations are multiplied by the decoder rows' norms before they compete,
     and whose activations are divided by them before they are decoded: as one whose decoder rows
     have unit norm."""
@@ -50,7 +50,9 @@ def unit_rows(weights: Weights) -> Weights:
     )
 
 
-def on_site_vectors(weights: Weights, *, center: Tensor | float = 0.0, scale: float) -> Weights:
+def on_site_vectors(
+    weights: SaeWeights, *, center: Tensor | float = 0.0, scale: float
+) -> SaeWeights:
     """An SAE of ``y = (x - center) * scale``, scale > 0, as one of x itself.
 
     With activations f of y, ``x_hat = y_hat / scale + center = (f / scale) W_dec + b_dec / scale +

@@ -1,7 +1,7 @@
-"""The settings of a foreign checkpoint: what is known of them, and each value checked when used.
+"""The settings of a foreign checkpoint: which are known, and a check of each value that is used.
 
-A setting that nobody knows could change what is encoded or decoded, and numbers would be wrong
-without a word. So each format lists what it knows (`Known`), and anything else stops the import.
+An unknown setting could change what is encoded or decoded, and numbers would be wrong silently. So
+each format lists the settings that it knows (`Known`), and any other setting stops the import.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Known:
-    """All that an importer knows of the settings in one place of a format's files."""
+    """All settings that an importer knows in one place of a format's files."""
 
     used: frozenset[str]
-    """Read, and checked, by the importer."""
+    """Settings that the importer reads and checks."""
     accepted: Mapping[str, Accepted]
-    """Could change what is computed; imported with these values, or absent."""
+    """Settings that could change what is computed: imported with these values, or absent."""
     without_effect: frozenset[str]
-    """Say how it was trained, and on what: they change nothing that is encoded or decoded."""
+    """Settings of training and data, which change nothing that is encoded or decoded."""
 
 
 class Ignored:
-    """Unknown settings of which the caller says that they change nothing that is computed."""
+    """Unknown settings that, as the caller says, change nothing that is computed."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         """Take the names, dotted where an object holds them."""
@@ -66,18 +66,18 @@ class Ignored:
         self._met: set[str] = set()
 
     def covers(self, name: str) -> bool:
-        """Whether an unknown setting is one of them."""
+        """Whether the caller named an unknown setting."""
         self._met |= {name} & self.names
         return name in self.names
 
     def unmet(self) -> list[str]:
-        """Those that were no unknown setting of what was read."""
+        """The names that no unknown setting of the files has."""
         return sorted(self.names - self._met)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a JSON file, or a part of one, says; each value is checked when it is asked for."""
+class ForeignSettings:
+    """The settings in a JSON file, or in a part of one; each value is checked when it is read."""
 
     path: Path
     values: Mapping[str, Any]
@@ -86,7 +86,7 @@ class Settings:
     ignored: Ignored = field(default_factory=Ignored)
 
     def check(self, known: Known) -> None:
-        """Refuse by name what is unknown, and known settings whose value is not accepted."""
+        """Raise `InvalidInputError` for unknown settings, and for values that are not accepted."""
         for key, accepted in known.accepted.items():
             self.accept(key, accepted)
         known_keys = known.used | known.accepted.keys() | known.without_effect
@@ -111,57 +111,57 @@ class Settings:
                 field=self.within + key,
             )
 
-    def section(self, key: str) -> Settings:
+    def section(self, key: str) -> ForeignSettings:
         """The object under ``key``."""
-        found = self._required(key)
-        if not isinstance(found, dict):
-            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, not an object")
-        return Settings(self.path, found, f"{self.within}{key}.", self.ignored)
+        value = self._required(key)
+        if not isinstance(value, dict):
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(value)}, not an object")
+        return ForeignSettings(self.path, value, f"{self.within}{key}.", self.ignored)
 
     def integer(self, key: str) -> int:
         """A positive integer."""
-        found = self._required(key)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        value = self._required(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CorruptArtifactError(
-                f"{self._name(key)} is {quoted(found)}, not a positive integer"
+                f"{self._name(key)} is {quoted(value)}, not a positive integer"
             )
-        return found
+        return value
 
     def active(self, key: str, width: int) -> int:
         """A number of active features, at most ``width``."""
-        found = self.integer(key)
-        if found > width:
-            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, of {width} features")
-        return found
+        value = self.integer(key)
+        if value > width:
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(value)}, of {width} features")
+        return value
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string; ``default`` when it is absent."""
-        found = self.values.get(key, default)
-        if not isinstance(found, str):
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
             raise CorruptArtifactError(f"{self.path} has no text {self.within}{key}; {OTHERWISE}")
-        return found
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""
-        found = self.values.get(key, default)
-        if not isinstance(found, bool):
-            raise CorruptArtifactError(f"{self._name(key)} is {quoted(found)}, not true or false")
-        return found
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise CorruptArtifactError(f"{self._name(key)} is {quoted(value)}, not true or false")
+        return value
 
     def agrees(self, key: str, size: int) -> None:
-        """Raise when ``key`` is given, not null, and not the size that the tensors have."""
-        found = self.values.get(key)
-        if found is not None and (isinstance(found, bool) or found != size):
+        """Raise `CorruptArtifactError` if ``key`` has a value that is not the tensors' ``size``."""
+        value = self.values.get(key)
+        if value is not None and (isinstance(value, bool) or value != size):
             self._disagrees(key, size)
 
     def expands(self, key: str, dim: int, width: int) -> None:
-        """Raise when ``key`` is given, not null, and ``dim`` times it, rounded down, is not
-        ``width``."""
-        found = self.values.get(key)
-        if found is None:
+        """Raise `CorruptArtifactError` if ``key`` has a value, and ``dim`` times the value, rounded
+        down, is not ``width``."""
+        value = self.values.get(key)
+        if value is None:
             return
-        number = isinstance(found, int | float) and not isinstance(found, bool)
-        if not number or not -(2**53) < found < 2**53 or int(dim * found) != width:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not -(2**53) < value < 2**53 or int(dim * value) != width:
             self._disagrees(key, width / dim)
 
     def _disagrees(self, key: str, size: float) -> None:
@@ -179,10 +179,10 @@ class Settings:
         return self.values[key]
 
 
-def read_settings(path: Path, ignored: Ignored) -> Settings:
+def read_settings(path: Path, ignored: Ignored) -> ForeignSettings:
     """Read a file that holds one JSON object."""
     with opened(path) as file:
-        return Settings(path, parse_settings(path, file.read()), ignored=ignored)
+        return ForeignSettings(path, parse_settings(path, file.read()), ignored=ignored)
 
 
 def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def parse_settings(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's settings; one that stands there twice has no value that could be trusted."""
+    """An object's settings; raises for a setting that stands there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""The card of a released dictionary: what it is, what it was made of, and how far to trust it."""
+"""The card of a released dictionary: its purpose, data, labels, licence and limits."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _JUDGED_BY = "judged_by"
 
 @dataclass(frozen=True)
 class Notes:
-    """What a card says that the dictionary's manifest does not know; Markdown."""
+    """The parts of a card that the dictionary's manifest does not hold, in Markdown."""
 
     about: str
     """What the dictionary is for."""
     data: str
-    """What it was trained on, and where that came from."""
+    """The data that the dictionary was trained on, and the data's source."""
     labels: str
     """How labels were made and judged."""
     licence: str
     limits: tuple[str, ...]
-    """What it must not be trusted with, one sentence each."""
+    """Uses for which the dictionary must not be trusted, one sentence each."""
 
     @classmethod
     def read(cls, path: Path) -> Self:

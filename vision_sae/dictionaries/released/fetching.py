@@ -1,7 +1,7 @@
 """Fetching a released dictionary from an index or a hub: every file by its hash, then one rename.
 
-What is fetched lies in a staging folder beside its place until all of it is there. A fetch that was
-interrupted keeps the files it has complete, and begins the others anew.
+Files are fetched into a staging folder beside the dictionary's place until all are there. An
+interrupted fetch keeps its complete files, and the next fetch begins the other files anew.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from urllib.request import urlopen
 from filelock import FileLock
 from tqdm import tqdm
 
-from vision_sae.dictionaries.released.names import HUB, check_name, hub_place
-from vision_sae.dictionaries.released.registry import (
+from vision_sae.dictionaries.released.lookup import (
     INDEX,
     PACKAGED,
-    Entry,
+    IndexEntry,
     cached,
     is_inside,
     locate,
     parse_index,
     shipped,
 )
+from vision_sae.dictionaries.released.names import HUB, check_name, hub_place
 from vision_sae.errors import (
     CorruptArtifactError,
     InvalidInputError,
@@ -57,12 +57,12 @@ from vision_sae.storage import storing
 _FORMAT = "vision_sae.dictionary"
 """That of `vision_sae.dictionaries.artifact`, which would import torch; fetching needs none."""
 _KEYS = {"model", "site", "dictionary", "metrics"}
-"""What every manifest of a dictionary says."""
+"""The keys that every manifest of a dictionary has."""
 _SMALL_FILE = 64 * 2**20
 """The most bytes of an index or a manifest."""
 _BLOCK = 2**20
 _TIMEOUT = 60.0
-"""Seconds without an answer after which a server is given up."""
+"""Seconds to wait for an answer of a server."""
 
 
 class _Source(NamedTuple):
@@ -71,12 +71,12 @@ class _Source(NamedTuple):
     url: str
     """Its folder, with a slash at the end."""
     sha256: str = ""
-    """What the hash of its manifest has to be; empty where nobody says."""
+    """The expected hash of its manifest; empty where it is unknown."""
     name: str = ""
-    """What its manifest has to be called; empty where nobody says."""
+    """The expected name in its manifest; empty where it is unknown."""
 
 
-def read_index(index: str) -> list[Entry]:
+def read_index(index: str) -> list[IndexEntry]:
     """The entries of the index at a URL (``https://``, ``file://``), a path, or in a folder."""
     url = _index_url(index)
     return parse_index(_read(url).decode(errors="replace"), url)
@@ -104,14 +104,14 @@ def fetch(
     if to is None and name in shipped():
         return locate(name)
     place = to or cached(name)
-    found = check_output(place, _FORMAT, field="to")
+    finished = check_output(place, _FORMAT, field="to")
     source = _source(name, index)
     place.parent.mkdir(parents=True, exist_ok=True)
     with storing(place), FileLock(place.with_name(f".{place.name}.lock")):
         manifest, sha256 = _read_manifest(source)
         if not _is_there(place, sha256):
             if to is not None and not _was_fetched(place, sha256):
-                check_replaceable(place, found, overwrite=overwrite, field="to")
+                check_replaceable(place, finished, overwrite=overwrite, field="to")
             _copy(source, manifest, sha256, place, progress=progress)
     return place
 
@@ -127,8 +127,8 @@ def _source(name: str, index: str | None) -> _Source:
         return _Source(folder, entry.sha256, name)
     if name.startswith(HUB):
         return _Source(_hub_folder(name).resolve().as_uri() + "/")
-    if found := shipped().get(name):
-        return _Source((PACKAGED / found.path).resolve().as_uri() + "/", found.sha256, name)
+    if listed := shipped().get(name):
+        return _Source((PACKAGED / listed.path).resolve().as_uri() + "/", listed.sha256, name)
     raise NotFoundError(
         f"the package's index has no {name}; give the index that lists it: `vision-sae fetch "
         f"{name} --index URL`",
@@ -211,10 +211,10 @@ def _read_manifest(source: _Source) -> tuple[dict[str, Any], str]:
     """The manifest that is to be fetched, and its hash."""
     url = source.url + MANIFEST
     data = _read(url)
-    found = hashlib.sha256(data).hexdigest()
-    if source.sha256 and found != source.sha256:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if source.sha256 and sha256 != source.sha256:
         raise CorruptArtifactError(
-            f"{url} has SHA-256 {found}, its index names {source.sha256}; the index and the "
+            f"{url} has SHA-256 {sha256}, its index names {source.sha256}; the index and the "
             "dictionary do not belong together"
         )
     try:
@@ -236,7 +236,7 @@ def _read_manifest(source: _Source) -> tuple[dict[str, Any], str]:
             f"{source.url} holds the dictionary {called}, its index calls it {source.name}",
             field="name",
         )
-    return manifest, found
+    return manifest, sha256
 
 
 def _has(path: Path, expected: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
-"""AuxK: the strongest dead features learn to reconstruct what the live ones leave over.
+"""AuxK: the strongest dead features learn to reconstruct the residual of the live features.
 
-Gao et al. 2024, section 2.4 and appendix A.2. Two faults that others have are avoided: the
-reconstruction of the error holds no b_dec, and the error is a constant, so that no gradient
-reaches the live features through it.
+Gao et al. 2024, section 2.4 and appendix A.2. Other implementations have two faults, which are
+avoided here: the auxiliary reconstruction does not add b_dec, and the error is a constant, so that
+live features have no gradient through it.
 """
 
 from __future__ import annotations
@@ -10,50 +10,59 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
-class AuxGradients(NamedTuple):
-    """Gradients of AuxK's loss by the parameters of the dead features (E of them)."""
+class DeadFeatures(NamedTuple):
+    """The E features among which all dead ones are."""
 
-    features: Tensor
-    """The dead features' numbers (E), int64."""
-    w_enc: Tensor
-    """(E, D)"""
-    b_enc: Tensor
-    """(E)"""
-    w_dec: Tensor
-    """(E, D)"""
+    numbers: Int64[Tensor, " E"]
+    """Feature numbers, each at most once."""
+    dead: Bool[Tensor, " E"] | None
+    """Which of the features are dead; None if all are."""
+
+
+class AuxGradients(NamedTuple):
+    """Gradients of AuxK's loss by the parameters of the E features of `DeadFeatures`."""
+
+    features: Int64[Tensor, " E"]
+    """The features' numbers, each at most once."""
+    w_enc: Float[Tensor, "E D"]
+    b_enc: Float[Tensor, " E"]
+    w_dec: Float[Tensor, "E D"]
 
 
 def aux_gradients(
-    dead: Tensor,
-    centred: Tensor,
-    error: Tensor,
+    candidates: DeadFeatures,
+    centred: Float[Tensor, "N D"],
+    error: Float[Tensor, "N D"],
     *,
-    w_enc: Tensor,
-    b_enc: Tensor,
-    w_dec: Tensor,
+    w_enc: Float[Tensor, "F D"],
+    b_enc: Float[Tensor, " F"],
+    w_dec: Float[Tensor, "F D"],
     coefficient: float,
-) -> AuxGradients | None:
+) -> AuxGradients:
     """Gradients of ``coefficient * mean_n |e_n - aux_n|^2`` with the error ``e = x - x_hat``.
 
-    ``dead`` (F) is a mask, ``centred`` (N, D) are the encoder's inputs, ``error`` (N, D) is
-    ``x_hat - x``. At most D / 2 dead features a row take part (one, where D is 1); with
-    fewer dead than that the coefficient shrinks in proportion. None when no feature is dead.
+    ``centred`` are the encoder's inputs, and ``error`` is ``x_hat - x``. The D / 2 strongest dead
+    features of a row (one if D is 1) reconstruct. With fewer dead features, the coefficient shrinks
+    in proportion. The gradients of candidates that are not dead are 0.
     """
-    if coefficient == 0 or not dead.any():  # `nonzero` wakes threads, even for nothing
-        return None
-    numbers = dead.nonzero()[:, 0]
+    numbers, dead = candidates
     n, k_aux = len(centred), max(centred.shape[1] // 2, 1)
     enc, dec = w_enc[numbers], w_dec[numbers]
     activations = torch.addmm(b_enc[numbers], centred, enc.T).relu_()
+    if dead is not None:
+        activations.mul_(dead)
     if len(numbers) > k_aux:
         least = torch.topk(activations, k_aux, dim=1, sorted=True).values[:, -1:]
         activations.mul_(activations >= least)
     residual = activations @ dec + error
-    scale = 2 * coefficient * min(1.0, len(numbers) / k_aux) / n
-    g_residual = residual.mul_(scale)
+    if dead is None:
+        g_residual = residual.mul_(2 * coefficient * min(1.0, len(numbers) / k_aux) / n)
+    else:  # the number of dead features stays on the device
+        g_residual = residual.mul_((dead.sum() / k_aux).clamp(max=1) * (2 * coefficient / n))
     g_activations = (g_residual @ dec.T).mul_(activations > 0)
     return AuxGradients(
         numbers, g_activations.T @ centred, g_activations.sum(0), activations.T @ g_residual

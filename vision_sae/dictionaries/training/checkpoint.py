@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vision_sae.dictionaries.training.learner import Learner
+from vision_sae.dictionaries.training.step import Learner
 from vision_sae.dictionaries.weights import not_finite
 from vision_sae.errors import CorruptArtifactError, InvalidInputError
 from vision_sae.files import replacing
@@ -19,7 +19,7 @@ _STEP = "step"
 
 
 def _named(learners: Sequence[Learner]) -> dict[str, Tensor]:
-    """{number of the learner . name: its live tensor}"""
+    """{"NUMBER.NAME": tensor} of the state of all learners"""
     return {
         f"{number}.{name}": tensor
         for number, learner in enumerate(learners)
@@ -28,27 +28,29 @@ def _named(learners: Sequence[Learner]) -> dict[str, Tensor]:
 
 
 def check_converging(learners: Sequence[Learner], step: int) -> None:
-    """Raise `InvalidInputError` when the state after ``step`` steps holds NaN or infinity: training
-    has diverged, and nothing of it may be saved."""
+    """Raise `InvalidInputError` if the state after ``step`` steps holds NaN or infinity.
+
+    Such a training has diverged, and its state is not saved.
+    """
     for learner in learners:
         if wrong := not_finite(learner.tensors()):
             raise diverged(step, wrong)
 
 
 def diverged(step: int, what: str) -> InvalidInputError:
-    """The error of a training that has gone astray by ``step``; ``what`` shows it."""
+    """The error for a training that has diverged by ``step``; ``what`` is the evidence."""
     return InvalidInputError(
         f"training diverged by step {step}: {what}. Lower the learning rate "
-        "(train.learning_rate), or clip what is extreme in the store; what was saved before stays",
+        "(train.learning_rate), or clip extreme vectors in the store; earlier checkpoints stay",
         field="learning_rate",
     )
 
 
 def save_checkpoint(path: Path, learners: Sequence[Learner], step: int) -> None:
-    """Write the state after ``step`` steps; a reader finds the old file or the new, never a part.
+    """Write the state after ``step`` steps; readers see the whole old or the whole new file.
 
-    The sampler and every random draw follow from the step and the seeds of the configuration.
-    A state that is no number is not written: see `check_converging`.
+    The state of the sampler and of random draws follows from the step and the configured seeds.
+    Raises `InvalidInputError` for a state with NaN or infinity; see `check_converging`.
     """
     check_converging(learners, step)
     state = {name: tensor.contiguous() for name, tensor in _named(learners).items()}
@@ -57,9 +59,9 @@ def save_checkpoint(path: Path, learners: Sequence[Learner], step: int) -> None:
 
 
 def restore_checkpoint(path: Path, learners: Sequence[Learner]) -> int:
-    """Take up the state that `save_checkpoint` wrote; returns the steps done, 0 without a file.
+    """Restore the state that `save_checkpoint` wrote. Returns the steps done, 0 without a file.
 
-    Raises `CorruptArtifactError`, and takes up nothing, for a file that is damaged.
+    Raises `CorruptArtifactError` for a damaged file; the learners then stay unchanged.
     """
     if not path.is_file():
         return 0
@@ -70,10 +72,10 @@ def restore_checkpoint(path: Path, learners: Sequence[Learner]) -> int:
         kept = {name: saved[name].reshape(tensor.shape) for name, tensor in state.items()}
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise CorruptArtifactError(
-            f"{path} is no whole checkpoint ({error}); delete it, and the training begins anew"
+            f"{path} is no whole checkpoint ({error}); delete it, and training starts anew"
         ) from error
     if wrong := not_finite(kept):
-        raise CorruptArtifactError(f"{path}: {wrong}; delete this file, and training begins anew")
+        raise CorruptArtifactError(f"{path}: {wrong}; delete it, and training starts anew")
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(kept[name])

@@ -1,140 +1,270 @@
-"""ReLU, JumpReLU and Gated in training: how each fires, and what its sparsity penalty is."""
+"""The engine of learners that train with dense codes: every feature has a gradient.
+
+A subclass defines the forward pass and the penalty. Autograd computes the gradients, with dense
+products in the machine's fastest precision and all other operations in float32. A step processes
+its batch in pieces, so that memory does not grow with the batch.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from vision_sae.dictionaries.gated import GatedSae
-from vision_sae.dictionaries.jumprelu import JumpReluSae
-from vision_sae.dictionaries.relu import ReluSae
-from vision_sae.dictionaries.training.dense_step import DenseLearner, Pass
-from vision_sae.dictionaries.training.jump import jump_relu
+from vision_sae.config import TrainConfig
+from vision_sae.dictionaries.sae import Sae
+from vision_sae.dictionaries.training.distributed import Group
 from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.sparse import BETAS, Adam, adam_
+from vision_sae.dictionaries.training.steering import SparsityWeight
+from vision_sae.dictionaries.training.step import Points, StepReport
+from vision_sae.errors import InvalidInputError
+from vision_sae.models.precision import training_dtype
 
-_LEAST_THRESHOLD = 1e-3
-"""Where JumpReLU's thresholds begin at least (the paper's own beginning)."""
-_BANDWIDTH = 1.0
-"""JumpReLU's kernel, in standard deviations of a random direction's pre-activations."""
+_PIECE = 2**23
+"""Pre-activations in memory at a time."""
 
 
-class ReluLearner(DenseLearner):
-    """``|z - x_hat|^2 + lambda * sum_i f_i |d_i|`` with ``f = relu((z - b_dec) W_enc + b_enc)``.
+class Pass(NamedTuple):
+    """A forward pass over N rows."""
 
-    Bricken et al. 2023; the decoder norm, which is 1 here, as in Conerly et al. 2024.
+    x_hat: Float[Tensor, "N D"]
+    """Reconstructions of z."""
+    activations: Float[Tensor, "N F"]
+    """Activations >= 0."""
+    penalty: Float[Tensor, ""]
+    """The sparsity penalty without its weight lambda, summed over the rows."""
+    auxiliary: Float[Tensor, ""] | None = None
+    """A further loss, summed over the rows."""
+
+
+class LossGradients(NamedTuple):
+    """Gradients of the loss, and measures of the forward passes."""
+
+    gradients: dict[str, Tensor]
+    """{parameter: gradient}"""
+    error: Float[Tensor, "N D"]
+    """x_hat - z"""
+    fired: Float[Tensor, " F"]
+    """Positive where a feature fired on any row."""
+    l0: Float[Tensor, ""]
+    """Active features, divided by the rows of the whole batch."""
+
+
+class DenseLearner(ABC):
+    """A sparse autoencoder in training by autograd; see `step.Learner`.
+
+    The loss is ``mean_n |z_n - x_hat_n|^2 + lambda * penalty``, where lambda is
+    ``config.sparsity``, or is steered to ``config.k`` active features a row.
+
+    AuxK does not help here, because a feature dies through its bias, threshold or gate. Instead,
+    each step raises the biases of dead features until they fire again, as the pre-activation loss
+    of Anthropic's "Circuits Updates - January 2025" does; ``config.aux_coefficient`` is the
+    gradient of that loss.
     """
 
-    firmness = 1.0
+    proportional_gain: ClassVar[float]
+    """See `steering.SparsityWeight`."""
+    rate_factors: ClassVar[Mapping[str, float]] = {}
+    """{parameter: factor on its learning rate}"""
 
-    def first_parameters(self, width: int, level: float) -> dict[str, Tensor]:
-        """Biases from which about k features fire: else L1 has to silence half the dictionary."""
-        return {"b_enc": torch.full((width,), -level)}
+    @classmethod
+    def begin(
+        cls, dim: int, config: TrainConfig, *, points: Points, group: Group, device: str
+    ) -> Self:
+        """See `step.Learner`."""
+        return cls(dim, config, group=group, device=device)
 
-    def first_sparsity(self, level: float) -> float:
-        """L1 takes lambda / 2 off every activation, half of what it takes to fire."""
-        return level
+    def __init__(
+        self,
+        dim: int,
+        config: TrainConfig,
+        *,
+        group: Group | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """``dtype`` is the precision of dense products; by default that of `training_dtype`.
 
-    def forward(self, z: Tensor) -> Pass:
-        """Encode and reconstruct z (N, D)."""
-        p = self.parameters
-        activations = self.products(z, p["b_enc"]).relu()
-        return Pass(
-            x_hat=activations @ p["w_dec"] + p["b_dec"],
-            activations=activations,
-            penalty=activations.sum(),
+        Raises `InvalidInputError` if as many features may be active as there are.
+        """
+        width = config.expansion * dim
+        if config.k >= width:
+            raise InvalidInputError(
+                f"k = {config.k} of {width} features is not sparse; lower --k or raise --expansion",
+                field="k",
+            )
+        self.config = config
+        self._group = group or Group()
+        self._dtype = dtype or training_dtype(device)
+        generator = torch.Generator().manual_seed(config.seed)
+        directions = F.normalize(torch.randn(width, dim, generator=generator), dim=1)
+        level = firing_level(dim, width, config.k)
+        parameters = {
+            "w_enc": directions.clone(),
+            "b_enc": torch.zeros(width),
+            "w_dec": directions,
+            "b_dec": torch.zeros(dim),
+            **self.first_parameters(width, level),
+        }
+        self.parameters = {name: p.to(device).requires_grad_() for name, p in parameters.items()}
+        """{name: parameter}, float32, changed in place. Encoder and decoder have shape (F, D);
+        decoder rows have unit norm."""
+        self._moments = {
+            f"{moment}_{name}": torch.zeros_like(p, requires_grad=False)
+            for name, p in self.parameters.items()
+            for moment in ("m", "v")
+        }
+        self.sparsity = SparsityWeight(
+            config.k,
+            start=self.first_sparsity(level),
+            proportional_gain=self.proportional_gain,
+            fixed=config.sparsity,
+            device=device,
         )
+        self.silent = torch.zeros(width, dtype=torch.int64, device=device)
+        """Rows since each feature last fired (F)."""
+        self.steps_done = torch.zeros((), dtype=torch.int64)
+        """`step_number`, as checkpoints hold it; always in host memory."""
+        self.step_number = 0
 
-    def dictionary(self, scaling: InputScaling) -> ReluSae:
-        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
-        return ReluSae(**self.folded(scaling))
-
-
-class JumpReluLearner(DenseLearner):
-    """``|z - x_hat|^2 + lambda * |f|_0`` with ``f_i = x_i [x_i > threshold_i]``.
-
-    Rajamanoharan et al. 2024, "Jumping Ahead": the logarithm of each threshold is learned (see
-    `jump`). The paper's beginning and bandwidth, 0.001 both, suit millions of steps; in hundreds,
-    thresholds must begin where they are needed, see more rows, and move faster than directions.
-    """
-
-    firmness = 3.0
-    haste: ClassVar[Mapping[str, float]] = {"log_threshold": 10.0}
-
+    @abstractmethod
     def first_parameters(self, width: int, level: float) -> dict[str, Tensor]:
-        """Thresholds that about k features exceed."""
-        return {"log_threshold": torch.full((width,), math.log(max(level, _LEAST_THRESHOLD)))}
+        """Initial parameters, beyond unit decoder rows and zero biases.
 
+        ``level`` is a pre-activation that about k of the ``width`` features exceed at first.
+        """
+
+    @abstractmethod
     def first_sparsity(self, level: float) -> float:
-        """Without an activation f the error grows by about f^2, and lambda should be less."""
-        return level**2 / 4
+        """The initial lambda, for features that fire above about ``level``."""
 
-    def forward(self, z: Tensor) -> Pass:
-        """Encode and reconstruct z (N, D)."""
-        p = self.parameters
-        pre = self.products(z, p["b_enc"])
-        bandwidth = _BANDWIDTH / z.shape[1] ** 0.5
-        activations, count = jump_relu(pre, p["log_threshold"].exp(), bandwidth)
-        x_hat = activations @ p["w_dec"] + p["b_dec"]
-        return Pass(x_hat=x_hat, activations=activations, penalty=count)
+    @abstractmethod
+    def forward(self, z: Float[Tensor, "N D"]) -> Pass:
+        """Encode and reconstruct scaled site vectors z."""
 
-    def dictionary(self, scaling: InputScaling) -> JumpReluSae:
-        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
-        threshold = self.parameters["log_threshold"].detach().cpu().exp() / scaling.scale
-        return JumpReluSae(threshold=threshold, **self.folded(scaling))
+    @abstractmethod
+    def dictionary(self, scaling: InputScaling) -> Sae:
+        """The current SAE for raw site vectors, with mean and scale folded into the weights."""
 
+    def products(
+        self, z: Float[Tensor, "N D"], shift: Float[Tensor, " F"] | None = None
+    ) -> Float[Tensor, "N F"]:
+        """``(z - b_dec) W_enc + shift``.
 
-class GatedLearner(DenseLearner):
-    """``|z - x_hat|^2 + lambda * |relu(g)|_1 + |z - x_hat_g|^2`` with the gate's pre-activations
-    ``g = (z - b_dec) W_enc + b_enc`` and
-    ``f = [g > 0] relu(exp(r_mag) (z - b_dec) W_enc + b_mag)``.
+        b_dec is subtracted after the product, so that its gradient takes a sum over the rows
+        instead of another product of the decoder's size.
+        """
+        w_enc = self.parameters["w_enc"]
+        through_encoder = (w_enc * self.parameters["b_dec"]).sum(1)
+        return F.linear(z, w_enc, -through_encoder if shift is None else shift - through_encoder)
 
-    Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders": the
-    auxiliary x_hat_g decodes relu(g) with a frozen copy of the decoder; without it nothing but the
-    penalty would reach the gate.
-    """
-
-    firmness = 1.0
-
-    def first_parameters(self, width: int, level: float) -> dict[str, Tensor]:
-        """Gates that about k features pass; magnitudes are the bare products."""
+    def folded(self, scaling: InputScaling) -> dict[str, Tensor]:
+        """The constructor arguments of `Sae`, for raw site vectors."""
+        w_enc, b_enc, w_dec, b_dec = (
+            self.parameters[name].detach().cpu().clone()
+            for name in ("w_enc", "b_enc", "w_dec", "b_dec")
+        )
         return {
-            "b_enc": torch.full((width,), -level),
-            "r_mag": torch.zeros(width),
-            "b_mag": torch.zeros(width),
+            "w_enc": w_enc,
+            "b_enc": b_enc / scaling.scale,
+            "w_dec": w_dec,
+            "b_dec": b_dec / scaling.scale + scaling.mean,
         }
 
-    def first_sparsity(self, level: float) -> float:
-        """As for ReLU: L1 takes lambda / 2 off the gate's activations."""
-        return level
+    @property
+    def decoder(self) -> Float[Tensor, "F D"]:
+        """The current decoder rows, of unit norm."""
+        return self.parameters["w_dec"].detach()
 
-    def forward(self, z: Tensor) -> Pass:
-        """Encode and reconstruct z (N, D)."""
-        p = self.parameters
-        products = self.products(z)
-        scale, shift, gate_shift = (
-            t.to(products.dtype) for t in (p["r_mag"].exp(), p["b_mag"], p["b_enc"])
-        )
-        gate = products + gate_shift
-        opens = gate.detach().sign().relu()  # a number, not a boolean: see `jump`
-        activations = (products * scale + shift).relu() * opens
-        through_gate = gate.relu()
-        frozen = through_gate @ p["w_dec"].detach() + p["b_dec"].detach()
-        return Pass(
-            x_hat=activations @ p["w_dec"] + p["b_dec"],
-            activations=activations,
-            penalty=through_gate.sum(),
-            auxiliary=(frozen - z).square().sum(),
-        )
+    def step(
+        self,
+        z: Float[Tensor, "N D"],
+        rate: float,
+        *,
+        decoder_gradient: Float[Tensor, "F D"] | None = None,
+    ) -> StepReport:
+        """One optimiser step on z, which is the whole batch in every process."""
+        n, mine = len(z), self._group.share(z)
+        dead = self.silent > self.config.dead_after
+        gradients, error, fired, l0 = self.loss_gradients(mine, rows=n)
+        squares = error.square().sum()
+        if self._group.size > 1:
+            for part in (*gradients.values(), squares, fired, l0):
+                dist.all_reduce(part)
+        if decoder_gradient is not None:
+            gradients["w_dec"].add_(decoder_gradient)
+        gradients["b_enc"].sub_(dead * self.config.aux_coefficient)
+        self._descend(gradients, rate)
+        self.sparsity.follow(l0, rate * z.shape[1] ** 0.5)
+        self.silent += n
+        self.silent.masked_fill_(fired > 0, 0)
+        spread = (z - z.mean(0)).square().sum()
+        return StepReport(error=squares / n, fvu=squares / spread, l0=l0, dead=dead.float().mean())
 
-    def dictionary(self, scaling: InputScaling) -> GatedSae:
-        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
-        p = self.parameters
-        return GatedSae(
-            r_mag=p["r_mag"].detach().cpu().clone(),
-            b_mag=p["b_mag"].detach().cpu() / scaling.scale,
-            **self.folded(scaling),
-        )
+    def loss_gradients(self, z: Float[Tensor, "N D"], *, rows: int | None = None) -> LossGradients:
+        """Gradients of the loss on z: a sum over z, divided by ``rows`` (N when absent)."""
+        rows, low = rows or len(z), self._dtype != torch.float32
+        parameters = tuple(self.parameters.values())
+        totals = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        width = len(self.silent)
+        fired, l0 = torch.zeros(width, device=z.device), torch.zeros((), device=z.device)
+        errors = []
+        for piece in z.chunk(-(-len(z) * width // _PIECE)):
+            with torch.enable_grad(), torch.autocast(z.device.type, self._dtype, enabled=low):
+                result = self.forward(piece)
+                error = result.x_hat - piece
+                loss = error.square().sum() + self.sparsity.value * result.penalty
+                if result.auxiliary is not None:
+                    loss = loss + result.auxiliary
+            for total, part in zip(totals, torch.autograd.grad(loss, parameters), strict=True):
+                total.add_(part, alpha=1 / rows)
+            errors.append(error.detach())
+            active = result.activations.detach().sign()
+            fired = torch.maximum(fired, active.amax(0))
+            l0 += active.sum(1).float().sum() / rows
+        gradients = dict(zip(self.parameters, totals, strict=True))
+        return LossGradients(gradients, torch.cat(errors), fired, l0)
+
+    @torch.no_grad()
+    def _descend(self, gradients: dict[str, Tensor], rate: float) -> None:
+        """One Adam step of every parameter; decoder rows move along the sphere."""
+        w_dec, gradient = self.parameters["w_dec"], gradients["w_dec"]
+        radial = (gradient * w_dec).sum(1, keepdim=True)
+        gradient.addcmul_(radial, w_dec, value=-1)
+        self.step_number += 1
+        self.steps_done.fill_(self.step_number)
+        t = self.step_number
+        for name, parameter in self.parameters.items():
+            own_rate = rate * self.rate_factors.get(name, 1.0)
+            adam = Adam(own_rate / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t) ** -0.5)
+            m, v = self._moments[f"m_{name}"], self._moments[f"v_{name}"]
+            adam_(parameter, gradients[name], m, v, adam)
+        w_dec.div_(w_dec.norm(dim=1, keepdim=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, by name; see `step.Learner`."""
+        parameters = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        counters = {"silent": self.silent, "steps": self.steps_done}
+        return parameters | self._moments | self.sparsity.tensors() | counters
+
+    def refresh(self) -> None:
+        """Update what follows from the state, after a copy into `tensors`."""
+        self.step_number = int(self.steps_done)
+
+
+def firing_level(dim: int, width: int, k: int) -> float:
+    """The value that the products of a row of z with k of ``width`` random unit directions exceed.
+
+    z has unit mean square norm, so such products are nearly normal with variance 1 / ``dim``.
+    """
+    share = torch.tensor(1 - k / width, dtype=torch.float64)
+    level: float = torch.special.ndtri(share).item()
+    return level / math.sqrt(dim)

@@ -6,26 +6,28 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vision_sae.activations.store import ActivationStore
 from vision_sae.errors import InvalidInputError
 
 _STATISTICS_ROWS = 262_144
-"""Rows from which mean and scale are estimated."""
+"""The most rows from which mean and scale are estimated."""
 
 
 class InputScaling(NamedTuple):
     """``z = (x - mean) * scale`` has zero mean and unit mean square norm."""
 
-    mean: Tensor
-    """Mean per dimension (D)."""
+    mean: Float[Tensor, " D"]
+    """Mean per dimension."""
     scale: float
+    """One over the root mean square of |x - mean|."""
     mean_to_std: float
-    """|mean| over the root mean square of |x - mean|: features die in proportion to it."""
+    """|mean| over the root mean square of |x - mean|. Larger ratios let more features die."""
 
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Site vectors (N, D) -> z (N, D), float32."""
+    def apply(self, vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Site vectors -> z, float32."""
         return (vectors.float() - self.mean) * self.scale
 
 
@@ -35,7 +37,7 @@ def input_scaling(
     """Estimate the scaling from rows spread evenly over the store.
 
     ``transform`` (N, D) -> (N, D) is applied to the site vectors first. Raises `InvalidInputError`
-    when the rows are all equal: they have no scale.
+    if all rows are equal, because then they have no scale.
     """
     stride = max(1, store.rows // _STATISTICS_ROWS)
     total, count = torch.zeros(store.sites[site], dtype=torch.float64), 0
@@ -43,7 +45,7 @@ def input_scaling(
     for array in store.arrays(site):
         sample = store.checked(site, array.flatten(0, 1)[::stride])
         rows = (transform(sample) if transform else sample).double()
-        # About the first row, so that equal rows have a spread of exactly 0.
+        # With the first row subtracted, equal rows have a spread of exactly 0.
         origin = rows[0].clone() if origin is None else origin
         moved = rows - origin
         total, count = total + moved.sum(0), count + len(rows)
@@ -51,7 +53,7 @@ def input_scaling(
     shift = total / count
     mean_square = square / count - shift.square().sum()
     if origin is None or not mean_square > 0:
-        what = f"what the members so far leave over of {site}" if transform else site
+        what = f"the residual of {site} after the first members" if transform else site
         raise InvalidInputError(
             f"all vectors of {what} are equal; there is nothing to train on. "
             + ("Ask for fewer --members" if transform else "Harvest other pictures"),

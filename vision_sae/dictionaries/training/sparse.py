@@ -1,9 +1,9 @@
-"""Training k-sparse autoencoders: TopK, BatchTopK and Matryoshka, with AuxK.
+"""The engine that trains k-sparse autoencoders (TopK, BatchTopK, Matryoshka, ...), with AuxK.
 
-The gradients are written out by hand, because they are as sparse as the codes: nothing of shape
-(batch, F) but a slice of the encoder's pre-activations, and nothing of shape (batch, k, D), is
-ever made. The dense product that chooses the features runs in the machine's fastest precision;
-what the chosen ones are worth is computed in float32.
+The gradients are written by hand, because they are as sparse as the codes. No tensor of shape
+(batch, k, D) exists at any time, and the only tensor of shape (rows, F) is a slice of the encoder's
+pre-activations. The dense product that chooses the features runs in the machine's fastest
+precision; the activations of the chosen features are computed in float32.
 
 Sources: Gao et al. 2024 (TopK, AuxK, initialisation, unit-norm decoder with its gradient
 projected), Bussmann et al. 2024 (BatchTopK), Bussmann et al. 2025 (Matryoshka).
@@ -11,98 +11,93 @@ projected), Bussmann et al. 2024 (BatchTopK), Bussmann et al. 2025 (Matryoshka).
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
 from vision_sae.config import TrainConfig
-from vision_sae.dictionaries.batch_topk import BatchTopKSae
-from vision_sae.dictionaries.matryoshka import MatryoshkaSae, prefix_widths
 from vision_sae.dictionaries.sae import Sae
-from vision_sae.dictionaries.topk import TopKSae
 from vision_sae.dictionaries.training.aux_k import AuxGradients, aux_gradients
 from vision_sae.dictionaries.training.distributed import Group
-from vision_sae.dictionaries.training.learner import StepReport
 from vision_sae.dictionaries.training.scaling import InputScaling
+from vision_sae.dictionaries.training.silence import DeadSearch
+from vision_sae.dictionaries.training.step import Points, StepReport
 from vision_sae.errors import InvalidInputError
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 WIDEST_ROW = 8
-"""BatchTopK: a single row may take this many times k features."""
-_THRESHOLD_WINDOW = (0.1, 100)
-"""BatchTopK: the threshold is averaged over this share of the steps so far, and at most so many: a
-longer memory would hold what early steps kept, which is more, in short trainings to their end."""
+"""BatchTopK: the most features of a single row, as a multiple of k."""
 
 
 class Weights(NamedTuple):
-    """The parameters, and Adam's two moments of each; all float32, changed in place."""
+    """The parameters, and Adam's two moments of each parameter; float32, changed in place."""
 
-    w_enc: Tensor
-    """(F, D), one encoder direction a row."""
-    b_enc: Tensor
-    """(F)"""
-    w_dec: Tensor
-    """(F, D), unit rows."""
-    b_dec: Tensor
-    """(D)"""
-    m_w_enc: Tensor
-    v_w_enc: Tensor
-    m_b_enc: Tensor
-    v_b_enc: Tensor
-    m_w_dec: Tensor
-    v_w_dec: Tensor
-    m_b_dec: Tensor
-    v_b_dec: Tensor
+    w_enc: Float32[Tensor, "F D"]
+    """Encoder directions, one per row."""
+    b_enc: Float32[Tensor, " F"]
+    w_dec: Float32[Tensor, "F D"]
+    """Decoder directions, rows of unit norm."""
+    b_dec: Float32[Tensor, " D"]
+    m_w_enc: Float32[Tensor, "F D"]
+    v_w_enc: Float32[Tensor, "F D"]
+    m_b_enc: Float32[Tensor, " F"]
+    v_b_enc: Float32[Tensor, " F"]
+    m_w_dec: Float32[Tensor, "F D"]
+    v_w_dec: Float32[Tensor, "F D"]
+    m_b_dec: Float32[Tensor, " D"]
+    v_b_dec: Float32[Tensor, " D"]
 
 
 class Chosen(NamedTuple):
-    """Which features fire: K slots a row, of which the first ``counts[n]`` are taken."""
+    """The features that fire. Row n has K slots, of which the first ``counts[n]`` are in use."""
 
-    centred: Tensor
-    """z - b_dec (N, D)"""
-    features: Tensor
-    """(N, K) int32, ascending in each row."""
-    counts: Tensor
-    """(N) int32"""
+    centred: Float[Tensor, "N D"]
+    """z - b_dec"""
+    features: Int32[Tensor, "N K"]
+    """Feature numbers, ascending in each row."""
+    counts: Int32[Tensor, " N"]
+    """Slots in use."""
 
 
 class Forward(NamedTuple):
-    """A forward pass and the gradients by its codes; N rows."""
+    """A forward pass over N rows, and the gradients with respect to outputs and activations."""
 
-    centred: Tensor
-    """z - b_dec (N, D)"""
-    features: Tensor
-    """(N, K) int32"""
-    counts: Tensor
-    """(N) int32"""
-    values: Tensor
-    """Activations (N, K), >= 0; 0 in slots not taken."""
-    error: Tensor
-    """x_hat - z (N, D)"""
-    slopes: Tensor
-    """Gradient of the loss by the output of features of each nested group (G, N, D)."""
-    g_values: Tensor
-    """Gradient of the loss by the activations (N, K); 0 where they are 0."""
+    centred: Float[Tensor, "N D"]
+    """z - b_dec"""
+    features: Int32[Tensor, "N K"]
+    """Feature numbers; see `Chosen`."""
+    counts: Int32[Tensor, " N"]
+    """Slots in use."""
+    values: Float[Tensor, "N K"]
+    """Activations >= 0; 0 in unused slots."""
+    error: Float[Tensor, "N D"]
+    """x_hat - z"""
+    output_gradients: Float[Tensor, "G N D"]
+    """Gradients of the loss by the output of the features of each nested group."""
+    g_values: Float[Tensor, "N K"]
+    """Gradients of the loss by the activations; 0 where the activations are 0."""
 
 
 class Totals(NamedTuple):
     """Sums over the N rows of a `Forward`."""
 
-    slope: Tensor
-    """Gradient of the loss by a shift of the output (D)."""
-    squares: Tensor
-    """Squared error, ()."""
-    spread: Tensor
-    """Squared distance of the rows from their mean, ()."""
+    output_gradient: Float[Tensor, " D"]
+    """Gradient of the loss by a shift of the output."""
+    squares: Float[Tensor, ""]
+    """Squared error."""
+    spread: Float[Tensor, ""]
+    """Squared distance of the rows from their mean."""
     active: Tensor
-    """Features that fire, ()."""
+    """Active features, ()."""
 
 
 class Adam(NamedTuple):
-    """The numbers of one Adam step (Kingma & Ba 2015), bias corrections worked in."""
+    """The numbers of one Adam step (Kingma & Ba 2015), with the bias corrections."""
 
     rate: float
     """Learning rate over (1 - beta1^t)."""
@@ -111,33 +106,40 @@ class Adam(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """The batch in which rows compete for places, BatchTopK's."""
+    """A batch whose rows compete for active features, as in BatchTopK."""
 
     group: Group
-    """The processes that hold it."""
+    """The processes among which the batch is divided."""
     rows: int
-    """Its rows in all of them."""
+    """The rows of the batch in all processes."""
 
 
 class Kernels(Protocol):
-    """The heavy part of a step, on one kind of device."""
+    """The costly operations of a step, on one kind of device."""
 
     def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
-        """The k largest positive pre-activations of each row of z (N, D), or with ``shared`` the
-        ``k * rows`` largest of the whole batch, at most `WIDEST_ROW` k a row."""
+        """The features of the k largest positive pre-activations of each row of z (N, D).
+
+        With ``shared``, the features of the ``k * rows`` largest pre-activations of the whole
+        batch, at most `WIDEST_ROW` * k in a row.
+        """
         ...
 
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
-        """Activations, errors, and the gradients of ``weight / 2 * sum |error|^2``, summed over
-        the nested prefixes that end at ``ends``."""
+        """Activations, errors and gradients for the chosen features.
+
+        The loss is ``weight / 2 * sum |error|^2``, summed over the nested prefixes that end at
+        ``ends``.
+        """
         ...
 
-    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
-        """``forward`` with another gradient ``slopes`` (1, N, D) by the reconstruction."""
+    def gradients_at(self, forward: Forward, output_gradients: Tensor) -> Forward:
+        """``forward`` for another loss, whose gradient by the reconstruction is
+        ``output_gradients`` (1, N, D)."""
         ...
 
     def totals(self, forward: Forward) -> Totals:
-        """What a step reports, and what moves b_dec."""
+        """The sums for the report of a step and for the gradient by b_dec."""
         ...
 
     def update(
@@ -148,32 +150,50 @@ class Kernels(Protocol):
         aux: AuxGradients | None,
         decoder_gradient: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One Adam step of everything but b_dec. Returns (which features fired (F) bool, the
-        gradient by b_enc times W_enc as it was before, (D))."""
+        """One Adam step of all parameters but b_dec.
+
+        Returns (the mask (F) of features that fired, the product (D) of the gradient by b_enc and
+        W_enc before the step).
+        """
         ...
 
     def refresh(self) -> None:
-        """Take notice of weights that were changed from outside."""
+        """Update copies of the weights, after a change from outside."""
         ...
 
 
-def _kernels(weights: Weights) -> Kernels:
-    """The kernels for the weights' device."""
-    if weights.w_enc.device.type == "cpu":
-        from vision_sae.dictionaries.training.sparse_cpu import CpuKernels
+class SparseLearner(ABC):
+    """A k-sparse autoencoder in training; see `step.Learner`."""
 
-        return CpuKernels(weights)
-    from vision_sae.dictionaries.training.sparse_torch import TorchKernels
+    across_rows: ClassVar[bool] = False
+    """Whether the rows of a batch compete for ``k * N`` active features, instead of k per row."""
 
-    return TorchKernels(weights)
+    @classmethod
+    def begin(
+        cls, dim: int, config: TrainConfig, *, points: Points, group: Group, device: str
+    ) -> Self:
+        """See `step.Learner`."""
+        return cls(dim, config, group=group, device=device)
 
-
-class SparseLearner:
-    """One k-sparse autoencoder being trained; see `learner.Learner`."""
+    @classmethod
+    def continuing(
+        cls, start: Sae, config: TrainConfig, scaling: InputScaling, *, device: str = "cpu"
+    ) -> SparseLearner:
+        """A learner that continues from ``start``, an autoencoder for raw site vectors; ``start``
+        and ``scaling`` are on ``device``."""
+        learner = cls(start.dim, config, device=device)
+        learner.adopt(start, scaling)
+        return learner
 
     def __init__(
         self, dim: int, config: TrainConfig, *, group: Group | None = None, device: str = "cpu"
     ) -> None:
+        """Random unit directions, equal in encoder and decoder; all biases are zero.
+
+        Raises `InvalidInputError` for more active features than features.
+        """
+        from vision_sae.dictionaries.training.choice import kernels_for  # which needs this module
+
         width = config.expansion * dim
         if config.k > width:
             raise InvalidInputError(
@@ -182,9 +202,8 @@ class SparseLearner:
             )
         self.config = config
         self._group = group or Group()
-        nested = config.architecture == "matryoshka"
-        self._ends = prefix_widths(config.prefixes, width) if nested else (width,)
-        self._across_rows = config.architecture == "batch_topk"
+        self.ends: tuple[int, ...] = (width,)
+        """Where the nested prefixes of the dictionary end."""
         generator = torch.Generator().manual_seed(config.seed)
         directions = F.normalize(torch.randn(width, dim, generator=generator), dim=1)
         parameters = (
@@ -197,31 +216,43 @@ class SparseLearner:
         self.weights = Weights(*(t.to(device) for t in (*parameters, *moments)))
         self.silent = torch.zeros(width, dtype=torch.int64, device=device)
         """Rows since each feature last fired (F)."""
-        self.threshold = torch.zeros((), device=device)
-        """BatchTopK's moving average of the smallest value kept."""
+        self._dead = DeadSearch(self.silent, config.dead_after)
         self.steps_done = torch.zeros((), dtype=torch.int64)
-        self._kernels = _kernels(self.weights)
+        """`step_number`, as checkpoints hold it; always in host memory."""
+        self.step_number = 0
+        self._kernels = kernels_for(
+            self.weights, rows=config.batch_size, k=config.k, group=self._group
+        )
 
     @property
-    def decoder(self) -> Tensor:
-        """The decoder rows (F, D), of unit norm, as they stand."""
+    def decoder(self) -> Float[Tensor, "F D"]:
+        """The current decoder rows, of unit norm."""
         return self.weights.w_dec
 
     @torch.no_grad()
-    def forward(self, z: Tensor, *, rows: int | None = None) -> Forward:
-        """Encode and reconstruct z (N, D); gradients are those of the mean squared error over
-        ``rows`` rows (N when absent)."""
-        rows = rows or len(z)
-        shared = Shared(self._group, rows) if self._across_rows else None
-        chosen = self._kernels.choose(z, self.config.k, shared)
-        return self._kernels.finish(chosen, self._ends, 2 / (rows * len(self._ends)))
+    def forward(self, z: Float[Tensor, "N D"], *, rows: int | None = None) -> Forward:
+        """Encode and reconstruct z.
 
-    def step(self, z: Tensor, rate: float, *, decoder_gradient: Tensor | None = None) -> StepReport:
-        """One optimiser step on z (N, D), the whole batch in every process."""
+        The loss is the squared error, summed over z, divided by ``rows`` (N when absent), and
+        averaged over the nested prefixes.
+        """
+        rows = rows or len(z)
+        shared = Shared(self._group, rows) if self.across_rows else None
+        chosen = self._kernels.choose(z, self.config.k, shared)
+        return self._kernels.finish(chosen, self.ends, 2 / (rows * len(self.ends)))
+
+    def step(
+        self,
+        z: Float[Tensor, "N D"],
+        rate: float,
+        *,
+        decoder_gradient: Float[Tensor, "F D"] | None = None,
+    ) -> StepReport:
+        """One optimiser step on z, which is the whole batch in every process."""
         mine = self.forward(self._group.share(z), rows=len(z))
         whole = Forward(
             *(
-                self._group.gather(part, len(z), dim=1 if name == "slopes" else 0)
+                self._group.gather(part, len(z), dim=1 if name == "output_gradients" else 0)
                 for name, part in zip(Forward._fields, mine, strict=True)
             )
         )
@@ -229,32 +260,37 @@ class SparseLearner:
 
     @torch.no_grad()
     def backward(
-        self, forward: Forward, rate: float, *, decoder_gradient: Tensor | None = None
+        self,
+        forward: Forward,
+        rate: float,
+        *,
+        decoder_gradient: Float[Tensor, "F D"] | None = None,
     ) -> StepReport:
-        """The optimiser step that follows from `forward`."""
+        """The optimiser step for a forward pass."""
         w, n = self.weights, len(forward.centred)
         dead = self.silent > self.config.dead_after
-        aux = aux_gradients(
-            dead,
+        coefficient = self.config.aux_coefficient
+        candidates = self._dead.find(dead, n) if coefficient else None
+        aux = candidates and aux_gradients(
+            candidates,
             forward.centred,
             forward.error,
             w_enc=w.w_enc,
             b_enc=w.b_enc,
             w_dec=w.w_dec,
-            coefficient=self.config.aux_coefficient,
+            coefficient=coefficient,
         )
-        self.steps_done += 1
-        t = int(self.steps_done)
+        self.step_number += 1
+        self.steps_done.fill_(self.step_number)
+        t = self.step_number
         adam = Adam(rate / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t) ** -0.5)
         totals = self._kernels.totals(forward)
-        if self._across_rows:
-            self._follow_threshold(forward.values[forward.values > 0])
         fired, through_encoder = self._kernels.update(
-            forward, self._ends, adam, aux, decoder_gradient
+            forward, self.ends, adam, aux, decoder_gradient
         )
-        # b_dec is added to the output (the first group's slope sums every prefix) and subtracted
-        # from the encoder's input.
-        g_b_dec = totals.slope - through_encoder
+        # b_dec is added to the output, whose gradient is that of the first group (a sum over all
+        # prefixes), and subtracted from the encoder's input.
+        g_b_dec = totals.output_gradient - through_encoder
         adam_(w.b_dec, g_b_dec, w.m_b_dec, w.v_b_dec, adam)
 
         self.silent += n
@@ -266,54 +302,44 @@ class SparseLearner:
             dead=dead.float().mean(),
         )
 
-    def _follow_threshold(self, kept: Tensor) -> None:
-        if len(kept):
-            least = kept.min()
-            share, longest = _THRESHOLD_WINDOW
-            window = max(1.0, min(longest, share * int(self.steps_done)))
-            self.threshold.lerp_(least, 1 / window)
-
-    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
-        """``forward`` with another loss, whose gradient by the reconstruction is ``slopes``
-        (1, N, D)."""
-        return self._kernels.gradients_at(forward, slopes)
+    def gradients_at(self, forward: Forward, output_gradients: Float[Tensor, "1 N D"]) -> Forward:
+        """``forward`` for another loss, with ``output_gradients`` of the reconstruction."""
+        return self._kernels.gradients_at(forward, output_gradients)
 
     @torch.no_grad()
     def adopt(self, sae: Sae, scaling: InputScaling) -> None:
-        """Start from an autoencoder that is there, as one with no history in the optimiser."""
+        """Take over the weights of a trained autoencoder; the optimiser's moments stay."""
         w = self.weights
         w.w_enc.copy_(sae.w_enc)
         w.b_enc.copy_(sae.b_enc * scaling.scale)
         w.w_dec.copy_(sae.w_dec)
         w.b_dec.copy_((sae.b_dec - scaling.mean) * scaling.scale)
-        if isinstance(sae, BatchTopKSae):
-            self.threshold.copy_(sae.threshold * scaling.scale)
-        self.refresh()
+        self._kernels.refresh()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live state."""
-        counters = {"silent": self.silent, "threshold": self.threshold, "steps": self.steps_done}
+        """The whole state, by name; see `step.Learner`."""
+        counters = {"silent": self.silent, "steps": self.steps_done}
         return self.weights._asdict() | counters
 
     def refresh(self) -> None:
-        """Take notice of a state that was copied into `tensors`."""
+        """Update what follows from the state, after a copy into `tensors`."""
+        self.step_number = int(self.steps_done)
+        self._dead.look_again()
         self._kernels.refresh()
 
+    @abstractmethod
     def dictionary(self, scaling: InputScaling) -> Sae:
-        """The SAE as it stands, on raw site vectors: mean and scale folded in."""
+        """The current SAE for raw site vectors, with mean and scale folded into the weights."""
+
+    def folded(self, scaling: InputScaling) -> dict[str, Tensor]:
+        """The constructor arguments of `Sae`, for raw site vectors."""
         w = self.weights
-        folded = {
+        return {
             "w_enc": w.w_enc.cpu().clone(),
             "b_enc": w.b_enc.cpu() / scaling.scale,
             "w_dec": w.w_dec.cpu().clone(),
             "b_dec": w.b_dec.cpu() / scaling.scale + scaling.mean,
         }
-        k = self.config.k
-        if self._across_rows:
-            return BatchTopKSae(k=k, threshold=self.threshold.cpu() / scaling.scale, **folded)
-        if len(self._ends) > 1:
-            return MatryoshkaSae(k=k, prefixes=self._ends, **folded)
-        return TopKSae(k=k, **folded)
 
 
 def adam_(p: Tensor, gradient: Tensor, m: Tensor, v: Tensor, adam: Adam) -> None:

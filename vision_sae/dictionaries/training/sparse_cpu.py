@@ -1,7 +1,7 @@
-"""`sparse.Kernels` on a CPU: compiled loops, one lane a core.
+"""`sparse.Kernels` on a CPU: compiled loops, one lane per core.
 
-Whatever touches every row runs in the lanes. An operation of torch's own on many rows would leave
-its threads waiting busily for the next one, on the cores that the lanes need.
+All work on every row runs in the lanes. After a torch operation on many rows, torch's threads would
+wait busily for the next operation, on the cores that the lanes need.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from vision_sae.dictionaries.training.sparse import (
     Totals,
     Weights,
 )
-from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.precision import training_dtype
 
 _CHUNK_BYTES = 3 * 2**20
-"""Pre-activations of a chunk of rows: what a core has just computed should still be near it."""
+"""Bytes of the pre-activations of a chunk of rows, so that they stay in the core's cache."""
 _FEATURES = 128
 """Features that are updated together."""
 _ROWS = 512
-"""Rows that are summed together, and the most in a chunk: every lane gets some."""
+"""Rows that are summed together, and the most rows in a chunk: every lane gets some."""
 _INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 class CpuKernels:
-    """The heavy part of a training step on this machine's cores."""
+    """The costly operations of a training step, on this machine's cores."""
 
     def __init__(self, weights: Weights, *, dtype: torch.dtype | None = None) -> None:
-        """``dtype`` is the precision of the product that chooses; the fastest when absent."""
+        """``dtype`` is the precision of the choosing product; by default that of
+        `training_dtype`."""
         self._w = weights
-        self._dtype = dtype or fastest_dtype()
+        self._dtype = dtype or training_dtype("cpu")
         low = self._dtype == torch.bfloat16
         self._low = weights.w_enc.to(torch.bfloat16) if low else weights.w_enc[:0].bfloat16()
         self._scratch = threading.local()
 
     def refresh(self) -> None:
-        """Take notice of weights that were changed from outside."""
+        """Update the bfloat16 copy of the encoder, after a change of the weights from outside."""
         if len(self._low):
             self._low.copy_(self._w.w_enc)
 
@@ -89,10 +90,10 @@ class CpuKernels:
 
         loops.current_lanes().run(work, n, grain=size)
         if shared:
-            rivals = shared.group.gather(torch.from_numpy(kept), shared.rows).numpy()
-            rivals, places = rivals[rivals > 0], k * shared.rows
-            if len(rivals) > places:
-                bound = np.partition(rivals, len(rivals) - places)[len(rivals) - places]
+            candidates = shared.group.gather(torch.from_numpy(kept), shared.rows).numpy()
+            candidates, limit = candidates[candidates > 0], k * shared.rows
+            if len(candidates) > limit:
+                bound = np.partition(candidates, -limit)[-limit]
                 loops.keep_above(kept, bound, features, counts)
         return chosen
 
@@ -103,10 +104,12 @@ class CpuKernels:
             *chosen,
             values=torch.empty(n, slots),
             error=torch.empty(n, dim),
-            slopes=torch.empty(len(ends), n, dim),
+            output_gradients=torch.empty(len(ends), n, dim),
             g_values=torch.empty(n, slots),
         )
-        x, features, counts, values, error, slopes, g_values = (t.numpy() for t in forward)
+        x, features, counts, values, error, output_gradients, g_values = (
+            t.numpy() for t in forward
+        )
         w_enc, b_enc, w_dec = (t.numpy() for t in self._w[:3])
         weights = np.full(len(ends), weight, dtype=np.float32)
         groups = np.array(ends, dtype=np.int32)
@@ -116,47 +119,47 @@ class CpuKernels:
             loops.activate(features[rows], counts[rows], x[rows], w_enc, b_enc, values[rows])
             loops.reconstruct(
                 features[rows], counts[rows], values[rows], x[rows], w_dec, groups, weights,
-                error[rows], slopes[:, rows], g_values[rows],
+                error[rows], output_gradients[:, rows], g_values[rows],
             )  # fmt: skip
 
         loops.current_lanes().run(work, n)
         return forward
 
-    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
+    def gradients_at(self, forward: Forward, output_gradients: Tensor) -> Forward:
         """See `sparse.Kernels`."""
         g_values = torch.empty_like(forward.values)
         loops.dot_rows(
             forward.features.numpy(),
             forward.counts.numpy(),
-            slopes[0].contiguous().numpy(),
+            output_gradients[0].contiguous().numpy(),
             self._w.w_dec.numpy(),
             g_values.numpy(),
         )
         g_values.mul_(forward.values > 0)
-        return forward._replace(slopes=slopes, g_values=g_values)
+        return forward._replace(output_gradients=output_gradients, g_values=g_values)
 
     def totals(self, forward: Forward) -> Totals:
         """See `sparse.Kernels`."""
         n, dim = forward.centred.shape
-        # Like `update`'s, a sum for every so many rows.
+        # One sum per `_ROWS` rows, so that the total does not depend on the number of lanes.
         by_column = np.zeros((-(-n // _ROWS), 2, dim))
         numbers = np.zeros((len(by_column), 3))
-        slope, centred = forward.slopes[0].numpy(), forward.centred.numpy()
+        output_gradient, centred = forward.output_gradients[0].numpy(), forward.centred.numpy()
         error, values = forward.error.numpy(), forward.values.numpy()
 
         def work(first: int, last: int) -> None:
             for start in range(first, last, _ROWS):
                 rows, part = slice(start, min(start + _ROWS, last)), start // _ROWS
                 loops.sum_rows(
-                    slope[rows], centred[rows], error[rows], values[rows],
+                    output_gradient[rows], centred[rows], error[rows], values[rows],
                     by_column[part], numbers[part],
                 )  # fmt: skip
 
         loops.current_lanes().run(work, n, grain=_ROWS)
-        slopes, columns = torch.from_numpy(by_column.sum(0))
+        output_gradients, columns = torch.from_numpy(by_column.sum(0))
         squares, lengths, active = torch.from_numpy(numbers.sum(0))
         return Totals(
-            slope=slopes.float(),
+            output_gradient=output_gradients.float(),
             squares=squares,
             spread=lengths - columns.square().sum() / n,
             active=active,
@@ -175,28 +178,48 @@ class CpuKernels:
         width, dim = w.w_enc.shape
         features, counts, values = (t.numpy() for t in forward[1:4])
         starts, slots = loops.transpose(features, counts, values, width)
-        extra_row = np.full(width, -1, dtype=np.int32)
-        nothing = AuxGradients(torch.zeros(0), *(torch.zeros(0, *t.shape[1:]) for t in w[:3]))
-        extra = aux or nothing
-        extra_row[extra.features.numpy().astype(np.int64)] = np.arange(len(extra.features))
-        penalty = torch.zeros(0, dim) if decoder_gradient is None else decoder_gradient
-        numbers = np.array([adam.rate, *BETAS, adam.unbias, EPSILON], dtype=np.float32)
-        moments = (w.m_w_enc, w.v_w_enc, w.m_b_enc, w.v_b_enc, w.m_w_dec, w.v_w_dec)
-        # A sum for every so many features: the total does not depend on the number of lanes.
+        firings = loops.Firings(
+            starts,
+            slots,
+            values,
+            forward.g_values.numpy(),
+            forward.output_gradients.numpy(),
+            forward.centred.numpy(),
+            np.array(ends, dtype=np.int32),
+        )
+        further = _further(w, aux, decoder_gradient)
+        changed = (w.w_enc, w.b_enc, w.w_dec, w.m_w_enc, w.v_w_enc, w.m_b_enc, w.v_b_enc)
+        low = self._low.view(torch.uint16)
+        parameters = loops.Parameters(*(t.numpy() for t in (*changed, w.m_w_dec, w.v_w_dec, low)))
+        numbers = (adam.rate, *BETAS, adam.unbias, EPSILON)
+        step = loops.AdamNumbers(*(np.float32(number) for number in numbers))
+        # One sum per `_FEATURES` features: the total does not depend on the number of lanes.
         through_encoder = torch.zeros(-(-width // _FEATURES), dim)
+        sums = through_encoder.numpy()
 
         def update(first: int, last: int) -> None:
             for start in range(first, last, _FEATURES):
-                loops.update_rows(
-                    start, min(start + _FEATURES, last), starts, slots, features.shape[1], values,
-                    forward.g_values.numpy(), forward.slopes.numpy(), forward.centred.numpy(),
-                    np.array(ends, dtype=np.int32), extra_row, extra.w_enc.contiguous().numpy(),
-                    extra.b_enc.numpy(), extra.w_dec.contiguous().numpy(),
-                    penalty.contiguous().numpy(), w.w_enc.numpy(), w.b_enc.numpy(),
-                    w.w_dec.numpy(), tuple(t.numpy() for t in moments),
-                    self._low.view(torch.uint16).numpy(), numbers,
-                    through_encoder[start // _FEATURES].numpy(),
-                )  # fmt: skip
+                stop, total = min(start + _FEATURES, last), sums[start // _FEATURES]
+                loops.update_rows(start, stop, firings, further, parameters, step, total)
 
         loops.current_lanes().run(update, width, grain=_FEATURES)
         return torch.from_numpy(np.diff(starts) > 0), through_encoder.sum(0)
+
+
+def _further(
+    w: Weights, aux: AuxGradients | None, decoder_gradient: Tensor | None
+) -> loops.FurtherGradients:
+    """The gradients of AuxK and of penalties on the decoder; empty arrays for absent ones."""
+    width, dim = w.w_enc.shape
+    nothing = AuxGradients(torch.zeros(0), *(torch.zeros(0, *t.shape[1:]) for t in w[:3]))
+    extra = aux or nothing
+    rows = np.full(width, -1, dtype=np.int32)
+    rows[extra.features.numpy().astype(np.int64)] = np.arange(len(extra.features))
+    penalty = torch.zeros(0, dim) if decoder_gradient is None else decoder_gradient
+    return loops.FurtherGradients(
+        rows,
+        extra.w_enc.contiguous().numpy(),
+        extra.b_enc.numpy(),
+        extra.w_dec.contiguous().numpy(),
+        penalty.contiguous().numpy(),
+    )

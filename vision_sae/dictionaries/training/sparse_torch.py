@@ -1,7 +1,7 @@
 """`sparse.Kernels` in plain torch operations, for any device (not yet run on a GPU).
 
-The same structure as on the CPU: one dense product that chooses, then sparse products at the
-chosen features alone. On the CPU it is the oracle that the compiled loops are tested against.
+The structure is the same as in `sparse_cpu`: one dense product chooses the features, then sparse
+products use the chosen features alone. Tests compare the compiled loops with this module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision_sae.dictionaries.kernels import bag, sampled_dot, top_k, transpose, transposed_bag
+from vision_sae.dictionaries.kernels import (
+    add_rows_,
+    bag,
+    fired_features,
+    sampled_dot,
+    top_k,
+    transpose,
+    transposed_bag,
+)
 from vision_sae.dictionaries.training.aux_k import AuxGradients
 from vision_sae.dictionaries.training.sparse import (
     WIDEST_ROW,
@@ -22,35 +30,52 @@ from vision_sae.dictionaries.training.sparse import (
     Weights,
     adam_,
 )
-from vision_sae.models.precision import fastest_dtype
+from vision_sae.models.precision import training_dtype
+
+_CHUNK_BYTES = 32 * 2**20
+"""Bytes of the pre-activations of a chunk of rows: they fit in a large GPU's second-level cache."""
 
 
 class TorchKernels:
-    """The heavy part of a training step, as torch operations."""
+    """The costly operations of a training step, in torch; none waits for the device."""
 
     def __init__(self, weights: Weights, *, dtype: torch.dtype | None = None) -> None:
+        """``dtype`` is the precision of the choosing product; by default the fastest."""
         self._w = weights
-        self._dtype = dtype or fastest_dtype(str(weights.w_enc.device))
+        self._dtype = dtype or training_dtype(weights.w_enc.device)
 
     def refresh(self) -> None:
-        """Nothing is remembered between steps."""
+        """Do nothing: there are no copies of the weights."""
 
     def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
-        w, dtype = self._w, self._dtype
-        centred = z - w.b_dec
-        pre = F.linear(centred.to(dtype), w.w_enc.to(dtype), w.b_enc.to(dtype))
-        slots = min(len(w.w_enc), WIDEST_ROW * k) if shared else k
-        indices, values = top_k(pre, slots)
+        centred, width = z - self._w.b_dec, len(self._w.w_enc)
+        slots = min(width, WIDEST_ROW * k) if shared else k
+        directions, bias = self._directions(), self._w.b_enc.to(self._dtype)
+        size = max(1, _CHUNK_BYTES // (width * self._dtype.itemsize))
+        parts = [
+            self._largest(F.linear(rows.to(self._dtype), directions, bias), slots)
+            for rows in centred.split(size)
+        ]
+        features, values = (torch.cat(part) for part in zip(*parts, strict=True))
         positive = values > 0
         if shared:
-            rivals = shared.group.gather(values, shared.rows)
-            rivals, places = rivals[rivals > 0], k * shared.rows
-            if len(rivals) > places:
-                positive &= values >= rivals.topk(places).values[-1]
-        # Those that fire move to the front of their row and stay in order.
-        order = (~positive).sort(dim=1, stable=True).indices
-        return Chosen(centred, indices.gather(1, order).int(), positive.sum(1).int())
+            positive &= values >= _least_of_batch(values, k, shared)
+            features = _in_front(features, positive)
+        return Chosen(centred, features, positive.sum(1).int())
+
+    def _directions(self) -> Tensor:
+        """The encoder in the precision of the choosing product (F, D)."""
+        return self._w.w_enc.to(self._dtype)
+
+    def _largest(self, pre_activations: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """(features int32, pre-activations) of the ``slots`` largest of each row.
+
+        The positive ones stand in front, their features ascend, and all others are at most 0.
+        """
+        indices, values = top_k(pre_activations, slots)
+        positive = values > 0
+        return _in_front(indices.int(), positive), _in_front(values, positive)
 
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
@@ -61,30 +86,32 @@ class TorchKernels:
         errors = torch.stack(
             [bag(indices, values * (indices < end), w.w_dec) - centred for end in ends]
         )
-        slopes = (errors * weight).flip(0).cumsum(0).flip(0)
-        group = torch.bucketize(indices, torch.tensor(ends, device=indices.device), right=True)
+        output_gradients = gradients_of(errors, weight)
+        group = group_of(indices, ends)
         g_values = torch.zeros_like(values)
-        for number, slope in enumerate(slopes):
+        for number, output_gradient in enumerate(output_gradients):
             inside = (group == number) & (values > 0)
-            g_values += _dots(indices, slope, w.w_dec) * inside
+            g_values += _dots(indices, output_gradient, w.w_dec) * inside
         return Forward(
             *chosen,
             values=values,
             error=errors[-1],
-            slopes=slopes,
+            output_gradients=output_gradients,
             g_values=g_values,
         )
 
-    def gradients_at(self, forward: Forward, slopes: Tensor) -> Forward:
+    def gradients_at(self, forward: Forward, output_gradients: Tensor) -> Forward:
         """See `sparse.Kernels`."""
-        g_values = _dots(forward.features.long(), slopes[0], self._w.w_dec) * (forward.values > 0)
-        return forward._replace(slopes=slopes, g_values=g_values)
+        g_values = _dots(forward.features.long(), output_gradients[0], self._w.w_dec) * (
+            forward.values > 0
+        )
+        return forward._replace(output_gradients=output_gradients, g_values=g_values)
 
     def totals(self, forward: Forward) -> Totals:
         """See `sparse.Kernels`."""
         centred = forward.centred
         return Totals(
-            slope=forward.slopes[0].sum(0),
+            output_gradient=forward.output_gradients[0].sum(0),
             squares=forward.error.square().sum(),
             spread=(centred - centred.mean(0)).square().sum(),
             active=(forward.values > 0).sum(),
@@ -102,18 +129,17 @@ class TorchKernels:
         w, width = self._w, len(self._w.w_enc)
         indices = forward.features.long()
         by_feature = transpose(indices, width)
-        group = torch.bucketize(indices, torch.tensor(ends, device=indices.device), right=True)
+        group = group_of(indices, ends)
         g_w_dec = sum(
             (
-                transposed_bag(by_feature, forward.values * (group == number), slope)
-                for number, slope in enumerate(forward.slopes)
+                transposed_bag(by_feature, forward.values * (group == number), output_gradient)
+                for number, output_gradient in enumerate(forward.output_gradients)
             ),
             start=torch.zeros_like(w.w_dec),
         )
         g_w_enc = transposed_bag(by_feature, forward.g_values, forward.centred)
-        g_b_enc = torch.zeros_like(w.b_enc).index_add_(
-            0, indices.reshape(-1), forward.g_values.reshape(-1)
-        )
+        g_b_enc = torch.zeros_like(w.b_enc)
+        add_rows_(g_b_enc, indices.reshape(-1), forward.g_values.reshape(-1))
         if aux is not None:
             g_w_enc.index_add_(0, aux.features, aux.w_enc)
             g_b_enc.index_add_(0, aux.features, aux.b_enc)
@@ -127,13 +153,38 @@ class TorchKernels:
         adam_(w.b_enc, g_b_enc, w.m_b_enc, w.v_b_enc, adam)
         adam_(w.w_dec, g_w_dec, w.m_w_dec, w.v_w_dec, adam)
         w.w_dec.div_(w.w_dec.norm(dim=1, keepdim=True))
-        fired = torch.zeros(width, dtype=torch.bool, device=indices.device)
-        fired[indices[forward.values > 0]] = True
-        return fired, through_encoder
+        return fired_features(indices, forward.values, width), through_encoder
+
+
+def gradients_of(errors: Tensor, weight: float) -> Tensor:
+    """Gradients (G, N, D) by the output of each nested group's features: those features are part of
+    their own prefix and of all longer prefixes, whose errors are ``errors`` (G, N, D)."""
+    return (errors * weight).flip(0).cumsum(0).flip(0)
+
+
+def group_of(features: Tensor, ends: tuple[int, ...]) -> Tensor:
+    """The number of the nested group that each feature is in, int64, where ``ends`` end prefixes.
+
+    Comparisons with numbers need no copy of ``ends`` on the device.
+    """
+    return sum((features >= end for end in ends[:-1]), start=torch.zeros_like(features).long())
+
+
+def _in_front(numbers: Tensor, first: Tensor) -> Tensor:
+    """Each row of ``numbers`` with the marked ones in front, in their order."""
+    return numbers.gather(1, (~first).sort(dim=1, stable=True).indices)
+
+
+def _least_of_batch(values: Tensor, k: int, shared: Shared) -> Tensor:
+    """The smallest of the k * rows largest ``values`` (N, K) of the whole batch, or 0, ()."""
+    candidates = shared.group.gather(values, shared.rows).relu().flatten()
+    return candidates.topk(k * shared.rows, sorted=False).values.min()
 
 
 def _dots(indices: Tensor, a: Tensor, rows: Tensor) -> Tensor:
-    """`sampled_dot` for indices that ascend only among the slots taken."""
+    """`sampled_dot` for indices that ascend only among the slots in use."""
+    if indices.device.type != "cpu":
+        return sampled_dot(indices, a, rows)
     ordered, order = indices.sort(dim=1)
     return torch.empty_like(a[:, :1].expand(indices.shape)).scatter(
         1, order, sampled_dot(ordered, a, rows)

@@ -1,0 +1,1 @@
+"""Builds the request messages of both clients, one module per service."""

@@ -1,0 +1,1 @@
+"""Translates the library's results to messages of the contract."""

@@ -1,0 +1,1 @@
+"""Translates requests to the library's types; every error names the field at fault."""

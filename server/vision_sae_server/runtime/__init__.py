@@ -1,0 +1,1 @@
+"""Admission, validation, threads, streams, ports, metrics and the log of the server."""

@@ -1,0 +1,1 @@
+"""Kinds that a third party adds to vision_sae."""

@@ -1,0 +1,1 @@
+"""Uses of labels: analysis, auditing and editing of models (Hernandez et al. 2022)."""

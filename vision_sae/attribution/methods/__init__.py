@@ -1,0 +1,1 @@
+"""Methods of attribution: one file a method, which registers itself when it is imported."""

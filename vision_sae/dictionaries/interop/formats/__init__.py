@@ -1,0 +1,1 @@
+"""Foreign formats: one file a format, which registers itself when it is imported."""

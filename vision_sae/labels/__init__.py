@@ -1,0 +1,1 @@
+"""What was said of units, by whom and when: the label database, jobs, files and reviews."""

@@ -1,0 +1,1 @@
+"""Labels and evidence in exchange formats: MILAN's layout, CSV, JSONL and Parquet."""
