@@ -24,7 +24,8 @@ from vision_sae.pictures.folder import data_sha256, image_folder
 
 @pytest.fixture(scope="module")
 def models() -> tuple[VitModel, ClipModel]:
-    vit, clip = load_model("demo:dinov2-s"), load_model("demo:clip")
+    """In float32 on every machine: the tests' tolerances are those of float32."""
+    vit, clip = (load_model(f"demo:{name}", dtype="float32") for name in ("dinov2-s", "clip"))
     assert isinstance(vit, VitModel)
     assert isinstance(clip, ClipModel)
     return vit, clip
