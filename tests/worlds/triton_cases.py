@@ -219,9 +219,10 @@ def step_error(inputs: Problem) -> float:
     chosen = reference.choose(z, case.k, shared)
     if not case.ties and ours.choose(z, case.k, shared).counts.tolist() != chosen.counts.tolist():
         return float("inf")
+    errors = [relative_error(ours._activations(*chosen[:3]), chosen.values)]
     weight = 2 / (case.rows * len(inputs.ends))
     forwards = [kernels.finish(chosen, inputs.ends, weight) for kernels in (reference, ours)]
-    errors = [relative_error(b, a) for a, b in zip(*forwards, strict=True)]
+    errors += [relative_error(b, a) for a, b in zip(*forwards, strict=True)]
     other = [
         kernels.gradients_at(forward, torch.ones_like(z)[None]).g_values
         for kernels, forward in zip((reference, ours), forwards, strict=True)

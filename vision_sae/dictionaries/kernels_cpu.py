@@ -46,7 +46,7 @@ def _bits_of(_typing: Any, _value: Any) -> Any:
 
 
 @compiled
-def _kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
+def kth_largest(values: NDArray[Any], count: int, k: int) -> Any:
     """The k-th largest of ``values[:count]`` by Hoare's selection, which reorders them."""
     low, high, wanted = 0, count - 1, k - 1
     while low < high:
@@ -103,7 +103,7 @@ def choose_largest(
                 maxima[i] = value if value > largest else largest
         bound = one
         if stripes >= k:
-            least = _kth_largest(maxima, stripes, k)
+            least = kth_largest(maxima, stripes, k)
             if least > bound:
                 bound = least
         count = 0
@@ -122,7 +122,7 @@ def choose_largest(
             continue
         for i in range(count):
             scratch[i] = row[candidates[i]]
-        last = _kth_largest(scratch, count, k)
+        last = kth_largest(scratch, count, k)
         ties = k
         for i in range(count):
             if row[candidates[i]] > last:
@@ -139,30 +139,24 @@ def choose_largest(
 
 
 @compiled
-def take(
-    bits: NDArray[Any],
+def keep_above(
+    values: NDArray[np.float32],
+    bound: float,
     features: NDArray[np.int32],
     counts: NDArray[np.int32],
-    out: NDArray[np.int32],
 ) -> None:
-    """``out[n, j] = bits[n, features[n, j]]`` for the slots in use."""
-    for n in range(len(counts)):
-        for slot in range(counts[n]):
-            out[n, slot] = bits[n, features[n, slot]]
+    """Drop, in place, the chosen features whose ``values`` (N, K) are below ``bound``.
 
-
-@compiled
-def keep_above(
-    kept: NDArray[np.int32], bound: int, features: NDArray[np.int32], counts: NDArray[np.int32]
-) -> None:
-    """Drop, in place, the chosen features whose bits (N, K) are below ``bound``."""
+    Values of unused slots become 0.
+    """
     for n in range(len(counts)):
         count = 0
         for slot in range(counts[n]):
-            if kept[n, slot] >= bound:
-                features[n, count] = features[n, slot]
+            if values[n, slot] >= bound:
+                features[n, count], values[n, count] = features[n, slot], values[n, slot]
                 count += 1
         counts[n] = count
+        values[n, count:] = 0
 
 
 @compiled

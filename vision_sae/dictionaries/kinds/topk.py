@@ -11,6 +11,7 @@ from vision_sae.dictionaries.architectures import ARCHITECTURES, Architecture
 from vision_sae.dictionaries.kernels import top_k
 from vision_sae.dictionaries.protocol import Codes
 from vision_sae.dictionaries.sae import Sae
+from vision_sae.dictionaries.shortlist import shortlist_of
 from vision_sae.dictionaries.training.scaling import InputScaling
 from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.errors import InvalidInputError
@@ -37,6 +38,14 @@ class TopKSae(Sae):
     def settings(self) -> dict[str, Any]:
         """``k``."""
         return {"k": self.k}
+
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Codes:
+        """Site vectors -> `Codes` with k slots; on a CPU by a `Shortlist` of a wide dictionary."""
+        centred = vectors.float() - self.b_dec
+        shortlist = shortlist_of(self, self.w_enc, self.b_enc)
+        if shortlist is None or centred.requires_grad or centred.device.type != "cpu":
+            return super().encode(vectors)
+        return Codes(*shortlist.largest(centred, self.k))
 
     def activate(self, pre_activations: Float[Tensor, "N F"]) -> Codes:
         """Pre-activations -> `Codes` with k slots."""

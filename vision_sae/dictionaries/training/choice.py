@@ -1,6 +1,7 @@
 """Which kernels take the sparse steps of a training: measured once, on its own shapes.
 
-On a CPU these are the compiled loops. On a CUDA GPU the Triton kernels and torch's operations race
+On a CPU these are the compiled loops, which choose features by the `Shortlist` or by a product:
+whichever is faster on this machine. On a CUDA GPU the Triton kernels and torch's operations race
 (not yet run on a GPU). Both compute the same numbers up to rounding; a training on a GPU is
 therefore repeatable to the bit only with the same choice, which the log tells.
 """
@@ -15,13 +16,21 @@ from importlib.util import find_spec
 import torch
 import torch.distributed as dist
 
+from vision_sae import machine
+from vision_sae.devices import requested_dtype
+from vision_sae.dictionaries import shortlist
 from vision_sae.dictionaries.training.distributed import Group
 from vision_sae.dictionaries.training.sparse import Adam, Kernels, Weights
 from vision_sae.dictionaries.training.sparse_torch import TorchKernels
+from vision_sae.models.precision import training_dtype
 
 _LOG = logging.getLogger(__name__)
 _TIMED = 3
 """Timed steps, of which the fastest counts; two steps before them compile and warm up."""
+_SHAPE = (1024, 384, 6144, 32)
+"""Rows, dimensions, features and k of the measurement on a CPU."""
+_GAIN = 1.2
+"""How much faster a product must be than the shortlist, which is exact."""
 _choices: dict[tuple[object, ...], bool] = {}
 """{(device, shapes): whether Triton was faster}, of this process."""
 
@@ -35,7 +44,7 @@ def kernels_for(weights: Weights, *, rows: int, k: int, group: Group) -> Kernels
     if weights.w_enc.device.type == "cpu":
         from vision_sae.dictionaries.training.sparse_cpu import CpuKernels
 
-        return CpuKernels(weights)
+        return CpuKernels(weights, dtype=choosing_dtype())
     if not triton_runs(weights):
         return TorchKernels(weights)
     from vision_sae.dictionaries.training.sparse_triton import TritonKernels
@@ -50,6 +59,54 @@ def kernels_for(weights: Weights, *, rows: int, k: int, group: Group) -> Kernels
             faster = bool(decided)
         _choices[case] = faster
     return TritonKernels(weights) if _choices[case] else TorchKernels(weights)
+
+
+def choosing_dtype() -> torch.dtype | None:
+    """The precision of the product that chooses features on this CPU; None for the `Shortlist`.
+
+    Of the shortlist and the products, the fastest on `_SHAPE` is taken. A process that is set to a
+    precision keeps it: the shortlist chooses as float32 does.
+    """
+    wanted = requested_dtype()
+    if wanted == "bfloat16" or not shortlist.is_available():
+        return training_dtype("cpu")
+    if wanted == "float32":
+        return None
+    training_dtype("cpu")  # refuses float16
+
+    def seconds(dtype: torch.dtype | None) -> Callable[[], float]:
+        return lambda: _choosing_seconds(dtype)
+
+    ways = {"shortlist": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    return ways[
+        machine.fastest(
+            "choosing features",
+            {name: seconds(dtype) for name, dtype in ways.items()},
+            usual="shortlist",
+            gain=_GAIN,
+        )
+    ]
+
+
+def _choosing_seconds(dtype: torch.dtype | None) -> float:
+    """Seconds of choosing features for random rows."""
+    from vision_sae.dictionaries.training.sparse_cpu import CpuKernels
+
+    rows, dim, width, k = _SHAPE
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(width, dim, generator=generator) / dim**0.5
+    parameters = directions, torch.zeros(width), directions, torch.zeros(dim)
+    kernels = CpuKernels(
+        Weights(*parameters, *(t for t in parameters for _ in range(2))), dtype=dtype
+    )
+    z = torch.randn(rows, dim, generator=generator)
+    return min(_seconds(lambda: kernels.choose(z, k, None)) for _ in range(1 + _TIMED))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def triton_runs(weights: Weights) -> bool:

@@ -62,6 +62,8 @@ class Chosen(NamedTuple):
     """Feature numbers, ascending in each row."""
     counts: Int32[Tensor, " N"]
     """Slots in use."""
+    values: Float[Tensor, "N K"]
+    """Activations >= 0, in float32; 0 in unused slots."""
 
 
 class Forward(NamedTuple):
@@ -118,7 +120,7 @@ class Kernels(Protocol):
     """The costly operations of a step, on one kind of device."""
 
     def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
-        """The features of the k largest positive pre-activations of each row of z (N, D).
+        """The k largest positive pre-activations of each row of z (N, D).
 
         With ``shared``, the features of the ``k * rows`` largest pre-activations of the whole
         batch, at most `WIDEST_ROW` * k in a row.
@@ -126,7 +128,7 @@ class Kernels(Protocol):
         ...
 
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
-        """Activations, errors and gradients for the chosen features.
+        """Errors and gradients for the chosen features.
 
         The loss is ``weight / 2 * sum |error|^2``, summed over the nested prefixes that end at
         ``ends``.

@@ -10,9 +10,12 @@ import threading
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.dictionaries import kernels_cpu as loops
+from vision_sae.dictionaries.kernels_shortlist import Lists, drop_below, least_bounds
+from vision_sae.dictionaries.shortlist import BLOCK_ROWS, Shortlist
 from vision_sae.dictionaries.training.aux_k import AuxGradients
 from vision_sae.dictionaries.training.sparse import (
     BETAS,
@@ -25,7 +28,6 @@ from vision_sae.dictionaries.training.sparse import (
     Totals,
     Weights,
 )
-from vision_sae.models.precision import training_dtype
 
 _CHUNK_BYTES = 3 * 2**20
 """Bytes of the pre-activations of a chunk of rows, so that they stay in the core's cache."""
@@ -39,12 +41,12 @@ _INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 class CpuKernels:
     """The costly operations of a training step, on this machine's cores."""
 
-    def __init__(self, weights: Weights, *, dtype: torch.dtype | None = None) -> None:
-        """``dtype`` is the precision of the choosing product; by default that of
-        `training_dtype`."""
-        self._w = weights
-        self._dtype = dtype or training_dtype("cpu")
-        low = self._dtype == torch.bfloat16
+    def __init__(self, weights: Weights, *, dtype: torch.dtype | None) -> None:
+        """``dtype`` is the precision of the dense product that chooses features. With None a
+        `Shortlist` chooses: as a product in float32 does, in less time."""
+        self._w, self._dtype = weights, dtype
+        self._shortlist = Shortlist(weights.w_enc, weights.b_enc) if dtype is None else None
+        low = dtype == torch.bfloat16
         self._low = weights.w_enc.to(torch.bfloat16) if low else weights.w_enc[:0].bfloat16()
         self._scratch = threading.local()
 
@@ -52,15 +54,6 @@ class CpuKernels:
         """Update the bfloat16 copy of the encoder, after a change of the weights from outside."""
         if len(self._low):
             self._low.copy_(self._w.w_enc)
-
-    def _chunk(self, rows: int) -> Tensor:
-        """This lane's buffer for the pre-activations of a chunk (rows, F)."""
-        width = len(self._w.w_enc)
-        buffer: Tensor | None = getattr(self._scratch, "buffer", None)
-        if buffer is None or len(buffer) < rows:
-            buffer = torch.empty(rows, width, dtype=self._dtype)
-            self._scratch.buffer = buffer
-        return buffer[:rows]
 
     def choose(self, z: Tensor, k: int, shared: Shared | None) -> Chosen:
         """See `sparse.Kernels`."""
@@ -70,39 +63,100 @@ class CpuKernels:
             torch.empty_like(z),
             torch.zeros(n, slots, dtype=torch.int32),
             torch.zeros(n, dtype=torch.int32),
+            torch.zeros(n, slots),
         )
-        centred, features, counts = chosen.centred, chosen.features.numpy(), chosen.counts.numpy()
-        kept = np.zeros((n, slots) if shared else (0, 0), dtype=np.int32)
+        if self._shortlist is not None:
+            self._shortlist.refresh()
+            self._choose_listed(self._shortlist, z, k, chosen, shared)
+        elif self._dtype is not None:
+            self._choose_multiplied(self._dtype, z, k, chosen, shared)
+        return chosen
+
+    def _choose_listed(
+        self, shortlist: Shortlist, z: Tensor, k: int, chosen: Chosen, shared: Shared | None
+    ) -> None:
+        """Fill ``chosen`` by the lists of ``shortlist``."""
+        centred, features, counts, values = (t.numpy() for t in chosen)
+        slots, lanes = features.shape[1], loops.current_lanes()
+        blocks: dict[int, Lists] = {}
+
+        def choose(start: int, lists: Lists) -> None:
+            rows = slice(start, start + len(lists.counts))
+            shortlist.choose_listed(
+                centred[rows], lists, slots, features[rows], values[rows], counts[rows]
+            )
+
+        def work(first: int, last: int) -> None:
+            torch.sub(z[first:last], self._w.b_dec, out=chosen.centred[first:last])
+            for start in range(first, last, BLOCK_ROWS):
+                lists = shortlist.lists(centred[start : min(start + BLOCK_ROWS, last)], slots)
+                if shared:
+                    blocks[start] = lists
+                else:
+                    choose(start, lists)
+
+        def work_later(first: int, last: int) -> None:
+            for start in starts[first:last]:
+                choose(start, blocks.pop(start))
+
+        lanes.run(work, len(z), grain=shortlist.grain)
+        if shared:
+            starts = sorted(blocks)
+            lower = np.zeros((len(z), slots), dtype=np.float32)
+            for start in starts:
+                least_bounds(blocks[start], lower[start : start + BLOCK_ROWS])
+            bound = _least_of_batch(lower, k, shared)
+            for lists in blocks.values():
+                drop_below(lists, bound)
+            lanes.run(work_later, len(starts))
+            loops.keep_above(values, _least_of_batch(values, k, shared), features, counts)
+
+    def _choose_multiplied(
+        self, dtype: torch.dtype, z: Tensor, k: int, chosen: Chosen, shared: Shared | None
+    ) -> None:
+        """Fill ``chosen`` by a dense product in ``dtype``."""
+        centred, features, counts, values = (t.numpy() for t in chosen)
+        width, slots, lanes = len(self._w.w_enc), features.shape[1], loops.current_lanes()
+        w_enc, b_enc = self._w.w_enc.numpy(), self._w.b_enc.numpy()
         directions = (self._low if len(self._low) else self._w.w_enc).T
-        bias = self._w.b_enc.to(self._dtype)
-        size = max(1, min(_ROWS, _CHUNK_BYTES // (width * self._dtype.itemsize)))
+        bias = self._w.b_enc.to(dtype)
+        size = max(1, min(_ROWS, _CHUNK_BYTES // (width * dtype.itemsize)))
 
         def work(first: int, last: int) -> None:
             for start in range(first, last, size):
                 rows = slice(start, min(start + size, last))
-                pre = self._chunk(rows.stop - start)
-                torch.sub(z[rows], self._w.b_dec, out=centred[rows])
-                torch.addmm(bias, centred[rows].to(self._dtype), directions, out=pre)
-                bits = pre.view(_INTEGER[self._dtype]).numpy()
+                pre = self._chunk(rows.stop - start, dtype)
+                torch.sub(z[rows], self._w.b_dec, out=chosen.centred[rows])
+                torch.addmm(bias, chosen.centred[rows].to(dtype), directions, out=pre)
+                bits = pre.view(_INTEGER[dtype]).numpy()
                 loops.choose_largest(bits, slots, features[rows], counts[rows])
                 if shared:
-                    loops.take(bits, features[rows], counts[rows], kept[rows])
+                    taken = pre.gather(1, chosen.features[rows].long()).float().numpy()
+                    used = np.arange(slots) < counts[rows, None]
+                    values[rows] = np.where(used, taken, 0)
 
-        loops.current_lanes().run(work, n, grain=size)
+        def activate(first: int, last: int) -> None:
+            rows = slice(first, last)
+            loops.activate(features[rows], counts[rows], centred[rows], w_enc, b_enc, values[rows])
+
+        lanes.run(work, len(z), grain=size)
         if shared:
-            candidates = shared.group.gather(torch.from_numpy(kept), shared.rows).numpy()
-            candidates, limit = candidates[candidates > 0], k * shared.rows
-            if len(candidates) > limit:
-                bound = np.partition(candidates, -limit)[-limit]
-                loops.keep_above(kept, bound, features, counts)
-        return chosen
+            loops.keep_above(values, _least_of_batch(values, k, shared), features, counts)
+        lanes.run(activate, len(z))
+
+    def _chunk(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """This lane's buffer for the pre-activations of a chunk (rows, F)."""
+        buffer: Tensor | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < rows:
+            buffer = torch.empty(rows, len(self._w.w_enc), dtype=dtype)
+            self._scratch.buffer = buffer
+        return buffer[:rows]
 
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
         (n, dim), slots = chosen.centred.shape, chosen.features.shape[1]
         forward = Forward(
             *chosen,
-            values=torch.empty(n, slots),
             error=torch.empty(n, dim),
             output_gradients=torch.empty(len(ends), n, dim),
             g_values=torch.empty(n, slots),
@@ -110,13 +164,12 @@ class CpuKernels:
         x, features, counts, values, error, output_gradients, g_values = (
             t.numpy() for t in forward
         )
-        w_enc, b_enc, w_dec = (t.numpy() for t in self._w[:3])
+        w_dec = self._w.w_dec.numpy()
         weights = np.full(len(ends), weight, dtype=np.float32)
         groups = np.array(ends, dtype=np.int32)
 
         def work(first: int, last: int) -> None:
             rows = slice(first, last)
-            loops.activate(features[rows], counts[rows], x[rows], w_enc, b_enc, values[rows])
             loops.reconstruct(
                 features[rows], counts[rows], values[rows], x[rows], w_dec, groups, weights,
                 error[rows], output_gradients[:, rows], g_values[rows],
@@ -223,3 +276,11 @@ def _further(
         extra.w_dec.contiguous().numpy(),
         penalty.contiguous().numpy(),
     )
+
+
+def _least_of_batch(values: NDArray[np.float32], k: int, shared: Shared) -> float:
+    """The least of the ``k * rows`` largest positive ``values`` (N, K) of all processes; 0 where
+    there are fewer."""
+    everywhere = shared.group.gather(torch.from_numpy(values), shared.rows).numpy()
+    positive, limit = everywhere[everywhere > 0], k * shared.rows
+    return float(np.partition(positive, -limit)[-limit]) if len(positive) > limit else 0.0

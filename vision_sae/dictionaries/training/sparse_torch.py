@@ -62,7 +62,15 @@ class TorchKernels:
         if shared:
             positive &= values >= _least_of_batch(values, k, shared)
             features = _in_front(features, positive)
-        return Chosen(centred, features, positive.sum(1).int())
+        counts = positive.sum(1).int()
+        return Chosen(centred, features, counts, self._activations(centred, features, counts))
+
+    def _activations(self, centred: Tensor, features: Tensor, counts: Tensor) -> Tensor:
+        """The activations of the chosen features in float32 (N, K); 0 in unused slots."""
+        indices = features.long()
+        taken = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
+        values = _dots(indices, centred, self._w.w_enc) + self._w.b_enc[indices]
+        return values.relu() * taken
 
     def _directions(self) -> Tensor:
         """The encoder in the precision of the choosing product (F, D)."""
@@ -79,10 +87,7 @@ class TorchKernels:
 
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
-        w, centred, indices = self._w, chosen.centred, chosen.features.long()
-        taken = torch.arange(indices.shape[1], device=indices.device) < chosen.counts[:, None]
-        values = _dots(indices, centred, w.w_enc) + w.b_enc[indices]
-        values = values.relu() * taken
+        w, (centred, _, _, values), indices = self._w, chosen, chosen.features.long()
         errors = torch.stack(
             [bag(indices, values * (indices < end), w.w_dec) - centred for end in ends]
         )
@@ -94,7 +99,6 @@ class TorchKernels:
             g_values += _dots(indices, output_gradient, w.w_dec) * inside
         return Forward(
             *chosen,
-            values=values,
             error=errors[-1],
             output_gradients=output_gradients,
             g_values=g_values,

@@ -46,12 +46,17 @@ class TritonKernels(TorchKernels):
         features, values, _ = choose_largest(pre_activations, slots)
         return features, values
 
+    def _activations(self, centred: Tensor, features: Tensor, counts: Tensor) -> Tensor:
+        """See `TorchKernels`."""
+        values = torch.zeros(features.shape, device=centred.device)
+        every = (0, len(self._w.w_enc))
+        dots(features, counts, centred, self._w.w_enc, values, between=every, bias=self._w.b_enc)
+        return values
+
     def finish(self, chosen: Chosen, ends: tuple[int, ...], weight: float) -> Forward:
         """See `sparse.Kernels`."""
-        w, (centred, features, counts) = self._w, chosen
-        values, g_values = torch.zeros(2, *features.shape, device=centred.device)
-        every = (0, len(w.w_enc))
-        dots(features, counts, centred, w.w_enc, values, between=every, bias=w.b_enc)
+        w, (centred, features, counts, values) = self._w, chosen
+        g_values = torch.zeros_like(values)
         groups = tuple(zip((0, *ends[:-1]), ends, strict=True))
         parts = [bag(features, counts, values, w.w_dec, between=group) for group in groups]
         errors = torch.stack(parts).cumsum(0) - centred
@@ -60,7 +65,6 @@ class TritonKernels(TorchKernels):
             dots(features, counts, gradient, w.w_dec, g_values, between=group, active=values)
         return Forward(
             *chosen,
-            values=values,
             error=errors[-1],
             output_gradients=output_gradients,
             g_values=g_values,
