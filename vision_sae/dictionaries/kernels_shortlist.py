@@ -11,8 +11,8 @@ and e. By Cauchy and Schwarz, ``|x . w - a c (p . q)| <= a c (|d| |q| + |p| |e| 
 Numba compiles the loops. `bound_tile` is LLVM's intermediate code, because no language that Numba
 compiles has the instruction that multiplies 16-bit integers and adds them in pairs.
 
-Shapes: N rows, D dimensions, F features in P panels of C features, k features to choose, L places
-of a list.
+Shapes: N rows, D dimensions in H pairs, F features in P panels of C features, k features to choose,
+L places of a list.
 """
 
 from __future__ import annotations
@@ -36,12 +36,21 @@ _LARGEST = 32767.0
 _LONGEST = 46000.0
 """The largest norm of a vector of integers. The product of two such norms is below 2^31: no sum of
 products overflows, by Cauchy and Schwarz."""
+_UNROLLED = 2
+"""Pairs of dimensions in a round of the loop over the dimensions."""
+NO_LIST, WRONG_GUESS = -1, -2
+"""Counts of rows that were not listed."""
 _RANGE = np.float32(1e-15), np.float32(1e15)
 """A vector is rounded if its largest number lies between these two: float32 holds the squares."""
 _UNIT = np.float32(2**-24)
 """The largest relative error of a float32 operation."""
 _POSITIVE = np.float32(np.finfo(np.float32).tiny)
 """The least pre-activation of a feature that fires."""
+
+
+def pairs_of(dim: int) -> int:
+    """H, the pairs of dimensions of rounded vectors."""
+    return -(-dim // (2 * _UNROLLED)) * _UNROLLED
 
 
 class Tile(NamedTuple):
@@ -86,7 +95,7 @@ class Rounded(NamedTuple):
     """Encoder rows in integers, and what turns their products into bounds of pre-activations."""
 
     panels: NDArray[np.int16]
-    """(P, D / 2, C, 2), D rounded up; rows beyond F are 0."""
+    """(P, H, C, 2); 0 beyond F and D."""
     scale: NDArray[np.float32]
     """The size c of an integer of each row (P * C)."""
     bias: NDArray[np.float32]
@@ -107,7 +116,7 @@ class Lists(NamedTuple):
     upper: NDArray[np.float32]
     """Upper bounds of the pre-activations (N, L)."""
     counts: NDArray[np.int32]
-    """(N); -1 where L places are too few, or the row cannot be rounded."""
+    """(N); `NO_LIST` where L places are too few or the row cannot be rounded, and `WRONG_GUESS`."""
     least: NDArray[np.float32]
     """At most the k-th largest pre-activation of each row, or the least positive number (N)."""
 
@@ -118,7 +127,7 @@ def bound_tile(
 ) -> Any:
     """Upper bounds of the pre-activations of a tile: rows from ``row`` on, and a panel.
 
-    ``x`` (N, D / 2, 2) are integers, and ``limits`` (N, 3) of each row the size of an integer, the
+    ``x`` (N, H, 2) are integers, and ``limits`` (N, 3) of each row the size of an integer, the
     error of a product, and the least bound of interest. ``rounded`` is a `Rounded`. Writes
     ``upper`` (rows, C) float32, and ``hits`` (rows) uint32: bit j tells whether column j reaches
     the least bound of interest.
@@ -204,14 +213,17 @@ class _TileCode:
         builder.position_at_end(loop)
         pair = builder.phi(self._int)
         sums = [builder.phi(self._sums) for _ in range(2 * rows)]
-        place = builder.add(panel, self._times(pair, 4 * self._tile.columns))
-        features = self._registers(place, self._sums)
-        added = []
-        for r in range(rows):
-            two = self._load(builder.add(starts[r], self._times(pair, 4)), 0, ir.IntType(32))
-            two = self._repeated(two, self._sums)
-            added += [self._multiply_add(sums[2 * r + c], two, features[c]) for c in range(2)]
-        following = builder.add(pair, self._int(1))
+        added = sums
+        for part in range(_UNROLLED):
+            here = builder.add(pair, self._int(part))
+            place = builder.add(panel, self._times(here, 4 * self._tile.columns))
+            features = self._registers(place, self._sums)
+            for r in range(rows):
+                two = self._load(builder.add(starts[r], self._times(here, 4)), 0, ir.IntType(32))
+                two = self._repeated(two, self._sums)
+                both = [self._multiply_add(added[2 * r + c], two, features[c]) for c in range(2)]
+                added = [*added[: 2 * r], *both, *added[2 * r + 2 :]]
+        following = builder.add(pair, self._int(_UNROLLED))
         for phi, value in zip([pair, *sums], [following, *added], strict=True):
             phi.add_incoming(ir.Constant(phi.type, None), before)
             phi.add_incoming(value, loop)
@@ -335,7 +347,7 @@ def round_panels(
 def round_rows(
     vectors: NDArray[np.float32], x: NDArray[np.int16], numbers: NDArray[np.float32]
 ) -> None:
-    """Fill ``x`` (>= N, D / 2, 2) with the integers of ``vectors`` (N, D), and ``numbers`` (N, 3)
+    """Fill ``x`` (>= N, H, 2) with the integers of ``vectors`` (N, D), and ``numbers`` (N, 3)
     with what `_round_vector` returns of each. Further rows become 0."""
     integers = np.zeros(2 * x.shape[1], dtype=np.float32)
     for n in range(len(vectors)):
@@ -370,11 +382,14 @@ def list_largest(
     rounded: Rounded,
     k: int,
     rows: int,
+    guess: float,
     lists: Lists,
 ) -> None:
     """List the features whose pre-activations can be positive and among the k largest of a row.
 
-    ``x`` and ``numbers`` are those of `round_rows`, and ``rows`` divides the rows of x.
+    ``x`` and ``numbers`` are those of `round_rows`, and ``rows`` divides the rows of x. ``guess``
+    is a lower bound of the k-th largest pre-activation as a share of the row's norm, which spares
+    work where it is right. A row for which the guess is too large is `WRONG_GUESS`.
     """
     panels, scale, _, slack, norms = rounded
     total, columns, places = len(lists.counts), panels.shape[2], lists.features.shape[1]
@@ -385,12 +400,13 @@ def list_largest(
     limits[:, 2] = np.inf  # a row that is not listed reaches no bound
     for n in range(total):
         size, norm, error = numbers[n]
-        lists.counts[n], lists.least[n] = -1, _POSITIVE
+        lists.counts[n], lists.least[n] = NO_LIST, _POSITIVE
         if size == size:
             lost = error * longest + norm * wrong + error * wrong
             lost += rounding * (norm + error) * (longest + wrong)
             lists.counts[n] = 0
-            limits[n, 0], limits[n, 1], limits[n, 2] = size, size * lost, _POSITIVE
+            limits[n, 0], limits[n, 1] = size, size * lost
+            limits[n, 2] = max(_POSITIVE, np.float32(guess) * size * norm)
     upper, hits = np.empty((rows, columns), dtype=np.float32), np.empty(rows, dtype=np.uint32)
     scratch = np.empty(places, dtype=np.float32)
     for p in range(len(panels)):
@@ -409,7 +425,7 @@ def list_largest(
                     if count == places:
                         count, least = _shrink(k, count, least, n, lists, scratch)
                         if count == places:
-                            count, least = -1, np.float32(np.inf)
+                            count, least = NO_LIST, np.float32(np.inf)
                             break
                     f = p * columns + j
                     lists.features[n, count], lists.upper[n, count] = f, upper[r, j]
@@ -421,7 +437,12 @@ def list_largest(
     for n in range(total):
         if lists.counts[n] >= 0:
             count, least = _shrink(k, lists.counts[n], limits[n, 2], n, lists, scratch)
-            lists.counts[n], lists.least[n] = count, least
+            size, norm, _ = numbers[n]
+            guessed, above = np.float32(guess) * size * norm, 0
+            for i in range(count):
+                above += lists.lower[n, i] >= guessed
+            settled = guess == 0 or above >= k
+            lists.counts[n], lists.least[n] = count if settled else WRONG_GUESS, least
 
 
 @compiled
@@ -474,16 +495,16 @@ def choose_listed(
                 total += vectors[n, d] * row[d]
             total += b_enc[listed[i]]
             listed[positive], exact[positive] = listed[i], total
-            positive += not total <= 0  # NaN stays visible
-        ties, last = positive, np.float32(0)
-        if positive > k:
+            positive += total > 0 or total != total  # NaN stays visible
+        every, ties, last = positive <= k, 0, np.float32(0)
+        if not every:
             scratch[:positive] = exact[:positive]
             last, ties = kth_largest(scratch, positive, k), k
             for i in range(positive):
                 ties -= exact[i] > last
         kept = 0
         for i in range(positive):
-            if exact[i] > last or (exact[i] == last and ties > 0):
+            if every or exact[i] > last or (exact[i] == last and ties > 0):
                 ties -= exact[i] == last
                 features[n, kept], values[n, kept] = listed[i], exact[i]
                 kept += 1

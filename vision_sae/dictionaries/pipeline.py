@@ -28,10 +28,12 @@ from vision_sae.dictionaries.metrics import Metrics, evaluate
 from vision_sae.dictionaries.protocol import Dictionary
 from vision_sae.dictionaries.resident import resident
 from vision_sae.dictionaries.sae import Sae
+from vision_sae.dictionaries.training.choice import choosing_dtype
 from vision_sae.dictionaries.training.distributed import Group, join_group, own_device
 from vision_sae.dictionaries.training.end_to_end import k_sparse, train_end_to_end
 from vision_sae.dictionaries.training.loop import train, train_together
 from vision_sae.dictionaries.training.scaling import input_scaling
+from vision_sae.dictionaries.training.sparse import SparseLearner
 from vision_sae.errors import InvalidInputError
 from vision_sae.files import sha256_json
 from vision_sae.models.precision import training_dtype
@@ -189,8 +191,12 @@ def _measured(
 def _computed(config: TrainConfig, device: str) -> dict[str, str]:
     """What a manifest says of the computation of a dictionary: a fit computes on the CPU, in the
     precision of the store."""
-    if ARCHITECTURES[config.architecture].fit is not None:
+    architecture = ARCHITECTURES[config.architecture]
+    if architecture.fit is not None:
         return devices.recorded("cpu", "float32")
+    learner = architecture.learner
+    if device == "cpu" and learner is not None and issubclass(learner, SparseLearner):
+        return devices.recorded(device, choosing_dtype() or "float32")
     return devices.recorded(device, training_dtype(device))
 
 

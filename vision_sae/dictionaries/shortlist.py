@@ -18,6 +18,10 @@ BLOCK_ROWS = 384
 rows of every tile divide this number."""
 _FURTHER_PLACES = 64
 """Places of a list beyond 2 k. In a longer list, more features wait before a bound drops them."""
+_WRONG = 0.005
+"""The share of rows for which a guess may be wrong: they are listed a second time."""
+_LOWER = 0.8
+"""How much of a guess is left where it was wrong for too many rows."""
 _PANELS = 8
 """Panels that a thread rounds at a time."""
 
@@ -47,11 +51,14 @@ class Shortlist:
         panels, columns = -(-width // tile.columns), tile.columns
         numbers = torch.empty(3, panels * columns).numpy()
         self._rounded = loops.Rounded(
-            torch.empty(panels, -(-dim // 2), columns, 2, dtype=torch.int16).numpy(),
+            torch.empty(panels, loops.pairs_of(dim), columns, 2, dtype=torch.int16).numpy(),
             *numbers,
             torch.empty(panels * columns, 2).numpy(),
         )
         self._rounds = False
+        self._guesses: dict[int, float] = {}
+        """{k: a guess of the k-th largest pre-activation as a share of a row's norm}, from the rows
+        before."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -63,24 +70,27 @@ class Shortlist:
         kernels_cpu.current_lanes().run(work, len(self._rounded.panels), grain=_PANELS)
         self._rounds = bool(np.isfinite(self._rounded.scale).all())
 
-    def lists(self, vectors: NDArray[np.float32], k: int) -> loops.Lists:
-        """The features of each row (N, D) that can be among its k largest, with bounds."""
+    def lists(
+        self, vectors: NDArray[np.float32], k: int, *, guess: float = 0.0
+    ) -> tuple[loops.Lists, NDArray[np.float32]]:
+        """(lists, norms of the rows): the features of each row (N, D) that can be among its k
+        largest, with bounds. With a ``guess``, rows may lack a list; see `loops.list_largest`."""
         n, places = len(vectors), min(2 * k + _FURTHER_PLACES, len(self._w_enc))
         lists = loops.Lists(
             np.empty((n, places), dtype=np.int32),
             np.empty((n, places), dtype=np.float32),
             np.empty((n, places), dtype=np.float32),
-            np.full(n, -1, dtype=np.int32),
+            np.full(n, loops.NO_LIST, dtype=np.int32),
             np.zeros(n, dtype=np.float32),
         )
+        numbers = np.zeros((n, 3), dtype=np.float32)
         if self._rounds and n:
             rows = -(-n // self._tile.rows) * self._tile.rows
             x = np.empty((rows, self._rounded.panels.shape[1], 2), dtype=np.int16)
-            numbers = np.empty((n, 3), dtype=np.float32)
             loops.round_rows(vectors, x, numbers)
-            loops.list_largest(x, numbers, self._rounded, k, self._tile.rows, lists)
-        self._compute(vectors, k, lists, np.flatnonzero(lists.counts < 0))
-        return lists
+            loops.list_largest(x, numbers, self._rounded, k, self._tile.rows, guess, lists)
+        self._compute(vectors, k, lists, np.flatnonzero(lists.counts == loops.NO_LIST))
+        return lists, numbers[:, 0] * numbers[:, 1]
 
     def _compute(
         self, vectors: NDArray[np.float32], k: int, lists: loops.Lists, rows: NDArray[np.int64]
@@ -129,10 +139,20 @@ class Shortlist:
         ``features`` (N, >= k) ascend, ``values`` (N, >= k) are 0 in unused slots, and row n uses
         ``counts[n]`` slots.
         """
+        late = [np.zeros(0, dtype=np.int64)]
         for start in range(0, len(vectors), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            lists = self.lists(vectors[rows], k)
+            guess = self._guesses.get(k, 0.0)
+            lists, norms = self.lists(vectors[rows], k, guess=guess)
+            late.append(start + np.flatnonzero(lists.counts == loops.WRONG_GUESS))
+            self._guesses[k] = _next_guess(guess, lists, norms, k)
             self.choose_listed(vectors[rows], lists, k, features[rows], values[rows], counts[rows])
+        again = np.concatenate(late)
+        if len(again):
+            lists, _ = self.lists(vectors[again], k)
+            results = features[again], values[again], counts[again]
+            self.choose_listed(vectors[again], lists, k, *results)
+            features[again], values[again], counts[again] = results
 
     def choose_listed(
         self,
@@ -147,6 +167,17 @@ class Shortlist:
         loops.choose_listed(
             vectors, self._w_enc, self._b_enc, lists, k, features, values, counts
         )
+
+
+def _next_guess(
+    guess: float, lists: loops.Lists, norms: NDArray[np.float32], k: int
+) -> float:
+    """What to expect of the k-th largest pre-activation of further rows, as a share of the norm."""
+    wrong = lists.counts == loops.WRONG_GUESS
+    settled = (lists.counts >= k) & (norms > 0)
+    shares = np.where(wrong, _LOWER * guess, lists.least / np.where(settled, norms, 1))
+    shares = shares[settled | wrong]
+    return float(np.quantile(shares, _WRONG)) if len(shares) else 0.0
 
 
 _KEPT: WeakKeyDictionary[object, tuple[tuple[int, int], Shortlist]] = WeakKeyDictionary()

@@ -14,6 +14,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
+_ACTIVATIONS = 2**26
+"""Activations of dead features that exist at a time: more rows are taken in parts."""
+
+
 class DeadFeatures(NamedTuple):
     """The E features among which all dead ones are."""
 
@@ -50,20 +54,27 @@ def aux_gradients(
     in proportion. The gradients of candidates that are not dead are 0.
     """
     numbers, dead = candidates
-    n, k_aux = len(centred), max(centred.shape[1] // 2, 1)
-    enc, dec = w_enc[numbers], w_dec[numbers]
-    activations = torch.addmm(b_enc[numbers], centred, enc.T).relu_()
-    if dead is not None:
-        activations.mul_(dead)
-    if len(numbers) > k_aux:
-        least = torch.topk(activations, k_aux, dim=1, sorted=True).values[:, -1:]
-        activations.mul_(activations >= least)
-    residual = activations @ dec + error
+    k_aux = max(centred.shape[1] // 2, 1)
+    enc, bias, dec = w_enc[numbers], b_enc[numbers], w_dec[numbers]
+    factor: float | Tensor = 2 * coefficient / len(centred)
     if dead is None:
-        g_residual = residual.mul_(2 * coefficient * min(1.0, len(numbers) / k_aux) / n)
+        factor *= min(1.0, len(numbers) / k_aux)
     else:  # the number of dead features stays on the device
-        g_residual = residual.mul_((dead.sum() / k_aux).clamp(max=1) * (2 * coefficient / n))
-    g_activations = (g_residual @ dec.T).mul_(activations > 0)
-    return AuxGradients(
-        numbers, g_activations.T @ centred, g_activations.sum(0), activations.T @ g_residual
+        factor = (dead.sum() / k_aux).clamp(max=1) * factor
+    gradients = AuxGradients(
+        numbers, torch.zeros_like(enc), torch.zeros_like(bias), torch.zeros_like(dec)
     )
+    size = max(1, _ACTIVATIONS // max(len(numbers), 1))
+    for x, wrong in zip(centred.split(size), error.split(size), strict=True):
+        activations = torch.addmm(bias, x, enc.T).relu_()
+        if dead is not None:
+            activations.mul_(dead)
+        if len(numbers) > k_aux:
+            least = torch.topk(activations, k_aux, dim=1, sorted=True).values[:, -1:]
+            activations.mul_(activations >= least)
+        g_residual = (activations @ dec + wrong).mul_(factor)
+        gradients.w_dec.addmm_(activations.T, g_residual)
+        g_activations = (g_residual @ dec.T).mul_(activations > 0)
+        gradients.w_enc.addmm_(g_activations.T, x)
+        gradients.b_enc.add_(g_activations.sum(0))
+    return gradients

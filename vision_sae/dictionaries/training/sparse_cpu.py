@@ -80,35 +80,34 @@ class CpuKernels:
         slots, lanes = features.shape[1], loops.current_lanes()
         blocks: dict[int, Lists] = {}
 
-        def choose(start: int, lists: Lists) -> None:
-            rows = slice(start, start + len(lists.counts))
-            shortlist.choose_listed(
-                centred[rows], lists, slots, features[rows], values[rows], counts[rows]
-            )
-
         def work(first: int, last: int) -> None:
-            torch.sub(z[first:last], self._w.b_dec, out=chosen.centred[first:last])
+            rows = slice(first, last)
+            torch.sub(z[rows], self._w.b_dec, out=chosen.centred[rows])
+            if not shared:
+                shortlist.choose(centred[rows], slots, features[rows], values[rows], counts[rows])
+                return
             for start in range(first, last, BLOCK_ROWS):
-                lists = shortlist.lists(centred[start : min(start + BLOCK_ROWS, last)], slots)
-                if shared:
-                    blocks[start] = lists
-                else:
-                    choose(start, lists)
+                stop = min(start + BLOCK_ROWS, last)
+                blocks[start], _ = shortlist.lists(centred[start:stop], slots)
 
-        def work_later(first: int, last: int) -> None:
+        def choose(first: int, last: int) -> None:
             for start in starts[first:last]:
-                choose(start, blocks.pop(start))
+                lists = blocks.pop(start)
+                rows = slice(start, start + len(lists.counts))
+                shortlist.choose_listed(
+                    centred[rows], lists, slots, features[rows], values[rows], counts[rows]
+                )
 
         lanes.run(work, len(z), grain=shortlist.grain)
         if shared:
             starts = sorted(blocks)
             lower = np.zeros((len(z), slots), dtype=np.float32)
-            for start in starts:
-                least_bounds(blocks[start], lower[start : start + BLOCK_ROWS])
+            for start, lists in blocks.items():
+                least_bounds(lists, lower[start : start + len(lists.counts)])
             bound = _least_of_batch(lower, k, shared)
             for lists in blocks.values():
                 drop_below(lists, bound)
-            lanes.run(work_later, len(starts))
+            lanes.run(choose, len(starts))
             loops.keep_above(values, _least_of_batch(values, k, shared), features, counts)
 
     def _choose_multiplied(
