@@ -23,7 +23,17 @@ GROUND = tuple(
     f"vision_sae.{name}"
     for name in (
         *("arguments", "arrays", "artifacts", "compiled", "config", "devices", "errors", "exits"),
-        *("files", "hosts", "memory", "places", "processes", "registries", "registry", "resources"),
+        *(
+            "files",
+            "hosts",
+            "machine",
+            "memory",
+            "places",
+            "processes",
+            "registries",
+            "registry",
+            "resources",
+        ),
         *("sections", "storage", "tensors", "tables", "texts", "threads", "transfers", "vectors"),
         *("version",),
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import vision_sae
+from vision_sae import machine
 from vision_sae.devices import shown
 from vision_sae.errors import VisionSaeError
 from vision_sae.files import MANIFEST, read_json, sha256_file, verify_files
@@ -91,6 +92,7 @@ def diagnose() -> dict[str, Any]:
             "temporary files": _gigabytes(_disk_free(Path(tempfile.gettempdir()))),
         },
         "devices": [shown("cpu"), *_accelerators()],
+        "measured": machine.kept(),
         "packages": _packages(),
         "extras": _extras(),
         "demo": {wheel.distribution: wheel.fault() or WHOLE for wheel in WHEELS} | _weights(),

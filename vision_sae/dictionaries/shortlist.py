@@ -11,7 +11,8 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vision_sae.dictionaries import kernels_cpu, kernels_shortlist as loops
+from vision_sae.dictionaries import kernels_cpu
+from vision_sae.dictionaries import kernels_shortlist as loops
 
 BLOCK_ROWS = 384
 """Rows that a thread works on at a time: their integers and lists stay in its core's cache. The
@@ -164,14 +165,10 @@ class Shortlist:
         counts: NDArray[np.int32],
     ) -> None:
         """`choose` among the features of ``lists``, which loses its order."""
-        loops.choose_listed(
-            vectors, self._w_enc, self._b_enc, lists, k, features, values, counts
-        )
+        loops.choose_listed(vectors, self._w_enc, self._b_enc, lists, k, features, values, counts)
 
 
-def _next_guess(
-    guess: float, lists: loops.Lists, norms: NDArray[np.float32], k: int
-) -> float:
+def _next_guess(guess: float, lists: loops.Lists, norms: NDArray[np.float32], k: int) -> float:
     """What to expect of the k-th largest pre-activation of further rows, as a share of the norm."""
     wrong = lists.counts == loops.WRONG_GUESS
     settled = (lists.counts >= k) & (norms > 0)

@@ -124,7 +124,8 @@ def test_what_is_no_number_stays_visible(strange: float) -> None:
 def test_the_bounds_hold() -> None:
     """Every listed feature lies between its bounds, and no other is among the largest."""
     vectors, w_enc, b_enc, k = numbers(300, 384), numbers(3000, 384, seed=1), numbers(3000), 32
-    lists = Shortlist(w_enc, b_enc).lists(vectors.numpy(), k)
+    lists, norms = Shortlist(w_enc, b_enc).lists(vectors.numpy(), k)
+    torch.testing.assert_close(torch.from_numpy(norms), vectors.norm(dim=1), rtol=1e-3, atol=0)
     exact = pre_activations(vectors, w_enc, b_enc).numpy()
     assert (lists.counts >= k).all()
     assert lists.counts.mean() < 1.2 * k  # the bounds are close
@@ -135,6 +136,13 @@ def test_the_bounds_hold() -> None:
         kth = np.sort(of_row)[-k]
         assert set(np.flatnonzero(of_row >= kth)) <= set(listed)
         assert lists.least[row] <= kth
+
+
+def test_a_guess_that_is_too_large_costs_no_feature() -> None:
+    """The last rows are so unlike the first that what was learnt of these is wrong of those."""
+    w_enc, b_enc = numbers(2000, 64, seed=1), torch.zeros(2000)
+    alike = w_enc[:1] + 0.01 * numbers(800, 64)
+    check(torch.cat([alike, numbers(300, 64, seed=3), alike]), w_enc, b_enc, 16)
 
 
 def test_weights_that_change_are_rounded_again() -> None:
@@ -161,9 +169,7 @@ def test_an_autoencoder_encodes_with_it_and_sees_a_change() -> None:
 
 def test_gradients_take_the_product() -> None:
     w_enc = numbers(2048, 16)
-    sae = TopKSae(
-        k=4, w_enc=w_enc, b_enc=torch.zeros(2048), w_dec=w_enc, b_dec=torch.zeros(16)
-    )
+    sae = TopKSae(k=4, w_enc=w_enc, b_enc=torch.zeros(2048), w_dec=w_enc, b_dec=torch.zeros(16))
     vectors = numbers(2, 16).requires_grad_()
     sae.encode(vectors).values.sum().backward()
     assert vectors.grad is not None

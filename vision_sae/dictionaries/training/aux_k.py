@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-
 _ACTIVATIONS = 2**26
 """Activations of dead features that exist at a time: more rows are taken in parts."""
 
