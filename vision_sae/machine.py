@@ -50,8 +50,10 @@ def fastest(
     key = f"{what} [{', '.join(ways)}]"
     with _LOCK:
         if key not in _chosen:
-            kept = _read().get(_machine(), {}).get(key)
-            _chosen[key] = kept if kept in ways else _measured(what, key, ways, usual, gain)
+            way = _read().get(_machine(), {}).get(key)
+            if way is None or way not in ways:
+                way = _measured(what, key, ways, usual, gain)
+            _chosen[key] = way
         return _chosen[key]
 
 

@@ -17,6 +17,7 @@ L places of a list.
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils, config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -85,9 +85,7 @@ def tile() -> Tile | None:
 
 def _cpu_features() -> set[str]:
     """The features of the CPU that Numba compiles for."""
-    text = config.CPU_FEATURES
-    if text is None:
-        text = binding.get_host_cpu_features().flatten()
+    text = os.environ.get("NUMBA_CPU_FEATURES") or binding.get_host_cpu_features().flatten()
     return {part[1:] for part in text.split(",") if part.startswith("+")}
 
 
@@ -135,7 +133,7 @@ def bound_tile(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        parts = cgutils.unpack_tuple(builder, arguments[2])[:3]
+        parts = [builder.extract_value(arguments[2], i) for i in range(3)]
         arrays = [
             context.make_array(kind)(context, builder, value)
             for kind, value in zip(
@@ -176,7 +174,7 @@ class _TileCode:
     ) -> None:
         """The sums lie in registers until the loop over the pairs of dimensions ends."""
         builder, rows = self._builder, self._tile.rows
-        pairs = cgutils.unpack_tuple(builder, x.shape)[1]
+        pairs = builder.extract_value(x.shape, 1)
         sums = self._sum_products(
             self._at(x, self._times(self._times(row, pairs), 4)),
             self._at(panels, self._times(self._times(panel, pairs), 4 * self._tile.columns)),
@@ -236,13 +234,16 @@ class _TileCode:
         builder, name = self._builder, self._tile.instruction
         if self._tile.adds:
             kind = ir.FunctionType(self._sums, [self._sums] * 3)
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, [total, two, features])
+            return builder.call(self._function(name, kind), [total, two, features])
         integers = ir.VectorType(ir.IntType(16), 2 * self._tile.lanes)
         kind = ir.FunctionType(self._sums, [integers] * 2)
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
         operands = [builder.bitcast(value, integers) for value in (two, features)]
-        return builder.add(total, builder.call(function, operands))
+        return builder.add(total, builder.call(self._function(name, kind), operands))
+
+    def _function(self, name: str, kind: Any) -> Any:
+        """LLVM's function of that name, declared once in a module."""
+        module = self._builder.module
+        return module.globals.get(name) or ir.Function(module, kind, name)
 
     def _times(self, number: Any, factor: Any) -> Any:
         factor = self._int(factor) if isinstance(factor, int) else factor
@@ -411,7 +412,7 @@ def list_largest(
     scratch = np.empty(places, dtype=np.float32)
     for p in range(len(panels)):
         for first in range(0, len(x), rows):
-            bound_tile(x, limits, rounded, first, p, upper, hits)
+            bound_tile(x, limits, rounded, first, p, upper, hits)  # type: ignore[call-arg]
             for r in range(rows):
                 if hits[r] == 0:
                     continue

@@ -50,10 +50,12 @@ class Shortlist:
         self._tile, self._w_enc, self._b_enc = tile, w_enc.numpy(), b_enc.numpy()
         width, dim = w_enc.shape
         panels, columns = -(-width // tile.columns), tile.columns
-        numbers = torch.empty(3, panels * columns).numpy()
+        scale, bias, slack = torch.empty(3, panels * columns).numpy()
         self._rounded = loops.Rounded(
             torch.empty(panels, loops.pairs_of(dim), columns, 2, dtype=torch.int16).numpy(),
-            *numbers,
+            scale,
+            bias,
+            slack,
             torch.empty(panels * columns, 2).numpy(),
         )
         self._rounds = False
