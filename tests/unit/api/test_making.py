@@ -15,6 +15,7 @@ from vision_sae.api import subjects
 from vision_sae.config import HarvestConfig
 from vision_sae.devices import device_name
 from vision_sae.dictionaries.interop.conversion import export_sae
+from vision_sae.dictionaries.training.choice import choosing_dtype
 from vision_sae.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -22,7 +23,6 @@ from vision_sae.errors import (
     NotFoundError,
 )
 from vision_sae.files import MANIFEST
-from vision_sae.models.precision import fastest_dtype
 from vision_sae.models.vit import VitModel
 
 
@@ -183,7 +183,7 @@ def test_stores_dictionaries_and_bundles_record_what_computed_them(world: World)
     dtype = str(world.model.dtype).removeprefix("torch.")
     for manifest, precision in (
         (world.store.manifest, dtype),
-        (world.dictionary.manifest, str(fastest_dtype("cpu")).removeprefix("torch.")),
+        (world.dictionary.manifest, str(choosing_dtype() or "float32").removeprefix("torch.")),
         (world.bundle.manifest, "float32"),
     ):
         expected = {"device": "cpu", "device_name": here, "dtype": precision}
