@@ -154,6 +154,11 @@ class BuildConfig(Section):
     """Exemplar masks: patches above this quantile of the feature's non-zero values."""
     recall_floor: float = Field(0.95, ge=0, le=1)
     """A patch index with a lower recall@10 against exact search is not published."""
+    index_type: Literal["auto", "flat", "ivf-sq8", "ivf-rabitq"] = "auto"
+    """The patch index: exact, with rows of 8 bits, or with coarse codes that are refined. With auto
+    the types are tried on the patches, and the fastest above ``recall_floor`` is taken."""
+    index_gib: float = Field(16.0, gt=0)
+    """The most GiB of a patch index."""
     index_shard_rows: Count = 4_000_000
     """Patches in one file of the patch index, which is built in memory."""
 

@@ -21,7 +21,7 @@ from tests.worlds.demo_bundle import of_demo_pictures
 from vision_sae import devices
 from vision_sae.activations.harvest import choose
 from vision_sae.bundles import patch_index_gpu
-from vision_sae.bundles.patch_index_builder import PatchIndexBuilder
+from vision_sae.bundles.patch_index_builder import IndexConfig, PatchIndexBuilder
 from vision_sae.config import HarvestConfig, TrainConfig
 from vision_sae.demo import CORPUS
 from vision_sae.demo.run import serving
@@ -111,10 +111,16 @@ def index_ratio(rows: int = 200_000, dim: int = 384, queries: int = 1000) -> flo
     with TemporaryDirectory() as folder:
         place = Path(folder) / "index"
         builder = PatchIndexBuilder(
-            place, dim, rows, vectors.__getitem__, np.arange(rows), device=devices.chosen()
+            place,
+            dim,
+            rows,
+            vectors.__getitem__,
+            np.arange(rows),
+            IndexConfig(floor=0.0),  # random rows have no neighbourhoods to be recalled
+            device=devices.chosen(),
         )
         builder.add(vectors)
-        made = builder.finish(0.0)  # random rows have no neighbourhoods to be recalled
+        made = builder.finish()
         rates = patch_index.rates(place, made, vectors[:queries])
     return rates["rate_ratio_to_faiss"]
 

@@ -284,14 +284,14 @@ def test_an_index_of_the_gpu_opens_on_the_cpu(
     from vision_sae.bundles import patch_index_builder
     from vision_sae.bundles.patch_index import PatchIndex
 
-    monkeypatch.setattr(patch_index_builder, "index_type", lambda _rows, _dim: kind)
+    monkeypatch.setattr(patch_index_builder, "usual_type", lambda _rows, _dim: kind)
     rows = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     builder = PatchIndexBuilder(
         tmp_path / "index", 32, 4000, rows.__getitem__, np.arange(4000), device=GPU
     )
     builder.add(rows)
-    report = builder.finish(0.9)
+    report = builder.finish()
     index = PatchIndex.load(tmp_path / "index", report.nprobe)
     on_cpu = index.search(rows[:50], 10)
     assert index.use_gpu(kind, GPU)

@@ -255,7 +255,7 @@ def test_index_of_next_to_no_patches_finds_them(rows: int, pictures: int, tmp_pa
     )
     builder.add(vectors[:0])
     builder.add(vectors)
-    report = builder.finish(0.9)
+    report = builder.finish()
     index = PatchIndex.load(tmp_path / "index", report.nprobe)
     assert index.search(vectors[:1], 1)[1].tolist() == [[0]]
     assert (index.search(vectors[:1], 3, np.zeros(rows, np.bool_))[1] == -1).all()

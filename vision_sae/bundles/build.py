@@ -28,7 +28,7 @@ from vision_sae.bundles import codes as codes_module
 from vision_sae.bundles import layout
 from vision_sae.bundles.codes import CodesBuilder, SparseRows, by_feature
 from vision_sae.bundles.exemplars import exemplars
-from vision_sae.bundles.patch_index_builder import PatchIndexBuilder
+from vision_sae.bundles.patch_index_builder import IndexConfig, PatchIndexBuilder
 from vision_sae.bundles.publish import descriptions_file
 from vision_sae.bundles.read import Bundle, read_bundle
 from vision_sae.bundles.relations import nearest_floor, relations
@@ -157,12 +157,12 @@ def _text_aligned(
         store.rows,
         lambda rows: normalised(store.take(name, rows).numpy()),
         sources_of(store.images),
-        shard_rows=config.index_shard_rows,
+        IndexConfig.of(config),
         device=device,
     )
     for vectors in store.batches(name, _BATCH):
         builder.add(normalised(vectors.numpy()))
-    return {"text_aligned_index": builder.finish(config.recall_floor)._asdict()}
+    return {"text_aligned_index": builder.finish()._asdict()}
 
 
 def write_measured(
@@ -302,13 +302,13 @@ def build(
             store.rows,
             lambda rows: normalised(store.take(site, rows).numpy(), mean.numpy()),
             sources_of(store.images),
-            shard_rows=config.index_shard_rows,
+            IndexConfig.of(config),
             device=device,
         )
         codes, metrics, explained_variance = _encode(
             store, site, dictionary, mean, index_builder, progress=progress, device=device
         )
-        report = index_builder.finish(config.recall_floor)
+        report = index_builder.finish()
         aligned = _text_aligned(store, staging / layout.TEXT_ALIGNED_INDEX, config, device)
         write_measured(staging, codes, dictionary, store.images, store.grid, config)
 

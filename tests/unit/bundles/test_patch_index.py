@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,16 @@ from numpy.typing import NDArray
 
 from vision_sae.bundles import patch_index_builder
 from vision_sae.bundles.patch_index import PatchIndex
-from vision_sae.bundles.patch_index_builder import IndexReport, PatchIndexBuilder, index_type
-from vision_sae.errors import RecallTooLowError
+from vision_sae.bundles.patch_index_builder import (
+    IndexConfig,
+    IndexReport,
+    PatchIndexBuilder,
+    Trial,
+    candidates,
+    fastest,
+    usual_type,
+)
+from vision_sae.errors import InvalidInputError, RecallTooLowError
 from vision_sae.vectors import normalised
 
 
@@ -29,11 +38,14 @@ def build_index(
     rows = np.concatenate(batches)
     with TemporaryDirectory() as parent:
         folder = Path(parent) / "patches"
-        options.setdefault("sources", np.arange(len(rows)))
-        builder = PatchIndexBuilder(folder, rows.shape[1], len(rows), rows.__getitem__, **options)
+        sources = options.pop("sources", np.arange(len(rows)))
+        config = IndexConfig(floor, **options)
+        builder = PatchIndexBuilder(
+            folder, rows.shape[1], len(rows), rows.__getitem__, sources, config
+        )
         for batch in batches:
             builder.add(batch)
-        report = builder.finish(floor)
+        report = builder.finish()
         return PatchIndex.load(folder, report.nprobe), report  # mapped files outlive their names
 
 
@@ -69,7 +81,7 @@ def test_row_is_its_own_nearest() -> None:
 
 def test_report_of_an_exact_index() -> None:
     _, report = build_index([vectors(300)], floor=0.9)
-    assert report == ("Flat", 300, 0, 1.0, 0.9)
+    assert report == ("Flat", 300, 0, 1.0, 0.9, [])
 
 
 def test_fewer_rows_than_neighbours_are_exact_too() -> None:
@@ -96,7 +108,7 @@ def test_equal_rows_do_not_lower_the_recall() -> None:
     ],
 )
 def test_type_is_chosen_by_size(rows: int, dim: int, kind: str) -> None:
-    assert index_type(rows, dim) == kind
+    assert usual_type(rows, dim) == kind
 
 
 @pytest.fixture
@@ -218,10 +230,10 @@ def test_answers_do_not_depend_on_where_the_files_are_cut(shard_rows: int) -> No
 def test_rows_of_files_of_equal_length_fill_them(tmp_path: Path) -> None:
     x = vectors(300)
     builder = PatchIndexBuilder(
-        tmp_path / "p", 8, 300, x.__getitem__, np.arange(300), shard_rows=100
+        tmp_path / "p", 8, 300, x.__getitem__, np.arange(300), IndexConfig(shard_rows=100)
     )
     builder.add(x)
-    builder.finish(0.9)
+    builder.finish()
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
         "00000.faiss",
         "00001.faiss",
@@ -276,3 +288,90 @@ def test_refined_index_finds_what_brute_force_finds(monkeypatch: pytest.MonkeyPa
     shared = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]
     assert np.mean(shared) / 10 >= 0.8  # one bit a number, on noise
     np.testing.assert_allclose(index.vectors(np.array([1500, 3])), x[[1500, 3]], atol=0.02)
+
+
+def trial(kind: str, recall: float, per_s: float) -> Trial:
+    return Trial(kind, 1000, 32, recall, per_s, 400.0)
+
+
+def test_the_fastest_type_above_the_floor_is_taken() -> None:
+    trials = [trial("slow", 1.0, 10), trial("quick", 0.96, 90), trial("blind", 0.5, 900)]
+    assert fastest(trials, 0.95).type == "quick"
+    assert fastest(trials, 0.97).type == "slow"
+    assert fastest(trials[1:], 0.99).type == "quick"  # of those too blind, the one that sees most
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "kinds"),
+    [
+        # 19,999 rows are searched exactly; 20,000 are tried in all types: 2 ** round(7.14) lists.
+        (19_999, IndexConfig(), ["Flat"]),
+        (20_000, IndexConfig(), ["Flat", "IVF128,SQ8", "IVF128,RaBitQfs,Refine(RR384,SQ8)"]),
+        # Beyond 50,000 * 768 numbers, exact search is too slow to try.
+        (100_001, IndexConfig(), ["IVF256,SQ8", "IVF256,RaBitQfs,Refine(RR384,SQ8)"]),
+        (100_001, IndexConfig(type="flat"), ["Flat"]),
+        (500, IndexConfig(type="ivf-sq8"), ["IVF16,SQ8"]),
+        # 392 bytes a row in 8 bits, 1,536 exactly.
+        (1000, IndexConfig(most_bytes=392_000), ["IVF32,SQ8"]),
+        (20_000, IndexConfig(most_bytes=392 * 20_000), ["IVF128,SQ8"]),
+    ],
+)
+def test_types_that_are_possible(rows: int, config: IndexConfig, kinds: list[str]) -> None:
+    assert candidates(rows, 384, config) == kinds
+
+
+def test_an_index_that_no_type_keeps_within_its_bytes_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="at least 0.000365 GiB") as caught:
+        candidates(1000, 384, IndexConfig(most_bytes=391_999))
+    assert caught.value.field == "build.index_gib"
+
+
+@pytest.mark.parametrize("shard_rows", [5000, 700])
+def test_types_are_tried_on_the_first_rows_and_told(
+    shard_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patch_index_builder, "_TRIED_FROM", 2000)
+    monkeypatch.setattr(patch_index_builder, "_TRIED_ROWS", 1500)
+    x = vectors(2000, 64)
+    index, report = build_index([x[:900], x[900:]], floor=0.8, shard_rows=shard_rows)
+    assert [t["type"] for t in report.tried] == [
+        "Flat", "IVF32,SQ8", "IVF32,RaBitQfs,Refine(RR64,SQ8)"
+    ]  # fmt: skip
+    assert {t["rows"] for t in report.tried} == {min(shard_rows, 1500)}
+    assert (
+        report.type
+        == max(
+            (t for t in report.tried if t["recall_at_10"] >= 0.8), key=lambda t: t["queries_per_s"]
+        )["type"]
+    )
+    exact = report.tried[0]
+    assert (exact["nprobe"], exact["recall_at_10"]) == (0, 1.0)
+    assert 256 <= exact["bytes_per_vector"] < 257  # 64 float32 numbers, and a header
+    _, rows = index.search(x[:50], 1)
+    assert (rows[:, 0] == np.arange(50)).mean() > 0.9
+
+
+def test_all_types_have_the_lists_that_a_type_alone_has() -> None:
+    """The lists are trained once for all types."""
+    x, config = vectors(3000, 16), IndexConfig(type="ivf-rabitq")
+    with TemporaryDirectory() as parent:
+        alone = PatchIndexBuilder(
+            Path(parent) / "a",
+            16,
+            3000,
+            x.__getitem__,
+            np.arange(3000),
+            config,
+        )
+        patch = pytest.MonkeyPatch()
+        with patch.context() as context:
+            context.setattr(patch_index_builder, "_TRIED_FROM", 1)
+            several = PatchIndexBuilder(
+                Path(parent) / "b", 16, 3000, x.__getitem__, np.arange(3000)
+            )
+    lists = [
+        faiss.extract_index_ivf(filling.shard).quantizer.reconstruct_n(0, 64)
+        for filling in (*alone._fillings, *several._fillings[1:])
+    ]
+    assert len(lists) == 3
+    assert all(np.array_equal(found, lists[0]) for found in lists)

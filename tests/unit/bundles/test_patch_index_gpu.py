@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vision_sae.bundles import patch_index_builder, patch_index_gpu
 from vision_sae.bundles.patch_index import PatchIndex
-from vision_sae.bundles.patch_index_builder import PatchIndexBuilder
+from vision_sae.bundles.patch_index_builder import IndexConfig, PatchIndexBuilder
 
 GIB = 2**30
 
@@ -82,10 +82,16 @@ def built(folder: Path, rows: NDArray[np.float32], device: str, **options: Any) 
     """The files of an index."""
     sources = np.arange(len(rows))
     builder = PatchIndexBuilder(
-        folder, rows.shape[1], len(rows), rows.__getitem__, sources, device=device, **options
+        folder,
+        rows.shape[1],
+        len(rows),
+        rows.__getitem__,
+        sources,
+        IndexConfig(0.0, **options),
+        device=device,
     )
     builder.add(rows)
-    builder.finish(0.0)
+    builder.finish()
     return [path.read_bytes() for path in sorted(folder.glob("*.faiss"))]
 
 
@@ -118,7 +124,7 @@ def test_room_is_half_of_what_is_free() -> None:
 def test_an_index_built_on_a_gpu_has_the_files_of_the_cpu(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patch_index_builder, "index_type", lambda _rows, _dim: kind)
+    monkeypatch.setattr(patch_index_builder, "usual_type", lambda _rows, _dim: kind)
     rows = unit_rows(400, 16)
     expected = built(tmp_path / "cpu", rows, "cpu", shard_rows=150)
     gpus = Gpus(monkeypatch, lists=kind != "Flat")
