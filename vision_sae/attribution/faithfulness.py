@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from vision_sae.attribution.observation import Observation
 from vision_sae.dictionaries.protocol import Codes, SiteDictionary
@@ -118,6 +117,8 @@ def _pixel_space(observation: Observation, image: Tensor) -> Measure:
     """The target when only some patches of the picture remain sharp."""
     grid, image = observation.model.grid, image.to(observation.model.device)
     sigma = _BLUR * max(image.shape[1:])
+    from torchvision.transforms.v2 import functional as tvf  # whose import takes seconds
+
     blurred = tvf.gaussian_blur(image, [2 * round(1.5 * sigma) + 1] * 2, [sigma] * 2)
 
     def measure(sets: Sequence[Tensor]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vision_sae.bundles.co_activation import Activations
 from vision_sae.bundles.codes import SparseRows
+from vision_sae.threads import map_in_threads
 
 RELATED = 5
 """Number of features that are kept for each relation."""
@@ -90,7 +91,8 @@ def relations(codes: SparseRows, decoder: Float[Tensor, "F D"]) -> Relations:
         np.full(width, -1, np.int32),
         np.zeros(width, np.float32),
     )
-    for start in range(0, width, _BLOCK):
+
+    def relate(start: int) -> None:
         rows = np.arange(start, min(start + _BLOCK, width))
         own = (np.arange(len(rows)), rows)
         cosines = (unit[start : start + _BLOCK] @ unit.T).numpy()
@@ -99,17 +101,31 @@ def relations(codes: SparseRows, decoder: Float[Tensor, "F D"]) -> Relations:
         correlation = activations.correlations(rows, activations)
         correlation[own] = -np.inf
         _keep(related.together, related.correlations, rows, correlation, counts[rows] > 0)
-        shared = (fires_by_feature[rows] @ fires).toarray()
-        covered = shared / np.maximum(counts[rows, None], 1)
-        denser = counts > counts[rows, None]
-        usual = counts / max(patches, 1)
-        fits = denser & (covered >= _COVERED) & (covered >= _LIFT * usual)
-        fits &= (counts[rows] >= _FEWEST)[:, None]
-        rarest = np.where(fits, counts, np.iinfo(np.int64).max).argmin(axis=1)
-        is_child = fits.any(axis=1)
-        related.parent[rows[is_child]] = rarest[is_child]
-        related.covered[rows[is_child]] = covered[is_child, rarest[is_child]]
+        children, parents, covered = _parents(fires_by_feature[rows] @ fires, rows, counts, patches)
+        related.parent[children], related.covered[children] = parents, covered
+
+    for _ in map_in_threads(relate, range(0, width, _BLOCK), torch.get_num_threads()):
+        pass
     return related
+
+
+def _parents(
+    shared: csr_array, rows: NDArray[np.int64], counts: NDArray[np.int64], patches: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """(children, their parents, the shares that these cover) among the features ``rows``.
+
+    ``shared`` (len(rows), F) is the number of patches on which two features fire together, and
+    ``counts`` (F) that on which each feature fires.
+    """
+    entries = shared.tocoo()
+    child, parent = rows[entries.row], entries.col
+    covered = entries.data / counts[child]
+    fits = (counts[parent] > counts[child]) & (counts[child] >= _FEWEST)
+    fits &= (covered >= _COVERED) & (covered >= _LIFT * (counts[parent] / max(patches, 1)))
+    child, parent, covered = child[fits], parent[fits], covered[fits]
+    order = np.lexsort((parent, counts[parent], child))
+    children, first = np.unique(child[order], return_index=True)
+    return children, parent[order][first], covered[order][first]
 
 
 def _keep(
@@ -120,13 +136,18 @@ def _keep(
     wanted: NDArray[np.bool_],
 ) -> None:
     """Write the largest values of each row of ``values`` (len(rows), F), and their features, into
-    ``strengths`` and ``features``; rows that are not ``wanted`` stay empty."""
-    count = features.shape[1]
-    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    strongest = np.take_along_axis(values, best, axis=1)
-    there = np.isfinite(strongest) & wanted[:, None]
-    features[rows] = np.where(there, best, -1)
-    strengths[rows] = np.where(there, strongest, 0)
+    ``strengths`` and ``features``; rows that are not ``wanted`` stay empty.
+
+    Of equal values, those of lower features come first. The largest values are overwritten.
+    """
+    own = np.arange(len(rows))
+    for place in range(features.shape[1]):
+        best = values.argmax(axis=1)
+        strongest = values[own, best]
+        there = np.isfinite(strongest) & wanted
+        features[rows, place] = np.where(there, best, -1)
+        strengths[rows, place] = np.where(there, strongest, 0)
+        values[own, best] = -np.inf
 
 
 def nearest_floor(width: int, dim: int) -> float:

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Bool, Float32
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tvf
 
 from vision_sae.errors import ImageTooLargeError, InvalidInputError
 
@@ -104,9 +102,10 @@ class Preprocessing:
                 f"{size[1]} x {size[0]} before the crop; send one that is less elongated",
                 field="image",
             )
-        mode = v2.InterpolationMode(self.interpolation)
-        resized = tvf.resize(image, list(size), interpolation=mode, antialias=True)
-        cropped = tvf.center_crop(resized, [self.height, self.width])
+        # By Pillow, as torchvision does it: the import of torchvision takes longer than torch's.
+        resized = image.resize(size[::-1], Image.Resampling[self.interpolation.upper()])
+        left, top = (_cut(s - m) for s, m in zip(size[::-1], (self.width, self.height), strict=True))
+        cropped = resized.crop((left, top, left + self.width, top + self.height))
         # In NumPy, whose arithmetic stays in its own thread: torch's would start a team of OpenMP
         # threads for every thread that decodes, and slow down the model's.
         pixels = np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1)).astype(np.float32)
