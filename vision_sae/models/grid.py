@@ -104,7 +104,9 @@ class Preprocessing:
             )
         # By Pillow, as torchvision does it: the import of torchvision takes longer than torch's.
         resized = image.resize(size[::-1], Image.Resampling[self.interpolation.upper()])
-        left, top = (_cut(s - m) for s, m in zip(size[::-1], (self.width, self.height), strict=True))
+        left, top = (
+            _cut(s - m) for s, m in zip(size[::-1], (self.width, self.height), strict=True)
+        )
         cropped = resized.crop((left, top, left + self.width, top + self.height))
         # In NumPy, whose arithmetic stays in its own thread: torch's would start a team of OpenMP
         # threads for every thread that decodes, and slow down the model's.
