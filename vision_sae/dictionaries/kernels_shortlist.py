@@ -109,10 +109,10 @@ class Lists(NamedTuple):
 
     features: NDArray[np.int32]
     """Ascending (N, L); row n uses ``counts[n]`` places."""
-    lower: NDArray[np.float32]
-    """Lower bounds of the pre-activations (N, L)."""
     upper: NDArray[np.float32]
     """Upper bounds of the pre-activations (N, L)."""
+    errors: NDArray[np.float32]
+    """The most by which a product of integers is wrong, in sizes of the encoder's integers (N)."""
     counts: NDArray[np.int32]
     """(N); `NO_LIST` where L places are too few or the row cannot be rounded, and `WRONG_GUESS`."""
     least: NDArray[np.float32]
@@ -361,17 +361,34 @@ def round_rows(
 
 
 @compiled
+def lower_bounds(
+    n: int, count: int, lists: Lists, rounded: Rounded, out: NDArray[np.float32]
+) -> None:
+    """Lower bounds of the pre-activations of row n's list of ``count`` features."""
+    features, upper, twice = lists.features[n], lists.upper[n], np.float32(2) * lists.errors[n]
+    for i in range(count):
+        f = features[i]
+        out[i] = upper[i] - (twice * rounded.scale[f] + rounded.slack[f])
+
+
+@compiled
 def _shrink(
-    k: int, count: int, least: np.float32, n: int, lists: Lists, scratch: NDArray[np.float32]
+    k: int,
+    count: int,
+    least: np.float32,
+    n: int,
+    lists: Lists,
+    rounded: Rounded,
+    scratch: NDArray[np.float32],
 ) -> tuple[int, np.float32]:
     """(count, least) of row n's list without the features that cannot be among the k largest."""
-    features, lower, upper = lists.features[n], lists.lower[n], lists.upper[n]
+    features, upper = lists.features[n], lists.upper[n]
     if count >= k:
-        scratch[:count] = lower[:count]
+        lower_bounds(n, count, lists, rounded, scratch)
         least = max(least, kth_largest(scratch, count, k))
     kept = 0
     for i in range(count):
-        features[kept], lower[kept], upper[kept] = features[i], lower[i], upper[i]
+        features[kept], upper[kept] = features[i], upper[i]
         kept += upper[i] >= least
     return kept, least
 
@@ -392,7 +409,7 @@ def list_largest(
     is a lower bound of the k-th largest pre-activation as a share of the row's norm, which spares
     work where it is right. A row for which the guess is too large is `WRONG_GUESS`.
     """
-    panels, scale, _, slack, norms = rounded
+    panels, _, _, _, norms = rounded
     total, columns, places = len(lists.counts), panels.shape[2], lists.features.shape[1]
     longest, wrong = norms[:, 0].max(), norms[:, 1].max()
     # What a float32 sum of D products can lose, as a share of the product of the norms.
@@ -406,6 +423,7 @@ def list_largest(
             lost = error * longest + norm * wrong + error * wrong
             lost += rounding * (norm + error) * (longest + wrong)
             lists.counts[n] = 0
+            lists.errors[n] = size * lost
             limits[n, 0], limits[n, 1] = size, size * lost
             limits[n, 2] = max(_POSITIVE, np.float32(guess) * size * norm)
     upper, hits = np.empty((rows, columns), dtype=np.float32), np.empty(rows, dtype=np.uint32)
@@ -417,42 +435,42 @@ def list_largest(
                 if hits[r] == 0:
                     continue
                 n, bits = first + r, hits[r]
-                count, least, error = lists.counts[n], limits[n, 2], limits[n, 1]
+                count, least = lists.counts[n], limits[n, 2]
                 while bits:
                     j = _lowest_bit(bits)
                     bits = np.uint32(bits & (bits - np.uint32(1)))
                     if upper[r, j] < least:  # the bound has risen since the tile
                         continue
                     if count == places:
-                        count, least = _shrink(k, count, least, n, lists, scratch)
+                        count, least = _shrink(k, count, least, n, lists, rounded, scratch)
                         if count == places:
                             count, least = NO_LIST, np.float32(np.inf)
                             break
                     f = p * columns + j
                     lists.features[n, count], lists.upper[n, count] = f, upper[r, j]
-                    lists.lower[n, count] = upper[r, j] - (
-                        np.float32(2) * error * scale[f] + slack[f]
-                    )
                     count += 1
                 lists.counts[n], limits[n, 2] = count, least
     for n in range(total):
         if lists.counts[n] >= 0:
-            count, least = _shrink(k, lists.counts[n], limits[n, 2], n, lists, scratch)
+            count, least = _shrink(k, lists.counts[n], limits[n, 2], n, lists, rounded, scratch)
             size, norm, _ = numbers[n]
             guessed, above = np.float32(guess) * size * norm, 0
+            lower_bounds(n, count, lists, rounded, scratch)
             for i in range(count):
-                above += lists.lower[n, i] >= guessed
+                above += scratch[i] >= guessed
             settled = guess == 0 or above >= k
             lists.counts[n], lists.least[n] = count if settled else WRONG_GUESS, least
 
 
 @compiled
-def least_bounds(lists: Lists, out: NDArray[np.float32]) -> None:
+def least_bounds(lists: Lists, rounded: Rounded, out: NDArray[np.float32]) -> None:
     """The k largest positive lower bounds of each row, where ``out`` (N, k) was 0."""
+    lower = np.empty(lists.features.shape[1], dtype=np.float32)
     for n in range(len(lists.counts)):
+        lower_bounds(n, lists.counts[n], lists, rounded, lower)
         count = 0
         for i in range(lists.counts[n]):
-            bound = lists.lower[n, i]
+            bound = lower[i]
             if bound >= lists.least[n] and bound > 0 and count < out.shape[1]:
                 out[n, count] = bound
                 count += 1
@@ -460,13 +478,12 @@ def least_bounds(lists: Lists, out: NDArray[np.float32]) -> None:
 
 @compiled
 def drop_below(lists: Lists, bound: float) -> None:
-    """Drop, in place, the features whose upper bounds are below ``bound``. The other bounds keep
-    their places, so that the lower bounds are lost."""
+    """Drop, in place, the features whose upper bounds are below ``bound``."""
     for n in range(len(lists.counts)):
-        kept = 0
+        features, upper, kept = lists.features[n], lists.upper[n], 0
         for i in range(lists.counts[n]):
-            lists.features[n, kept] = lists.features[n, i]
-            kept += lists.upper[n, i] >= bound
+            features[kept], upper[kept] = features[i], upper[i]
+            kept += upper[i] >= bound
         lists.counts[n] = kept
 
 

@@ -82,7 +82,7 @@ class Shortlist:
         lists = loops.Lists(
             np.empty((n, places), dtype=np.int32),
             np.empty((n, places), dtype=np.float32),
-            np.empty((n, places), dtype=np.float32),
+            np.zeros(n, dtype=np.float32),
             np.full(n, loops.NO_LIST, dtype=np.int32),
             np.zeros(n, dtype=np.float32),
         )
@@ -107,9 +107,8 @@ class Shortlist:
             counts = np.zeros(len(part), dtype=np.int32)
             kernels_cpu.choose_largest(values.view(np.int32), k, features, counts)
             lists.features[part, :k], lists.counts[part] = features, counts
-            bounds = np.take_along_axis(values, features, axis=1)
-            lists.lower[part, :k] = lists.upper[part, :k] = bounds
-            lists.least[part] = 0
+            lists.upper[part, :k] = np.take_along_axis(values, features, axis=1)
+            lists.errors[part] = lists.least[part] = 0
 
     def largest(
         self, vectors: Float32[Tensor, "N D"], k: int
@@ -156,6 +155,10 @@ class Shortlist:
             results = features[again], values[again], counts[again]
             self.choose_listed(vectors[again], lists, k, *results)
             features[again], values[again], counts[again] = results
+
+    def least_bounds(self, lists: loops.Lists, out: NDArray[np.float32]) -> None:
+        """Write the k largest positive lower bounds of each row into ``out`` (N, k) of zeros."""
+        loops.least_bounds(lists, self._rounded, out)
 
     def choose_listed(
         self,

@@ -124,14 +124,17 @@ def test_what_is_no_number_stays_visible(strange: float) -> None:
 def test_the_bounds_hold() -> None:
     """Every listed feature lies between its bounds, and no other is among the largest."""
     vectors, w_enc, b_enc, k = numbers(300, 384), numbers(3000, 384, seed=1), numbers(3000), 32
-    lists, norms = Shortlist(w_enc, b_enc).lists(vectors.numpy(), k)
+    shortlist = Shortlist(w_enc, b_enc)
+    lists, norms = shortlist.lists(vectors.numpy(), k)
     torch.testing.assert_close(torch.from_numpy(norms), vectors.norm(dim=1), rtol=1e-3, atol=0)
     exact = pre_activations(vectors, w_enc, b_enc).numpy()
     assert (lists.counts >= k).all()
     assert lists.counts.mean() < 1.2 * k  # the bounds are close
     for row, of_row in enumerate(exact):
         listed = lists.features[row, : lists.counts[row]]
-        assert (lists.lower[row, : len(listed)] <= of_row[listed]).all()
+        lower = np.zeros(len(listed), dtype=np.float32)
+        kernels_shortlist.lower_bounds(row, len(listed), lists, shortlist._rounded, lower)
+        assert (lower <= of_row[listed]).all()
         assert (lists.upper[row, : len(listed)] >= of_row[listed]).all()
         kth = np.sort(of_row)[-k]
         assert set(np.flatnonzero(of_row >= kth)) <= set(listed)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vision_sae.dictionaries import kernels_cpu as loops
-from vision_sae.dictionaries.kernels_shortlist import Lists, drop_below, least_bounds
+from vision_sae.dictionaries.kernels_shortlist import Lists, drop_below
 from vision_sae.dictionaries.shortlist import BLOCK_ROWS, Shortlist
 from vision_sae.dictionaries.training.aux_k import AuxGradients
 from vision_sae.dictionaries.training.sparse import (
@@ -103,7 +103,7 @@ class CpuKernels:
             starts = sorted(blocks)
             lower = np.zeros((len(z), slots), dtype=np.float32)
             for start, lists in blocks.items():
-                least_bounds(lists, lower[start : start + len(lists.counts)])
+                shortlist.least_bounds(lists, lower[start : start + len(lists.counts)])
             bound = _least_of_batch(lower, k, shared)
             for lists in blocks.values():
                 drop_below(lists, bound)
