@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.benchmarks._cpu_choosing import WIDTHS, choosing
 from tests.benchmarks._device import report, wait
 from tests.benchmarks._roofline import gemm_flops, roofline
 from vision_sae import devices
@@ -327,7 +328,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         return measure(arguments.system, arguments.rows, config, rate, device)
     with tempfile.TemporaryDirectory() as directory:
         store, path = patches(Path(directory), arguments.images)
-        widths = {str(w): compare(path, w, arguments) for w in (6144, 24576)}
+        widths = {str(w): compare(path, w, arguments) for w in WIDTHS}
+        rows = load(path)[0][:4096]
         streamed = streaming(store, device)
     peak = gemm_flops(device)
     for width, result in widths.items():
@@ -340,6 +342,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "gemm_gflops": round(peak / 1e9, 1),
         "gemm_share": {w: r["gemm_share"] for w, r in widths.items()},
         "widths": widths,
+        "choose": {str(w): choosing(rows, w) for w in WIDTHS} if device == "cpu" else None,
         "streaming": streamed,
         "scaling": scaling(device),
         "small": small(device),

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import _device, _gpu, _roofline, attribution, harvest, sae_training
+from tests.benchmarks import (
+    _cpu_choosing,
+    _device,
+    _gpu,
+    _roofline,
+    attribution,
+    cpu,
+    harvest,
+    patch_index,
+    sae_training,
+)
 from tests.benchmarks import devices as benchmark
 from tests.benchmarks._roofline import Roofline
 from tests.worlds import serving, wire
@@ -23,6 +33,7 @@ from vision_sae import devices
 from vision_sae.bundles import patch_index_gpu
 from vision_sae.bundles.patch_index import PatchIndex
 from vision_sae.config import HarvestConfig
+from vision_sae.dictionaries import shortlist
 from vision_sae.dictionaries.protocol import SiteDictionary
 from vision_sae.pictures.folder import image_folder
 
@@ -221,3 +232,33 @@ def test_the_figures_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch_index_gpu, "gpu_of", lambda _: 0)
     monkeypatch.setattr(_gpu, "index_ratio", lambda: 0.99)
     assert _gpu.figures("cuda:0", LIMITS)["index_ratio"] == 0.99
+
+
+@pytest.mark.skipif(not shortlist.is_available(), reason="this CPU lacks AVX2")
+def test_choosing_and_encoding_are_compared_with_the_product() -> None:
+    rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    chosen = _cpu_choosing.choosing(rows, 2000)
+    assert chosen["rows_differing"] == 0
+    assert chosen["product_ms"] > 0 < chosen["choose_ms"]
+    encoded = _cpu_choosing.encoding(rows, 2000)
+    assert encoded["rows_per_s"] > 0 < encoded["ratio_to_dense"]
+
+
+def test_a_command_is_timed_with_the_cores_it_kept_busy() -> None:
+    wall, busy = cpu.command("--version")
+    assert 0 < busy < 2 * wall * (os.cpu_count() or 1)
+
+
+def test_the_type_that_a_build_takes_stands_beside_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def entry(kind: str, recall: float, per_s: float) -> dict[str, Any]:
+        return {
+            "rows": 7, "type": kind, "recall_at_10": recall, "per_s": per_s, "chosen": kind == "b"
+        }  # fmt: skip
+
+    monkeypatch.setattr(patch_index, "_TABLE_ROWS", (7,))
+    types = [entry("a", 1.0, 10.0), entry("b", 0.96, 30.0), entry("c", 0.9, 90.0)]
+    assert patch_index.choices(types) == {
+        "7": {"chosen": "b", "per_s": 30.0, "best_candidate_per_s": 30.0}
+    }

@@ -158,3 +158,12 @@ def test_every_make_command_of_the_readme_exists() -> None:
     readme = (ROOT / "README.md").read_text()
     wanted = set(re.findall(r"(?m)(?:^|`)make ([a-z]+)", readme))
     assert wanted - set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) == set()
+
+
+def test_training_needs_neither_a_model_nor_its_libraries() -> None:
+    """Their imports take longer than that of torch."""
+    script = "import sys, vision_sae.dictionaries.pipeline; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert not set(run.stdout.split()) & {"torchvision", "timm", "open_clip", "transformers"}
